@@ -1,0 +1,72 @@
+"""fisherlab: the exact Fisher of every layer beside its approximations, for PyTorch."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Approximation": "fisherlab.approximations",
+    "Comparison": "fisherlab.comparison",
+    "FisherlabError": "fisherlab.errors",
+    "Statistic": "fisherlab.statistics",
+    "Statistics": "fisherlab.approximations",
+    "approximate": "fisherlab.approximations",
+    "collect_statistics": "fisherlab.approximations",
+    "compare": "fisherlab.comparison",
+    "exact_fisher": "fisherlab.exact",
+    "find_layers": "fisherlab.layers",
+    "load_statistics": "fisherlab.approximations",
+    "register_approximation": "fisherlab.approximations",
+}
+_MODULES = (
+    "approximations",
+    "damping",
+    "datasets",
+    "likelihoods",
+    "metrics",
+    "models",
+    "operators",
+    "plots",
+    "report",
+    "statistics",
+)
+
+__all__ = sorted([*_PUBLIC, *_MODULES])  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from fisherlab import approximations as approximations
+    from fisherlab import damping as damping
+    from fisherlab import datasets as datasets
+    from fisherlab import likelihoods as likelihoods
+    from fisherlab import metrics as metrics
+    from fisherlab import models as models
+    from fisherlab import operators as operators
+    from fisherlab import plots as plots
+    from fisherlab import report as report
+    from fisherlab import statistics as statistics
+    from fisherlab.approximations import Approximation as Approximation
+    from fisherlab.approximations import Statistics as Statistics
+    from fisherlab.approximations import approximate as approximate
+    from fisherlab.approximations import collect_statistics as collect_statistics
+    from fisherlab.approximations import load_statistics as load_statistics
+    from fisherlab.approximations import register_approximation as register_approximation
+    from fisherlab.comparison import Comparison as Comparison
+    from fisherlab.comparison import compare as compare
+    from fisherlab.errors import FisherlabError as FisherlabError
+    from fisherlab.exact import exact_fisher as exact_fisher
+    from fisherlab.layers import find_layers as find_layers
+    from fisherlab.statistics import Statistic as Statistic
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: `import fisherlab` alone costs nothing."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"fisherlab.{name}")
+    raise AttributeError(f"module 'fisherlab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

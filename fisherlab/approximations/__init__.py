@@ -1,0 +1,49 @@
+"""Structured approximations of a layer's Fisher block, one short file a method, and their registry."""
+
+from fisherlab.approximations.base import (
+    Approximation,
+    create,
+    create_all,
+    register_approximation,
+    registered,
+)
+from fisherlab.approximations.collected import (
+    DEFAULT_APPROXIMATIONS,
+    Statistics,
+    approximate,
+    collect_statistics,
+    layer_work,
+    load_statistics,
+    named_activations,
+)
+from fisherlab.approximations.ekfac import EKFAC, TEKFAC
+from fisherlab.approximations.kfac import KFAC
+from fisherlab.approximations.lngd import LNGD, LNGDRealGradients
+from fisherlab.approximations.nearest import NearestKronecker
+from fisherlab.approximations.simple import FOOF, Diagonal, NGPlus
+from fisherlab.approximations.tkfac import TKFAC
+
+__all__ = [
+    "DEFAULT_APPROXIMATIONS",
+    "EKFAC",
+    "FOOF",
+    "KFAC",
+    "LNGD",
+    "TEKFAC",
+    "TKFAC",
+    "Approximation",
+    "Diagonal",
+    "LNGDRealGradients",
+    "NGPlus",
+    "NearestKronecker",
+    "Statistics",
+    "approximate",
+    "collect_statistics",
+    "create",
+    "create_all",
+    "layer_work",
+    "load_statistics",
+    "named_activations",
+    "register_approximation",
+    "registered",
+]

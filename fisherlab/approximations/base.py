@@ -1,0 +1,141 @@
+"""What an approximation is: the statistics it needs, and the operator they make."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fisherlab.errors import InputError, InputTypeError, unknown
+from fisherlab.layers import BlockShape
+from fisherlab.operators import LinearOperator
+from fisherlab.statistics import LayerSums, Statistic
+
+
+class Approximation(ABC):
+    """A structured stand-in F̂ for a layer's Fisher block F.
+
+    A method gives `statistics` and `build`, and `basis` if it rotates by eigenvectors: then a second pass
+    over the data sums Σ (U_Bᵀ V U_A)∘² in that basis. Options are keyword arguments of the constructor.
+
+    Attributes:
+        name: the registered name, in lower case.
+        formula: F̂ as text.
+        source: paper and equation.
+        own_kind: the labels the method always uses; None: those of the Fisher it approximates.
+        layerwise: it approximates the layer-wise Fisher and is compared with that too.
+        from_exact: it is made from the exact block by `from_block`, not from statistics.
+    """
+
+    name: ClassVar[str]
+    formula: ClassVar[str]
+    source: ClassVar[str]
+    own_kind: ClassVar[str | None] = None
+    layerwise: ClassVar[bool] = False
+    from_exact: ClassVar[bool] = False
+
+    @abstractmethod
+    def statistics(self, layer: BlockShape, kind: str) -> tuple[Statistic, ...]:
+        """The sums over samples that `build` reads, with labels of this kind."""
+
+    def basis(self, layer: BlockShape, sums: LayerSums, kind: str) -> tuple[Tensor, Tensor] | None:
+        """Eigenvectors (U_A [d, d], U_B [m, m]) for the second pass; None: one pass is enough."""
+        return None
+
+    @abstractmethod
+    def build(self, layer: BlockShape, sums: LayerSums, kind: str) -> LinearOperator:
+        """F̂ from the sums; the rotated second moments are `sums.rotated(self.name, kind)`."""
+
+    def from_block(self, exact: LinearOperator) -> LinearOperator:
+        """F̂ from the exact block, for methods with `from_exact`."""
+        raise NotImplementedError(f"{self.name} is made from statistics")
+
+    def label_kind(self, kind: str) -> str:
+        """The labels this method uses beside a Fisher of this kind."""
+        return self.own_kind or kind
+
+    @property
+    def two_pass(self) -> bool:
+        """Whether the method overrides `basis`."""
+        return type(self).basis is not Approximation.basis
+
+
+_REGISTRY: dict[str, type[Approximation]] = {}
+
+
+def register_approximation(cls: type[Approximation]) -> type[Approximation]:
+    """Adds a class to the registry, so that `compare`, `approximate` and the plots know its name.
+
+    Usable as a decorator.
+
+    Raises:
+        InputTypeError: for anything but a concrete subclass of `Approximation`.
+        InputError: for a name that is missing, not lower case, or taken by another class.
+    """
+    if not (inspect.isclass(cls) and issubclass(cls, Approximation)) or inspect.isabstract(cls):
+        raise InputTypeError(
+            "register_approximation takes a class that derives from Approximation and defines "
+            "statistics and build"
+        )
+    for attribute in ("name", "formula", "source"):
+        if not isinstance(getattr(cls, attribute, None), str):
+            raise InputError(f"{cls.__name__} needs a class attribute {attribute!r} (a string)")
+    if cls.name != cls.name.lower() or not cls.name or "," in cls.name:
+        raise InputError(f"the name {cls.name!r} must be in lower case and without commas")
+    known = _REGISTRY.get(cls.name)
+    if known is not None and known.__qualname__ != cls.__qualname__:
+        raise InputError(f"the name {cls.name!r} is taken by {known.__name__}; choose another")
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def registered() -> dict[str, type[Approximation]]:
+    """All registered approximations by name."""
+    return dict(_REGISTRY)
+
+
+def create(approximation: str | Approximation, **options: Any) -> Approximation:
+    """An approximation by name and options, or the instance itself.
+
+    Raises:
+        InputError: for an unknown name or option.
+    """
+    if isinstance(approximation, Approximation):
+        return approximation
+    if not isinstance(approximation, str):
+        raise InputTypeError(
+            "an approximation is given by name or as an instance, not as "
+            f"{type(approximation).__name__}"
+        )
+    if approximation not in _REGISTRY:
+        raise unknown("approximation", approximation, _REGISTRY)
+    cls = _REGISTRY[approximation]
+    known = [] if cls.__init__ is object.__init__ else list(inspect.signature(cls).parameters)
+    for option in options:
+        if option not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise InputError(f"{approximation} has no option {option!r}; {takes}")
+    return cls(**options)
+
+
+def create_all(
+    approximations: Iterable[str | Approximation] | str | Approximation,
+) -> list[Approximation]:
+    """A list of approximations, each name once."""
+    if isinstance(approximations, (str, Approximation)):
+        approximations = (approximations,)
+    made = [create(a) for a in approximations]
+    names = [a.name for a in made]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"the approximation {name!r} is asked for more than once")
+    if not made:
+        raise InputError(f"name at least one approximation; known: {', '.join(sorted(_REGISTRY))}")
+    return made
+
+
+def check_option(what: str, value: Any, known: Iterable[str]) -> None:
+    """Raises `InputError` for an option that is not among the known ones."""
+    if value not in known:
+        raise unknown(what, str(value), known)

@@ -1,0 +1,186 @@
+"""The `data` argument of the public functions as batches of tensors, the same on every pass."""
+
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherlab.errors import InputError, InputTypeError
+
+Batch = tuple[Tensor, Tensor | None]
+
+
+class Batches:
+    """`(inputs, targets)` tensors, or an iterable of such batches, repeatable and checked.
+
+    Each pass over an iterable is compared with the first by a checksum of its batches, so that a loader
+    that shuffles or augments is found out. Batches are cut where they are larger than the caller wants.
+
+    Args:
+        data: a pair `(inputs, targets)` (targets may be None), one tensor of inputs, or an
+            iterable of either.
+        samples_dim: the dimension of the inputs that counts samples.
+    """
+
+    def __init__(self, data: Any, samples_dim: int = 0) -> None:
+        self._dim = samples_dim
+        self._tensors = isinstance(data, Tensor) or _is_pair(data)
+        if not self._tensors and not isinstance(data, Iterable):
+            raise InputTypeError(
+                "data must be a pair (inputs, targets) of tensors or an iterable of such batches, "
+                f"not {type(data).__name__}"
+            )
+        self._data = data
+        self._checksums: list[int] | None = None
+        self._started = False
+        self.samples: int | None = None
+        if self._tensors:
+            inputs, targets = self._split(data, 0)
+            self._check(inputs, targets, 0)
+            self.samples = inputs.shape[self._dim]
+
+    def first(self, samples: int) -> Batch:
+        """At most this many samples from the start, for a look before the work."""
+        if self._tensors or iter(self._data) is not self._data:
+            for batch in self._raw():
+                return self._cut(batch, 0, samples)
+            raise _empty()
+        # A generator can be read only once: keep what the look takes from it.
+        batch = next(self._data, None)
+        if batch is None:
+            raise _empty()
+        self._data = _Rest(batch, self._data)
+        inputs, targets = self._split(batch, 0)
+        self._check(inputs, targets, 0)
+        return self._cut((inputs, targets), 0, samples)
+
+    def batches(self, most: int) -> Iterator[Batch]:
+        """One pass, in batches of at most `most` samples.
+
+        Raises:
+            InputError: where the data set is empty, its tensors do not belong together, values are
+                not finite, or a second pass differs from the first.
+        """
+        if self._tensors:
+            yield from self._cuts(self._split(self._data, 0), most)
+            return
+        checksums: list[int] = []
+        count = 0
+        for index, batch in enumerate(self._raw()):
+            checksums.append(_checksum(batch))
+            self._compare(checksums, index)
+            count += batch[0].shape[self._dim]
+            yield from self._cuts(batch, most)
+        if not checksums:
+            raise _empty()
+        if self._checksums is not None and len(checksums) != len(self._checksums):
+            raise _differs(len(checksums))
+        self._checksums, self.samples = checksums, count
+
+    def count(self) -> int | None:
+        """The number of samples, read through where the data can be; None for a generator."""
+        if self.samples is None and not isinstance(self._data, _Rest):
+            self.samples = sum(inputs.shape[self._dim] for inputs, _ in self._raw())
+        return self.samples
+
+    def _raw(self) -> Iterator[Batch]:
+        if self._tensors:
+            yield self._split(self._data, 0)
+            return
+        if isinstance(self._data, _Rest):
+            if self._started:
+                raise InputError(
+                    "the data can be read only once and two passes are needed; give a list of "
+                    "batches or a DataLoader instead of a generator"
+                )
+            self._started = True
+        for index, batch in enumerate(self._data):
+            inputs, targets = self._split(batch, index)
+            self._check(inputs, targets, index)
+            yield inputs, targets
+
+    def _split(self, batch: Any, index: int) -> Batch:
+        if isinstance(batch, Tensor):
+            return batch, None
+        if _is_pair(batch):
+            return batch[0], batch[1]
+        if isinstance(batch, (tuple, list)) and len(batch) == 1 and isinstance(batch[0], Tensor):
+            return batch[0], None
+        raise InputTypeError(
+            f"batch {index} of the data is a {type(batch).__name__}; each must be a pair "
+            "(inputs, targets) of tensors"
+        )
+
+    def _check(self, inputs: Tensor, targets: Tensor | None, index: int) -> None:
+        if inputs.dim() == 0 or inputs.shape[self._dim] == 0:
+            raise _empty()
+        samples = inputs.shape[self._dim]
+        if targets is not None and (targets.dim() == 0 or len(targets) != samples):
+            raise InputError(
+                f"batch {index} of the data has {samples} inputs and "
+                f"{len(targets) if targets.dim() else 'a scalar as'} targets; they must be as many"
+            )
+        for what, values in (("inputs", inputs), ("targets", targets)):
+            if values is not None and not bool(torch.isfinite(values).all()):
+                raise InputError(
+                    f"the {what} of batch {index} hold values that are not finite (NaN or "
+                    "infinite); clean the data first"
+                )
+
+    def _cuts(self, batch: Batch, most: int) -> Iterator[Batch]:
+        samples = batch[0].shape[self._dim]
+        for start in range(0, samples, most):
+            yield self._cut(batch, start, min(most, samples - start))
+
+    def _cut(self, batch: Batch, start: int, samples: int) -> Batch:
+        inputs, targets = batch
+        samples = min(samples, inputs.shape[self._dim] - start)
+        part = inputs.narrow(self._dim, start, samples)
+        return part, None if targets is None else targets[start : start + samples]
+
+    def _compare(self, checksums: list[int], index: int) -> None:
+        known = self._checksums
+        if known is not None and (index >= len(known) or checksums[index] != known[index]):
+            raise _differs(index)
+
+
+class _Rest:
+    """A generator whose first batch was taken from it already."""
+
+    def __init__(self, first: Any, rest: Iterator[Any]) -> None:
+        self._first, self._rest = first, rest
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self._first
+        yield from self._rest
+
+
+def _is_pair(data: Any) -> bool:
+    return (
+        isinstance(data, (tuple, list))
+        and len(data) == 2
+        and isinstance(data[0], Tensor)
+        and (data[1] is None or isinstance(data[1], Tensor))
+    )
+
+
+def _checksum(batch: Batch) -> int:
+    value = 0
+    for tensor in batch:
+        if tensor is not None:
+            flat = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+            value = zlib.crc32(flat, value)
+    return value
+
+
+def _empty() -> InputError:
+    return InputError("the data set is empty; give at least one sample")
+
+
+def _differs(index: int) -> InputError:
+    return InputError(
+        f"the data differ between two passes (batch {index}); turn off shuffling and random "
+        "augmentation, or give tensors"
+    )

@@ -1,0 +1,161 @@
+"""The files of a comparison: tables, pictures, matrices and the page."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fisherlab.errors import NotSupportedError
+from fisherlab.provenance import provenance
+from fisherlab.rundir import run_directory, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fisherlab.report import Picture
+    from fisherlab.result import Comparison
+
+_LARGEST_MATRIX = 2**27
+
+
+def save_comparison(comparison: "Comparison", directory: Path, *, matrices: bool) -> Path:
+    """Writes a comparison into a new directory, complete or not at all."""
+    with run_directory(directory) as part:
+        write_comparison(comparison, part, matrices=matrices)
+    return directory
+
+
+def write_comparison(
+    comparison: "Comparison",
+    folder: Path,
+    *,
+    matrices: bool = False,
+    summary: dict[str, Any] | None = None,
+    seconds: float | None = None,
+    report: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Writes all files of a comparison but `config.toml` into an existing folder.
+
+    Args:
+        comparison: what to write.
+        folder: where.
+        matrices: also `blocks.safetensors`.
+        summary: what `summary.json` holds; None: `comparison.summary()`.
+        seconds: the wall time of the run.
+        report: called with the number of pictures done.
+    """
+    from fisherlab.report import write_page
+
+    about = comparison.about
+    summary = comparison.summary() if summary is None else summary
+    comparison.records.to_csv(folder / "records.csv", index=False)
+    comparison.directions.to_csv(folder / "directions.csv", index=False)
+    comparison.coupling.to_csv(folder / "coupling.csv", index=False)
+    comparison.layers.coverage().to_csv(folder / "coverage.csv", index=False)
+    origin = provenance(
+        device=comparison.device,
+        seed=about.seed,
+        dataset=about.dataset,
+        stand_in=about.stand_in,
+        checksum=about.checksum,
+        checkpoint={"name": about.checkpoint, "sha256": about.checkpoint_hash, "step": about.step},
+        seconds=seconds,
+    )
+    write_json(folder / "summary.json", summary)
+    write_json(folder / "provenance.json", origin)
+    if matrices:
+        _write_matrices(comparison, folder / "blocks.safetensors")
+    pictures = []
+    for done, picture in enumerate(_pictures(comparison, folder)):
+        pictures.append(picture)
+        report(done + 1)
+    write_page(
+        folder / "report.html",
+        title=f"Fisher comparison: {about.model}",
+        summary=summary,
+        records=comparison.records,
+        figures=pictures,
+        provenance=origin,
+    )
+
+
+def _pictures(comparison: "Comparison", folder: Path) -> "Iterator[Picture]":
+    from fisherlab import plots
+    from fisherlab.report import Picture
+
+    def written(name: str, draw: Callable[[], "Figure"], heading: str, text: str) -> "Picture":
+        plots.save(draw(), folder / name)
+        return Picture(f"{name}.png", f"{text} {comparison.caption}.", heading)
+
+    caption = comparison.caption
+    yield written(
+        "errors",
+        lambda: plots.errors(comparison.records, caption=caption),
+        "Errors of every layer",
+        "Relative, scaled and population error with its standard error.",
+    )
+    yield written(
+        "waterfall",
+        lambda: plots.waterfall(comparison.waterfall, caption=caption),
+        "Where the error comes from",
+        "Scaled errors from the nearest Kronecker product over KFAC and a diagonal output factor "
+        "with real gradients (lngd-lr) to LNGD.",
+    )
+    if len(comparison.directions):
+        yield written(
+            "directions",
+            lambda: plots.directions(comparison.directions, caption=caption),
+            "Quality of the damped direction",
+            "Cosine with the exact step, and share of its decrease, over six dampings.",
+        )
+    yield written(
+        "coupling",
+        lambda: plots.coupling(
+            comparison.coupling_matrix.numpy(), list(comparison.results), caption=caption
+        ),
+        "Coupling between layers",
+        "‖F_lk‖/√(‖F_l‖‖F_k‖): zero off the diagonal where the block-diagonal assumption holds.",
+    )
+    for layer, result in comparison.results.items():
+        yield from _layer_pictures(comparison, layer, f"{result.target.name} labels", written)
+
+
+def _layer_pictures(
+    comparison: "Comparison",
+    layer: str,
+    labels: str,
+    written: "Callable[[str, Callable[[], Figure], str, str], Picture]",
+) -> "Iterator[Picture]":
+    name = re.sub(r"[^\w.-]", "_", layer) or "root"
+    for matched in (False, True):
+        scale = "trace-matched" if matched else "as computed"
+        try:
+            yield written(
+                f"heatmap-{name}{'-matched' if matched else ''}",
+                lambda matched=matched: comparison.heatmap(layer, trace_matched=matched),
+                f"Layer {layer}: heat maps, {scale}",
+                f"Exact Fisher ({labels}), approximations ({scale}) and absolute errors.",
+            )
+        except NotSupportedError:
+            break
+    if "exact" in comparison.results[layer].spectra:
+        yield written(
+            f"spectrum-{name}",
+            lambda: comparison.spectrum(layer),
+            f"Layer {layer}: spectra",
+            "Eigenvalues of F and of each approximation, and of the preconditioned block.",
+        )
+
+
+def _write_matrices(comparison: "Comparison", path: Path) -> None:
+    """Dense blocks in column-vec order, `<layer>/exact` and `<layer>/<approximation>`."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    for layer in comparison.results:
+        for name, operator in comparison.operators(layer).items():
+            if 8 * operator.shape[0] ** 2 <= _LARGEST_MATRIX:
+                tensors[f"{layer}/{name}"] = operator.dense().contiguous().cpu()
+    save_file(tensors, path, {"format": "fisherlab-blocks-1", "vec": "column"})

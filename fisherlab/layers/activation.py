@@ -1,0 +1,139 @@
+"""The element-wise activation φ that follows a layer, and its slope φ'(s).
+
+φ is found from the autograd graph of a forward pass: the only consumer of the layer's output, if it is
+one of a fixed list of element-wise functions, in place or not, module or function. Its slope is
+what that node gives for a gradient of ones, so parameters of φ (a leak, an α) are right by themselves,
+and so is an activation in place. A name given by the user is evaluated on s instead.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fisherlab.errors import unknown
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda s: s * 1,
+    "relu": functional.relu,
+    "leaky-relu": functional.leaky_relu,
+    "elu": functional.elu,
+    "selu": functional.selu,
+    "celu": functional.celu,
+    "gelu": functional.gelu,
+    "gelu-tanh": lambda s: functional.gelu(s, approximate="tanh"),
+    "silu": functional.silu,
+    "mish": functional.mish,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "logsigmoid": functional.logsigmoid,
+    "softplus": functional.softplus,
+    "relu6": functional.relu6,
+    "hardtanh": functional.hardtanh,
+    "hardswish": functional.hardswish,
+    "hardsigmoid": functional.hardsigmoid,
+    "sin": torch.sin,
+    "cos": torch.cos,
+}
+
+NETWORK_OUTPUT = "the network's output"
+
+_NODES = {
+    "Relu": "relu",
+    "LeakyRelu": "leaky-relu",
+    "PreluKernel": "prelu",
+    "Elu": "elu",
+    "Celu": "celu",
+    "Gelu": "gelu",
+    "Silu": "silu",
+    "Mish": "mish",
+    "Tanh": "tanh",
+    "Sigmoid": "sigmoid",
+    "LogSigmoid": "logsigmoid",
+    "Softplus": "softplus",
+    "Hardtanh": "hardtanh",
+    "Hardswish": "hardswish",
+    "Hardsigmoid": "hardsigmoid",
+    "Sin": "sin",
+    "Cos": "cos",
+}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The activation found after a layer.
+
+    Attributes:
+        name: its name; `identity` where none follows directly.
+        reason: why it is the identity, or empty.
+        node: the autograd node of φ and the place of s among its inputs; None for the identity.
+    """
+
+    name: str
+    reason: str = ""
+    node: tuple[Any, int] | None = None
+
+    def slope(self, output: Tensor) -> Tensor:
+        """φ'(s), shaped as the layer's output (only its shape is read: it may be overwritten)."""
+        if self.node is None:
+            return torch.ones_like(output)
+        node, place = self.node
+        gradients = node(torch.ones_like(output))
+        return (gradients if isinstance(gradients, Tensor) else gradients[place]).detach()
+
+
+def slope_of(name: str, s: Tensor) -> Tensor:
+    """φ'(s) of a named activation, for a pre-activation s of any shape.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    if name not in ACTIVATIONS:
+        raise unknown("activation", name, ACTIVATIONS)
+    with torch.enable_grad():
+        s = s.detach().requires_grad_()
+        return torch.autograd.grad(ACTIVATIONS[name](s).sum(), s)[0]
+
+
+def find_activations(output: Tensor, edges: Mapping[str, Any]) -> dict[str, Activation]:
+    """The activation after each layer, from the graph of the network's output.
+
+    Args:
+        output: the network's output, with its graph.
+        edges: for each layer the `GradientEdge` of its output.
+    """
+    consumers = _consumers(output.grad_fn, {(e.node, e.output_nr) for e in edges.values()})
+    return {
+        name: _activation_of(consumers[edge.node, edge.output_nr]) for name, edge in edges.items()
+    }
+
+
+def _consumers(root: Any, wanted: set[tuple[Any, int]]) -> dict[tuple[Any, int], list[Any]]:
+    found: dict[tuple[Any, int], list[Any]] = {edge: [] for edge in wanted}
+    seen, stack = {root}, [root]
+    while stack:
+        node = stack.pop()
+        for place, edge in enumerate(node.next_functions):
+            if edge in found:
+                found[edge].append((node, place))
+            if edge[0] is not None and edge[0] not in seen:
+                seen.add(edge[0])
+                stack.append(edge[0])
+    return found
+
+
+def _activation_of(consumers: list[tuple[Any, int]]) -> Activation:
+    if not consumers:
+        return Activation("identity", NETWORK_OUTPUT)
+    if len(consumers) > 1:
+        return Activation("identity", f"used in {len(consumers)} places")
+    node, place = consumers[0]
+    kind = re.sub(r"Backward\d*$", "", node.name())
+    name = _NODES.get(kind)
+    if name is None:
+        return Activation("identity", f"followed by {kind}")
+    return Activation(name, node=(node, place))

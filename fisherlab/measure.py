@@ -1,0 +1,173 @@
+"""One layer measured: every number of a row of `records.csv` for an exact block and its approximations."""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherlab import metrics
+from fisherlab.errors import FisherlabError
+from fisherlab.operators import LinearOperator
+from fisherlab.population import Halves
+
+DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Dampings of the sweep, in units of the mean eigenvalue of F."""
+
+ROW_DAMPING = 1e-1
+"""The damping of a record's directions, in the same unit."""
+
+
+@dataclass
+class Target:
+    """What approximations of a layer are compared with.
+
+    Attributes:
+        name: `predictive` (or the kind asked for), or `layerwise`.
+        exact: F.
+        gradient: ∇h [m, d]; None without targets.
+        halves: for the population error; None where it is not computed.
+        notes: remarks that hold for every row.
+    """
+
+    name: str
+    exact: LinearOperator
+    gradient: Tensor | None
+    halves: Halves | None
+    notes: Sequence[str] = ()
+    spectra: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """The dampings, and the exact steps at each, made once for all approximations."""
+        self.unit = metrics.mean_eigenvalue(self.exact)
+        self._steps: dict[float, Tensor] = {}
+
+    @property
+    def damping(self) -> float:
+        """λ of the rows."""
+        return ROW_DAMPING * self.unit
+
+    def step(self, damping: float) -> Tensor:
+        """(F + λI)⁻¹ ∇h."""
+        assert self.gradient is not None
+        if damping not in self._steps:
+            self._steps[damping] = metrics.exact_step(self.exact, self.gradient, damping)
+        return self._steps[damping]
+
+
+@dataclass
+class Measured:
+    """The numbers of one row, the sweep over dampings, and the preconditioned eigenvalues."""
+
+    values: dict[str, Any]
+    sweep: list[dict[str, float]]
+    preconditioned: Tensor | None
+
+
+def measure(
+    target: Target,
+    approximation: LinearOperator,
+    fits: Sequence[LinearOperator] | None,
+    nearest_error: float | None,
+    *,
+    spectra: bool = True,
+) -> Measured:
+    """All numbers of one approximation against one target.
+
+    Args:
+        target: F and what belongs to it.
+        approximation: F̂.
+        fits: F̂ fitted on the even and on the odd samples, for the population error.
+        nearest_error: the scaled error of the nearest Kronecker product.
+        spectra: whether to compute the preconditioned spectrum.
+    """
+    started = time.perf_counter()
+    F, notes = target.exact, list(target.notes)
+    values: dict[str, Any] = {"trace_exact": float(F.trace())}
+    values["trace_approx"] = float(approximation.trace())
+    values["damping"] = target.damping
+    values["bytes"] = stored_bytes(approximation)
+    with _noted(notes):
+        values["trace_ratio"] = metrics.trace_ratio(F, approximation)
+        values["relative_error"] = metrics.relative_error(F, approximation)
+        values["scaled_error"], values["best_scale"] = metrics.scaled_error(F, approximation)
+        values["diagonal_error"] = metrics.diagonal_error(F, approximation)
+        if nearest_error:
+            values["gap_to_nearest"] = values["scaled_error"] / nearest_error - 1
+    if target.halves is not None and fits is not None:
+        error, standard_error, note = target.halves.error(fits)
+        values["population_error"], values["population_error_se"] = error, standard_error
+        notes += [note] if note else []
+    sweep: list[dict[str, float]] = []
+    preconditioned = None
+    if target.unit > 0:
+        with _noted(notes):
+            matched = metrics.trace_matched(F, approximation)
+            sweep = _sweep(target, matched)
+            values |= {key: value for key, value in _at_row(sweep).items() if key != "damping"}
+        if spectra:
+            with _noted(notes):
+                preconditioned = metrics.preconditioned_spectrum(F, matched, target.damping)
+                low, high = float(preconditioned[0]), float(preconditioned[-1])
+                values["preconditioned_condition"] = high / low
+    if target.gradient is None:
+        notes.append("no targets: directions are empty")
+    values["note"] = "; ".join(dict.fromkeys(notes))
+    values["seconds"] = time.perf_counter() - started
+    return Measured(values, sweep, preconditioned)
+
+
+def stored_bytes(operator: LinearOperator) -> int:
+    """What the operator's own tensors take."""
+    held = {id(v): v for v in _tensors(vars(operator))}
+    return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
+
+
+def _tensors(attributes: Mapping[str, Any]) -> Iterator[Tensor]:
+    for name, value in attributes.items():
+        # Names with an underscore are caches.
+        if name.startswith("_"):
+            continue
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple):
+            yield from (part for part in value if isinstance(part, Tensor))
+
+
+def _sweep(target: Target, matched: LinearOperator) -> list[dict[str, float]]:
+    if target.gradient is None:
+        return []
+    rows = []
+    for factor in DAMPINGS:
+        damping = factor * target.unit
+        step = matched.solve(target.gradient.to(matched.dtype), damping)
+        quality = metrics.step_quality(
+            target.exact, target.step(damping), step, target.gradient, damping
+        )
+        rows.append(
+            {
+                "damping": damping,
+                "direction_cosine": quality.cosine,
+                "decrease_share": quality.decrease_share,
+            }
+        )
+    return rows
+
+
+def _at_row(sweep: list[dict[str, float]]) -> dict[str, float]:
+    return sweep[DAMPINGS.index(ROW_DAMPING)] if sweep else {}
+
+
+@contextmanager
+def _noted(notes: list[str]) -> Iterator[None]:
+    """Numbers that cannot be had stay empty, and the note says why."""
+    try:
+        yield
+    except FisherlabError as error:
+        notes.append(str(error))
+    except torch.linalg.LinAlgError as error:
+        notes.append(f"no convergence: {error}")

@@ -1,0 +1,237 @@
+"""Numbers between two operators: how far F̂ is from F, and what its inverse does to a gradient.
+
+F is the exact block, F̂ the approximation; both of dimension D = m·d. All products are summed in float64.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fisherlab.errors import InputError, NotSupportedError, NumericalError, bytes_text
+from fisherlab.operators import GramOperator, LinearOperator
+
+_MOST_OPERATIONS = 4e12
+_LARGEST_DENSE = 4096
+
+
+class ScaledError(NamedTuple):
+    """The least relative error over all scales of F̂, and the scale that reaches it."""
+
+    error: float
+    scale: float
+
+
+class Direction(NamedTuple):
+    """How good F̂'s damped natural gradient is (see `direction`)."""
+
+    cosine: float
+    decrease_share: float
+
+
+class Spectrum(NamedTuple):
+    """Eigenvalues in ascending order, with two summaries.
+
+    Attributes:
+        eigenvalues: [D], or the non-zero ones of a Gram operator.
+        effective_rank: exp(−Σ q log q) of the eigenvalues' shares q (Roy and Vetterli 2007).
+        condition: (λ_max + damping)/(λ_min + damping).
+    """
+
+    eigenvalues: Tensor
+    effective_rank: float
+    condition: float
+
+
+def relative_error(F: LinearOperator, approximation: LinearOperator) -> float:
+    """‖F − F̂‖_F / ‖F‖_F.
+
+    Raises:
+        NumericalError: where F is zero or not finite.
+    """
+    return float(F.difference_norm(approximation)) / _norm(F)
+
+
+def scaled_error(F: LinearOperator, approximation: LinearOperator) -> ScaledError:
+    """min over c > 0 of ‖F − c F̂‖_F / ‖F‖_F, and the minimising c = ⟨F, F̂⟩/‖F̂‖².
+
+    An F̂ without common scale with F (LNGD, FOOF, NG+) can only be judged so.
+    """
+    squared = float(approximation.frobenius_norm()) ** 2
+    if squared == 0:
+        return ScaledError(1.0, 0.0)
+    scale = max(0.0, float(F.inner(approximation)) / squared)
+    return ScaledError(relative_error(F, approximation * scale), scale)
+
+
+def cosine(F: LinearOperator, approximation: LinearOperator) -> float:
+    """⟨F, F̂⟩ / (‖F‖_F ‖F̂‖_F)."""
+    return float(F.inner(approximation)) / (_norm(F) * _norm(approximation))
+
+
+def trace_ratio(F: LinearOperator, approximation: LinearOperator) -> float:
+    """tr F̂ / tr F."""
+    trace = float(F.trace())
+    if trace == 0:
+        raise NumericalError("the block is zero: its trace ratio is not defined")
+    return float(approximation.trace()) / trace
+
+
+def diagonal_error(F: LinearOperator, approximation: LinearOperator, scaled: bool = False) -> float:
+    """‖diag F − c diag F̂‖₂ / ‖diag F‖₂ with c = 1, or the best c where `scaled`."""
+    own, other = F.diagonal().double(), approximation.diagonal().double()
+    if scaled:
+        other = other * ((own @ other).clamp(min=0) / (other @ other).clamp(min=1e-300))
+    norm = float(torch.linalg.norm(own))
+    if norm == 0:
+        raise NumericalError("the block's diagonal is zero: its error is not defined")
+    return float(torch.linalg.norm(own - other)) / norm
+
+
+def trace_matched(F: LinearOperator, approximation: LinearOperator) -> LinearOperator:
+    """F̂ · tr F / tr F̂.
+
+    Raises:
+        NumericalError: where tr F̂ is not positive.
+    """
+    trace = float(approximation.trace())
+    if not trace > 0:
+        raise NumericalError("the approximation is zero: it cannot be matched to a trace")
+    return approximation * (float(F.trace()) / trace)
+
+
+def mean_eigenvalue(F: LinearOperator) -> float:
+    """tr F / D: the unit in which dampings are given."""
+    return float(F.trace()) / F.shape[0]
+
+
+def direction(
+    F: LinearOperator, approximation: LinearOperator, gradient: Tensor, damping: float
+) -> Direction:
+    """How F̂'s step compares with F's: Δ = F̂_λ⁻¹ ∇h against F_λ⁻¹ ∇h, F̂ trace-matched to F.
+
+    cosine = cos(F̂_λ⁻¹ ∇h, F_λ⁻¹ ∇h); with γ(Δ) = √(Δᵀ(F + λI)Δ)/|Δᵀ∇h| (Wu et al. 2024, arXiv 2406.06420)
+    the decrease share is (γ(F_λ⁻¹∇h)/γ(Δ))² in [0, 1]: the part of the best decrease of the damped
+    quadratic model that a step along Δ of the best length reaches.
+
+    Args:
+        F: the exact block.
+        approximation: F̂.
+        gradient: ∇h [m, d].
+        damping: λ > 0, the same in both.
+    """
+    return step_quality(
+        F,
+        exact_step(F, gradient, damping),
+        trace_matched(F, approximation).solve(gradient.to(approximation.dtype), damping),
+        gradient,
+        damping,
+    )
+
+
+def exact_step(F: LinearOperator, gradient: Tensor, damping: float) -> Tensor:
+    """(F + λI)⁻¹ ∇h [m, d]."""
+    if gradient.shape != (F.outputs, F.inputs):
+        raise InputError(
+            f"the gradient has shape {list(gradient.shape)}; the block's is "
+            f"[{F.outputs}, {F.inputs}]"
+        )
+    if not damping > 0:
+        raise InputError(f"the damping of a direction must be positive, not {damping}")
+    return F.solve(gradient.to(F.dtype), damping)
+
+
+def step_quality(
+    F: LinearOperator, best: Tensor, step: Tensor, gradient: Tensor, damping: float
+) -> Direction:
+    """`direction` for steps that are known: best = (F + λI)⁻¹ ∇h, step = (F̂ + λI)⁻¹ ∇h."""
+    best, step, gradient = best.double(), step.double(), gradient.double()
+    norms = torch.linalg.norm(best) * torch.linalg.norm(step)
+    if not float(norms) > 0:
+        raise NumericalError("the gradient is zero: directions are not defined")
+    curvature = (step * F.apply(step.to(F.dtype)).double()).sum() + damping * step.square().sum()
+    gained = (step * gradient).sum().square() / curvature
+    return Direction(
+        float((best * step).sum() / norms), float(gained / (best * gradient).sum())
+    )
+
+
+def spectrum(F: LinearOperator, damping: float = 0.0) -> Spectrum:
+    """Eigenvalues, effective rank, and condition number at a damping.
+
+    Raises:
+        NotSupportedError: where the block is too large for an eigendecomposition here.
+    """
+    if not isinstance(F, GramOperator):
+        _check_dense(F)
+    values = F.eigenvalues().double()
+    positive = values.clamp(min=0)
+    shares = positive / positive.sum().clamp(min=1e-300)
+    entropy = -(torch.special.xlogy(shares, shares)).sum()
+    smallest = 0.0 if len(values) < F.shape[0] else float(values[0])
+    low = smallest + damping
+    condition = (float(values[-1]) + damping) / low if low > 0 else float("inf")
+    return Spectrum(values, float(torch.exp(entropy)), condition)
+
+
+def preconditioned_spectrum(
+    F: LinearOperator, approximation: LinearOperator, damping: float
+) -> Tensor:
+    """The non-zero eigenvalues of F̂_λ⁻¹ F, ascending: all 1 where F̂_λ = F.
+
+    From J F̂_λ⁻¹ Jᵀ/N for a Gram operator, else from F̂_λ^{-1/2} F F̂_λ^{-1/2}. Values below D·ε times the
+    largest count as zero.
+
+    Raises:
+        NotSupportedError: where the work or the block is too large.
+    """
+    if isinstance(F, GramOperator):
+        matrix = _gram_preconditioned(F, approximation, damping)
+    else:
+        _check_dense(F)
+        root = approximation.power(-0.5, damping)
+        matrix = _sandwich(F.dense(), root)
+    values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
+    least = len(values) * torch.finfo(values.dtype).eps * float(values[-1])
+    return values[values > least]
+
+
+def _sandwich(dense: Tensor, root: LinearOperator) -> Tensor:
+    """R F R for a symmetric R applied column by column."""
+    half = root @ dense
+    return root @ half.T
+
+
+def _gram_preconditioned(
+    F: GramOperator, approximation: LinearOperator, damping: float
+) -> Tensor:
+    operations = 2.0 * F.columns * F.a.shape[0] * F.a.shape[1] * F.shape[0]
+    if operations > _MOST_OPERATIONS:
+        raise NotSupportedError(
+            f"the preconditioned spectrum would take {operations:.1g} operations; use fewer samples"
+        )
+    inverse = approximation.inverse(damping)
+    matrix = F.a.new_empty(F.columns, F.columns)
+    step = max(1, 2**27 // (8 * F.shape[0]))
+    for start in range(0, F.columns, step):
+        stop = min(start + step, F.columns)
+        matrix[start:stop] = F.rows(inverse.apply(F.vectors(start, stop))).flatten(1)
+    return matrix * F.weight
+
+
+def _norm(F: LinearOperator) -> float:
+    norm = float(F.frobenius_norm())
+    if not norm > 0 or norm == float("inf"):
+        raise NumericalError(
+            "the block is zero or not finite, so errors relative to it are not defined"
+        )
+    return norm
+
+
+def _check_dense(F: LinearOperator) -> None:
+    if F.shape[0] > _LARGEST_DENSE:
+        needed = bytes_text(8.0 * F.shape[0] ** 2)
+        raise NotSupportedError(
+            f"the eigenvalues of a block of size {F.shape[0]} ({needed}) are not computed above "
+            f"{_LARGEST_DENSE}; use a Gram operator with fewer samples"
+        )

@@ -1,0 +1,142 @@
+"""Weights from files: read, checked against the model, and only then loaded."""
+
+import hashlib
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fisherlab.errors import InputError
+
+# What torch says of objects that its restricted unpickler does not build.
+_REFUSED = re.compile(r"unsupported (global|class)|trying to call|can only (create|build)", re.I)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The contents of a checkpoint file.
+
+    Attributes:
+        tensors: names to tensors, on the CPU.
+        sha256: of the file.
+        step: the training step in a safetensors header, if it holds one.
+    """
+
+    tensors: dict[str, Tensor]
+    sha256: str
+    step: int | None
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> Weights:
+    """Load a checkpoint into a model; on failure the model is unchanged.
+
+    Args:
+        model: the network that the checkpoint belongs to.
+        path: a ``.safetensors`` file, or a state dict saved with `torch.save`, which is read
+            without executing any code in it.
+
+    Returns:
+        What was loaded, with the sha256 of the file.
+
+    Raises:
+        InputError: if the file is missing, damaged or holds more than tensors, if names or
+            shapes belong to another network, or if a weight is not finite.
+    """
+    weights = read_weights(path)
+    check_weights(model, weights.tensors, path)
+    model.load_state_dict(weights.tensors)
+    return weights
+
+
+def read_weights(path: str | os.PathLike[str]) -> Weights:
+    """Read a checkpoint file, as for `load_weights`, without a model to compare with."""
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"the checkpoint {str(file)!r} is not a file; check the path.")
+    try:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"the checkpoint {str(file)!r} cannot be read: {error.strerror}."
+        ) from error
+    if file.suffix == ".safetensors":
+        tensors, step = _read_safetensors(file)
+    else:
+        tensors, step = _read_torch(file), None
+    return Weights(tensors, digest, step)
+
+
+def check_weights(
+    model: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> None:
+    """Refuse weights that do not fit the model: the first mismatch is named.
+
+    Raises:
+        InputError: for a missing or an unexpected name, another shape, NaN or infinity.
+    """
+    where = f"the checkpoint {str(path)!r}"
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise InputError(f"{where} belongs to another network: it has no {name!r}.")
+        if tensors[name].shape != tensor.shape:
+            raise InputError(
+                f"{where} belongs to another network: {name!r} has shape "
+                f"{tuple(tensors[name].shape)}, not {tuple(tensor.shape)}."
+            )
+    for name, tensor in tensors.items():
+        if name not in expected:
+            raise InputError(f"{where} belongs to another network: the model has no {name!r}.")
+        if not tensor.isfinite().all():
+            raise InputError(f"{where} holds NaN or infinity in {name!r}; use an earlier one.")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], int | None]:
+    """The tensors of a safetensors file, and the step in its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            step = (file.metadata() or {}).get("step", "")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return tensors, int(step) if step.isdecimal() else None
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file of `torch.save`; nothing in the file is executed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler can fail in any way on arbitrary bytes
+        if isinstance(error, pickle.UnpicklingError) and _REFUSED.search(str(error)):
+            raise InputError(
+                f"the checkpoint {str(path)!r} holds more than tensors and will not be executed; "
+                f"save model.state_dict() as safetensors instead."
+            ) from error
+        raise _damaged(path, error) from error
+    if not isinstance(content, Mapping) or not all(
+        isinstance(tensor, Tensor) for tensor in content.values()
+    ):
+        raise InputError(
+            f"the checkpoint {str(path)!r} is no state dict (a mapping of names to tensors); "
+            f"save model.state_dict() alone."
+        )
+    return dict(content)
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    """The error for a file that cannot be decoded."""
+    return InputError(
+        f"the checkpoint {str(path)!r} is damaged or not a checkpoint ({type(error).__name__}); "
+        f"give a .safetensors file or a state dict saved with torch.save."
+    )

@@ -1,0 +1,233 @@
+"""A model with its data and likelihood, ready for analysis."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fisherlab import datasets
+from fisherlab.datasets import Dataset
+from fisherlab.errors import InputError
+from fisherlab.models import registry
+from fisherlab.models.checkpoints import load_weights
+from fisherlab.models.imported import Imported, import_model, is_import
+from fisherlab.models.mlp import classes
+from fisherlab.models.registry import ModelSpec
+from fisherlab.models.seeding import seeded
+from fisherlab.models.trained import Progress, trained_weights
+
+
+class Loaded(NamedTuple):
+    """A model, its data (inputs, targets) and the name of its likelihood."""
+
+    model: nn.Module
+    data: tuple[Tensor, Tensor]
+    likelihood: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A model ready for analysis, with where everything comes from.
+
+    Attributes:
+        name: as asked for.
+        model: in evaluation mode.
+        inputs: [n, ...].
+        targets: [n, ...].
+        likelihood: the name of the likelihood, or an instance from the user's factory.
+        dataset: the samples used, before the model's preprocessing.
+        checkpoint: "init", the path of the checkpoint, or a description of the training.
+        checkpoint_hash: sha256 of the weights' file; empty for "init".
+        step: the training step of the weights, if known.
+        seed: of initial weights, training and the choice of samples.
+    """
+
+    name: str
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    likelihood: Any
+    dataset: Dataset
+    checkpoint: str
+    checkpoint_hash: str
+    step: int | None
+    seed: int
+
+    @property
+    def data(self) -> tuple[Tensor, Tensor]:
+        """The pair (inputs, targets)."""
+        return self.inputs, self.targets
+
+
+def load(
+    name: str,
+    *,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    data: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    samples: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> Loaded:
+    """Load a model with its data and likelihood; without a checkpoint it is as initialised.
+
+    Example:
+        ``model, data, likelihood = load("mnist-mlp", seed=0)``
+
+    Args:
+        name: one of `names()`, or ``package.module:factory``.
+        seed: of the initial weights and the choice of samples; the global random state is not
+            touched.
+        checkpoint: a file of weights, see `checkpoints.load_weights`.
+        data: the name of a data set to use in place of the model's own.
+        data_dir: where to look for data first.
+        samples: how many training samples to take; the model's default if None.
+        dtype: of the weights and of inputs and targets with real values; float32 if None.
+
+    Returns:
+        The model in evaluation mode, the pair (inputs [n, ...], targets [n, ...]), and the
+        likelihood.
+
+    Raises:
+        InputError: if the name is unknown, or the factory, the checkpoint or the data cannot be
+            used; the message says which.
+    """
+    prepared = prepare(
+        name,
+        seed=seed,
+        checkpoint=checkpoint,
+        data=data,
+        data_dir=data_dir,
+        samples=samples,
+        dtype=dtype,
+        trained=False,
+    )
+    return Loaded(prepared.model, prepared.data, prepared.likelihood)
+
+
+def prepare(
+    name: str,
+    *,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    data: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    samples: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    trained: bool = True,
+    progress: Progress | None = None,
+) -> Prepared:
+    """As `load`, with provenance, on a device, and with the trained default network.
+
+    Args:
+        name: as for `load`, like the arguments up to `dtype`.
+        seed: see `load`.
+        checkpoint: see `load`.
+        data: see `load`.
+        data_dir: see `load`.
+        samples: see `load`.
+        dtype: see `load`.
+        device: where model, inputs and targets are put.
+        trained: whether a model with a recipe is trained when no checkpoint is given.
+        progress: called with (step, steps) while the network is trained.
+
+    Raises:
+        InputError: as for `load`.
+    """
+    imported = import_model(name, seed) if is_import(name) else None
+    spec = _imported_spec(name, imported) if imported else registry.spec(name)
+    model = seeded(spec.build, seed).to(device=device, dtype=dtype).eval()
+    weights = _Origin("init", "", 0)
+    if checkpoint is not None:  # before the data: a wrong file is then refused at once
+        loaded = load_weights(model, checkpoint)
+        weights = _Origin(str(checkpoint), loaded.sha256, loaded.step)
+
+    if imported and data is None:
+        dataset = _imported_dataset(name, imported)
+    else:
+        dataset = datasets.load(data or spec.dataset, data_dir=data_dir)
+    wanted = spec.default_samples if samples is None else samples
+    used = dataset if wanted is None else dataset.subset(wanted, seed)
+
+    if checkpoint is None and trained and spec.recipe is not None:
+        result = trained_weights(spec, dataset, seed, progress)
+        model.load_state_dict(result.state)
+        weights = _Origin(result.description, result.sha256, result.steps)
+    return Prepared(
+        name=name,
+        model=model,
+        inputs=_converted(spec.preprocess(used), dtype, device),
+        targets=_converted(spec.targets(used), dtype, device),
+        likelihood=spec.likelihood,
+        dataset=used,
+        checkpoint=weights.description,
+        checkpoint_hash=weights.sha256,
+        step=weights.step,
+        seed=seed,
+    )
+
+
+class _Origin(NamedTuple):
+    """Where weights come from."""
+
+    description: str
+    sha256: str
+    step: int | None
+
+
+def _converted(values: Tensor, dtype: torch.dtype | None, device: str | torch.device) -> Tensor:
+    """Values on the device, real ones in `dtype`."""
+    return values.to(device=device, dtype=dtype if values.is_floating_point() else None)
+
+
+def _inputs(data: Dataset) -> Tensor:
+    """The inputs of a data set as they are."""
+    return data.inputs
+
+
+def _imported_spec(name: str, imported: Imported) -> ModelSpec:
+    """The model of a factory, in the form of a registered one."""
+    return ModelSpec(
+        name=name,
+        build=lambda: imported.model,
+        dataset=name,
+        likelihood=imported.likelihood,
+        preprocess=_inputs,
+        targets=classes,
+        default_samples=None,
+        description="imported",
+        source=name,
+    )
+
+
+def _imported_dataset(name: str, imported: Imported) -> Dataset:
+    """The data that a factory gave with its model."""
+    if imported.data is None:
+        raise InputError(
+            f"{name!r} returned a model without data; name a data set "
+            f"({', '.join(datasets.names())}), or return (model, (inputs, targets), likelihood)."
+        )
+    inputs, targets = imported.data
+    return Dataset(
+        name=name,
+        inputs=inputs,
+        targets=targets,
+        split="train",
+        checksum=_tensor_checksum(inputs, targets),
+        stand_in=False,
+        source=name,
+        classes=(),
+    )
+
+
+def _tensor_checksum(*tensors: Tensor) -> str:
+    """The sha256 of the bytes of some tensors."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,128 @@
+"""Any symmetric matrix, stored in full."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fisherlab.damping import DampingLike
+from fisherlab.errors import InputError
+from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.layout import (
+    check_vec,
+    column_order,
+    matrix_to_vector,
+    vector_to_matrix,
+)
+from fisherlab.operators.numerics import (
+    cholesky_apply,
+    damped_cholesky,
+    damped_inverse,
+    damped_power,
+    norm64,
+    symmetric_eigh,
+)
+
+
+class DenseOperator(LinearOperator):
+    """F stored as a matrix [D, D].
+
+    Args:
+        matrix: [D, D], symmetric.
+        outputs: m.
+        inputs: d, with D = m·d.
+        vec: the order of the rows and columns of `matrix`; it is stored in column-vec order.
+
+    Raises:
+        InputError: the matrix is not [m·d, m·d], or another `vec`.
+    """
+
+    structure: ClassVar[int] = 6
+
+    def __init__(self, matrix: Tensor, outputs: int, inputs: int, vec: str = "column"):
+        size = outputs * inputs
+        if matrix.shape != (size, size):
+            raise InputError(
+                f"a layer with {outputs} outputs and {inputs} inputs has a [{size}, {size}] "
+                f"matrix, not {list(matrix.shape)}."
+            )
+        check_vec(vec)
+        super().__init__(outputs, inputs, matrix.dtype, matrix.device)
+        self.matrix = matrix if vec == "column" else column_order(matrix, outputs, inputs)
+
+    def apply(self, X: Tensor) -> Tensor:
+        """mat(F vec(X))."""
+        self.check_matrix(X)
+        return self._to_matrix(matrix_to_vector(X) @ self.matrix.T)
+
+    def scaled(self, factor: float) -> DenseOperator:
+        """c·F."""
+        return self._like(self.matrix * factor)
+
+    def diagonal_matrix(self) -> Tensor:
+        """The stored diagonal, [m, d]."""
+        return self._to_matrix(self.matrix.diagonal())
+
+    def frobenius_norm(self) -> Tensor:
+        """‖F‖_F of the stored entries."""
+        return norm64(self.matrix)
+
+    def eigenvalues(self) -> Tensor:
+        """Eigenvalues of the symmetrised matrix, ascending, [D]."""
+        return self._eigh[0]
+
+    def inverse(self, damping: DampingLike = 0.0) -> DenseOperator:
+        """(F + λI)⁻¹ by Cholesky."""
+        return self._like(damped_inverse(self.matrix, self._uniform(damping)))
+
+    def power(self, p: float, damping: DampingLike = 0.0) -> DenseOperator:
+        """(F + λI)^p by the eigendecomposition."""
+        values, vectors = self._eigh
+        return self._like((vectors * damped_power(values, self._uniform(damping), p)) @ vectors.T)
+
+    def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
+        """(F + λI)⁻¹ vec(M) by Cholesky."""
+        self.check_matrix(M)
+        factor = damped_cholesky(self.matrix, self._uniform(damping))
+        right = matrix_to_vector(M).reshape(-1, self.shape[0]).T
+        return self._to_matrix(cholesky_apply(factor, right).T).reshape(M.shape)
+
+    def diagonal_in_basis(self, U_A: Tensor, U_B: Tensor) -> Tensor:
+        """Rotates one index at a time and keeps the diagonal: inputs first, then outputs."""
+        one_input = torch.einsum("ijkl,kp->ijlp", self._by_entry, U_A)
+        by_input = torch.einsum("ijlp,ip->jlp", one_input, U_A)
+        one_output = torch.einsum("jlp,lq->jqp", by_input, U_B)
+        return torch.einsum("jqp,jq->qp", one_output, U_B)
+
+    def contract_output(self, B: Tensor) -> Tensor:
+        """Σ_jl F[(i,j),(k,l)] B[j,l]."""
+        return torch.einsum("ijkl,jl->ik", self._by_entry, B)
+
+    def contract_input(self, A: Tensor) -> Tensor:
+        """Σ_ik F[(i,j),(k,l)] A[i,k]."""
+        return torch.einsum("ijkl,ik->jl", self._by_entry, A)
+
+    def unit_blocks(self) -> Tensor:
+        """F[(i,j),(k,j)]."""
+        return self._by_entry.diagonal(dim1=1, dim2=3).permute(2, 0, 1)
+
+    @property
+    def _by_entry(self) -> Tensor:
+        """The matrix as [i, j, k, l]: inputs i, k and outputs j, l."""
+        return self.matrix.reshape(self.inputs, self.outputs, self.inputs, self.outputs)
+
+    @cached_property
+    def _eigh(self) -> tuple[Tensor, Tensor]:
+        return symmetric_eigh(self.matrix)
+
+    def _dense_columns(self) -> Tensor:
+        return self.matrix
+
+    def _to_matrix(self, v: Tensor) -> Tensor:
+        return vector_to_matrix(v, self.outputs, self.inputs)
+
+    def _like(self, matrix: Tensor) -> DenseOperator:
+        return DenseOperator(matrix, self.outputs, self.inputs)

@@ -1,0 +1,98 @@
+"""A diagonal Fisher block."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fisherlab.damping import DampingLike
+from fisherlab.errors import InputError
+from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.numerics import damped_power, dot64, norm64
+from fisherlab.operators.packing import packed_size, packing_index
+
+
+class DiagonalOperator(LinearOperator):
+    """F = diag(vec S), stored as the matrix S [m, d].
+
+    Args:
+        matrix: S [m, d]; entry (j, i) belongs to weight W[j, i].
+
+    Raises:
+        InputError: it is not a matrix.
+    """
+
+    structure: ClassVar[int] = 0
+
+    def __init__(self, matrix: Tensor):
+        if matrix.ndim != 2:
+            raise InputError(f"a diagonal block is a matrix [m, d], not {list(matrix.shape)}.")
+        super().__init__(matrix.shape[0], matrix.shape[1], matrix.dtype, matrix.device)
+        self.matrix = matrix
+
+    @property
+    def pair_symmetric(self) -> bool:
+        """True."""
+        return True
+
+    def apply(self, X: Tensor) -> Tensor:
+        """S ∘ X."""
+        self.check_matrix(X)
+        return self.matrix * X
+
+    def scaled(self, factor: float) -> DiagonalOperator:
+        """diag(c·S)."""
+        return DiagonalOperator(self.matrix * factor)
+
+    def diagonal_matrix(self) -> Tensor:
+        """S."""
+        return self.matrix
+
+    def packed_rows(self, start: int, stop: int) -> Tensor:
+        """Sᵀ at the crossings of the diagonal places, zero elsewhere."""
+        m, d = self.outputs, self.inputs
+        places = packing_index(d, self.device).diagonal
+        inside = (places >= start) & (places < stop)
+        rows = self.matrix.new_zeros(stop - start, packed_size(m))
+        units = packing_index(m, self.device).diagonal
+        rows[(places[inside] - start)[:, None], units] = self.matrix.T[inside]
+        return rows
+
+    def frobenius_norm(self) -> Tensor:
+        """‖S‖_F."""
+        return norm64(self.matrix)
+
+    def eigenvalues(self) -> Tensor:
+        """The entries of S, sorted."""
+        return self.matrix.flatten().sort().values
+
+    def power(self, p: float, damping: DampingLike = 0.0) -> DiagonalOperator:
+        """diag((S + λ)^p)."""
+        return DiagonalOperator(damped_power(self.matrix, self._uniform(damping), p))
+
+    def diagonal_in_basis(self, U_A: Tensor, U_B: Tensor) -> Tensor:
+        """(U_B∘U_B)ᵀ S (U_A∘U_A)."""
+        return U_B.square().T @ self.matrix @ U_A.square()
+
+    def contract_output(self, B: Tensor) -> Tensor:
+        """diag(Sᵀ diag B)."""
+        return torch.diag(self.matrix.T @ B.diagonal())
+
+    def contract_input(self, A: Tensor) -> Tensor:
+        """diag(S diag A)."""
+        return torch.diag(self.matrix @ A.diagonal())
+
+    def unit_blocks(self) -> Tensor:
+        """diag(S[j]) for each unit j."""
+        return torch.diag_embed(self.matrix)
+
+    def _dense_columns(self) -> Tensor:
+        return torch.diag(self.diagonal())
+
+    def _outer_quadratics(self, a: Tensor, g: Tensor) -> Tensor:
+        return ((g.square().sum(0) @ self.matrix) * a.square()).sum(1)
+
+    def _inner_with(self, other: LinearOperator) -> Tensor:
+        return dot64(self.matrix, other.diagonal_matrix())

@@ -1,0 +1,162 @@
+"""Numerics shared by the operators: float64 reductions, factorisations that fail with a way out."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from fisherlab.errors import NumericalError
+
+CHUNK_BYTES = 256 * 2**20
+_REDUCTION_ELEMENTS = 2**22
+
+
+def spans(total: int, bytes_each: int, budget: int | None = None) -> Iterator[tuple[int, int]]:
+    """(start, stop) pairs that cover range(total).
+
+    Args:
+        total: how many items.
+        bytes_each: bytes that one item takes.
+        budget: bytes of one piece (at least one item); None: `CHUNK_BYTES`.
+    """
+    step = max(1, (budget or CHUNK_BYTES) // max(1, bytes_each))
+    for start in range(0, total, step):
+        yield start, min(total, start + step)
+
+
+def dot64(x: Tensor, y: Tensor) -> Tensor:
+    """Σ x∘y accumulated in float64, a 0-d tensor."""
+    x, y = x.reshape(-1), y.reshape(-1)
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for start in range(0, x.numel(), _REDUCTION_ELEMENTS):
+        piece = slice(start, start + _REDUCTION_ELEMENTS)
+        total += torch.dot(x[piece].double(), y[piece].double())
+    return total
+
+
+def norm64(x: Tensor) -> Tensor:
+    """‖x‖_F accumulated in float64, a 0-d tensor."""
+    return dot64(x, x).sqrt()
+
+
+def symmetrised(matrix: Tensor) -> Tensor:
+    """(M + Mᵀ)/2 for [..., k, k]."""
+    return (matrix + matrix.mT) / 2
+
+
+def symmetric_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (ascending) and eigenvectors of symmetric matrices [..., k, k].
+
+    Eigenvalues within rounding of zero, |v| ≤ k·ε·max|v|, are returned as exactly zero, so that a
+    singular matrix is seen as one.
+
+    Raises:
+        NumericalError: an entry is not finite, or the decomposition does not converge in float64.
+    """
+    if not bool(matrix.isfinite().all()):
+        raise NumericalError(
+            "a matrix to decompose has entries that are not finite; check the statistics it is "
+            "made of."
+        )
+    values, vectors = _eigh_with_retry(symmetrised(matrix))
+    rounding = matrix.shape[-1] * torch.finfo(matrix.dtype).eps
+    largest = values.abs().amax(-1, keepdim=True)
+    return values.where(values.abs() > rounding * largest, 0.0), vectors
+
+
+def _eigh_with_retry(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError as error:
+        if matrix.dtype == torch.float64:
+            raise NumericalError(
+                "the eigendecomposition of a matrix did not converge; rescale it."
+            ) from error
+    values, vectors = _eigh_with_retry(matrix.double())
+    return values.to(matrix.dtype), vectors.to(matrix.dtype)
+
+
+def damped_power(values: Tensor, damping: float, p: float) -> Tensor:
+    """(v + λ)^p for the eigenvalues v of a positive semi-definite matrix.
+
+    Raises:
+        NumericalError: v + λ is not positive and p is negative or not an integer.
+    """
+    damped = values + damping
+    if p < 0:
+        require_positive(damped)
+    elif p != int(p) and bool((damped < 0).any()):
+        raise NumericalError(
+            "a fractional power needs eigenvalues that are not negative; use a larger damping."
+        )
+    return damped.pow(p)
+
+
+def require_positive(damped: Tensor) -> None:
+    """Checks the eigenvalues of F + λI.
+
+    Raises:
+        NumericalError: one is not positive or not finite.
+    """
+    if not bool(((damped > 0) & damped.isfinite()).all()):
+        raise NumericalError(
+            "F + λI is singular, indefinite or not finite; use a larger damping λ."
+        )
+
+
+def damped_cholesky(matrix: Tensor, damping: float | Tensor) -> Tensor:
+    """The Cholesky factor of (M + Mᵀ)/2 + λI, in float64 where the matrix's own dtype fails.
+
+    Without damping, a pivot within rounding of zero counts as a failure too.
+
+    Args:
+        matrix: [..., k, k].
+        damping: λ, a number or a 0-d tensor.
+
+    Returns:
+        [..., k, k] lower triangular, float64 if the retry was needed.
+
+    Raises:
+        NumericalError: it fails in float64 too.
+    """
+    factor = _cholesky_or_none(matrix, damping)
+    if factor is None and matrix.dtype != torch.float64:
+        factor = _cholesky_or_none(matrix.double(), damping)
+    if factor is None:
+        raise NumericalError(
+            "F + λI cannot be factored: it is singular, indefinite or not finite; use a larger "
+            "damping λ."
+        )
+    return factor
+
+
+def _cholesky_or_none(matrix: Tensor, damping: float | Tensor) -> Tensor | None:
+    damped = symmetrised(matrix)
+    damped.diagonal(dim1=-2, dim2=-1).add_(damping)
+    factor, info = torch.linalg.cholesky_ex(damped)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    rounding = matrix.shape[-1] * torch.finfo(matrix.dtype).eps
+    undamped = torch.as_tensor(damping, device=matrix.device) == 0
+    smallest_allowed = torch.where(undamped, rounding * pivots.amax(-1), 0.0)
+    sound = (info == 0) & pivots.isfinite().all(-1) & (pivots.amin(-1) > smallest_allowed)
+    return factor if bool(sound.all()) else None
+
+
+def cholesky_apply(factor: Tensor, right: Tensor) -> Tensor:
+    """(L Lᵀ)⁻¹ R in the dtype of R, computed in the dtype of L."""
+    return torch.cholesky_solve(right.to(factor.dtype), factor).to(right.dtype)
+
+
+def damped_inverse(matrix: Tensor, damping: float | Tensor) -> Tensor:
+    """((M + Mᵀ)/2 + λI)⁻¹ for [..., k, k], by Cholesky (`damped_cholesky`)."""
+    return torch.cholesky_inverse(damped_cholesky(matrix, damping)).to(matrix.dtype)
+
+
+def sum_pieces(pieces: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors of one shape, accumulated in float64, in their own dtype."""
+    iterator = iter(pieces)
+    first = next(iterator)
+    total = first.double()
+    for piece in iterator:
+        total = total + piece
+    return total.to(first.dtype)

@@ -1,0 +1,126 @@
+"""A block-diagonal Fisher block: one d×d block for each output unit."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fisherlab.damping import DampingLike
+from fisherlab.errors import InputError
+from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.numerics import (
+    cholesky_apply,
+    damped_cholesky,
+    damped_inverse,
+    damped_power,
+    dot64,
+    norm64,
+    symmetric_eigh,
+)
+from fisherlab.operators.packing import packed_size, packing_index, svec, svec_outer
+
+
+class UnitBlockOperator(LinearOperator):
+    """F with no coupling between output units: row j of X is multiplied by block j.
+
+    Args:
+        blocks: [m, d, d], each symmetric.
+
+    Raises:
+        InputError: another shape.
+    """
+
+    structure: ClassVar[int] = 3
+
+    def __init__(self, blocks: Tensor):
+        if blocks.ndim != 3 or blocks.shape[1] != blocks.shape[2]:
+            raise InputError(f"the blocks are [m, d, d], not {list(blocks.shape)}.")
+        super().__init__(blocks.shape[0], blocks.shape[1], blocks.dtype, blocks.device)
+        self.blocks = blocks
+
+    @property
+    def pair_symmetric(self) -> bool:
+        """True."""
+        return True
+
+    def apply(self, X: Tensor) -> Tensor:
+        """Row j of the result is block_j X[j]."""
+        self.check_matrix(X)
+        return torch.einsum("jik,...jk->...ji", self.blocks, X)
+
+    def scaled(self, factor: float) -> UnitBlockOperator:
+        """Each block times c."""
+        return UnitBlockOperator(self.blocks * factor)
+
+    def diagonal_matrix(self) -> Tensor:
+        """The diagonals of the blocks."""
+        return self.blocks.diagonal(dim1=1, dim2=2)
+
+    def packed_rows(self, start: int, stop: int) -> Tensor:
+        """svec(block_j) in the column of unit j with itself, zero elsewhere."""
+        rows = self.blocks.new_zeros(stop - start, packed_size(self.outputs))
+        units = packing_index(self.outputs, self.device).diagonal
+        rows[:, units] = svec(self.blocks)[:, start:stop].T
+        return rows
+
+    def frobenius_norm(self) -> Tensor:
+        """The norm of all stored entries."""
+        return norm64(self.blocks)
+
+    def eigenvalues(self) -> Tensor:
+        """The blocks' eigenvalues, sorted, [D]."""
+        return self._eigh[0].flatten().sort().values
+
+    def inverse(self, damping: DampingLike = 0.0) -> UnitBlockOperator:
+        """Each (block + λI)⁻¹, by Cholesky."""
+        return UnitBlockOperator(damped_inverse(self.blocks, self._uniform(damping)))
+
+    def power(self, p: float, damping: DampingLike = 0.0) -> UnitBlockOperator:
+        """Each (block + λI)^p."""
+        values, vectors = self._eigh
+        powered = damped_power(values, self._uniform(damping), p)
+        return UnitBlockOperator((vectors * powered[:, None]) @ vectors.mT)
+
+    def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
+        """Row j of the result is (block_j + λI)⁻¹ M[j], by Cholesky."""
+        self.check_matrix(M)
+        factor = damped_cholesky(self.blocks, self._uniform(damping))
+        columns = M.reshape(-1, *M.shape[-2:]).permute(1, 2, 0)
+        return cholesky_apply(factor, columns).permute(2, 0, 1).reshape(M.shape)
+
+    def diagonal_in_basis(self, U_A: Tensor, U_B: Tensor) -> Tensor:
+        """(U_B∘U_B)ᵀ Q, row j of Q being diag(U_Aᵀ block_j U_A)."""
+        by_unit = (U_A * (self.blocks @ U_A)).sum(1)
+        return U_B.square().T @ by_unit
+
+    def contract_output(self, B: Tensor) -> Tensor:
+        """Σ_j B[j, j] block_j."""
+        return torch.einsum("j,jik->ik", B.diagonal(), self.blocks)
+
+    def contract_input(self, A: Tensor) -> Tensor:
+        """diag(<block_j, A>)."""
+        return torch.diag(torch.einsum("jik,ik->j", self.blocks, A))
+
+    def unit_blocks(self) -> Tensor:
+        """The blocks."""
+        return self.blocks
+
+    @cached_property
+    def _eigh(self) -> tuple[Tensor, Tensor]:
+        return symmetric_eigh(self.blocks)
+
+    def _dense_columns(self) -> Tensor:
+        m, d = self.outputs, self.inputs
+        out = self.blocks.new_zeros(d, m, d, m)
+        out.diagonal(dim1=1, dim2=3).copy_(self.blocks.permute(1, 2, 0))
+        return out.view(self.shape)
+
+    def _outer_quadratics(self, a: Tensor, g: Tensor) -> Tensor:
+        by_unit = svec_outer(a) @ svec(self.blocks).T
+        return (by_unit * g.square().sum(0)).sum(1)
+
+    def _inner_with(self, other: LinearOperator) -> Tensor:
+        return dot64(self.blocks, other.unit_blocks())

@@ -1,0 +1,28 @@
+"""Figures of given numbers: each function returns a ``matplotlib.figure.Figure``.
+
+Nothing is computed here beyond the layout, nothing is shown, and no global setting of matplotlib
+changes. Every figure carries a caption that says what was measured.
+"""
+
+from fisherlab.plots.bars import errors, waterfall
+from fisherlab.plots.curves import directions, spectrum
+from fisherlab.plots.labels import label, number
+from fisherlab.plots.matrices import coupling, heatmap
+from fisherlab.plots.style import COLUMN_WIDTH, PAGE_WIDTH, color, new_figure, save, styled
+
+__all__ = [
+    "COLUMN_WIDTH",
+    "PAGE_WIDTH",
+    "color",
+    "coupling",
+    "directions",
+    "errors",
+    "heatmap",
+    "label",
+    "new_figure",
+    "number",
+    "save",
+    "spectrum",
+    "styled",
+    "waterfall",
+]

@@ -1,0 +1,207 @@
+"""Curves: the spectra of a layer, and directions against damping."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fisherlab.errors import InputError
+from fisherlab.plots import style
+from fisherlab.plots.labels import METRICS, label
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@style.styled
+def spectrum(
+    exact: Array,
+    approximations: Mapping[str, Array | None],
+    preconditioned: Mapping[str, Array | None],
+    *,
+    layer: str,
+    damping: float,
+    caption: str,
+) -> Figure:
+    """Eigenvalues of F and F̂, and what is left of F after preconditioning by F̂.
+
+    Left: eigenvalues in descending order; those at or below λ_max · D · ε (ε of the array's
+    dtype), zero to rounding, are left out, so that a curve ends at its rank. Right: non-zero
+    eigenvalues of (F̂ + λI)⁻¹ F; a perfect preconditioner keeps them near 1.
+
+    Args:
+        exact: Eigenvalues of F, [D], any order.
+        approximations: Name -> eigenvalues of F̂, [D]; None where not computed.
+        preconditioned: Name -> non-zero eigenvalues of (F̂ + λI)⁻¹ F, [k]; None where not computed.
+        layer: Name of the layer, for the title.
+        damping: λ.
+        caption: Data, model, checkpoint, seed and device; written under the figure.
+
+    Returns:
+        The figure, 7 inches wide.
+    """
+    names = list(dict.fromkeys([*approximations, *preconditioned]))
+    size = len(exact)
+    key = [Line2D([], [], color="black", lw=2.4, label=f"exact F (rank {_rank(exact)} of {size})")]
+    for index, name in enumerate(names):
+        values = approximations.get(name)
+        rank = "" if values is None else f" (rank {_rank(values)})"
+        key.append(Line2D([], [], **_look(name, index, names), label=label(name) + rank))
+    figure = style.new_figure(
+        style.PAGE_WIDTH,
+        2.4,
+        caption=caption,
+        title=f"Layer {layer}: spectra",
+        legend=key,
+    )
+    left, right = figure.subplots(1, 2)
+    left.plot(*_descending(exact), color="black", lw=2.4)
+    for index, name in enumerate(names):
+        left.plot(*_descending(approximations.get(name)), **_look(name, index, names))
+        right.plot(*_descending(preconditioned.get(name)), **_look(name, index, names))
+    left.set_ylabel("eigenvalue of $F$ or $\\hat{F}$")
+    right.set_ylabel("eigenvalue of $(\\hat{F}+\\lambda I)^{-1}F$")
+    right.set_title(f"damping $\\lambda$ = {damping:.3g}")
+    for axes in (left, right):
+        axes.set_xlabel("place in descending order")
+        _finish_log(axes)
+    if right.lines:
+        right.axhline(1.0, color=style.MUTED, lw=0.8, ls=(0, (1, 1.5)))
+        right.annotate(
+            "1",
+            (1.0, 1.0),
+            xycoords=("axes fraction", "data"),
+            xytext=(2, 0),
+            textcoords="offset points",
+            va="center",
+            color=style.MUTED,
+        )
+    return figure
+
+
+@style.styled
+def directions(frame: pd.DataFrame, *, caption: str) -> Figure:
+    """How good the preconditioned directions are, against the damping.
+
+    For each layer the cosine between (F̂ + λI)⁻¹∇h and (F + λI)⁻¹∇h, and below it the share of the
+    decrease of the damped quadratic model that the approximate direction reaches.
+
+    Args:
+        frame: Columns ``layer``, ``approximation``, ``damping``, ``direction_cosine``,
+            ``decrease_share``; numbers may be NaN.
+        caption: Data, model, checkpoint, seed and device; written under the figure.
+
+    Returns:
+        The figure, 7 inches wide; many layers wrap into several bands.
+
+    Raises:
+        InputError: A column is missing or the frame is empty.
+    """
+    metrics = ("direction_cosine", "decrease_share")
+    _require(frame, ("layer", "approximation", "damping", *metrics))
+    layers, names = list(frame["layer"].unique()), list(frame["approximation"].unique())
+    lowest = {metric: float(np.nanmin(frame[metric], initial=0.0)) * 1.03 for metric in metrics}
+    across = min(len(layers), 4 if len(layers) <= 12 else 6)
+    bands = -(-len(layers) // across)
+    key = [
+        Line2D([], [], **_look(name, index, names), label=label(name))
+        for index, name in enumerate(names)
+    ]
+    figure = style.new_figure(
+        style.PAGE_WIDTH,
+        2.9 * bands if across <= 4 else 2.3 * bands,
+        caption=caption,
+        title="Approximate against exact natural gradient direction",
+        legend=key,
+    )
+    grid = figure.subplots(2 * bands, across, squeeze=False, sharey="row")
+    for place in range(bands * across):
+        band, column = divmod(place, across)
+        pair = grid[2 * band : 2 * band + 2, column]
+        if place >= len(layers):
+            for axes in pair:
+                axes.set_visible(False)
+            continue
+        rows = frame[frame["layer"] == layers[place]]
+        style.name_panel(pair[0], layers[place], across)
+        for axes, metric in zip(pair, metrics, strict=True):
+            _draw_sweep(axes, rows, metric, names)
+            axes.set_ylim(lowest[metric], 1.03)
+            if column == 0:
+                axes.set_ylabel(METRICS[metric])
+        pair[0].tick_params(labelbottom=False)
+        pair[1].set_xlabel("damping $\\lambda$")
+    return figure
+
+
+def _draw_sweep(axes: Axes, rows: pd.DataFrame, metric: str, names: list[str]) -> None:
+    """One metric of one layer against the damping."""
+    known = rows.dropna(subset=[metric]).sort_values("damping")
+    axes.grid(axis="y")
+    if known.empty:
+        axes.text(
+            0.5, 0.5, "n/a", transform=axes.transAxes, ha="center", va="center", color=style.MUTED
+        )
+        axes.set_xticks([])
+        return
+    for index, name in enumerate(names):
+        own = known[known["approximation"] == name]
+        axes.plot(
+            own["damping"],
+            own[metric],
+            marker="o",
+            markersize=2.2,
+            clip_on=False,
+            **_look(name, index, names),
+        )
+    axes.set_xscale("log")
+
+
+def _look(name: str, index: int, names: list[str]) -> dict[str, Any]:
+    """Colour and line style of an approximation's curve."""
+    return {"color": style.color(name, names), "linestyle": style.dashes(index)}
+
+
+def _rank(values: Array) -> int:
+    return len(_nonzero(values))
+
+
+def _nonzero(values: Array) -> Array:
+    """The finite values that are positive beyond rounding."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return finite
+    epsilon = np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0.0
+    return finite[finite > max(float(finite.max()), 0.0) * len(values) * epsilon]
+
+
+def _descending(values: Array | None) -> tuple[Array, Array]:
+    """Places 1, 2, … and the non-zero values in descending order."""
+    kept = np.empty(0) if values is None else np.sort(_nonzero(values))[::-1]
+    return np.arange(1, len(kept) + 1), kept
+
+
+def _finish_log(axes: Axes) -> None:
+    """Logarithmic values, or "n/a" where there is nothing to draw."""
+    drawn = [line for line in axes.lines if len(np.asarray(line.get_ydata()))]
+    if not drawn:
+        for line in list(axes.lines):
+            line.remove()
+        style.not_available(axes)
+        return
+    axes.set_yscale("log")
+    axes.grid()
+    axes.set_xlim(0, None)
+
+
+def _require(frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise InputError(
+            f"the frame has no column {', '.join(missing)}; it needs all of {columns}."
+        )
+    if frame.empty:
+        raise InputError("the frame has no rows, so there is nothing to draw.")

@@ -1,0 +1,63 @@
+"""The words that plots, tables and pages use for approximations and metrics."""
+
+import math
+
+APPROXIMATIONS: dict[str, str] = {
+    "diagonal": "diagonal",
+    "kfac": "KFAC",
+    "kfac-reduce": "KFAC-reduce",
+    "ekfac": "EKFAC",
+    "tkfac": "TKFAC",
+    "tekfac": "TEKFAC",
+    "lngd": "LNGD",
+    "lngd-lr": "LNGD-lr",
+    "lngd-sample": "LNGD-sample",
+    "ngplus": "NG+",
+    "foof": "FOOF",
+    "nearest-kronecker": "nearest A⊗B",
+}
+"""Registered name of an approximation -> the way its paper writes it."""
+
+METRICS: dict[str, str] = {
+    "relative_error": "relative error",
+    "scaled_error": "scaled error",
+    "best_scale": "best scale",
+    "population_error": "population error",
+    "gap_to_nearest": "gap to nearest",
+    "trace_ratio": "trace ratio",
+    "diagonal_error": "diagonal error",
+    "direction_cosine": "direction cosine",
+    "decrease_share": "decrease share",
+    "preconditioned_condition": "preconditioned condition",
+}
+"""Column of the records -> the metric's name in words."""
+
+
+def label(name: str) -> str:
+    """The written form of an approximation's name; a third party's name stays as it is."""
+    return APPROXIMATIONS.get(name, name)
+
+
+def number(value: object, missing: str = "n/a", digits: int = 3) -> str:
+    """``value`` to so many significant digits, short: ``0.310``, ``12.3``, ``1.23e4``.
+
+    Args:
+        value: A real number, or None, or pandas' NA.
+        missing: The text for a value that is None or not a number.
+        digits: Significant digits.
+
+    Returns:
+        The text; infinity is ``∞``.
+    """
+    if not isinstance(value, int | float) and not hasattr(value, "__float__"):
+        return missing
+    x = float(value)
+    if math.isnan(x):
+        return missing
+    if math.isinf(x):
+        return "∞" if x > 0 else "−∞"
+    if x == 0:
+        return "0"
+    mantissa, _, exponent = f"{x:#.{digits}g}".partition("e")
+    mantissa = mantissa.rstrip(".").replace("-", "−")
+    return f"{mantissa}e{int(exponent)}".replace("-", "−") if exponent else mantissa

@@ -1,0 +1,241 @@
+"""One style for all figures: fonts, colours, sizes, the caption, and how a figure is saved."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.style
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+COLUMN_WIDTH = 3.4
+"""Width of a figure in one column of a two-column page, in inches."""
+PAGE_WIDTH = 7.0
+"""Width of a figure across the page, in inches."""
+
+MAGNITUDE_MAP = "viridis"
+"""Perceptually uniform map for magnitudes, readable with any colour vision."""
+MISSING_COLOR = "#d9d9d9"
+ACCENT = "#d62728"
+MUTED = "#666666"
+
+TEXT_SIZE = 7.0
+SMALL_SIZE = 6.0
+TITLE_SIZE = 8.5
+_LINE = 1.35  # height of a line of text, in font sizes
+_CHARACTER = 0.56  # mean width of a character, in font sizes
+
+STYLE: dict[str, object] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "mathtext.fontset": "dejavusans",
+    "font.size": TEXT_SIZE,
+    "axes.titlesize": TEXT_SIZE,
+    "axes.labelsize": TEXT_SIZE,
+    "legend.fontsize": TEXT_SIZE,
+    "xtick.labelsize": SMALL_SIZE,
+    "ytick.labelsize": SMALL_SIZE,
+    "axes.titlepad": 4.0,
+    "axes.labelpad": 2.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.size": 1.5,
+    "ytick.minor.size": 1.5,
+    "xtick.major.pad": 2.0,
+    "ytick.major.pad": 2.0,
+    "lines.linewidth": 1.2,
+    "hatch.linewidth": 0.5,
+    "legend.frameon": False,
+    "figure.dpi": 200.0,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+
+styled = matplotlib.style.context(["default", STYLE])  # type: ignore[list-item]
+"""Decorator: the function draws in this style; the caller's settings are as before afterwards."""
+
+_COLORS: dict[str, str] = {
+    "kfac": "#0072b2",
+    "kfac-reduce": "#56b4e9",
+    "ekfac": "#009e73",
+    "tkfac": "#e69f00",
+    "tekfac": "#cc79a7",
+    "lngd": "#d55e00",
+    "lngd-lr": "#f0a27a",
+    "lngd-sample": "#8c3a00",
+    "ngplus": "#7a5aa6",
+    "foof": "#8b6b4a",
+    "diagonal": "#9c9c9c",
+    "nearest-kronecker": "#4d4d4d",
+}
+_FALLBACK_COLORS = ("#44aa99", "#882255", "#999933", "#332288", "#cc6677", "#117733")
+_DASHES = ("-", (0, (4, 1.2)), (0, (1.2, 1)), (0, (5, 1, 1, 1)))
+
+
+def color(name: str, others: Sequence[str] = ()) -> str:
+    """The colour of an approximation: fixed for those of the library.
+
+    Args:
+        name: Registered name of the approximation.
+        others: All names in the figure; a third party's colour goes by its place among the
+            third parties there.
+
+    Returns:
+        A hexadecimal colour.
+    """
+    if name in _COLORS:
+        return _COLORS[name]
+    strangers = [other for other in others if other not in _COLORS]
+    place = strangers.index(name) if name in strangers else 0
+    return _FALLBACK_COLORS[place % len(_FALLBACK_COLORS)]
+
+
+def dashes(index: int) -> str | tuple[int, tuple[float, ...]]:
+    """The line style of the ``index``-th curve, so that curves differ without colour too."""
+    return _DASHES[index % len(_DASHES)]  # type: ignore[return-value]
+
+
+def new_figure(
+    width: float,
+    height: float,
+    *,
+    caption: str,
+    title: str | None = None,
+    legend: Sequence[Artist] = (),
+) -> Figure:
+    """An empty figure with its title and legend on top and its caption below.
+
+    Args:
+        width: Width in inches.
+        height: Height of the space for the panels in inches; the strips for title, legend and
+            caption are added to it.
+        caption: What was measured: data, model, checkpoint, seed, device.
+        title: One sentence on top.
+        legend: Labelled handles.
+
+    Returns:
+        A figure with constrained layout inside the strips.
+    """
+    title_lines = _wrap(title or "", width, TITLE_SIZE)
+    caption_lines = _wrap(caption, width, SMALL_SIZE)
+    top = _strip(len(title_lines), TITLE_SIZE)
+    columns = _legend_columns(legend, width)
+    key = _strip(math.ceil(len(legend) / columns), TEXT_SIZE + 1)
+    bottom = _strip(len(caption_lines), SMALL_SIZE)
+    total = height + top + key + bottom
+    figure = Figure(figsize=(width, total))
+    rect = (0.0, bottom / total, 1.0, height / total)
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=rect, h_pad=0.04, w_pad=0.04))
+    edge = 0.04 / width
+    if title_lines:
+        figure.text(
+            edge,
+            1 - 0.04 / total,
+            "\n".join(title_lines),
+            ha="left",
+            va="top",
+            fontsize=TITLE_SIZE,
+            fontweight="bold",
+            parse_math=False,
+        ).set_in_layout(False)
+    if legend:
+        figure.legend(
+            handles=list(legend),
+            loc="upper left",
+            bbox_to_anchor=(0.0, 1 - top / total),
+            ncols=columns,
+            borderaxespad=0.2,
+            handlelength=2.2,
+            columnspacing=1.4,
+        ).set_in_layout(False)
+    figure.text(
+        edge,
+        0.03 / total,
+        "\n".join(caption_lines),
+        ha="left",
+        va="bottom",
+        fontsize=SMALL_SIZE,
+        color=MUTED,
+        linespacing=1.25,
+        parse_math=False,
+    ).set_in_layout(False)
+    return figure
+
+
+def short(name: object, most: int) -> str:
+    """A layer's name in at most so many characters: the end of a long one, after an ellipsis."""
+    text = str(name)
+    return text if len(text) <= most else "…" + text[1 - most :]
+
+
+def name_panel(axes: Axes, layer: object, across: int) -> None:
+    """Title "layer …" of a panel, cut to its share of a figure with so many panels in a row."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    room = int((figure.get_figwidth() / across - 0.25) * 72 / (TEXT_SIZE * 0.62))
+    axes.set_title(f"layer {short(layer, max(4, room - 6))}", parse_math=False)
+
+
+def not_available(axes: Axes) -> None:
+    """Empty panel: no ticks, and "n/a" in its middle."""
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, "n/a", transform=axes.transAxes, ha="center", va="center", color=MUTED)
+
+
+def save(figure: Figure, path_without_suffix: str | Path, png_dpi: int = 200) -> list[Path]:
+    """Write a figure as ``.png`` and ``.pdf``, the same bytes each time.
+
+    The layout is settled first and then kept, so that both files show the same picture. Text in
+    the PDF stays text; matrices are images of 300 dpi there. No date or version is written into
+    the files.
+
+    Args:
+        figure: The figure.
+        path_without_suffix: Where to write; missing folders are made.
+        png_dpi: Pixels per inch of the ``.png``.
+
+    Returns:
+        The two paths.
+    """
+    base = Path(path_without_suffix)
+    base.parent.mkdir(parents=True, exist_ok=True)
+    png, pdf = base.with_name(base.name + ".png"), base.with_name(base.name + ".pdf")
+    with matplotlib.style.context(["default", STYLE]):  # type: ignore[list-item]
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        figure.savefig(png, dpi=png_dpi, metadata={"Software": None})
+        plain = {"CreationDate": None, "Creator": None, "Producer": None}
+        figure.savefig(pdf, dpi=300, metadata=plain)
+    return [png, pdf]
+
+
+def _wrap(text: str, width: float, size: float) -> list[str]:
+    characters = max(20, int((width - 0.1) * 72 / (size * _CHARACTER)))
+    return [line for part in text.splitlines() for line in textwrap.wrap(part, characters)]
+
+
+def _strip(lines: int, size: float) -> float:
+    """Height in inches of so many lines of text; zero lines take no space."""
+    return (lines * size * _LINE + 5) / 72 if lines else 0.0
+
+
+def _legend_columns(legend: Sequence[Artist], width: float) -> int:
+    longest = max((len(str(handle.get_label())) for handle in legend), default=1)
+    entry = (longest * _CHARACTER + 4.6) * TEXT_SIZE / 72
+    return max(1, min(len(legend) or 1, int(width / entry)))

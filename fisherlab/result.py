@@ -1,0 +1,347 @@
+"""What a comparison gives: records, the operators behind them, pictures and files."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from torch import Tensor
+
+from fisherlab.errors import InputError, NotSupportedError, bytes_text, unknown
+from fisherlab.exact import Plan
+from fisherlab.layers import Layers, LayerView
+from fisherlab.measure import Measured, Target
+from fisherlab.metrics import trace_matched
+from fisherlab.operators import LinearOperator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import RenderableType
+
+RECORD_COLUMNS = (
+    "model,dataset,checkpoint,step,seed,dtype,layer,module,outputs,inputs,positions,groups,"
+    "approximation,kind,target,samples,columns,method,relative_error,scaled_error,best_scale,"
+    "population_error,population_error_se,gap_to_nearest,trace_exact,trace_approx,trace_ratio,"
+    "diagonal_error,damping,direction_cosine,decrease_share,preconditioned_condition,seconds,bytes,"
+    "note"
+).split(",")
+
+DIRECTION_COLUMNS = ("layer", "approximation", "damping", "direction_cosine", "decrease_share")
+
+_LARGEST_PICTURE = 4096
+
+
+@dataclass(frozen=True)
+class About:
+    """What the records call the things they were computed from.
+
+    Attributes:
+        model: its name.
+        dataset: its label; a stand-in says so in it.
+        checkpoint: `init`, a path, or how the weights were trained.
+        step: the training step of the weights; None: unknown.
+        seed: of initial weights, choice of samples and drawn labels; None: not known.
+        checksum: of the data set's source.
+        stand_in: whether the data stand in for others.
+        checkpoint_hash: SHA-256 of the weights' file.
+    """
+
+    model: str
+    dataset: str = "tensors"
+    checkpoint: str = "as given"
+    step: int | None = None
+    seed: int | None = None
+    checksum: str | None = None
+    stand_in: bool = False
+    checkpoint_hash: str | None = None
+
+    def caption(self, device: str) -> str:
+        """One line for a figure."""
+        parts = [
+            f"data: {self.dataset}",
+            f"model: {self.model}",
+            f"checkpoint: {self.checkpoint}",
+            f"seed: {'unknown' if self.seed is None else self.seed}",
+            f"device: {device}",
+        ]
+        return "; ".join(parts)
+
+
+@dataclass
+class LayerResult:
+    """Everything measured for one layer.
+
+    Attributes:
+        view: the layer.
+        plan: how its exact block was computed.
+        samples: N.
+        positions: T.
+        columns: N·C as used.
+        target: the exact block and what belongs to it.
+        operators: F̂ by approximation.
+        measured: numbers by (approximation, target).
+        waterfall: scaled errors of nearest → KFAC → lngd-lr → LNGD.
+        spectra: eigenvalues of `exact` and of each F̂; empty where they were not computed.
+    """
+
+    view: LayerView
+    plan: Plan
+    samples: int
+    positions: int
+    columns: int
+    target: Target
+    operators: dict[str, LinearOperator] = field(default_factory=dict)
+    measured: dict[tuple[str, str], Measured] = field(default_factory=dict)
+    waterfall: dict[str, float | None] = field(default_factory=dict)
+    spectra: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Comparison:
+    """The result of `fisherlab.compare`.
+
+    Attributes:
+        layers: the layers; `.layers.coverage()` says what of every parameter.
+        results: by layer.
+        coupling_matrix: ‖F_lk‖/√(‖F_l‖‖F_k‖), [L, L].
+        about: names of model, data and checkpoint.
+        device: where it was computed.
+        dtype: the model's dtype.
+    """
+
+    layers: Layers
+    results: Mapping[str, LayerResult]
+    coupling_matrix: Tensor
+    about: About
+    device: str
+    dtype: str
+
+    @cached_property
+    def records(self) -> pd.DataFrame:
+        """A row a (layer, approximation, target): the columns of `records.csv`."""
+        rows = [
+            self._row(result, approximation, target, measured.values)
+            for result in self.results.values()
+            for (approximation, target), measured in result.measured.items()
+        ]
+        return pd.DataFrame(rows, columns=list(RECORD_COLUMNS)).convert_dtypes(
+            convert_string=False, convert_floating=False
+        )
+
+    @cached_property
+    def directions(self) -> pd.DataFrame:
+        """A row a (layer, approximation, damping): `direction_cosine` and `decrease_share`."""
+        rows = [
+            {"layer": name, "approximation": approximation, **point}
+            for name, result in self.results.items()
+            for (approximation, target), measured in result.measured.items()
+            if target == result.target.name
+            for point in measured.sweep
+        ]
+        return pd.DataFrame(rows, columns=list(DIRECTION_COLUMNS))
+
+    @cached_property
+    def coupling(self) -> pd.DataFrame:
+        """A row a pair of layers: `layer, other, coupling`."""
+        names = list(self.results)
+        rows = [
+            (one, other, float(self.coupling_matrix[i, j]))
+            for i, one in enumerate(names)
+            for j, other in enumerate(names)
+        ]
+        return pd.DataFrame(rows, columns=["layer", "other", "coupling"])
+
+    @cached_property
+    def waterfall(self) -> pd.DataFrame:
+        """A row a (layer, step): the scaled errors from the nearest Kronecker product to LNGD."""
+        rows = [
+            (name, step, error)
+            for name, result in self.results.items()
+            for step, error in result.waterfall.items()
+        ]
+        return pd.DataFrame(rows, columns=["layer", "step", "scaled_error"])
+
+    @property
+    def caption(self) -> str:
+        """One line that says what was measured."""
+        return self.about.caption(self.device)
+
+    def operators(self, layer: str) -> dict[str, LinearOperator]:
+        """F (under the name `exact`) and every F̂ of one layer."""
+        result = self._result(layer)
+        return {"exact": result.target.exact, **result.operators}
+
+    def table(self) -> "RenderableType":
+        """The records as tables for a terminal; `rich.print(c.table())`."""
+        from fisherlab.report import console_table
+
+        return console_table(self.records, device=self.device)
+
+    def heatmap(
+        self,
+        layer: str,
+        approximations: Iterable[str] | str | None = None,
+        *,
+        trace_matched: bool = False,
+    ) -> "Figure":
+        """F, F̂ and ∣F − F̂∣ as heat maps, in the manner of figures 1 and 5 of the paper.
+
+        Args:
+            layer: its name.
+            approximations: which; None: all.
+            trace_matched: show F̂ · tr F / tr F̂.
+
+        Raises:
+            InputError: for an unknown layer or approximation.
+            NotSupportedError: for a block too large to draw.
+        """
+        from fisherlab import plots
+
+        result = self._result(layer)
+        names = self._names(result, approximations)
+        exact = result.target.exact
+        if exact.shape[0] > _LARGEST_PICTURE:
+            raise NotSupportedError(
+                f"the block of layer {layer!r} has size {exact.shape[0]} "
+                f"({bytes_text(8.0 * exact.shape[0] ** 2)}); blocks above {_LARGEST_PICTURE} are "
+                "not drawn"
+            )
+        shown = {}
+        for name in names:
+            operator = result.operators[name]
+            if trace_matched:
+                operator = _matched(exact, operator)
+            shown[name] = operator.dense().cpu().numpy()
+        return plots.heatmap(
+            exact.dense().cpu().numpy(),
+            shown,
+            layer=layer,
+            outputs=exact.outputs,
+            inputs=exact.inputs,
+            caption=f"{self.caption}; {self._made(result)}",
+            scale_note="trace-matched" if trace_matched else "as computed",
+        )
+
+    def spectrum(self, layer: str) -> "Figure":
+        """Eigenvalues of F and of every F̂, and of F̂_λ⁻¹F beside them.
+
+        Raises:
+            InputError: for an unknown layer.
+            NotSupportedError: where the eigenvalues were not computed.
+        """
+        from fisherlab import plots
+
+        result = self._result(layer)
+        if "exact" not in result.spectra:
+            raise NotSupportedError(f"the eigenvalues of layer {layer!r} were not computed")
+        preconditioned = {
+            name: measured.preconditioned.cpu().numpy()
+            for (name, target), measured in result.measured.items()
+            if target == result.target.name and measured.preconditioned is not None
+        }
+        spectra = {name: values.cpu().numpy() for name, values in result.spectra.items()}
+        return plots.spectrum(
+            spectra.pop("exact"),
+            spectra,
+            preconditioned,
+            layer=layer,
+            damping=result.target.damping,
+            caption=f"{self.caption}; {self._made(result)}",
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """For each layer the best approximation by each metric."""
+        best: dict[str, dict[str, Any]] = {}
+        main = self.records
+        for name, result in self.results.items():
+            rows = main[(main["layer"] == name) & (main["target"] == result.target.name)]
+            best[name] = _best(rows)
+        return {
+            "model": self.about.model,
+            "dataset": self.about.dataset,
+            "checkpoint": self.about.checkpoint,
+            "seed": self.about.seed,
+            "dtype": self.dtype,
+            "device": self.device,
+            "layers": best,
+        }
+
+    def save(self, directory: str | Path, *, matrices: bool = False) -> Path:
+        """Writes records, summary, pictures and the page into a directory that it makes.
+
+        Args:
+            directory: must not exist, or be empty.
+            matrices: also write `blocks.safetensors` with the dense matrices that fit.
+
+        Raises:
+            InputError: where the directory holds something already.
+        """
+        from fisherlab.files import save_comparison
+
+        return save_comparison(self, Path(directory), matrices=matrices)
+
+    def _row(
+        self, result: LayerResult, approximation: str, target: str, values: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        about, view = self.about, result.view
+        return {
+            "model": about.model,
+            "dataset": about.dataset,
+            "checkpoint": about.checkpoint,
+            "step": about.step,
+            "seed": about.seed,
+            "dtype": self.dtype,
+            "layer": view.name,
+            "module": view.family,
+            "outputs": view.outputs,
+            "inputs": view.inputs,
+            "positions": result.positions,
+            "groups": 1,
+            "approximation": approximation,
+            "kind": result.target.name,
+            "target": target,
+            "samples": result.samples,
+            "columns": result.columns,
+            "method": result.plan.method,
+            **values,
+        }
+
+    def _result(self, layer: str) -> LayerResult:
+        if layer not in self.results:
+            raise unknown("layer", layer, self.results)
+        return self.results[layer]
+
+    def _names(self, result: LayerResult, names: Iterable[str] | str | None) -> list[str]:
+        if names is None:
+            return list(result.operators)
+        chosen = [names] if isinstance(names, str) else list(names)
+        for name in chosen:
+            if name not in result.operators:
+                raise unknown("approximation", name, result.operators)
+        if not chosen:
+            raise InputError("name at least one approximation")
+        return chosen
+
+    def _made(self, result: LayerResult) -> str:
+        return f"{result.target.name} labels, {result.samples} samples"
+
+
+def _matched(exact: LinearOperator, operator: LinearOperator) -> LinearOperator:
+    return trace_matched(exact, operator)
+
+
+def _best(rows: pd.DataFrame) -> dict[str, Any]:
+    """For each metric the approximations with the best value (to three digits), and the value."""
+    from fisherlab.report.definitions import METRICS, best_rows
+
+    found: dict[str, Any] = {}
+    for metric in METRICS:
+        values = pd.to_numeric(rows[metric.column], errors="coerce").reset_index(drop=True)
+        marked = best_rows(values, metric.better)
+        if any(marked):
+            names = [n for n, best in zip(rows["approximation"], marked, strict=True) if best]
+            value = float(values[marked.index(True)])
+            found[metric.column] = {"best": names, "value": value}
+    return found

@@ -1,0 +1,113 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fisherlab import models
+from fisherlab.errors import InputError
+
+FACTORIES = """
+import torch
+from torch import nn
+
+network = nn.Linear(2, 3)
+size = 3
+
+def bare():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+def complete():
+    return nn.Linear(2, 3), (torch.ones(5, 2), torch.arange(5)), "gaussian"
+
+def unequal():
+    return nn.Linear(2, 3), (torch.ones(5, 2), torch.arange(4)), "gaussian"
+
+def short():
+    return nn.Linear(2, 3), (torch.ones(5, 2), torch.arange(5))
+
+def nothing():
+    pass
+
+def demanding(width):
+    return nn.Linear(width, 3)
+
+def failing():
+    raise RuntimeError("no weights\\nfound")
+"""
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module ``factories`` in the working directory, and ``broken`` ones beside it."""
+    (tmp_path / "factories.py").write_text(FACTORIES)
+    (tmp_path / "broken.py").write_text("def half(:")
+    (tmp_path / "needs.py").write_text("import a_package_that_is_not_there")
+    monkeypatch.chdir(tmp_path)
+    yield
+    for name in ("factories", "broken", "needs"):
+        sys.modules.pop(name, None)
+
+
+def test_a_factory_may_bring_its_data_and_likelihood() -> None:
+    model, (inputs, targets), likelihood = models.load("factories:complete")
+    assert model(inputs).shape == (5, 3)
+    assert targets.tolist() == [0, 1, 2, 3, 4]
+    assert likelihood == "gaussian"
+
+
+def test_its_provenance_names_the_factory_and_hashes_the_data() -> None:
+    prepared = models.prepare("factories:complete", samples=3)
+    assert prepared.dataset.label == "factories:complete"
+    assert len(prepared.dataset.checksum) == 64
+    assert len(prepared.inputs) == len(prepared.targets) == 3
+    assert prepared.checkpoint == "init"
+
+
+def test_a_bare_model_takes_the_named_data() -> None:
+    model, (inputs, targets), likelihood = models.load(
+        "factories:bare", data="mnist", samples=6, dtype=torch.float64
+    )
+    assert model(inputs).shape == (6, 10)
+    assert targets.shape == (6,)
+    assert likelihood == "categorical"
+
+
+def test_the_factory_is_seeded_and_the_global_state_untouched() -> None:
+    state = torch.get_rng_state()
+    first = models.load("factories:complete", seed=1).model.weight
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(first, models.load("factories:complete", seed=1).model.weight)
+    assert not torch.equal(first, models.load("factories:complete", seed=2).model.weight)
+
+
+def test_the_import_path_is_as_before() -> None:
+    before = list(sys.path)
+    models.load("factories:complete")
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("factories:bare", "without data; name a data set"),
+        ("factories:absent", "has no 'absent'"),
+        ("factories:size", "is a int, not a factory"),
+        ("factories:network", "is a Linear, not a factory"),
+        ("factories:nothing", "returned a NoneType"),
+        ("factories:short", "returned a tuple"),
+        ("factories:unequal", "5 inputs with 4 targets"),
+        ("factories:demanding", "failed: TypeError.*width"),
+        ("factories:failing", "failed: RuntimeError: no weights found"),
+        ("factories:", "form package.module:factory"),
+        (":bare", "form package.module:factory"),
+        (".factories:bare", "form package.module:factory"),
+        ("no_such_module:f", "'no_such_module' cannot be imported: ModuleNotFoundError"),
+        ("broken:half", "'broken' cannot be imported: SyntaxError"),
+        ("needs:f", "a_package_that_is_not_there"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(name: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason) as caught:
+        models.load(name)
+    assert "\n" not in str(caught.value)

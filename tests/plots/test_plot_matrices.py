@@ -1,0 +1,153 @@
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.colors import LogNorm
+from matplotlib.patches import Rectangle
+
+from fisherlab import plots
+from fisherlab.errors import InputError
+from fisherlab.plots import matrices
+
+
+def images(figure):
+    return [image for axes in figure.axes for image in axes.images]
+
+
+def squares(figure):
+    return [patch for axes in figure.axes for patch in axes.patches if type(patch) is Rectangle]
+
+
+def draw(exact, approximations, outputs, **options):
+    inputs = len(exact) // outputs
+    shape = {"outputs": outputs, "inputs": inputs}
+    return plots.heatmap(exact, approximations, layer="4", caption="here", **shape, **options)
+
+
+def test_panels_show_magnitudes_of_exact_approximation_and_error(fisher):
+    exact, kfac = fisher
+    drawn = images(draw(exact, {"kfac": -kfac}, 6, cutout=60))
+    expected = (np.abs(exact), np.abs(kfac), np.abs(exact + kfac))
+    assert len(drawn) == 3
+    for image, matrix in zip(drawn, expected, strict=True):
+        np.testing.assert_array_equal(image.get_array(), matrix)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_one_scale_holds_all_panels(fisher, rows):
+    exact, kfac = fisher
+    figure = draw(exact, {f"method {i}": kfac * 10.0**i for i in range(rows)}, 6, cutout=20)
+    drawn = images(figure)
+    assert len(drawn) == 6 * rows
+    assert len({id(image.norm) for image in drawn}) == 1
+    assert drawn[0].norm.vmax == max(np.max(image.get_array()) for image in drawn)
+
+
+def test_scale_is_linear_for_even_entries_and_logarithmic_for_uneven_ones(texts):
+    even = 1 + np.random.default_rng(0).random((4, 4))
+    uneven = np.diag([1.0, 1e-2, 1e-3, 1e-4]) + 1e-5
+    linear, logarithmic = (draw(matrix, {"kfac": matrix}, 2) for matrix in (even, uneven))
+    assert not isinstance(images(linear)[0].norm, LogNorm)
+    assert isinstance(images(logarithmic)[0].norm, LogNorm)
+    assert any("linear" in text for text in texts(linear))
+    assert any("logarithmic" in text for text in texts(logarithmic))
+
+
+def test_square_lies_where_the_mass_is_and_is_marked_in_each_large_panel():
+    exact = np.eye(50)
+    exact[20:30, 20:30] += 5
+    figure = draw(exact, {"kfac": exact * 2}, 5, cutout=10)
+    assert [square.get_xy() for square in squares(figure)] == [(19.5, 19.5)] * 3
+    np.testing.assert_array_equal(images(figure)[3].get_array(), exact[20:30, 20:30])
+
+
+def test_square_stands_where_the_caller_says(fisher):
+    exact, kfac = fisher
+    figure = draw(exact, {"kfac": kfac}, 6, cutout=12, corner=7)
+    np.testing.assert_array_equal(images(figure)[3].get_array(), np.abs(exact[7:19, 7:19]))
+    with pytest.raises(InputError, match="between 0 and 48"):
+        draw(exact, {"kfac": kfac}, 6, cutout=12, corner=49)
+
+
+def test_small_matrix_has_no_square(fisher):
+    exact, kfac = fisher
+    assert squares(draw(exact[:36, :36], {"kfac": kfac[:36, :36]}, 6)) == []
+
+
+def test_large_matrix_is_drawn_by_block_maxima_and_says_so(monkeypatch, fisher, texts):
+    monkeypatch.setattr(matrices, "MAX_PIXELS", 25)
+    exact, kfac = fisher
+    figure = draw(exact, {"kfac": kfac}, 6, cutout=60)
+    blocks = np.abs(exact).reshape(20, 3, 20, 3).max(axis=(1, 3))
+    np.testing.assert_array_equal(images(figure)[0].get_array(), blocks)
+    assert any("largest of 3×3" in text for text in texts(figure))
+
+
+@given(side=st.integers(2, 40), step=st.integers(1, 9))
+@settings(deadline=None)
+def test_block_maximum_keeps_the_largest_entry_of_every_block(side, step):
+    matrix = np.random.default_rng(side * step).random((side, side))
+    reduced = matrices._block_maximum(matrix, step)
+    places = np.arange(side) // step
+    whole = reduced[places][:, places]
+    assert (whole >= matrix).all()
+    assert np.isin(reduced, matrix).all()
+    assert reduced.shape == (-(-side // step),) * 2
+
+
+def test_ticks_name_input_and_unit_in_column_order(fisher):
+    exact, kfac = fisher
+    axes = draw(exact, {"kfac": kfac}, 6, cutout=60).axes[0]
+    for place, tick in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True):
+        given, unit = map(int, tick.get_text().split(", "))
+        assert given * 6 + unit == place
+
+
+def test_missing_approximation_leaves_an_empty_row(fisher, texts):
+    exact, kfac = fisher
+    figure = draw(exact, {"kfac": kfac, "lngd": None}, 6, cutout=60)
+    assert len(images(figure)) == 4
+    assert texts(figure).count("n/a") == 2
+
+
+def test_wholly_unknown_or_zero_matrices_are_drawn(fisher):
+    exact, _ = fisher
+    draw(exact, {"kfac": np.full_like(exact, np.nan)}, 6, cutout=20).draw_without_rendering()
+    draw(np.zeros((4, 4)), {"kfac": np.zeros((4, 4))}, 2).draw_without_rendering()
+
+
+def test_wrong_shapes_are_refused(fisher):
+    exact, kfac = fisher
+    with pytest.raises(InputError, match="column-vec"):
+        draw(exact, {"kfac": kfac[:30, :30]}, 6)
+    with pytest.raises(InputError, match="at least one"):
+        draw(exact, {}, 6)
+
+
+def test_title_names_layer_and_scale(fisher, texts):
+    exact, kfac = fisher
+    found = texts(draw(exact, {"kfac": kfac}, 6, scale_note="trace-matched"))
+    assert any("Layer 4" in text and "(trace-matched)" in text for text in found)
+    assert any("KFAC" in text for text in found)
+
+
+def test_coupling_prints_each_number_and_marks_missing_ones(caption, texts):
+    matrix = np.array([[1.0, 0.123, np.nan], [0.123, 1.0, 0.456], [np.nan, 0.456, 1.0]])
+    found = texts(plots.coupling(matrix, ["0", "2", "4"], caption=caption))
+    assert found.count("0.123") == 2
+    assert found.count("n/a") == 2
+    with pytest.raises(InputError, match=r"\[L, L\]"):
+        plots.coupling(matrix, ["0", "2"], caption=caption)
+
+
+def test_coupling_of_sixty_layers_has_thin_ticks(caption):
+    names = [f"blocks.{index}.convolution" for index in range(60)]
+    figure = plots.coupling(np.eye(60), names, caption=caption)
+    shown = [tick.get_text() for tick in figure.axes[0].get_xticklabels() if tick.get_text()]
+    assert 10 <= len(shown) <= 40
+
+
+def test_magnitude_map_grows_in_lightness():
+    colors = matplotlib.colormaps[plots.style.MAGNITUDE_MAP](np.linspace(0, 1, 50))[:, :3]
+    assert (np.diff(colors @ [0.2126, 0.7152, 0.0722]) > 0).all()

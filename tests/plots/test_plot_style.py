@@ -1,0 +1,160 @@
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fisherlab import plots
+from fisherlab.plots import labels, style
+
+
+@pytest.fixture
+def figures(fisher, make_records, caption):
+    """One figure of each kind."""
+    exact, kfac = fisher
+    shape = {"layer": "4", "outputs": 6, "inputs": 10, "caption": caption}
+    values = np.linalg.eigvalsh(exact)
+    sweep = make_records(["0"]).assign(damping=0.1, direction_cosine=0.9, decrease_share=0.8)
+    steps = pd.DataFrame({"layer": "4", "step": ["kfac", "lngd"], "scaled_error": [0.3, 0.6]})
+    spectra = {"layer": "4", "damping": 0.1, "caption": caption}
+    return {
+        "heatmap": plots.heatmap(exact, {"kfac": kfac}, cutout=20, **shape),
+        "spectrum": plots.spectrum(values, {"kfac": values}, {"kfac": values}, **spectra),
+        "errors": plots.errors(make_records(["0"]), caption=caption),
+        "waterfall": plots.waterfall(steps, caption=caption),
+        "coupling": plots.coupling(np.eye(3), ["0", "2", "4"], caption=caption),
+        "directions": plots.directions(sweep, caption=caption),
+    }
+
+
+def test_every_figure_shows_its_caption(figures, caption):
+    for figure in figures.values():
+        assert any(caption in " ".join(text.get_text().split("\n")) for text in figure.texts)
+
+
+def test_no_text_leaves_the_figure(figures):
+    for name, figure in figures.items():
+        figure.draw_without_rendering()
+        frame = figure.bbox
+        for text in [*figure.texts, *(axes.title for axes in figure.axes)]:
+            box = text.get_window_extent()
+            assert box.x0 >= -1, name
+            assert box.x1 <= frame.x1 + 1, name
+            assert box.y0 >= -1, name
+            assert box.y1 <= frame.y1 + 1, name
+
+
+def test_title_legend_panels_and_caption_do_not_overlap(figures):
+    for name, figure in figures.items():
+        figure.draw_without_rendering()
+        strips = [text.get_window_extent() for text in figure.texts]
+        strips += [legend.get_window_extent() for legend in figure.legends]
+        panels = [axes.get_tightbbox() for axes in figure.axes if axes.get_visible()]
+        for index, strip in enumerate(strips):
+            others = [*strips[index + 1 :], *panels]
+            assert not any(strip.overlaps(other) for other in others), name
+
+
+@pytest.mark.parametrize("count", [2, 4, 5, 13])
+def test_long_layer_names_stay_over_their_panels(caption, count):
+    names = [f"encoder.layers.{index}.self_attention.WWW_projection" for index in range(count)]
+    steps = pd.DataFrame({"layer": names, "step": "kfac", "scaled_error": 0.3})
+    figure = plots.waterfall(steps, caption=caption)
+    figure.draw_without_rendering()
+    titles = [axes.title.get_window_extent() for axes in figure.axes if axes.get_visible()]
+    for index, title in enumerate(titles):
+        assert title.x0 >= 0
+        assert title.x1 <= figure.bbox.x1
+        assert not any(title.overlaps(other) for other in titles[index + 1 :])
+
+
+def test_drawing_changes_no_setting_and_no_pyplot_state(tmp_path):
+    script = """
+import sys, matplotlib, numpy, seaborn
+matplotlib.rcParams["font.size"] = 13
+before = dict(matplotlib.rcParams)
+from fisherlab import plots
+figure = plots.coupling(numpy.eye(2), ["0", "2"], caption="here")
+plots.save(figure, sys.argv[1])
+assert dict(matplotlib.rcParams) == before
+assert matplotlib.pyplot.get_fignums() == []
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "figure")]
+    assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_equal_figures_are_saved_as_equal_bytes_without_dates(fisher, caption, tmp_path):
+    exact, kfac = fisher
+    shape = {"layer": "4", "outputs": 6, "inputs": 10, "caption": caption}
+    saved = []
+    for folder in ("a", "b"):
+        figure = plots.heatmap(exact, {"kfac": kfac}, cutout=20, **shape)
+        saved += [plots.save(figure, tmp_path / folder / f"heatmap-{run}.0") for run in (1, 2)]
+    assert [path.name for path in saved[0]] == ["heatmap-1.0.png", "heatmap-1.0.pdf"]
+    contents = [[path.read_bytes() for path in paths] for paths in saved]
+    assert all(content == contents[0] for content in contents)
+    assert not re.search(rb"CreationDate|\(D:20", contents[0][1])
+
+
+def test_png_has_the_resolution_asked_for(figures, tmp_path):
+    from matplotlib.image import imread
+
+    figure = figures["errors"]
+    png, _ = plots.save(figure, tmp_path / "a", png_dpi=50)
+    height, width = imread(png).shape[:2]
+    assert (width, height) == pytest.approx(tuple(figure.get_size_inches() * 50), abs=1)
+
+
+def test_importing_plots_brings_no_seaborn():
+    script = "import sys, fisherlab.plots; sys.exit('seaborn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_colors_differ_and_are_fixed():
+    names = list(labels.APPROXIMATIONS)
+    assert len({style.color(name) for name in names}) == len(names)
+    assert style.color("kfac", ["mine", "kfac"]) == style.color("kfac")
+
+
+def test_third_parties_get_colors_by_their_place():
+    names = ["mine", "kfac", "yours"]
+    assert style.color("mine", names) != style.color("yours", names)
+
+
+@given(st.floats(1e-300, 1e300))
+def test_number_keeps_three_digits(value):
+    assert float(labels.number(value).replace("−", "-")) == pytest.approx(value, rel=5.01e-3)
+    assert labels.number(-value) == "−" + labels.number(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.31, "0.310"),
+        (12.345, "12.3"),
+        (123.4, "123"),
+        (1234, "1.23e3"),
+        (0.0, "0"),
+        (1e-5, "1.00e−5"),
+        (float("inf"), "∞"),
+        (float("nan"), "n/a"),
+        (None, "n/a"),
+        (pd.NA, "n/a"),
+        (np.float32(0.5), "0.500"),
+        (7, "7.00"),
+        ("text", "n/a"),
+    ],
+)
+def test_number_is_written_shortly(value, text):
+    assert labels.number(value) == text
+
+
+@given(st.text(min_size=1, max_size=60), st.integers(2, 30))
+def test_short_names_keep_their_end(name, most):
+    text = style.short(name, most)
+    assert len(text) <= most
+    assert name.endswith(text.removeprefix("…") if len(name) > most else text)

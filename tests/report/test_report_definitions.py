@@ -1,0 +1,54 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fisherlab.plots import number
+from fisherlab.report.definitions import METRICS, THEOREMS, best_rows
+
+VALUES = st.lists(st.floats(1e-6, 1e6) | st.just(math.nan), min_size=2, max_size=12)
+
+
+@given(VALUES)
+def test_best_is_the_lowest_or_the_highest_known_value(values):
+    known = [value for value in values if not math.isnan(value)]
+    for better, choose in (("lower", min), ("higher", max)):
+        flags = best_rows(pd.Series(values), better)
+        marked = {number(value) for value, flag in zip(values, flags, strict=True) if flag}
+        assert marked == ({number(choose(known))} if len(known) > 1 else set())
+
+
+def test_nearest_to_one_counts_both_sides_alike():
+    assert best_rows(pd.Series([0.5, 1.9, 2.1]), "one") == [False, True, False]
+    assert best_rows(pd.Series([0.6, 1.9, 0.0]), "one") == [True, False, False]
+
+
+def test_ties_to_the_digits_shown_are_all_best():
+    assert best_rows(pd.Series([0.30001, 0.29999, 0.31]), "lower") == [True, True, False]
+
+
+def test_nothing_is_best_without_a_direction_or_without_a_rival():
+    assert best_rows(pd.Series([1.0, 2.0]), "none") == [False, False]
+    assert best_rows(pd.Series([1.0, np.nan, np.inf]), "lower") == [False] * 3
+
+
+@given(st.integers(2, 6), st.integers(0, 2**32 - 1))
+def test_formulas_of_scaled_error_and_scale_agree(size, seed):
+    """The scaled error as the table defines it: min over c = √(1 − cos²), at ⟨F, F̂⟩ / ‖F̂‖²."""
+    rng = np.random.default_rng(seed)
+    F, approximation = rng.random((2, size, size))
+    inner = (F * approximation).sum()
+    scale = inner / (approximation**2).sum()
+    cosine = inner / np.linalg.norm(F) / np.linalg.norm(approximation)
+    error = np.linalg.norm(F - scale * approximation) / np.linalg.norm(F)
+    assert error == pytest.approx(math.sqrt(max(1 - cosine**2, 0)), abs=1e-7)
+
+
+def test_every_metric_is_explained():
+    assert len({metric.column for metric in METRICS}) == len(METRICS)
+    assert all(metric.formula and metric.meaning.endswith(".") for metric in METRICS)
+    assert all(metric.name for metric in METRICS)
+    assert any("EKFAC ≤ KFAC" in theorem for theorem in THEOREMS)

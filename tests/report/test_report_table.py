@@ -1,0 +1,109 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from fisherlab.errors import InputError
+from fisherlab.report import METRICS, console_table
+
+
+def printed(renderable, width=100):
+    stream = io.StringIO()
+    Console(file=stream, width=width, force_terminal=False).print(renderable)
+    return stream.getvalue()
+
+
+def rows(text, name):
+    return [line for line in text.splitlines() if line.startswith(name)]
+
+
+def test_all_columns_fit_a_hundred_characters_in_one_table(records):
+    text = printed(console_table(records))
+    assert max(map(len, text.splitlines())) <= 100
+    assert len(rows(text, "KFAC")) == 2
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_narrow_terminals_get_every_number_whole(records, width):
+    text = printed(console_table(records), width)
+    assert max(map(len, text.splitlines())) <= width
+    line = " ".join(rows(text, "EKFAC"))
+    for number in ("0.352", "1.02", "0.390±0.021", "0.330", "1.00", "0.0900", "4.32e3"):
+        assert line.split().count(number) + line.split().count(number + "*") >= 2
+
+
+def test_best_of_each_column_and_target_is_marked(records):
+    text = printed(console_table(records[records["layer"] == "0"]))
+    assert "0.352*" in rows(text, "EKFAC")[0]
+    assert "0.300*" in rows(text, "nearest")[0]
+    assert "0.900*" in rows(text, "KFAC")[0]
+    assert "1.00*" in rows(text, "EKFAC")[0]
+    assert "1.00*" in rows(text, "TKFAC")[0]
+    assert "1.23e3*" in rows(text, "TKFAC")[0]
+    assert "0.0500*" not in text  # the only row of its target has no rival
+
+
+def test_rows_name_their_target_only_where_there_are_two(records):
+    both = printed(console_table(records))
+    assert "layer." in rows(both, "LNGD ")[0]
+    assert "target predictive and layerwise" in both
+    one = printed(console_table(records[records["target"] == "predictive"]))
+    assert "pred." not in one
+    assert "target predictive" in one
+
+
+def test_heading_and_foot_say_what_was_measured(records):
+    text = printed(console_table(records.assign(dataset="stand-in: digits"), device="cpu"))
+    for part in ("Layer 0", "m×d = 20×21", "kronecker", "1,000 samples", "9,000 columns"):
+        assert part in text
+    for part in ("stand-in: digits", "mnist-mlp", "trained", "seed 0", "device cpu"):
+        assert part in text
+
+
+def test_missing_numbers_are_dashes_and_empty_columns_are_left_out(records):
+    records.loc[1, "relative_error"] = None
+    records["decrease_share"] = None
+    text = printed(console_table(records[records["layer"] == "0"]))
+    assert "–" in rows(text, "KFAC")[0]
+    assert "decr." not in text
+    assert "nan" not in text.lower()
+
+
+def test_notes_are_footnotes_shared_by_equal_rows(records):
+    records["note"] = records["approximation"].map({"kfac": "few samples", "ekfac": "few samples"})
+    text = printed(console_table(records[records["layer"] == "0"]))
+    assert rows(text, "KFAC [1]")
+    assert rows(text, "EKFAC [1]")
+    assert text.count("few samples") == 1
+
+
+def test_methods_of_another_scale_carry_a_warning(records):
+    text = printed(console_table(records))
+    assert rows(text, "LNGD†")
+    assert "compare their scaled errors" in " ".join(text.split())
+    without = records[records["approximation"] != "lngd"]
+    assert "†" not in printed(console_table(without))
+
+
+def test_names_of_third_parties_are_printed_as_they_are(records):
+    odd = "my[bold]-method"
+    records["approximation"] = records["approximation"].replace("kfac", odd)
+    assert odd in printed(console_table(records), 120)
+
+
+def test_each_run_has_blocks_of_its_own(records):
+    text = printed(console_table(records.assign(seed=[0] * 6 + [1] * 6, layer="0")))
+    assert text.count("Layer 0") == 2
+
+
+def test_only_names_are_needed(records):
+    text = printed(console_table(records[["layer", "approximation", "scaled_error"]]))
+    assert "0.300*" in text
+    with pytest.raises(InputError, match="approximation"):
+        console_table(records[["layer"]])
+    with pytest.raises(InputError, match="no rows"):
+        console_table(records.iloc[:0])
+
+
+def test_headings_are_no_wider_than_their_numbers():
+    assert max(len(line) for metric in METRICS for line in metric.heading) <= 7
