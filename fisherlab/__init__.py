@@ -32,7 +32,7 @@ _MODULES = (
     "statistics",
 )
 
-__all__ = sorted([*_PUBLIC, *_MODULES])  # noqa: PLE0604
+__all__ = sorted([*_PUBLIC, *_MODULES])
 
 if TYPE_CHECKING:
     from fisherlab import approximations as approximations

@@ -51,8 +51,7 @@ def capture(layers: Layers) -> Iterator[dict[str, Seen]]:
     """While it is open, every layer's forward pass is kept."""
     seen: dict[str, Seen] = {}
     handles = [
-        view.module.register_forward_hook(_keeper(view, seen), with_kwargs=True)
-        for view in layers.values()
+        view.module.register_forward_hook(_keeper(view, seen), with_kwargs=True) for view in layers.values()
     ]
     try:
         yield seen
@@ -62,9 +61,7 @@ def capture(layers: Layers) -> Iterator[dict[str, Seen]]:
 
 
 def _keeper(view: LayerView, seen: dict[str, Seen]) -> Callable[..., None]:
-    def keep(
-        module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
-    ) -> None:
+    def keep(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
         if view.name in seen:
             raise InputError(
                 f"layer {view.name!r} is called more than once in a forward pass, which is not "
@@ -78,9 +75,7 @@ def _keeper(view: LayerView, seen: dict[str, Seen]) -> Callable[..., None]:
     return keep
 
 
-def backward(
-    outputs: Tensor, edges: list[Any], columns: Tensor, keep: bool
-) -> tuple[Tensor, ...]:
+def backward(outputs: Tensor, edges: list[Any], columns: Tensor, keep: bool) -> tuple[Tensor, ...]:
     """Sends columns [c, n, K] back from the outputs: for each edge a gradient [c, …].
 
     Args:

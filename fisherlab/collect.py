@@ -180,9 +180,7 @@ class Collector:
         seen, outputs = self._forward(inputs, index)
         if targets is not None:
             self.likelihood.check(outputs, targets)
-        given = {
-            name: LayerBatch(start, self._inputs(name, seen[name], samples)) for name in needs
-        }
+        given = {name: LayerBatch(start, self._inputs(name, seen[name], samples)) for name in needs}
         self._layerwise(given, needs, seen, outputs, generators["noise"])
         wanted = [kind for kind in LABEL_KINDS if any(kind in kinds for kinds in needs.values())]
         for kind in wanted:
@@ -257,9 +255,7 @@ class Collector:
     def _inputs(self, name: str, seen: Seen, samples: int) -> Tensor:
         return self.layers[name].to_inputs(seen.input, samples, self.batch_dim)
 
-    def _name_activations(
-        self, outputs: Tensor, seen: Mapping[str, Seen]
-    ) -> dict[str, Activation]:
+    def _name_activations(self, outputs: Tensor, seen: Mapping[str, Seen]) -> dict[str, Activation]:
         found = find_activations(outputs, {name: seen[name].edge for name in self.layers})
         return {
             name: found[name] if view.activation is None else Activation(view.activation)

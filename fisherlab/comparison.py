@@ -4,9 +4,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from fisherlab.approximations import (
     named_activations,
 )
 from fisherlab.collect import Collector
+from fisherlab.errors import FisherlabError, InputError
 from fisherlab.exact import (
     DEFAULT_COLUMNS,
     DEFAULT_MEMORY,
@@ -29,7 +30,6 @@ from fisherlab.exact import (
     make_plans,
     parse_bytes,
 )
-from fisherlab.errors import FisherlabError
 from fisherlab.layers import Layers, LayerView, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.measure import Measured, Target, measure
@@ -114,8 +114,8 @@ def compare(
         if on_plan is not None:
             on_plan(plan)
     has_targets = collector.batches.first(1)[1] is not None
-    if any(m.own_kind == "empirical" for m in methods):
-        _require_targets(has_targets, methods)
+    if not has_targets:
+        _refuse_empirical(methods)
     experiment = _Experiment(collector, plans, methods, has_targets, limit, spectra)
     gathered = gather(collector, experiment.work(), halves=True)
     about = about or About(model=type(model).__name__)
@@ -173,9 +173,7 @@ class _Experiment:
             return None
         return Statistic("block-layerwise", moments.unit_blocks, "layerwise")
 
-    def measure(
-        self, gathered: Mapping[str, Gathered], about: About, progress: Progress
-    ) -> Comparison:
+    def measure(self, gathered: Mapping[str, Gathered], about: About, progress: Progress) -> Comparison:
         """The records of all layers."""
         results: dict[str, LayerResult] = {}
         with bar(progress, "layers", len(self.plans)) as report:
@@ -225,7 +223,7 @@ class _Experiment:
         target, view = result.target, result.view
         layerwise = self._layerwise_target(view, target, gathered)
         operators, seconds = self._operators(view, result.plan, target.exact, gathered)
-        nearest = _try(lambda: scaled_error(target.exact, operators["nearest-kronecker"][0]).error)
+        nearest = _shape_error(target.exact, operators["nearest-kronecker"][0])
         asked = {method.name: method for method in self.asked}
         for name, method in asked.items():
             own, *fits = operators[name]
@@ -238,9 +236,7 @@ class _Experiment:
                 result.measured[name, layerwise.name] = measured
                 _finish(measured, seconds[name])
         for name in _WATERFALL:
-            result.waterfall[name] = _try(
-                lambda name=name: scaled_error(target.exact, operators[name][0]).error
-            )
+            result.waterfall[name] = _shape_error(target.exact, operators[name][0])
         if self.spectra:
             self._spectra(result)
 
@@ -261,9 +257,7 @@ class _Experiment:
             seconds[method.name] = time.perf_counter() - started
         return operators, seconds
 
-    def _half_blocks(
-        self, view: LayerView, plan: Plan, gathered: Gathered
-    ) -> list[LinearOperator]:
+    def _half_blocks(self, view: LayerView, plan: Plan, gathered: Gathered) -> list[LinearOperator]:
         kept = gathered.kept
         parts = [None, None] if kept is None else [kept.half(0), kept.half(1)]
         return [
@@ -287,9 +281,7 @@ class _Experiment:
             kept=GramOperator(kept.a.double(), kept.g[plan.kind].double()),
         )
 
-    def _layerwise_target(
-        self, view: LayerView, target: Target, gathered: Gathered
-    ) -> Target | None:
+    def _layerwise_target(self, view: LayerView, target: Target, gathered: Gathered) -> Target | None:
         if target.name == "layerwise":
             return target
         statistic = self._layerwise(view)
@@ -300,12 +292,12 @@ class _Experiment:
         return Target("layerwise", block, target.gradient, None, [note])
 
     def _spectra(self, result: LayerResult) -> None:
-        exact = _try(lambda: spectrum(result.target.exact).eigenvalues)
+        exact = _try(partial(spectrum, result.target.exact))
         if exact is None:
             return
-        result.spectra["exact"] = exact
+        result.spectra["exact"] = exact.eigenvalues
         for name, operator in result.operators.items():
-            values = _try(lambda operator=operator: operator.eigenvalues())
+            values = _try(operator.eigenvalues)
             if values is not None:
                 result.spectra[name] = values
 
@@ -318,11 +310,9 @@ def _finish(measured: Measured, seconds: float) -> None:
     measured.values["seconds"] += seconds
 
 
-def _require_targets(has_targets: bool, methods: Sequence[Approximation]) -> None:
-    if not has_targets:
-        from fisherlab.errors import InputError
-
-        names = ", ".join(m.name for m in methods if m.own_kind == "empirical")
+def _refuse_empirical(methods: Sequence[Approximation]) -> None:
+    names = ", ".join(method.name for method in methods if method.own_kind == "empirical")
+    if names:
         raise InputError(f"{names} needs targets; give (inputs, targets) or leave it out")
 
 
@@ -333,8 +323,16 @@ def _try(compute: Callable[[], T]) -> T | None:
         return None
 
 
+def _shape_error(exact: LinearOperator, approximation: LinearOperator) -> float | None:
+    found = _try(partial(scaled_error, exact, approximation))
+    return None if found is None else found.error
+
+
 def _coupling(plans: Mapping[str, Plan], gathered: Mapping[str, Gathered]) -> Tensor:
-    """‖F_lk‖/√(‖F_l‖ ‖F_k‖) from the samples kept, [L, L]; NaN where two layers' labels differ."""
+    """‖F_lk‖²/(‖F_l‖ ‖F_k‖) from the samples kept, [L, L]; NaN where two layers' labels differ.
+
+    ‖F_lk‖² = ⟨K_l, K_k⟩, so this is the cosine between the two Gram matrices.
+    """
     size = len(plans)
     matrix = torch.full((size, size), math.nan, dtype=torch.float64)
     grams: list[tuple[tuple[str, int], Tensor]] = []
@@ -348,7 +346,6 @@ def _coupling(plans: Mapping[str, Plan], gathered: Mapping[str, Gathered]) -> Te
     for i, (labels, K) in enumerate(grams):
         for j, (other_labels, other) in enumerate(grams[: i + 1]):
             if labels == other_labels:
-                value = float((K * other).sum().clamp(min=0).sqrt())
-                matrix[i, j] = matrix[j, i] = value
+                matrix[i, j] = matrix[j, i] = float((K * other).sum())
     scale = matrix.diagonal().clone().sqrt()
     return matrix / (scale[:, None] * scale[None, :])

@@ -131,9 +131,7 @@ def as_damping(damping: DampingLike) -> Damping:
     if isinstance(damping, (Constant, FactoredDamping)):
         return damping
     if isinstance(damping, bool) or not isinstance(damping, (int, float)):
-        raise InputTypeError(
-            f"damping must be a number or a damping object, not {type(damping).__name__}."
-        )
+        raise InputTypeError(f"damping must be a number or a damping object, not {type(damping).__name__}.")
     return Constant(float(damping))
 
 

@@ -258,9 +258,7 @@ def _gram_plan(
     return Plan(view.name, "gram", kind, samples, total, 2.0 * total**2 * width, held, note)
 
 
-def _layerwise_plan(
-    view: LayerView, method: str, samples: int | None, memory: int, copies: int
-) -> Plan:
+def _layerwise_plan(view: LayerView, method: str, samples: int | None, memory: int, copies: int) -> Plan:
     if method in ("gram", "per-sample"):
         raise NotSupportedError(
             f"the layer-wise Fisher has a closed form; method={method!r} does not apply, use 'auto'"
@@ -297,9 +295,7 @@ def block_work(plan: Plan) -> LayerWork:
     )
 
 
-def build_block(
-    view: LayerView, plan: Plan, sums: LayerSums, kept: LayerBatch | None
-) -> LinearOperator:
+def build_block(view: LayerView, plan: Plan, sums: LayerSums, kept: LayerBatch | None) -> LinearOperator:
     """The operator of a plan from what its pass gathered."""
     statistic = block_statistic(plan)
     if statistic is None:
@@ -328,9 +324,7 @@ def _per_sample(collector: Collector, view: LayerView, kind: str) -> DenseOperat
     return DenseOperator(total / samples, view.outputs, view.inputs)
 
 
-def _gradient_rows(
-    collector: Collector, view: LayerView, kind: str
-) -> Iterator[tuple[Tensor, int]]:
+def _gradient_rows(collector: Collector, view: LayerView, kind: str) -> Iterator[tuple[Tensor, int]]:
     """Chunks of J [n·c, D] in column-vec order, each with its number of samples."""
     model, size = collector.model, torch.finfo(collector.dtype).bits // 8
     parameters = {name: p.detach() for name, p in model.named_parameters()}
@@ -343,7 +337,7 @@ def _gradient_rows(
         return functional_call(model, {**parameters, **block}, (x,)).squeeze(0)
 
     def sample_rows(x: Tensor, u: Tensor) -> Tensor:
-        _, pull = vjp(lambda block: output(block, x), block)
+        pull = vjp(lambda block: output(block, x), block)[1]
         (gradients,) = vmap(pull)(u)
         return view.to_matrix(gradients).transpose(-1, -2).flatten(1)
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,11 +113,9 @@ def _pictures(comparison: "Comparison", folder: Path) -> "Iterator[Picture]":
         )
     yield written(
         "coupling",
-        lambda: plots.coupling(
-            comparison.coupling_matrix.numpy(), list(comparison.results), caption=caption
-        ),
+        lambda: plots.coupling(comparison.coupling_matrix.numpy(), list(comparison.results), caption=caption),
         "Coupling between layers",
-        "‖F_lk‖/√(‖F_l‖‖F_k‖): zero off the diagonal where the block-diagonal assumption holds.",
+        "‖F_lk‖²/(‖F_l‖‖F_k‖): zero off the diagonal where the block-diagonal assumption holds.",
     )
     for layer, result in comparison.results.items():
         yield from _layer_pictures(comparison, layer, f"{result.target.name} labels", written)
@@ -134,7 +133,7 @@ def _layer_pictures(
         try:
             yield written(
                 f"heatmap-{name}{'-matched' if matched else ''}",
-                lambda matched=matched: comparison.heatmap(layer, trace_matched=matched),
+                partial(comparison.heatmap, layer, trace_matched=matched),
                 f"Layer {layer}: heat maps, {scale}",
                 f"Exact Fisher ({labels}), approximations ({scale}) and absolute errors.",
             )

@@ -186,11 +186,11 @@ class Gaussian(Likelihood):
         return outputs.shape[-1]
 
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """f − y."""
+        """F − y."""
         return outputs - targets.to(outputs.dtype)
 
     def draw(self, outputs: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:
-        """f + ε, [draws, n, K]."""
+        """F + ε, [draws, n, K]."""
         shape = (draws, *outputs.shape)
         noise = torch.randn(shape, generator=generator, dtype=outputs.dtype, device=outputs.device)
         return outputs + noise
@@ -205,9 +205,7 @@ class Gaussian(Likelihood):
         _check_shape(self.name, outputs, targets)
 
 
-_BUILT_IN: dict[str, type[Likelihood]] = {
-    kind.name: kind for kind in (Categorical, Bernoulli, Gaussian)
-}
+_BUILT_IN: dict[str, type[Likelihood]] = {kind.name: kind for kind in (Categorical, Bernoulli, Gaussian)}
 
 
 def as_likelihood(likelihood: "str | Likelihood") -> Likelihood:
@@ -248,9 +246,7 @@ def label_columns(
         residuals = [likelihood.residual(outputs, label) for label in labels]
         return torch.stack(residuals) / draws**0.5
     if targets is None:
-        raise InputError(
-            "the empirical kind needs targets; give (inputs, targets) or another kind"
-        )
+        raise InputError("the empirical kind needs targets; give (inputs, targets) or another kind")
     return likelihood.residual(outputs, targets).unsqueeze(0)
 
 
@@ -266,8 +262,7 @@ def _diagonal_columns(values: Tensor) -> Tensor:
 def _check_vectors(name: str, outputs: Tensor) -> None:
     if outputs.dim() != 2:
         raise InputError(
-            f"a {name} likelihood needs outputs of shape [samples, K]; the model gave "
-            f"{list(outputs.shape)}"
+            f"a {name} likelihood needs outputs of shape [samples, K]; the model gave {list(outputs.shape)}"
         )
 
 

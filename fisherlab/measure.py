@@ -1,9 +1,9 @@
 """One layer measured: every number of a row of `records.csv` for an exact block and its approximations."""
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,9 +111,12 @@ def measure(
             values |= {key: value for key, value in _at_row(sweep).items() if key != "damping"}
         if spectra:
             with _noted(notes):
-                preconditioned = metrics.preconditioned_spectrum(F, matched, target.damping)
-                low, high = float(preconditioned[0]), float(preconditioned[-1])
-                values["preconditioned_condition"] = high / low
+                found = metrics.preconditioned(F, matched, target.damping)
+                preconditioned = found.eigenvalues
+                if math.isnan(found.condition):
+                    notes.append("the preconditioned condition needs a dense block")
+                else:
+                    values["preconditioned_condition"] = found.condition
     if target.gradient is None:
         notes.append("no targets: directions are empty")
     values["note"] = "; ".join(dict.fromkeys(notes))
@@ -145,9 +148,7 @@ def _sweep(target: Target, matched: LinearOperator) -> list[dict[str, float]]:
     for factor in DAMPINGS:
         damping = factor * target.unit
         step = matched.solve(target.gradient.to(matched.dtype), damping)
-        quality = metrics.step_quality(
-            target.exact, target.step(damping), step, target.gradient, damping
-        )
+        quality = metrics.step_quality(target.exact, target.step(damping), step, target.gradient, damping)
         rows.append(
             {
                 "damping": damping,

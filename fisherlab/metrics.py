@@ -43,6 +43,18 @@ class Spectrum(NamedTuple):
     condition: float
 
 
+class Preconditioned(NamedTuple):
+    """What is left of F under the inverse of F̂ (see `preconditioned`).
+
+    Attributes:
+        eigenvalues: the non-zero eigenvalues of F̂_λ⁻¹ F, ascending.
+        condition: the condition number of F̂_λ⁻¹ F_λ; NaN where it is not computed.
+    """
+
+    eigenvalues: Tensor
+    condition: float
+
+
 def relative_error(F: LinearOperator, approximation: LinearOperator) -> float:
     """‖F − F̂‖_F / ‖F‖_F.
 
@@ -53,7 +65,7 @@ def relative_error(F: LinearOperator, approximation: LinearOperator) -> float:
 
 
 def scaled_error(F: LinearOperator, approximation: LinearOperator) -> ScaledError:
-    """min over c > 0 of ‖F − c F̂‖_F / ‖F‖_F, and the minimising c = ⟨F, F̂⟩/‖F̂‖².
+    """Min over c > 0 of ‖F − c F̂‖_F / ‖F‖_F, and the minimising c = ⟨F, F̂⟩/‖F̂‖².
 
     An F̂ without common scale with F (LNGD, FOOF, NG+) can only be judged so.
     """
@@ -70,7 +82,7 @@ def cosine(F: LinearOperator, approximation: LinearOperator) -> float:
 
 
 def trace_ratio(F: LinearOperator, approximation: LinearOperator) -> float:
-    """tr F̂ / tr F."""
+    """Tr F̂ / tr F."""
     trace = float(F.trace())
     if trace == 0:
         raise NumericalError("the block is zero: its trace ratio is not defined")
@@ -101,7 +113,7 @@ def trace_matched(F: LinearOperator, approximation: LinearOperator) -> LinearOpe
 
 
 def mean_eigenvalue(F: LinearOperator) -> float:
-    """tr F / D: the unit in which dampings are given."""
+    """Tr F / D: the unit in which dampings are given."""
     return float(F.trace()) / F.shape[0]
 
 
@@ -133,8 +145,7 @@ def exact_step(F: LinearOperator, gradient: Tensor, damping: float) -> Tensor:
     """(F + λI)⁻¹ ∇h [m, d]."""
     if gradient.shape != (F.outputs, F.inputs):
         raise InputError(
-            f"the gradient has shape {list(gradient.shape)}; the block's is "
-            f"[{F.outputs}, {F.inputs}]"
+            f"the gradient has shape {list(gradient.shape)}; the block's is [{F.outputs}, {F.inputs}]"
         )
     if not damping > 0:
         raise InputError(f"the damping of a direction must be positive, not {damping}")
@@ -151,9 +162,7 @@ def step_quality(
         raise NumericalError("the gradient is zero: directions are not defined")
     curvature = (step * F.apply(step.to(F.dtype)).double()).sum() + damping * step.square().sum()
     gained = (step * gradient).sum().square() / curvature
-    return Direction(
-        float((best * step).sum() / norms), float(gained / (best * gradient).sum())
-    )
+    return Direction(float((best * step).sum() / norms), float(gained / (best * gradient).sum()))
 
 
 def spectrum(F: LinearOperator, damping: float = 0.0) -> Spectrum:
@@ -174,10 +183,8 @@ def spectrum(F: LinearOperator, damping: float = 0.0) -> Spectrum:
     return Spectrum(values, float(torch.exp(entropy)), condition)
 
 
-def preconditioned_spectrum(
-    F: LinearOperator, approximation: LinearOperator, damping: float
-) -> Tensor:
-    """The non-zero eigenvalues of F̂_λ⁻¹ F, ascending: all 1 where F̂_λ = F.
+def preconditioned_spectrum(F: LinearOperator, approximation: LinearOperator, damping: float) -> Tensor:
+    """The non-zero eigenvalues of F̂_λ⁻¹ F, ascending.
 
     From J F̂_λ⁻¹ Jᵀ/N for a Gram operator, else from F̂_λ^{-1/2} F F̂_λ^{-1/2}. Values below D·ε times the
     largest count as zero.
@@ -186,25 +193,43 @@ def preconditioned_spectrum(
         NotSupportedError: where the work or the block is too large.
     """
     if isinstance(F, GramOperator):
-        matrix = _gram_preconditioned(F, approximation, damping)
-    else:
-        _check_dense(F)
-        root = approximation.power(-0.5, damping)
-        matrix = _sandwich(F.dense(), root)
-    values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
-    least = len(values) * torch.finfo(values.dtype).eps * float(values[-1])
-    return values[values > least]
+        return _nonzero_eigenvalues(_gram_preconditioned(F, approximation, damping))
+    return _nonzero_eigenvalues(_sandwich(F, approximation, damping))
 
 
-def _sandwich(dense: Tensor, root: LinearOperator) -> Tensor:
-    """R F R for a symmetric R applied column by column."""
-    half = root @ dense
-    return root @ half.T
+def preconditioned(F: LinearOperator, approximation: LinearOperator, damping: float) -> Preconditioned:
+    """`preconditioned_spectrum`, and the condition number of F̂_λ⁻¹ F_λ, from one product.
+
+    Both are damped in the condition number, so that it is 1 where F̂ = F; of F̂_λ⁻¹ F alone it would be set
+    by the smallest eigenvalue of F above rounding. It is NaN for a Gram operator, whose form does not reach
+    outside the span of the samples.
+    """
+    if isinstance(F, GramOperator):
+        return Preconditioned(preconditioned_spectrum(F, approximation, damping), float("nan"))
+    matrix = _sandwich(F, approximation, damping)
+    eigenvalues = _nonzero_eigenvalues(matrix)
+    matrix += damping * approximation.inverse(damping).dense()
+    both = torch.linalg.eigvalsh(matrix)
+    return Preconditioned(eigenvalues, float(both[-1] / both[0]))
 
 
-def _gram_preconditioned(
-    F: GramOperator, approximation: LinearOperator, damping: float
-) -> Tensor:
+def _nonzero_eigenvalues(matrix: Tensor) -> Tensor:
+    values = torch.linalg.eigvalsh(matrix)
+    return values[values > len(values) * torch.finfo(values.dtype).eps * values[-1]]
+
+
+def _sandwich(F: LinearOperator, approximation: LinearOperator, damping: float) -> Tensor:
+    """F̂_λ^{-1/2} F F̂_λ^{-1/2} [D, D]."""
+    if isinstance(F, GramOperator) and F.shape[0] > F.columns:
+        raise NotSupportedError("the condition number needs the dense block, which a Gram form lacks")
+    _check_dense(F)
+    root = approximation.power(-0.5, damping)
+    half = root @ F.dense()
+    matrix = root @ half.T
+    return (matrix + matrix.T) / 2
+
+
+def _gram_preconditioned(F: GramOperator, approximation: LinearOperator, damping: float) -> Tensor:
     operations = 2.0 * F.columns * F.a.shape[0] * F.a.shape[1] * F.shape[0]
     if operations > _MOST_OPERATIONS:
         raise NotSupportedError(
@@ -216,15 +241,14 @@ def _gram_preconditioned(
     for start in range(0, F.columns, step):
         stop = min(start + step, F.columns)
         matrix[start:stop] = F.rows(inverse.apply(F.vectors(start, stop))).flatten(1)
-    return matrix * F.weight
+    matrix *= F.weight
+    return (matrix + matrix.T) / 2
 
 
 def _norm(F: LinearOperator) -> float:
     norm = float(F.frobenius_norm())
     if not norm > 0 or norm == float("inf"):
-        raise NumericalError(
-            "the block is zero or not finite, so errors relative to it are not defined"
-        )
+        raise NumericalError("the block is zero or not finite, so errors relative to it are not defined")
     return norm
 
 

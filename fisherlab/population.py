@@ -60,16 +60,12 @@ class Halves:
         """The population error of an approximation fitted on the even and on the odd samples."""
         n = self.samples
         if n < LEAST_SAMPLES:
-            return PopulationError(
-                None, None, f"population error needs at least {LEAST_SAMPLES} samples"
-            )
+            return PopulationError(None, None, f"population error needs at least {LEAST_SAMPLES} samples")
         norm = self._pairs / (n * (n - 1))
         cross = 0.5 * sum(float(self.halves[h].inner(fits[1 - h])) for h in (0, 1))
         own = 0.5 * sum(float(fit.frobenius_norm()) ** 2 for fit in fits)
         if norm <= 0 or norm - 2 * cross + own < 0:
-            return PopulationError(
-                None, None, "population error: the estimate is negative; use more samples"
-            )
+            return PopulationError(None, None, "population error: the estimate is negative; use more samples")
         error = ((norm - 2 * cross + own) / norm) ** 0.5
         return PopulationError(error, self._standard_error(fits, cross, own))
 

@@ -20,13 +20,43 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import RenderableType
 
-RECORD_COLUMNS = (
-    "model,dataset,checkpoint,step,seed,dtype,layer,module,outputs,inputs,positions,groups,"
-    "approximation,kind,target,samples,columns,method,relative_error,scaled_error,best_scale,"
-    "population_error,population_error_se,gap_to_nearest,trace_exact,trace_approx,trace_ratio,"
-    "diagonal_error,damping,direction_cosine,decrease_share,preconditioned_condition,seconds,bytes,"
-    "note"
-).split(",")
+RECORD_COLUMNS = [
+    "model",
+    "dataset",
+    "checkpoint",
+    "step",
+    "seed",
+    "dtype",
+    "layer",
+    "module",
+    "outputs",
+    "inputs",
+    "positions",
+    "groups",
+    "approximation",
+    "kind",
+    "target",
+    "samples",
+    "columns",
+    "method",
+    "relative_error",
+    "scaled_error",
+    "best_scale",
+    "population_error",
+    "population_error_se",
+    "gap_to_nearest",
+    "trace_exact",
+    "trace_approx",
+    "trace_ratio",
+    "diagonal_error",
+    "damping",
+    "direction_cosine",
+    "decrease_share",
+    "preconditioned_condition",
+    "seconds",
+    "bytes",
+    "note",
+]
 
 DIRECTION_COLUMNS = ("layer", "approximation", "damping", "direction_cosine", "decrease_share")
 
@@ -105,7 +135,7 @@ class Comparison:
     Attributes:
         layers: the layers; `.layers.coverage()` says what of every parameter.
         results: by layer.
-        coupling_matrix: ‖F_lk‖/√(‖F_l‖‖F_k‖), [L, L].
+        coupling_matrix: ‖F_lk‖²/(‖F_l‖‖F_k‖), [L, L].
         about: names of model, data and checkpoint.
         device: where it was computed.
         dtype: the model's dtype.

@@ -30,9 +30,7 @@ def test_pi_follows_a_change_of_scale_between_the_factors(trace_A, trace_B, c):
     assert float(after[1]) == pytest.approx(float(before[1]) / c)
 
 
-@pytest.mark.parametrize(
-    ("trace_A", "trace_B", "pi"), [(0.0, 1.0, 1e-2), (1.0, 0.0, 1e2), (0.0, 0.0, 1.0)]
-)
+@pytest.mark.parametrize(("trace_A", "trace_B", "pi"), [(0.0, 1.0, 1e-2), (1.0, 0.0, 1e2), (0.0, 0.0, 1.0)])
 def test_pi_with_a_zero_trace_stays_within_bounds(trace_A, trace_B, pi):
     shift_A, shift_B = Pi(0.25).factors(scalar(trace_A), 2, scalar(trace_B), 2)
     assert float(shift_A) == pytest.approx(0.5 * pi)

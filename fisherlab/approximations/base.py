@@ -105,8 +105,7 @@ def create(approximation: str | Approximation, **options: Any) -> Approximation:
         return approximation
     if not isinstance(approximation, str):
         raise InputTypeError(
-            "an approximation is given by name or as an instance, not as "
-            f"{type(approximation).__name__}"
+            f"an approximation is given by name or as an instance, not as {type(approximation).__name__}"
         )
     if approximation not in _REGISTRY:
         raise unknown("approximation", approximation, _REGISTRY)

@@ -46,9 +46,7 @@ class Statistics:
         """N."""
         return next(iter(self.sums.values())).samples
 
-    def build(
-        self, approximation: str | Approximation, **options: Any
-    ) -> dict[str, LinearOperator]:
+    def build(self, approximation: str | Approximation, **options: Any) -> dict[str, LinearOperator]:
         """The operators of one approximation, layer by layer.
 
         Raises:
@@ -57,8 +55,7 @@ class Statistics:
         method = create(approximation, **options)
         if method.from_exact:
             raise InputError(
-                f"{method.name} is made from the exact block, not from statistics; use "
-                "fisherlab.approximate"
+                f"{method.name} is made from the exact block, not from statistics; use fisherlab.approximate"
             )
         kind = method.label_kind(self.kind)
         for name in self.shapes if method.two_pass else ():
@@ -67,9 +64,7 @@ class Statistics:
                     f"the statistics hold no second pass for {method.name}; collect with "
                     f"approximations=({method.name!r},)"
                 )
-        return {
-            name: method.build(shape, self.sums[name], kind) for name, shape in self.shapes.items()
-        }
+        return {name: method.build(shape, self.sums[name], kind) for name, shape in self.shapes.items()}
 
     def __add__(self, other: "Statistics") -> "Statistics":
         """The statistics over both sets of samples.
@@ -188,7 +183,7 @@ def collect_statistics(
     return Statistics(shapes, sums, kind, type(model).__name__)
 
 
-def approximate(
+def approximate(  # noqa: D417
     approximation: str | Approximation,
     model: nn.Module,
     data: Any,
@@ -228,9 +223,7 @@ def approximate(
     if method.from_exact:
         exact = exact_fisher(model, data, likelihood, kind, layers, **common)
         return {name: method.from_block(block) for name, block in exact.items()}
-    statistics = collect_statistics(
-        model, data, likelihood, kind, layers, approximations=method, **common
-    )
+    statistics = collect_statistics(model, data, likelihood, kind, layers, approximations=method, **common)
     return statistics.build(method)
 
 

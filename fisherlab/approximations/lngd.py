@@ -58,9 +58,7 @@ class LNGD(_DiagonalOutput):
         check_option("last", last, ("identity", "categorical"))
         draws = isinstance(sampling, int) and not isinstance(sampling, bool) and sampling > 0
         if sampling != "expected" and not draws:
-            raise InputError(
-                f"sampling is 'expected' or a positive number of draws, not {sampling!r}"
-            )
+            raise InputError(f"sampling is 'expected' or a positive number of draws, not {sampling!r}")
         self.sampling, self.activations, self.last = sampling, dict(activations or {}), last
 
     def label_kind(self, kind: str) -> str:

@@ -16,9 +16,7 @@ from fisherlab.errors import FisherlabError
 log = logging.getLogger("fisherlab")
 
 
-def load_images(
-    source: ImageSource, split: str, places: list[Path], *, may_download: bool
-) -> Dataset | None:
+def load_images(source: ImageSource, split: str, places: list[Path], *, may_download: bool) -> Dataset | None:
     """One split of an image set, or None where its files cannot be had.
 
     Args:

@@ -107,9 +107,7 @@ def find_activations(output: Tensor, edges: Mapping[str, Any]) -> dict[str, Acti
         edges: for each layer the `GradientEdge` of its output.
     """
     consumers = _consumers(output.grad_fn, {(e.node, e.output_nr) for e in edges.values()})
-    return {
-        name: _activation_of(consumers[edge.node, edge.output_nr]) for name, edge in edges.items()
-    }
+    return {name: _activation_of(consumers[edge.node, edge.output_nr]) for name, edge in edges.items()}
 
 
 def _consumers(root: Any, wanted: set[tuple[Any, int]]) -> dict[tuple[Any, int], list[Any]]:

@@ -57,8 +57,7 @@ class Layers(Mapping[str, LayerView]):
         """The layers with their activations named, and a remark on each in the coverage."""
         views = [v.with_activation(names[v.name]) if v.name in names else v for v in self.values()]
         parameters = [
-            _Covered(p.parameter, p.layer, p.reason or reasons.get(p.layer, ""))
-            for p in self._parameters
+            _Covered(p.parameter, p.layer, p.reason or reasons.get(p.layer, "")) for p in self._parameters
         ]
         return Layers(views, parameters)
 
@@ -75,9 +74,7 @@ class Layers(Mapping[str, LayerView]):
             (p.parameter, p.layer, self._activation(p.layer), p.layer in self._views, p.reason)
             for p in self._parameters
         ]
-        return pandas.DataFrame(
-            rows, columns=["parameter", "layer", "activation", "covered", "reason"]
-        )
+        return pandas.DataFrame(rows, columns=["parameter", "layer", "activation", "covered", "reason"])
 
     def _activation(self, layer: str) -> str:
         return (self._views[layer].activation or "") if layer in self._views else ""
@@ -173,9 +170,7 @@ def _globs(argument: str, globs: Iterable[str]) -> tuple[str, ...]:
     globs = (globs,) if isinstance(globs, str) else tuple(globs)
     for glob in globs:
         if not isinstance(glob, str):
-            raise InputTypeError(
-                f"{argument} takes layer names or globs, not {type(glob).__name__} objects"
-            )
+            raise InputTypeError(f"{argument} takes layer names or globs, not {type(glob).__name__} objects")
     return globs
 
 

@@ -81,7 +81,7 @@ class LayerView(BlockShape):
         return ones if self.weight is None else torch.cat([a, ones], dim=-1)
 
     def to_outputs(self, g: Tensor, samples: int, batch_dim: int = 0) -> Tensor:
-        """c tensors shaped as the module's output, [c, …], as [c, n, t, m]."""
+        """C tensors shaped as the module's output, [c, …], as [c, n, t, m]."""
         return self._by_position(g, samples, batch_dim)
 
     def to_matrix(self, gradients: Mapping[str, Tensor]) -> Tensor:

@@ -63,9 +63,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(
-            f"the checkpoint {str(file)!r} cannot be read: {error.strerror}."
-        ) from error
+        raise InputError(f"the checkpoint {str(file)!r} cannot be read: {error.strerror}.") from error
     if file.suffix == ".safetensors":
         tensors, step = _read_safetensors(file)
     else:
@@ -73,9 +71,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     return Weights(tensors, digest, step)
 
 
-def check_weights(
-    model: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]
-) -> None:
+def check_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Refuse weights that do not fit the model: the first mismatch is named.
 
     Raises:
@@ -124,9 +120,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
                 f"save model.state_dict() as safetensors instead."
             ) from error
         raise _damaged(path, error) from error
-    if not isinstance(content, Mapping) or not all(
-        isinstance(tensor, Tensor) for tensor in content.values()
-    ):
+    if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise InputError(
             f"the checkpoint {str(path)!r} is no state dict (a mapping of names to tensors); "
             f"save model.state_dict() alone."

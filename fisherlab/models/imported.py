@@ -56,9 +56,7 @@ def _import_factory(name: str) -> Callable[[], Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise InputError(
-            f"the module {module_name!r} cannot be imported: {_short(error)}."
-        ) from error
+        raise InputError(f"the module {module_name!r} cannot be imported: {_short(error)}.") from error
     factory = getattr(module, attribute, None)
     if factory is None:
         raise InputError(f"the module {module_name!r} has no {attribute!r}.")

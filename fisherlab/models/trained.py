@@ -99,9 +99,7 @@ def _train(
     with torch.enable_grad():
         for _ in range(epochs):
             order = torch.randperm(len(inputs), generator=generator)
-            batches = zip(
-                inputs[order].split(recipe.batch), targets[order].split(recipe.batch), strict=True
-            )
+            batches = zip(inputs[order].split(recipe.batch), targets[order].split(recipe.batch), strict=True)
             for batch_inputs, batch_targets in batches:
                 optimizer.zero_grad()
                 cross_entropy(model(batch_inputs), batch_targets).backward()

@@ -98,8 +98,7 @@ class LinearOperator(ABC):
             number = float(factor)
         except (TypeError, ValueError) as error:
             raise InputTypeError(
-                f"an operator is multiplied by a number, not by a {type(factor).__name__}; use "
-                "@ for vectors."
+                f"an operator is multiplied by a number, not by a {type(factor).__name__}; use @ for vectors."
             ) from error
         return self.scaled(number)
 
@@ -124,8 +123,7 @@ class LinearOperator(ABC):
         """Raises InputError unless X ends in [m, d]."""
         if X.shape[-2:] != (self.outputs, self.inputs):
             raise InputError(
-                f"the operator acts on matrices [..., {self.outputs}, {self.inputs}], not "
-                f"{list(X.shape)}."
+                f"the operator acts on matrices [..., {self.outputs}, {self.inputs}], not {list(X.shape)}."
             )
 
     # --- dense forms ----------------------------------------------------------------------------
@@ -171,9 +169,7 @@ class LinearOperator(ABC):
             return (self @ right).cpu().numpy()
 
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-        return ScipyOperator(
-            shape=self.shape, matvec=product, rmatvec=product, matmat=product, dtype=dtype
-        )
+        return ScipyOperator(shape=self.shape, matvec=product, rmatvec=product, matmat=product, dtype=dtype)
 
     def _dense_columns(self) -> Tensor:
         if self.pair_symmetric:

@@ -23,6 +23,7 @@ from fisherlab.operators.numerics import (
     damped_inverse,
     damped_power,
     norm64,
+    symmetric_eigenvalues,
     symmetric_eigh,
 )
 
@@ -72,7 +73,7 @@ class DenseOperator(LinearOperator):
 
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of the symmetrised matrix, ascending, [D]."""
-        return self._eigh[0]
+        return self._eigh[0] if "_eigh" in self.__dict__ else self._eigenvalues
 
     def inverse(self, damping: DampingLike = 0.0) -> DenseOperator:
         """(F + λI)⁻¹ by Cholesky."""
@@ -113,6 +114,10 @@ class DenseOperator(LinearOperator):
     def _by_entry(self) -> Tensor:
         """The matrix as [i, j, k, l]: inputs i, k and outputs j, l."""
         return self.matrix.reshape(self.inputs, self.outputs, self.inputs, self.outputs)
+
+    @cached_property
+    def _eigenvalues(self) -> Tensor:
+        return symmetric_eigenvalues(self.matrix)
 
     @cached_property
     def _eigh(self) -> tuple[Tensor, Tensor]:

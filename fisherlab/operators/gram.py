@@ -47,9 +47,7 @@ class GramOperator(LinearOperator):
 
     structure: ClassVar[int] = 4
 
-    def __init__(
-        self, a: Tensor, g: Tensor, samples: int | None = None, *, memory: int = _DENSE_BYTES
-    ):
+    def __init__(self, a: Tensor, g: Tensor, samples: int | None = None, *, memory: int = _DENSE_BYTES):
         check_sample_shapes(a, g)
         total = a.shape[0] if samples is None else samples
         if total <= 0 or g.numel() == 0:
@@ -266,8 +264,7 @@ class GramOperator(LinearOperator):
             by_unit, a = self._squared_gradients, self.a[:, 0]
             pairs = packed_size(self.inputs) * a.element_size()
             pieces = (
-                by_unit[start:stop].T @ svec_outer(a[start:stop])
-                for start, stop in spans(len(a), pairs)
+                by_unit[start:stop].T @ svec_outer(a[start:stop]) for start, stop in spans(len(a), pairs)
             )
             return smat(sum_pieces(pieces), self.inputs) * self.weight
         blocks = (V.permute(1, 2, 0) @ V.transpose(0, 1) for V in self._chunks())

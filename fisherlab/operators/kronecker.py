@@ -103,9 +103,7 @@ class KroneckerOperator(LinearOperator):
         """
         if isinstance(damping, FactoredDamping):
             shift_A, shift_B = self._shifts(damping)
-            return KroneckerOperator(
-                damped_inverse(self.A, shift_A), damped_inverse(self.B, shift_B)
-            )
+            return KroneckerOperator(damped_inverse(self.A, shift_A), damped_inverse(self.B, shift_B))
         return self._eigen.inverse(damping)
 
     def power(self, p: float, damping: DampingLike = 0.0) -> LinearOperator:

@@ -1,6 +1,7 @@
 """Numerics shared by the operators: float64 reductions, factorisations that fail with a way out."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,27 +54,38 @@ def symmetric_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         NumericalError: an entry is not finite, or the decomposition does not converge in float64.
     """
+    values, vectors = _decomposed(matrix, torch.linalg.eigh)
+    return _without_rounding(values), vectors
+
+
+def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
+    """The eigenvalues of `symmetric_eigh` alone, in about a third of its time."""
+    return _without_rounding(_decomposed(matrix, torch.linalg.eigvalsh))
+
+
+def _without_rounding(values: Tensor) -> Tensor:
+    rounding = values.shape[-1] * torch.finfo(values.dtype).eps
+    largest = values.abs().amax(-1, keepdim=True)
+    return values.where(values.abs() > rounding * largest, 0.0)
+
+
+def _decomposed(matrix: Tensor, decompose: Callable[[Tensor], Any]) -> Any:
+    """A decomposition of the symmetrised matrix, in float64 where its own dtype fails."""
     if not bool(matrix.isfinite().all()):
         raise NumericalError(
-            "a matrix to decompose has entries that are not finite; check the statistics it is "
-            "made of."
+            "a matrix to decompose has entries that are not finite; check the statistics it is made of."
         )
-    values, vectors = _eigh_with_retry(symmetrised(matrix))
-    rounding = matrix.shape[-1] * torch.finfo(matrix.dtype).eps
-    largest = values.abs().amax(-1, keepdim=True)
-    return values.where(values.abs() > rounding * largest, 0.0), vectors
-
-
-def _eigh_with_retry(matrix: Tensor) -> tuple[Tensor, Tensor]:
     try:
-        return torch.linalg.eigh(matrix)
+        return decompose(symmetrised(matrix))
     except torch.linalg.LinAlgError as error:
         if matrix.dtype == torch.float64:
             raise NumericalError(
                 "the eigendecomposition of a matrix did not converge; rescale it."
             ) from error
-    values, vectors = _eigh_with_retry(matrix.double())
-    return values.to(matrix.dtype), vectors.to(matrix.dtype)
+    again = _decomposed(matrix.double(), decompose)
+    if isinstance(again, Tensor):
+        return again.to(matrix.dtype)
+    return tuple(part.to(matrix.dtype) for part in again)
 
 
 def damped_power(values: Tensor, damping: float, p: float) -> Tensor:
@@ -99,9 +111,7 @@ def require_positive(damped: Tensor) -> None:
         NumericalError: one is not positive or not finite.
     """
     if not bool(((damped > 0) & damped.isfinite()).all()):
-        raise NumericalError(
-            "F + λI is singular, indefinite or not finite; use a larger damping λ."
-        )
+        raise NumericalError("F + λI is singular, indefinite or not finite; use a larger damping λ.")
 
 
 def damped_cholesky(matrix: Tensor, damping: float | Tensor) -> Tensor:
@@ -124,8 +134,7 @@ def damped_cholesky(matrix: Tensor, damping: float | Tensor) -> Tensor:
         factor = _cholesky_or_none(matrix.double(), damping)
     if factor is None:
         raise NumericalError(
-            "F + λI cannot be factored: it is singular, indefinite or not finite; use a larger "
-            "damping λ."
+            "F + λI cannot be factored: it is singular, indefinite or not finite; use a larger damping λ."
         )
     return factor
 

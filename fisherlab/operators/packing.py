@@ -88,27 +88,29 @@ def smat(v: Tensor, k: int) -> Tensor:
         InputError: the last dimension of v is not k(k+1)/2.
     """
     if v.shape[-1] != packed_size(k):
-        raise InputError(
-            f"svec of a {k}×{k} matrix has {packed_size(k)} entries, not {v.shape[-1]}."
-        )
+        raise InputError(f"svec of a {k}×{k} matrix has {packed_size(k)} entries, not {v.shape[-1]}.")
     positions = packing_index(k, v.device).positions.flatten()
     scaled = v * _packed_scale(k, v.device, v.dtype, 1 / _ROOT_2)
     return scaled.gather(-1, positions.expand(*v.shape[:-1], -1)).unflatten(-1, (k, k))
 
 
 def svec_outer(a: Tensor) -> Tensor:
-    """svec(a aᵀ) for vectors a [..., k], without forming a [k, k] matrix: [..., k(k+1)/2]."""
-    a = a.detach()
+    """svec(a aᵀ) for vectors a [n, k], without forming a [k, k] matrix: [n, k(k+1)/2].
+
+    The result is a transposed view: its entries lie sample by sample, so that each is one product of two
+    contiguous rows and `svec_outer(a).T` is contiguous.
+    """
     k = a.shape[-1]
-    out = a.new_empty(*a.shape[:-1], packed_size(k))
-    scaled = a * _ROOT_2
+    rows = a.detach().T.contiguous()
+    scaled = rows * _ROOT_2
+    out = a.new_empty(packed_size(k), a.shape[0])
     start = 0
     for row in range(k):
         stop = start + k - row
-        torch.mul(a[..., row : row + 1], scaled[..., row:], out=out[..., start:stop])
-        torch.mul(a[..., row], a[..., row], out=out[..., start])
+        torch.mul(rows[row], scaled[row:], out=out[start:stop])
+        torch.mul(rows[row], rows[row], out=out[start])
         start = stop
-    return out
+    return out.T
 
 
 def svec_gram(g: Tensor) -> Tensor:

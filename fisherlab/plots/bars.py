@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from fisherlab.errors import InputError
 from fisherlab.plots import style
+from fisherlab.plots.frames import require
 from fisherlab.plots.labels import METRICS, label, number
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -40,7 +40,7 @@ def errors(records: pd.DataFrame, *, caption: str) -> Figure:
     Raises:
         InputError: A column is missing or there are no rows.
     """
-    _require(records, ("layer", "approximation", *_ERRORS[:2]))
+    require(records, ("layer", "approximation", *_ERRORS[:2]))
     rows = records.assign(series=pd.Series(_series(records), index=records.index))
     series = list(dict.fromkeys(rows["series"]))
     layers = list(dict.fromkeys(rows["layer"]))
@@ -99,7 +99,7 @@ def waterfall(steps: pd.DataFrame, *, caption: str) -> Figure:
     Raises:
         InputError: A column is missing or there are no rows.
     """
-    _require(steps, ("layer", "step", "scaled_error"))
+    require(steps, ("layer", "step", "scaled_error"))
     layers, names = list(dict.fromkeys(steps["layer"])), list(dict.fromkeys(steps["step"]))
     across = min(len(layers), 4 if len(layers) <= 12 else 6)
     down = -(-len(layers) // across)
@@ -189,9 +189,7 @@ def _draw_groups(
     axes.tick_params(axis="x", length=0)
 
 
-def _write(
-    axes: Axes, x: float, y: float, text: str, *, muted: bool = False, turned: bool = False
-) -> None:
+def _write(axes: Axes, x: float, y: float, text: str, *, muted: bool = False, turned: bool = False) -> None:
     axes.annotate(
         text,
         (x, y),
@@ -234,8 +232,7 @@ def _pivot(rows: pd.DataFrame, metric: str) -> pd.DataFrame | None:
         return None
     kept = rows.drop_duplicates(["layer", "series"])
     table = {
-        one: own.set_index("layer")[metric].astype(float)
-        for one, own in kept.groupby("series", sort=False)
+        one: own.set_index("layer")[metric].astype(float) for one, own in kept.groupby("series", sort=False)
     }
     return pd.DataFrame(table, columns=pd.Index(list(table), tupleize_cols=False))
 
@@ -248,13 +245,3 @@ def _limit(values: Array) -> tuple[float, bool]:
     near = finite[finite <= _FAR]
     cut = bool(near.size) and bool(finite.max() > _FAR)
     return (max(1.2 * float(near.max()), 1e-3) if cut else float(finite.max())), cut
-
-
-def _require(frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise InputError(
-            f"the frame has no column {', '.join(missing)}; it needs all of {columns}."
-        )
-    if frame.empty:
-        raise InputError("the frame has no rows, so there is nothing to draw.")

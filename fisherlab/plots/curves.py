@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fisherlab.errors import InputError
 from fisherlab.plots import style
+from fisherlab.plots.frames import require
 from fisherlab.plots.labels import METRICS, label
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -101,15 +101,12 @@ def directions(frame: pd.DataFrame, *, caption: str) -> Figure:
         InputError: A column is missing or the frame is empty.
     """
     metrics = ("direction_cosine", "decrease_share")
-    _require(frame, ("layer", "approximation", "damping", *metrics))
+    require(frame, ("layer", "approximation", "damping", *metrics))
     layers, names = list(frame["layer"].unique()), list(frame["approximation"].unique())
     lowest = {metric: float(np.nanmin(frame[metric], initial=0.0)) * 1.03 for metric in metrics}
     across = min(len(layers), 4 if len(layers) <= 12 else 6)
     bands = -(-len(layers) // across)
-    key = [
-        Line2D([], [], **_look(name, index, names), label=label(name))
-        for index, name in enumerate(names)
-    ]
+    key = [Line2D([], [], **_look(name, index, names), label=label(name)) for index, name in enumerate(names)]
     figure = style.new_figure(
         style.PAGE_WIDTH,
         2.9 * bands if across <= 4 else 2.3 * bands,
@@ -142,9 +139,7 @@ def _draw_sweep(axes: Axes, rows: pd.DataFrame, metric: str, names: list[str]) -
     known = rows.dropna(subset=[metric]).sort_values("damping")
     axes.grid(axis="y")
     if known.empty:
-        axes.text(
-            0.5, 0.5, "n/a", transform=axes.transAxes, ha="center", va="center", color=style.MUTED
-        )
+        axes.text(0.5, 0.5, "n/a", transform=axes.transAxes, ha="center", va="center", color=style.MUTED)
         axes.set_xticks([])
         return
     for index, name in enumerate(names):
@@ -195,13 +190,3 @@ def _finish_log(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.grid()
     axes.set_xlim(0, None)
-
-
-def _require(frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise InputError(
-            f"the frame has no column {', '.join(missing)}; it needs all of {columns}."
-        )
-    if frame.empty:
-        raise InputError("the frame has no rows, so there is nothing to draw.")

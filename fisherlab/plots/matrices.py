@@ -139,9 +139,7 @@ def coupling(matrix: Array, layers: Sequence[str], *, caption: str) -> Figure:
 
     count = len(layers)
     if matrix.shape != (count, count):
-        raise InputError(
-            f"the coupling matrix is {matrix.shape}, but {count} layers are named; give [L, L]."
-        )
+        raise InputError(f"the coupling matrix is {matrix.shape}, but {count} layers are named; give [L, L].")
     width = style.COLUMN_WIDTH if count <= 6 else min(style.PAGE_WIDTH, 1.6 + 0.42 * count)
     figure = style.new_figure(width, width * 0.86, caption=caption, title="Coupling between layers")
     axes = figure.add_subplot()
@@ -167,9 +165,7 @@ def coupling(matrix: Array, layers: Sequence[str], *, caption: str) -> Figure:
     axes.tick_params(axis="x", rotation=90)
     axes.tick_params(axis="y", rotation=0)
     for row, column in np.argwhere(np.isnan(matrix)) if annotated else ():
-        axes.text(
-            column + 0.5, row + 0.5, "n/a", ha="center", va="center", fontsize=style.SMALL_SIZE
-        )
+        axes.text(column + 0.5, row + 0.5, "n/a", ha="center", va="center", fontsize=style.SMALL_SIZE)
     return figure
 
 
@@ -255,9 +251,7 @@ def _colormap() -> Colormap:
     return colormap.with_extremes(under=colormap(0.0), bad=style.MISSING_COLOR)
 
 
-def _grid(
-    rows: int, window: _Window | None, *, caption: str, title: str
-) -> tuple[Figure, Array, Array]:
+def _grid(rows: int, window: _Window | None, *, caption: str, title: str) -> tuple[Figure, Array, Array]:
     """Axes [rows, 3] of the large panels and of the enlarged squares.
 
     The squares stand below for few approximations, beside for more.
@@ -296,9 +290,7 @@ def _draw(axes: Axes, matrix: Array | None, norm: Normalize, span: _Window, *, t
 
 def _mark(axes: Axes, window: _Window) -> None:
     corner = (window.start - 0.5, window.start - 0.5)
-    axes.add_patch(
-        Rectangle(corner, window.size, window.size, fill=False, edgecolor=style.ACCENT, lw=1.0)
-    )
+    axes.add_patch(Rectangle(corner, window.size, window.size, fill=False, edgecolor=style.ACCENT, lw=1.0))
 
 
 def _frame(axes: Axes) -> None:

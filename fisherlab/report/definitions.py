@@ -111,7 +111,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "preconditioned_condition",
         ("prec.", "cond."),
-        "μ_max / μ_min over the non-zero eigenvalues μ of F̂_λ⁻¹F",
+        "μ_max / μ_min over the eigenvalues μ of F̂_λ⁻¹F_λ, F̂ scaled to tr F",
         "Spread of the spectrum that is left after preconditioning; 1 is a perfect inverse.",
         "lower",
     ),

@@ -128,18 +128,14 @@ def _sections(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key, value in summary.items():
         if _is_table(value):
             heads = list(dict.fromkeys(head for row in value.values() for head in row))
-            rows = [
-                [name, *(_show(row.get(head)) for head in heads)] for name, row in value.items()
-            ]
+            rows = [[name, *(_show(row.get(head)) for head in heads)] for name, row in value.items()]
             sections.append({"name": _words(key), "heads": list(map(_words, heads)), "rows": rows})
     return sections
 
 
 def _is_table(value: object) -> bool:
     return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(row, Mapping) for row in value.values())
+        isinstance(value, Mapping) and bool(value) and all(isinstance(row, Mapping) for row in value.values())
     )
 
 

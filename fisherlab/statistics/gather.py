@@ -91,10 +91,10 @@ def _second_pass(
             sums.bases = {method: basis(sums) for method, basis in work[name].bases.items()}
     for batches in collector.passes(needs, "second moments"):
         for name in needs:
-            task, sums = work[name], gathered[name].sums
+            task, totals = work[name], gathered[name].sums
             batch = _limited(batches[name], task)
-            parts = [batch, *_split(batch, True)] if len(sums) == 3 else [batch]
-            for part, total in zip(parts, sums, strict=True):
+            parts = [batch, *_split(batch, True)] if len(totals) == 3 else [batch]
+            for part, total in zip(parts, totals, strict=True):
                 total.add([total.rotated(method, task.kind) for method in task.bases], part)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fisherlab.operators.packing import packed_size, svec_gram, svec_outer
 
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 32 * 2**20
 
 
 def input_moment(a: Tensor, _: Tensor | None) -> Tensor:

@@ -108,9 +108,7 @@ class LayerSums:
             for key, value in self.values.items()
             if key in other.values and (not key.startswith(ROTATED) or _owner(key) in bases)
         }
-        return LayerSums(
-            self.samples + other.samples, self.positions + other.positions, values, bases
-        )
+        return LayerSums(self.samples + other.samples, self.positions + other.positions, values, bases)
 
     def rotated(self, name: str, kind: str) -> Statistic:
         """The second pass of a two-pass method: Σ (U_Bᵀ V U_A)∘² in its basis."""

@@ -46,12 +46,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def small(monkeypatch: pytest.MonkeyPatch) -> SmallSet:
     rng = np.random.default_rng(0)
     images = {
-        split: rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-        for split, n in (("train", 12), ("test", 5))
+        split: rng.integers(0, 256, (n, 28, 28), dtype=np.uint8) for split, n in (("train", 12), ("test", 5))
     }
-    labels = {
-        split: rng.integers(0, 10, len(values), dtype=np.uint8) for split, values in images.items()
-    }
+    labels = {split: rng.integers(0, 10, len(values), dtype=np.uint8) for split, values in images.items()}
     payloads: dict[str, bytes] = {}
     splits = {}
     for split in images:

@@ -29,8 +29,7 @@ def test_images_and_labels_are_those_of_the_files(small, tmp_path, layout, split
 def test_the_checksum_joins_the_published_sums_of_the_split(small, tmp_path) -> None:
     small.write(tmp_path)
     sums = [
-        hashlib.sha256(small.payloads[name]).hexdigest()
-        for name in ("train-images.gz", "train-labels.gz")
+        hashlib.sha256(small.payloads[name]).hexdigest() for name in ("train-images.gz", "train-labels.gz")
     ]
     expected = hashlib.sha256("".join(sums).encode()).hexdigest()
     assert datasets.load("small", data_dir=tmp_path).checksum == expected
@@ -58,9 +57,7 @@ def test_a_split_may_lie_in_two_places(small, home, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"", lambda b: b[:-1] + b"\xff"])
-def test_a_damaged_file_is_an_error_though_a_good_one_comes_later(
-    small, home, tmp_path, damage
-) -> None:
+def test_a_damaged_file_is_an_error_though_a_good_one_comes_later(small, home, tmp_path, damage) -> None:
     small.write(home)
     small.write(tmp_path / "data")
     path = tmp_path / "data" / "small" / "train-labels.gz"

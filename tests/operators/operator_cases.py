@@ -64,9 +64,7 @@ def eigenkronecker(rng: np.random.Generator, m: int, d: int, dtype: torch.dtype)
         for i in range(d):
             v = np.kron(U_A[:, i], U_B[:, j])
             matrix += S[j, i] * np.outer(v, v)
-    return Case(
-        EigenKroneckerOperator(tensor(U_A, dtype), tensor(U_B, dtype), tensor(S, dtype)), matrix
-    )
+    return Case(EigenKroneckerOperator(tensor(U_A, dtype), tensor(U_B, dtype), tensor(S, dtype)), matrix)
 
 
 def unit_block(rng: np.random.Generator, m: int, d: int, dtype: torch.dtype) -> Case:
@@ -81,9 +79,7 @@ def unit_block(rng: np.random.Generator, m: int, d: int, dtype: torch.dtype) -> 
 
 def loop_svec(S: np.ndarray) -> np.ndarray:
     k = len(S)
-    return np.array(
-        [S[i, j] * (1 if i == j else np.sqrt(2)) for i in range(k) for j in range(i, k)]
-    )
+    return np.array([S[i, j] * (1 if i == j else np.sqrt(2)) for i in range(k) for j in range(i, k)])
 
 
 def packed(rng: np.random.Generator, m: int, d: int, dtype: torch.dtype) -> Case:
@@ -106,9 +102,7 @@ def _gram(positions: int, samples: int | None) -> Builder:
             for s in range(n):
                 V = sum(np.outer(g[c, s, t], a[s, t]) for t in range(positions))
                 matrix += np.outer(column_vec(V), column_vec(V))
-        return Case(
-            GramOperator(tensor(a, dtype), tensor(g, dtype), samples), matrix / (samples or n)
-        )
+        return Case(GramOperator(tensor(a, dtype), tensor(g, dtype), samples), matrix / (samples or n))
 
     return build
 

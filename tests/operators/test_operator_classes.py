@@ -70,9 +70,7 @@ def test_the_exact_inverse_is_not_the_factored_one(product):
 def test_factored_damping(product, damping, rng):
     A, B = (factor.numpy() for factor in product.factors)
     shifts = damping.factors(product.A.trace(), D, product.B.trace(), M)
-    A_hat, B_hat = (
-        X + float(shift) * np.eye(len(X)) for X, shift in zip((A, B), shifts, strict=True)
-    )
+    A_hat, B_hat = (X + float(shift) * np.eye(len(X)) for X, shift in zip((A, B), shifts, strict=True))
     expected = np.kron(A_hat, B_hat)
     gradient = rng.standard_normal((M, D))
     direction = np.linalg.inv(B_hat) @ gradient @ np.linalg.inv(A_hat)
@@ -197,9 +195,7 @@ def test_gram_matrix_rows_and_combinations(rng, positions, budget, monkeypatch):
     assert_allclose(F.gram(), J @ J.T / 5, **close)
     assert_allclose(F.frobenius_norm(), np.linalg.norm(J @ J.T / 5), **close)
     X, w = rng.standard_normal((2, M, D)), rng.standard_normal((2, 2, 5))
-    assert_allclose(
-        F.rows(tensor(X)).flatten(1), X.transpose(0, 2, 1).reshape(2, -1) @ J.T, **close
-    )
+    assert_allclose(F.rows(tensor(X)).flatten(1), X.transpose(0, 2, 1).reshape(2, -1) @ J.T, **close)
     combined = F.combine(tensor(w)).mT.flatten(1)
     assert_allclose(combined, w.reshape(2, -1) @ J, **close)
     assert_allclose(F.vectors(3, 8).mT.flatten(1), J[3:8], **close)
@@ -265,9 +261,7 @@ def test_gram_works_without_a_dense_matrix(rng, monkeypatch):
     matrix = jacobian(F).T @ jacobian(F) / 5
     monkeypatch.setattr("fisherlab.operators.base._DENSE_DIFFERENCE", 0)
     for other in others:
-        expected = matrix - (
-            jacobian(G).T @ jacobian(G) / 5 if other is G else other.dense().numpy()
-        )
+        expected = matrix - (jacobian(G).T @ jacobian(G) / 5 if other is G else other.dense().numpy())
         assert_allclose(F.difference_norm(other), np.linalg.norm(expected), rtol=1e-9)
 
 

@@ -64,9 +64,7 @@ def test_sizes_and_type(case):
 
 def test_apply_is_the_dense_product(case, rng):
     X = rng.standard_normal((M, D))
-    assert_allclose(
-        vec(case.operator.apply(tensor(X))), case.matrix @ vec(tensor(X)).numpy(), **close
-    )
+    assert_allclose(vec(case.operator.apply(tensor(X))), case.matrix @ vec(tensor(X)).numpy(), **close)
 
 
 def test_apply_takes_leading_dimensions(case, rng):
@@ -104,9 +102,7 @@ def test_multiples(case, factor):
         assert type(multiple) is type(case.operator)
         assert_allclose(multiple.dense(), float(factor) * case.matrix, **close)
         assert_allclose(multiple.trace(), float(factor) * np.trace(case.matrix), **close)
-        assert_allclose(
-            multiple.frobenius_norm(), abs(float(factor)) * np.linalg.norm(case.matrix), **close
-        )
+        assert_allclose(multiple.frobenius_norm(), abs(float(factor)) * np.linalg.norm(case.matrix), **close)
 
 
 def test_a_multiple_forgets_what_the_original_kept(case):
@@ -136,9 +132,7 @@ def test_dense_in_both_orders(case):
 
 def test_diagonal_in_both_orders(case):
     assert_allclose(case.operator.diagonal(), np.diag(case.matrix), **close)
-    assert_allclose(
-        case.operator.diagonal(vec="row"), np.diag(row_order(case.matrix, M, D)), **close
-    )
+    assert_allclose(case.operator.diagonal(vec="row"), np.diag(row_order(case.matrix, M, D)), **close)
     assert_allclose(vec(case.operator.diagonal_matrix()), np.diag(case.matrix), **close)
 
 
@@ -226,9 +220,7 @@ def test_inverse(spectral_case, damping):
 def test_inverse_of_every_class_undoes_the_damped_operator(case):
     inverse = case.operator.inverse(DAMPING)
     assert_allclose(inverse.dense() @ tensor(damped(case.matrix)), np.eye(M * D), **close)
-    assert_allclose(
-        (2 * inverse).trace(), 2 * np.trace(np.linalg.inv(damped(case.matrix))), **close
-    )
+    assert_allclose((2 * inverse).trace(), 2 * np.trace(np.linalg.inv(damped(case.matrix))), **close)
 
 
 @pytest.mark.parametrize("p", [2, 0.5, -0.5, -1, 0, 1.7])
@@ -359,9 +351,7 @@ def test_every_shape(name, m, d, seed):
     assert_allclose(op @ tensor(right), matrix @ right, **close)
     assert_allclose(op.diagonal(), np.diag(matrix), **close)
     assert_allclose(op.frobenius_norm(), np.linalg.norm(matrix), **close)
-    assert_allclose(
-        vec(op.solve(tensor(X), 0.5)), np.linalg.solve(damped(matrix, 0.5), right), **close
-    )
+    assert_allclose(vec(op.solve(tensor(X), 0.5)), np.linalg.solve(damped(matrix, 0.5), right), **close)
     other = build("eigenkronecker", seed + 2, m, d)
     assert_allclose(op.inner(other.operator), np.sum(matrix * other.matrix), **close)
 

@@ -73,9 +73,7 @@ def test_outer_rows_and_project():
 def test_unpack_is_the_sum_of_kronecker_products(m, d):
     a, g = random(7, d), random(7, m, seed=1)
     M = svec_outer(a).T @ svec_outer(g)
-    expected = sum(
-        torch.kron(torch.outer(x, x), torch.outer(y, y)) for x, y in zip(a, g, strict=True)
-    )
+    expected = sum(torch.kron(torch.outer(x, x), torch.outer(y, y)) for x, y in zip(a, g, strict=True))
     assert_allclose(unpack(M, m, d), expected, rtol=1e-12, atol=1e-12)
 
 

@@ -20,9 +20,7 @@ def steps(values, layer="4"):
 def test_bars_have_the_heights_of_the_records(make_records, caption):
     records = make_records(["0", "2"])
     figure = plots.errors(records, caption=caption)
-    for axes, metric in zip(
-        figure.axes, ("relative_error", "scaled_error", "population_error"), strict=True
-    ):
+    for axes, metric in zip(figure.axes, ("relative_error", "scaled_error", "population_error"), strict=True):
         assert sorted(heights(axes)) == pytest.approx(sorted(records[metric]))
 
 
