@@ -42,19 +42,23 @@ def test_svec_keeps_inner_products_and_smat_inverts_it(k, seed):
 @settings(max_examples=30, deadline=None)
 @given(k=sizes, seed=seeds)
 def test_svec_of_outer_products(k, seed):
-    a, g = random(2, 5, k, seed=seed), random(3, 5, k, seed=seed + 1)
-    assert_allclose(svec_outer(a), svec(a[..., :, None] * a[..., None, :]), rtol=1e-14)
+    a, g = random(5, k, seed=seed), random(3, 5, k, seed=seed + 1)
+    assert_allclose(svec_outer(a), svec(a[:, :, None] * a[:, None, :]), rtol=1e-14)
     expected = svec(torch.einsum("cni,cnj->nij", g, g))
     assert_allclose(svec_gram(g), expected, rtol=1e-12, atol=1e-12)
     assert_allclose(svec_gram(g[:1]), svec_outer(g[0]), rtol=1e-14)
 
 
-def test_a_single_vector_and_other_precisions():
-    a = random(4).float().requires_grad_()
+def test_other_precisions_and_no_graph():
+    a = random(1, 4).float().requires_grad_()
     packed = svec_outer(a)
     assert packed.dtype == torch.float32
     assert not packed.requires_grad
-    assert_allclose(smat(packed, 4), torch.outer(a, a).detach(), rtol=1e-6)
+    assert_allclose(smat(packed[0], 4), torch.outer(a[0], a[0]).detach(), rtol=1e-6)
+
+
+def test_outer_products_lie_sample_by_sample():
+    assert svec_outer(random(7, 3)).T.is_contiguous()
 
 
 def test_strided_matrices_are_read_correctly():
