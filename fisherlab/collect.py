@@ -5,6 +5,7 @@ go backwards in one batched call, with respect to those edges, so no parameter g
 formed. Whole samples are cut so that a batch stays under the memory limit.
 """
 
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from fisherlab.capture import Seen, backward, capture, unchanged
 from fisherlab.data import Batches
+from fisherlab.draws import normal
 from fisherlab.errors import InputError, InputTypeError, NumericalError
 from fisherlab.layers import NETWORK_OUTPUT, Activation, Layers, find_activations
 from fisherlab.likelihoods import Likelihood, label_columns
@@ -63,6 +65,18 @@ class Shapes:
 
     positions: Mapping[str, int]
     columns: Mapping[str, int]
+
+
+class Generators(dict[str, torch.Generator]):
+    """Generators by use, each made from the seed and its name when it is first asked for."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+
+    def __missing__(self, use: str) -> torch.Generator:
+        self[use] = torch.Generator().manual_seed(self._seed ^ zlib.crc32(use.encode()))
+        return self[use]
 
 
 Needs = Mapping[str, frozenset[str]]
@@ -151,28 +165,23 @@ class Collector:
         kind: str,
         outputs: Tensor,
         targets: Tensor | None,
-        generators: Mapping[str, torch.Generator],
+        generators: Generators,
     ) -> Tensor:
         """The label columns [c, n, K] of one of `LABEL_KINDS`."""
         draws = 1 if kind == "drawn" else self._draws
         source = "monte-carlo" if kind == "drawn" else kind
-        generator = generators.get(kind)
-        return label_columns(self.likelihood, source, outputs, targets, draws, generator)
+        return label_columns(self.likelihood, source, outputs, targets, draws, generators[kind])
 
-    def generators(self) -> dict[str, torch.Generator]:
+    def generators(self) -> "Generators":
         """Fresh generators, one a use, that give every pass the same draws."""
-        names = ("monte-carlo", "drawn", "noise")
-        return {
-            name: torch.Generator(self.device).manual_seed(self._seed + place)
-            for place, name in enumerate(names)
-        }
+        return Generators(self._seed)
 
     def _collect(
         self,
         inputs: Tensor,
         targets: Tensor | None,
         needs: Needs,
-        generators: Mapping[str, torch.Generator],
+        generators: Generators,
         start: int,
         index: int,
     ) -> dict[str, LayerBatch]:
@@ -181,7 +190,7 @@ class Collector:
         if targets is not None:
             self.likelihood.check(outputs, targets)
         given = {name: LayerBatch(start, self._inputs(name, seen[name], samples)) for name in needs}
-        self._layerwise(given, needs, seen, outputs, generators["noise"])
+        self._layerwise(given, needs, seen, outputs, generators)
         wanted = [kind for kind in LABEL_KINDS if any(kind in kinds for kinds in needs.values())]
         for kind in wanted:
             columns = self.columns(kind, outputs.detach(), targets, generators)
@@ -198,7 +207,7 @@ class Collector:
         needs: Needs,
         seen: Mapping[str, Seen],
         outputs: Tensor,
-        generator: torch.Generator,
+        generators: Generators,
     ) -> None:
         wanted = {n: sorted(k for k in needs[n] if k.startswith("layerwise")) for n in needs}
         names = [name for name, kinds in wanted.items() if kinds]
@@ -212,6 +221,7 @@ class Collector:
                 chosen = _categorical_slope(outputs) if at_output else raw
                 slope = view.to_outputs(chosen.unsqueeze(0), len(batch.a), self.batch_dim)
                 draws = int(kind.partition(":")[2] or 0)
+                generator = generators[f"{kind} of {name}"]
                 batch.g[kind] = _draw_layerwise(slope, draws, generator) if draws else slope
 
     def _forward(self, inputs: Tensor, index: int) -> tuple[dict[str, Seen], Tensor]:
@@ -246,9 +256,10 @@ class Collector:
             self.activations = self._name_activations(outputs, seen)
             if samples == 2:
                 repeated = inputs.narrow(self.batch_dim, 1, 1).expand_as(inputs).contiguous()
-                other, _ = self._forward(repeated, 0)
+                other, repeated_outputs = self._forward(repeated, 0)
                 for name in self.layers:
-                    _check_rows(name, a[name], self._inputs(name, other[name], 2))
+                    _check_rows(f"layer {name!r} sees", a[name], self._inputs(name, other[name], 2))
+                _check_rows("the model gives", outputs.detach(), repeated_outputs.detach())
         columns = {"predictive": predictive, "monte-carlo": self._draws, "drawn": 1, "empirical": 1}
         return Shapes({name: a[name].shape[1] for name in a}, columns)
 
@@ -289,8 +300,7 @@ def _categorical_slope(outputs: Tensor) -> Tensor:
 
 
 def _draw_layerwise(slope: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-    shape = (draws, *slope.shape[1:])
-    noise = torch.randn(shape, generator=generator, dtype=slope.dtype, device=slope.device)
+    noise = normal(slope[0], draws, tuple(slope.shape[2:]), generator)
     return noise.mul_(slope).mul_(-(draws**-0.5))
 
 
@@ -303,14 +313,14 @@ def _check_weights(model: nn.Module) -> None:
             )
 
 
-def _check_rows(name: str, a: Tensor, other: Tensor) -> None:
+def _check_rows(whose: str, a: Tensor, other: Tensor) -> None:
     """`other` was made from the same batch with sample 0 replaced by sample 1."""
     scale = max(float(a.abs().max()), 1e-30)
     tolerance = 1e3 * torch.finfo(a.dtype).eps * scale
     expected = a[1:].expand_as(a)
     if not torch.allclose(other, expected, rtol=0.0, atol=tolerance):
         raise InputError(
-            f"the rows that layer {name!r} sees do not each belong to one sample: the model mixes "
+            f"the rows that {whose} do not each belong to one sample: the model mixes "
             "samples, draws random numbers, or counts samples in another dimension (batch_dim)"
         )
 

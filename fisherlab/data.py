@@ -42,7 +42,14 @@ class Batches:
             self.samples = inputs.shape[self._dim]
 
     def first(self, samples: int) -> Batch:
-        """At most this many samples from the start, for a look before the work."""
+        """At most this many samples from the start, for a look before the work.
+
+        Starting a `DataLoader` draws from torch's random state, which is put back.
+        """
+        with torch.random.fork_rng([]):
+            return self._first(samples)
+
+    def _first(self, samples: int) -> Batch:
         if self._tensors or iter(self._data) is not self._data:
             for batch in self._raw():
                 return self._cut(batch, 0, samples)
@@ -82,7 +89,8 @@ class Batches:
     def count(self) -> int | None:
         """The number of samples, read through where the data can be; None for a generator."""
         if self.samples is None and not isinstance(self._data, _Rest):
-            self.samples = sum(inputs.shape[self._dim] for inputs, _ in self._raw())
+            with torch.random.fork_rng([]):
+                self.samples = sum(inputs.shape[self._dim] for inputs, _ in self._raw())
         return self.samples
 
     def _raw(self) -> Iterator[Batch]:

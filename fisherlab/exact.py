@@ -42,6 +42,7 @@ DEFAULT_COLUMNS = 4096
 
 _DOUBLE = 8
 _ROW_BYTES = 64 * 2**20
+_SMALL_BLOCK = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,8 @@ def _plan(
             "one: use method='gram' or 'per-sample'"
         )
     total = None if samples is None else samples * columns
-    dense = _dense_plan(view, kind, samples, total, positions, copies)
+    packed = positions == 1 and method != "per-sample"
+    dense = _dense_plan(view, kind, samples, total, packed, copies)
     if method in ("kronecker", "per-sample"):
         if dense.bytes > memory:
             raise MemoryLimitError(
@@ -203,17 +205,26 @@ def _plan(
                 f"{bytes_text(memory)} left of the memory limit; use method='gram' or a larger limit"
             )
         return dense
-    gram = _gram_plan(collector, view, kind, samples, memory, max_columns, dense.bytes)
-    if method == "gram" or dense.bytes > memory:
-        return gram
-    cheaper = gram.kind == kind and gram.samples == samples and gram.operations < dense.operations
-    return gram if cheaper and dense.bytes > _ROW_BYTES else dense
+    fits = method == "auto" and dense.bytes <= memory
+    if fits and dense.bytes <= _SMALL_BLOCK:
+        return dense
+    gram = _gram_plan(collector, view, kind, samples, max_columns, dense.bytes)
+    if fits:
+        same = gram.kind == kind and gram.samples == samples and gram.bytes <= memory
+        return gram if same and gram.operations < dense.operations else dense
+    if gram.bytes > memory:
+        raise MemoryLimitError(
+            f"even the Gram form of layer {view.name!r} would need {bytes_text(gram.bytes)}, more than "
+            f"the {bytes_text(memory)} left of the memory limit; use fewer samples, a smaller "
+            "max_columns or a larger limit"
+        )
+    return gram
 
 
 def _dense_plan(
-    view: LayerView, kind: str, samples: int | None, total: int | None, positions: int, copies: int
+    view: LayerView, kind: str, samples: int | None, total: int | None, packed: bool, copies: int
 ) -> Plan:
-    if positions == 1:
+    if packed:
         entries = packed_size(view.inputs) * packed_size(view.outputs)
         operations = 2.0 * entries * (samples or 1)
         method = "kronecker"
@@ -230,7 +241,6 @@ def _gram_plan(
     view: LayerView,
     kind: str,
     samples: int | None,
-    memory: int,
     max_columns: int,
     dense_bytes: int,
 ) -> Plan:
@@ -248,12 +258,6 @@ def _gram_plan(
     size = torch.finfo(collector.dtype).bits // 8
     total = samples * columns
     held = samples * t * (view.inputs + columns * view.outputs) * size + 2 * total**2 * _DOUBLE
-    if held > memory:
-        raise MemoryLimitError(
-            f"even the Gram form of layer {view.name!r} would need {bytes_text(held)}, more than the "
-            f"{bytes_text(memory)} left of the memory limit; use fewer samples, a smaller max_columns "
-            "or a larger limit"
-        )
     width = view.inputs + view.outputs if t == 1 else view.size
     return Plan(view.name, "gram", kind, samples, total, 2.0 * total**2 * width, held, note)
 
@@ -319,7 +323,8 @@ def _per_sample(collector: Collector, view: LayerView, kind: str) -> DenseOperat
     total = torch.zeros(view.size, view.size, dtype=torch.float64, device=collector.device)
     samples = 0
     for rows, count in _gradient_rows(collector, view, kind):
-        total += rows.T @ rows
+        rows = rows.double()
+        total.addmm_(rows.T, rows)
         samples += count
     return DenseOperator(total / samples, view.outputs, view.inputs)
 
@@ -361,9 +366,9 @@ def parse_bytes(size: int | str) -> int:
         InputError: for anything else, or a size below one byte.
     """
     if isinstance(size, str):
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", size)
+        match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-zA-Z]*)\s*", size)
         unit = _UNITS.get(match[2].lower()) if match else None
-        if match is None or unit is None or match[1].count(".") > 1:
+        if match is None or unit is None:
             raise InputError(f"cannot read the memory size {size!r}; write it as 4GiB or 500MB")
         size = int(float(match[1]) * unit)
     if size < 1:

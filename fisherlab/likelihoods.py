@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fisherlab.draws import categorical, normal, uniform
 from fisherlab.errors import InputError, InputTypeError, unknown
 
 KINDS = ("predictive", "monte-carlo", "empirical", "layerwise")
@@ -91,6 +92,7 @@ class Categorical(Likelihood):
 
     def count(self, outputs: Tensor) -> int:
         """C − 1: the rank of H."""
+        _check_vectors(self.name, outputs)
         return outputs.shape[-1] - 1
 
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -99,8 +101,7 @@ class Categorical(Likelihood):
 
     def draw(self, outputs: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:
         """Class indices [draws, n]."""
-        p = torch.softmax(outputs, -1)
-        return torch.multinomial(p, draws, replacement=True, generator=generator).T
+        return categorical(torch.log_softmax(outputs, -1), draws, generator)
 
     def coordinates(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """w_k = −u_k[y] / p_y: diag(1/p) is a generalised inverse of H, and 1ᵀu_k = 0."""
@@ -144,6 +145,7 @@ class Bernoulli(Likelihood):
 
     def count(self, outputs: Tensor) -> int:
         """K."""
+        _check_vectors(self.name, outputs)
         return outputs.shape[-1]
 
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -152,8 +154,8 @@ class Bernoulli(Likelihood):
 
     def draw(self, outputs: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:
         """Zeros and ones [draws, n, K]."""
-        p = torch.sigmoid(outputs).expand(draws, *outputs.shape)
-        return torch.bernoulli(p, generator=generator)
+        numbers = uniform(outputs, draws, tuple(outputs.shape[1:]), generator)
+        return (numbers < torch.sigmoid(outputs.double())).to(outputs.dtype)
 
     def coordinates(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """w_k = (p_k − y_k) / √(p_k (1 − p_k))."""
@@ -183,6 +185,7 @@ class Gaussian(Likelihood):
 
     def count(self, outputs: Tensor) -> int:
         """K."""
+        _check_vectors(self.name, outputs)
         return outputs.shape[-1]
 
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -191,9 +194,7 @@ class Gaussian(Likelihood):
 
     def draw(self, outputs: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:
         """F + ε, [draws, n, K]."""
-        shape = (draws, *outputs.shape)
-        noise = torch.randn(shape, generator=generator, dtype=outputs.dtype, device=outputs.device)
-        return outputs + noise
+        return outputs + normal(outputs, draws, tuple(outputs.shape[1:]), generator)
 
     def coordinates(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """w_k = f_k − y_k."""

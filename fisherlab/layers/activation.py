@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fisherlab.errors import unknown
+from fisherlab.errors import InputError, unknown
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda s: s * 1,
@@ -105,9 +105,18 @@ def find_activations(output: Tensor, edges: Mapping[str, Any]) -> dict[str, Acti
     Args:
         output: the network's output, with its graph.
         edges: for each layer the `GradientEdge` of its output.
+
+    Raises:
+        InputError: for a layer that does not reach the output; names it.
     """
-    consumers = _consumers(output.grad_fn, {(e.node, e.output_nr) for e in edges.values()})
-    return {name: _activation_of(consumers[edge.node, edge.output_nr]) for name, edge in edges.items()}
+    places = {name: (edge.node, edge.output_nr) for name, edge in edges.items()}
+    consumers = _consumers(output.grad_fn, set(places.values()))
+    for name, place in places.items():
+        if not consumers[place] and place != (output.grad_fn, output.output_nr):
+            raise InputError(
+                f"layer {name!r} does not reach the model's output; leave it out with layers= or exclude="
+            )
+    return {name: _activation_of(consumers[place]) for name, place in places.items()}
 
 
 def _consumers(root: Any, wanted: set[tuple[Any, int]]) -> dict[tuple[Any, int], list[Any]]:

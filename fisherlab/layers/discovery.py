@@ -128,7 +128,7 @@ def find_layers(
     names = [n for n in names if not any(fnmatchcase(n, glob) for glob in exclude)]
     chosen = _named_activations(everything.select(names), activations or {})
     if not chosen:
-        raise _no_layers(everything)
+        raise _no_layers(chosen)
     return chosen
 
 
@@ -232,8 +232,8 @@ def _named_activations(layers: Layers, activations: Mapping[str, str]) -> Layers
     return layers.with_activations(activations, dict.fromkeys(activations, "named by the user"))
 
 
-def _no_layers(everything: Layers) -> InputError:
-    table = everything.coverage()
+def _no_layers(chosen: Layers) -> InputError:
+    table = chosen.coverage()
     if table.empty:
         return InputError("the model has no parameters; give a model with trainable layers")
     reasons = "; ".join(sorted(set(table["reason"]) - {""}))

@@ -61,7 +61,7 @@ def errors(records: pd.DataFrame, *, caption: str) -> Figure:
     for index, metric in enumerate(_ERRORS):
         table = _pivot(rows, metric)
         spread = _pivot(rows, "population_error_se") if metric == "population_error" else None
-        limit, cut = _limit(table.to_numpy() if table is not None else np.empty(0))
+        limit, cut = _limit(table, spread)
         for wrap, part in enumerate(wraps):
             axes = grid[wrap, index]
             axes.set_ylabel(METRICS[metric])
@@ -166,24 +166,25 @@ def _draw_groups(
         heights = np.minimum(np.nan_to_num(values[:, column]), limit)
         axes.bar(places, heights, width * 0.9, **_fill(one, series))
         if whiskers is not None:
+            drawn = np.where(values[:, column] > limit, np.nan, whiskers[:, column])
             axes.errorbar(
                 places,
                 values[:, column],
-                whiskers[:, column],
+                drawn,
                 fmt="none",
                 ecolor="black",
                 lw=0.7,
                 capsize=1.5,
             )
         for row, place in enumerate(places):
-            value = values[row, column]
+            value, top = values[row, column], heights[row]
             if value > limit:
                 axes.plot(place, limit, marker="^", color="black", markersize=2.5)
+                top += 0.05 * limit
+            elif whiskers is not None:
+                top += np.nan_to_num(whiskers[row, column])
             if numbered:
-                spread = 0.0 if whiskers is None else np.nan_to_num(whiskers[row, column])
-                spread += 0.05 * limit if value > limit else 0.0
-                text, known = number(value), np.isfinite(value)
-                _write(axes, place, heights[row] + spread, text, muted=not known, turned=True)
+                _write(axes, place, top, number(value), muted=not np.isfinite(value), turned=True)
     axes.set_ylim(0, limit * (1.45 if numbered else 1.08))
     axes.grid(axis="y")
     axes.tick_params(axis="x", length=0)
@@ -237,11 +238,17 @@ def _pivot(rows: pd.DataFrame, metric: str) -> pd.DataFrame | None:
     return pd.DataFrame(table, columns=pd.Index(list(table), tupleize_cols=False))
 
 
-def _limit(values: Array) -> tuple[float, bool]:
-    """Upper end of the axis, and whether bars are cut there."""
-    finite = values[np.isfinite(values)]
-    if not finite.size or finite.max() <= 0:
+def _limit(table: pd.DataFrame | None, spread: pd.DataFrame | None) -> tuple[float, bool]:
+    """Height up to which bars and whiskers are drawn, and whether longer bars are cut there."""
+    if table is None:
         return 1.0, False
-    near = finite[finite <= _FAR]
-    cut = bool(near.size) and bool(finite.max() > _FAR)
-    return (max(1.2 * float(near.max()), 1e-3) if cut else float(finite.max())), cut
+    values = table.to_numpy(float)
+    finite = np.isfinite(values)
+    if not finite.any() or values[finite].max() <= 0:
+        return 1.0, False
+    whiskers = 0.0 if spread is None else np.nan_to_num(spread.reindex_like(table).to_numpy(float))
+    tops = values + whiskers
+    near = finite & (values <= _FAR)
+    if near.sum() in (0, finite.sum()):
+        return float(tops[finite].max()), False
+    return max(1.2 * float(values[near].max()), float(tops[near].max()), 1e-3), True

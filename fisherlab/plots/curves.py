@@ -30,12 +30,14 @@ def spectrum(
 
     Left: eigenvalues in descending order; those at or below λ_max · D · ε (ε of the array's
     dtype), zero to rounding, are left out, so that a curve ends at its rank. Right: non-zero
-    eigenvalues of (F̂ + λI)⁻¹ F; a perfect preconditioner keeps them near 1.
+    eigenvalues of (F̂ + λI)⁻¹ F, F̂ scaled to the trace of F; a perfect preconditioner keeps them
+    near 1.
 
     Args:
         exact: Eigenvalues of F, [D], any order.
         approximations: Name -> eigenvalues of F̂, [D]; None where not computed.
-        preconditioned: Name -> non-zero eigenvalues of (F̂ + λI)⁻¹ F, [k]; None where not computed.
+        preconditioned: Name -> non-zero eigenvalues of (F̂ + λI)⁻¹ F, [k], with F̂ · tr F / tr F̂
+            in the place of F̂; None where not computed.
         layer: Name of the layer, for the title.
         damping: λ.
         caption: Data, model, checkpoint, seed and device; written under the figure.
@@ -64,7 +66,7 @@ def spectrum(
         right.plot(*_descending(preconditioned.get(name)), **_look(name, index, names))
     left.set_ylabel("eigenvalue of $F$ or $\\hat{F}$")
     right.set_ylabel("eigenvalue of $(\\hat{F}+\\lambda I)^{-1}F$")
-    right.set_title(f"damping $\\lambda$ = {damping:.3g}")
+    right.set_title(f"preconditioned, damping $\\lambda$ = {damping:.3g}, $\\hat{{F}}$ trace-matched")
     for axes in (left, right):
         axes.set_xlabel("place in descending order")
         _finish_log(axes)

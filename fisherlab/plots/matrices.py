@@ -1,6 +1,5 @@
 """Matrices as heat maps: the exact Fisher beside its approximations, and layers against layers."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,36 +14,32 @@ from matplotlib.patches import Rectangle
 
 from fisherlab.errors import InputError
 from fisherlab.plots import style
-from fisherlab.plots.labels import label, number
+from fisherlab.plots.labels import number
+from fisherlab.plots.magnitudes import Window, choose_window, panels, shared_scale
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MAX_PIXELS = 800
 """Larger matrices are drawn by the largest entry of each block."""
 _STACKED = 2  # up to so many approximations have their square below, more have it beside
-_DECADES = (2, 6)  # fewest and most decades of a logarithmic scale
-_LINEAR_MEDIAN = 0.05  # a median entry above this share of the largest needs no logarithm
+
+# Heights and widths in a figure of heat maps, in inches.
+_EDGE = 0.06
+_GAP = 0.08  # between panels
+_HEAD = 0.19  # a panel's title
+_AXIS = 0.22  # ticks, their pad and the axis's name, without the numbers
+_BAR = 0.09  # the colour bar
+_BAR_WORDS = 0.42  # its numbers and what it says
 
 
 @dataclass(frozen=True)
-class _Window:
-    """A square on the diagonal: rows and columns ``start`` to ``start + size - 1``."""
+class _Grid:
+    """Axes [rows, 3] of the large panels and of the enlarged squares, and that of the colour bar."""
 
-    start: int
-    size: int
-
-    def of(self, matrix: Array) -> Array:
-        span = slice(self.start, self.start + self.size)
-        return matrix[span, span]
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """The magnitudes of one matrix as they are drawn: all of it, and the square."""
-
-    title: str
-    whole: Array | None
-    square: Array | None
+    figure: Figure
+    large: Array
+    small: Array
+    bar: Axes
 
 
 @style.styled
@@ -90,33 +85,31 @@ def heatmap(
     """
     size = outputs * inputs
     _check_shapes(exact, approximations, size)
-    window = _choose_window(exact, cutout, corner)
+    window = choose_window(exact, cutout, corner)
     step = -(-size // MAX_PIXELS)
-    rows = _panels(exact, approximations, step, window)
-    norm = _shared_scale(exact, rows)
+    rows = panels(exact, approximations, step, window)
+    norm = shared_scale(exact, rows)
     heading = title or f"Layer {layer}: exact Fisher and approximation, {size}×{size}"
-    figure, large, small = _grid(
+    whole = Window(0, size)
+    grid = _grid(
         len(rows),
         window,
+        _tick_width([whole, window or whole], outputs),
         caption=caption,
         title=f"{heading} ({scale_note})" if scale_note else heading,
     )
-    turned = len(rows) > _STACKED
-    for index, row in enumerate(rows):
-        last = index == len(rows) - 1
-        for axes, panel in zip(large[index], row, strict=True):
-            _draw(axes, panel.whole, norm, _Window(0, size), title=panel.title)
-            if window is not None and panel.whole is not None:
-                _mark(axes, window)
-        _label_rows(large[index], _Window(0, size), outputs, bottom=last, turned=turned)
-        if window is None:
-            continue
-        for axes, panel in zip(small[index], row, strict=True):
+    for axes, panel in zip(grid.large.flat, (panel for row in rows for panel in row), strict=True):
+        _draw(axes, panel.whole, norm, whole, title=panel.title)
+        if window is not None and panel.whole is not None:
+            _mark(axes, window)
+    _label(grid.large, whole, outputs)
+    if window is not None:
+        for axes, panel in zip(grid.small.flat, (panel for row in rows for panel in row), strict=True):
             _draw(axes, panel.square, norm, window, title=panel.title)
-            _frame(axes)
-        _label_rows(small[index], window, outputs, bottom=last, turned=turned)
-    _add_color_bar(figure, [*large.flat, *small.flat], norm, step, window)
-    return figure
+            axes.spines[:].set(color=style.ACCENT, linewidth=1.0)
+        _label(grid.small, window, outputs)
+    _draw_color_bar(grid, norm, step, window)
+    return grid.figure
 
 
 @style.styled
@@ -124,8 +117,8 @@ def coupling(matrix: Array, layers: Sequence[str], *, caption: str) -> Figure:
     """How much of the whole Fisher lies between layers, as an annotated layer × layer map.
 
     Args:
-        matrix: [L, L], entry (l, k) is ‖F_lk‖² / (‖F_ll‖ ‖F_kk‖), 1 for l = k; NaN where it was
-            not computed.
+        matrix: [L, L], entry (l, k) is ‖F_lk‖² / (‖F_l‖ ‖F_k‖), 1 for l = k (F_l = F_ll is the
+            block of a layer); NaN where it was not computed.
         layers: Names of the L layers.
         caption: Data, model, checkpoint, seed and device; written under the figure.
 
@@ -158,7 +151,7 @@ def coupling(matrix: Array, layers: Sequence[str], *, caption: str) -> Figure:
         linewidths=0.5 if annotated else 0,
         xticklabels=_thin(layers),
         yticklabels=_thin(layers),
-        cbar_kws={"label": r"$\|F_{lk}\|^2\,/\,(\|F_{ll}\|\,\|F_{kk}\|)$", "shrink": 0.8},
+        cbar_kws={"label": r"$\|F_{lk}\|^2\,/\,(\|F_l\|\,\|F_k\|)$", "shrink": 0.8},
         rasterized=True,
     )
     axes.tick_params(length=0)
@@ -180,95 +173,49 @@ def _check_shapes(exact: Array, approximations: Mapping[str, Array | None], size
             )
 
 
-def _choose_window(exact: Array, side: int, corner: int | None) -> _Window | None:
-    """The square to enlarge: the given one, or that with the largest sum of magnitudes."""
-    size = len(exact)
-    if size <= side:
-        return None
-    if corner is None:
-        row, column = exact.strides
-        squares = np.lib.stride_tricks.as_strided(
-            exact,
-            shape=(size - side + 1, side, side),
-            strides=(row + column, row, column),
-            writeable=False,
-        )
-        corner = int(np.argmax(np.nansum(np.abs(squares), axis=(1, 2))))
-    if not 0 <= corner <= size - side:
-        raise InputError(f"corner is {corner}; it must lie between 0 and {size - side}.")
-    return _Window(corner, side)
-
-
-def _panels(
-    exact: Array, approximations: Mapping[str, Array | None], step: int, window: _Window | None
-) -> list[list[_Panel]]:
-    """Exact, approximation and error of each row, as magnitudes."""
-
-    def panel(title: str, matrix: Array | None) -> _Panel:
-        if matrix is None:
-            return _Panel(title, None, None)
-        square = None if window is None else np.abs(window.of(matrix))
-        return _Panel(title, _block_maximum(np.abs(matrix), step), square)
-
-    first = panel("exact $|F|$", exact)
-    return [
-        [
-            first,
-            panel(f"{label(name)} $|\\hat{{F}}|$", matrix),
-            panel("error $|F-\\hat{F}|$", None if matrix is None else exact - matrix),
-        ]
-        for name, matrix in approximations.items()
-    ]
-
-
-def _block_maximum(matrix: Array, step: int) -> Array:
-    """The largest entry of each step×step block."""
-    if step == 1:
-        return matrix
-    starts = np.arange(0, len(matrix), step)
-    return np.maximum.reduceat(np.maximum.reduceat(matrix, starts, axis=0), starts, axis=1)
-
-
-def _shared_scale(exact: Array, rows: list[list[_Panel]]) -> Normalize:
-    """One scale for all panels: linear, or logarithmic if most entries of F are small."""
-    drawn = [panel.whole for row in rows for panel in row if panel.whole is not None]
-    largest = max(
-        (float(np.max(whole, where=np.isfinite(whole), initial=0.0)) for whole in drawn),
-        default=0.0,
-    )
-    if largest == 0.0:
-        return Normalize(0.0, 1.0)
-    entries = np.abs(exact[np.isfinite(exact) & (exact != 0)])
-    if entries.size == 0 or np.median(entries) >= _LINEAR_MEDIAN * largest:
-        return Normalize(0.0, largest)
-    decades = math.ceil(math.log10(largest / float(np.percentile(entries, 10))))
-    return LogNorm(largest * 10.0 ** -min(max(decades, _DECADES[0]), _DECADES[1]), largest)
-
-
 def _colormap() -> Colormap:
     """The map for magnitudes: zeros in its darkest colour, missing entries grey."""
     colormap = matplotlib.colormaps[style.MAGNITUDE_MAP]
     return colormap.with_extremes(under=colormap(0.0), bad=style.MISSING_COLOR)
 
 
-def _grid(rows: int, window: _Window | None, *, caption: str, title: str) -> tuple[Figure, Array, Array]:
-    """Axes [rows, 3] of the large panels and of the enlarged squares.
+def _grid(rows: int, window: Window | None, tick_width: float, *, caption: str, title: str) -> _Grid:
+    """The figure with its axes, all in places that follow from the number of rows.
 
-    The squares stand below for few approximations, beside for more.
+    The squares stand below for few approximations, beside for more. Numbers stand at the left of
+    each block of panels and below its last row.
     """
-    squares = window is not None
-    across, down = (6, rows) if squares and rows > _STACKED else (3, rows * (2 if squares else 1))
-    height = {6: 1.3, 3: 2.25 if down <= 2 else 1.95}[across] * down
-    figure = style.new_figure(style.PAGE_WIDTH, height + 0.55, caption=caption, title=title)
-    axes = figure.subplots(down, across, squeeze=False)
-    if not squares:
-        return figure, axes, np.empty((0, 3), object)
-    return (figure, axes[:, :3], axes[:, 3:]) if across == 6 else (figure, axes[::2], axes[1::2])
+    beside = window is not None and rows > _STACKED
+    blocks = 2 if beside else 1
+    bands = rows * (2 if window is not None and not beside else 1)
+    left = _EDGE + _AXIS + tick_width
+    block = (style.PAGE_WIDTH - _EDGE) / blocks
+    side = (block - left - 2 * _GAP) / 3
+    foot = _AXIS + (tick_width if rows > _STACKED else style.SMALL_SIZE / 72)
+    steps = [_HEAD + side + (foot if band >= bands - bands // rows else _GAP) for band in range(bands)]
+    height = sum(steps) + _BAR + _BAR_WORDS
+    figure = style.new_figure(style.PAGE_WIDTH, height, caption=caption, title=title)
+    figure.set_layout_engine("none")
+    bottom = style.caption_height(caption, style.PAGE_WIDTH)
+
+    def add(x: float, y: float, wide: float, high: float) -> Axes:
+        width, total = figure.get_size_inches()
+        return figure.add_axes((x / width, y / total, wide / width, high / total))
+
+    axes = np.empty((bands, 3 * blocks), object)
+    for band, column in np.ndindex(axes.shape):
+        x = column // 3 * block + left + column % 3 * (side + _GAP)
+        axes[band, column] = add(x, bottom + height - sum(steps[:band]) - _HEAD - side, side, side)
+    bar = add(0.1 * style.PAGE_WIDTH, bottom + _BAR_WORDS, 0.8 * style.PAGE_WIDTH, _BAR)
+    if beside:
+        return _Grid(figure, axes[:, :3], axes[:, 3:], bar)
+    if window is not None:
+        return _Grid(figure, axes[::2], axes[1::2], bar)
+    return _Grid(figure, axes, axes[:0], bar)
 
 
-def _draw(axes: Axes, matrix: Array | None, norm: Normalize, span: _Window, *, title: str) -> None:
+def _draw(axes: Axes, matrix: Array | None, norm: Normalize, span: Window, *, title: str) -> None:
     axes.set_title(title)
-    axes.set_box_aspect(1)
     axes.spines[["top", "right"]].set_visible(True)
     if matrix is None or not np.isfinite(matrix).any():
         style.not_available(axes)
@@ -283,62 +230,58 @@ def _draw(axes: Axes, matrix: Array | None, norm: Normalize, span: _Window, *, t
         cmap=_colormap(),
         extent=(*edges, *edges[::-1]),
         aspect="auto",
-        rasterized=True,
+        interpolation_stage="data",
     )
-    axes.set(xlim=(first, last), ylim=(last, first))
+    axes.set(xlim=(first, last), ylim=(last, first), xticks=[], yticks=[])
 
 
-def _mark(axes: Axes, window: _Window) -> None:
+def _mark(axes: Axes, window: Window) -> None:
     corner = (window.start - 0.5, window.start - 0.5)
     axes.add_patch(Rectangle(corner, window.size, window.size, fill=False, edgecolor=style.ACCENT, lw=1.0))
 
 
-def _frame(axes: Axes) -> None:
-    axes.spines[:].set(color=style.ACCENT, linewidth=1.0, visible=True)
+def _label(panels: Array, span: Window, outputs: int) -> None:
+    """Ticks "input, unit" at the left panels [:, 0] and under those of the last row."""
+    places, texts = _ticks(span, outputs)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("input, unit")
+        if axes.images:
+            axes.set_yticks(places, texts)
+    for axes in panels[-1]:
+        if axes.images:
+            axes.set_xticks(places, texts, rotation=90 if len(panels) > _STACKED else 0)
+    panels[-1, 1].set_xlabel("input, unit")
 
 
-def _label_rows(axes: Array, span: _Window, outputs: int, *, bottom: bool, turned: bool) -> None:
-    """Ticks "input, unit" on the left panel, and under all panels of the bottom row."""
-    places = _tick_places(span, outputs)
-    texts = [f"{place // outputs}, {place % outputs}" for place in places]
-    for column, panel in enumerate(axes):
-        if not panel.images:
-            continue
-        below = texts if bottom else [""] * len(places)
-        panel.set_xticks(places, below, rotation=90 if turned else 0)
-        panel.set_yticks(places, texts if column == 0 else [""] * len(places))
-    axes[0].set_ylabel("input, unit")
-    if bottom:
-        axes[1].set_xlabel("input, unit")
-
-
-def _tick_places(span: _Window, outputs: int, most: int = 5) -> list[int]:
-    """At most ``most`` indices of the span: first units of inputs, where there are enough."""
+def _ticks(span: Window, outputs: int, most: int = 5) -> tuple[list[int], list[str]]:
+    """At most ``most`` indices of the span with their names: first units, where inputs suffice."""
     end = span.start + span.size
     first = -(-span.start // outputs) * outputs
-    starts = range(first, end, outputs)
-    if len(starts) >= 3:
-        return list(starts[:: -(-len(starts) // most)])
-    step = max(1, -(-span.size // most))
-    return list(range(span.start, end, step))
+    places = range(first, end, outputs)
+    if len(places) < 3:
+        places = range(span.start, end)
+    kept = list(places[:: -(-len(places) // most)])
+    return kept, [f"{place // outputs}, {place % outputs}" for place in kept]
 
 
-def _add_color_bar(
-    figure: Figure, axes: list[Axes], norm: Normalize, step: int, window: _Window | None
-) -> None:
+def _tick_width(spans: list[Window], outputs: int) -> float:
+    """Width in inches of the widest of the ticks' names."""
+    return max(
+        style.text_width(text, style.SMALL_SIZE) for span in spans for text in _ticks(span, outputs)[1]
+    )
+
+
+def _draw_color_bar(grid: _Grid, norm: Normalize, step: int, window: Window | None) -> None:
     logarithmic = isinstance(norm, LogNorm)
     words = "absolute value of an entry, one scale for all panels, "
     words += "logarithmic; smaller entries and zeros: darkest" if logarithmic else "linear"
     notes = [f"red: the marked {window.size}×{window.size} square, enlarged"] if window else []
     if step > 1:
         notes.append(f"large panels: each pixel is the largest of {step}×{step} entries")
-    bar = figure.colorbar(
+    bar = grid.figure.colorbar(
         ScalarMappable(norm, _colormap()),
-        ax=axes,
-        location="bottom",
-        aspect=60,
-        shrink=0.8,
-        pad=0.02,
+        cax=grid.bar,
+        orientation="horizontal",
         extend="min" if logarithmic else "neither",
     )
     bar.set_label("\n".join([words, "; ".join(notes)]).rstrip())

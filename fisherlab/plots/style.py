@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.style
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.textpath import text_to_path
 
 COLUMN_WIDTH = 3.4
 """Width of a figure in one column of a two-column page, in inches."""
@@ -27,6 +32,11 @@ SMALL_SIZE = 6.0
 TITLE_SIZE = 8.5
 _LINE = 1.35  # height of a line of text, in font sizes
 _CHARACTER = 0.56  # mean width of a character, in font sizes
+_HANDLE = 2.2  # width of a legend's line or patch, in font sizes
+_KEY_GAP = 2.2  # from it to its text, and from there to the next entry
+_KEY_EDGE = 1.2  # around all entries
+_PNG_LEVEL = 2  # of zlib: a third of the time of its default
+_PDF_DPI = 300
 
 STYLE: dict[str, object] = {
     "font.family": "sans-serif",
@@ -133,11 +143,10 @@ def new_figure(
         A figure with constrained layout inside the strips.
     """
     title_lines = _wrap(title or "", width, TITLE_SIZE)
-    caption_lines = _wrap(caption, width, SMALL_SIZE)
     top = _strip(len(title_lines), TITLE_SIZE)
     columns = _legend_columns(legend, width)
     key = _strip(math.ceil(len(legend) / columns), TEXT_SIZE + 1)
-    bottom = _strip(len(caption_lines), SMALL_SIZE)
+    bottom = caption_height(caption, width)
     total = height + top + key + bottom
     figure = Figure(figsize=(width, total))
     rect = (0.0, bottom / total, 1.0, height / total)
@@ -161,13 +170,13 @@ def new_figure(
             bbox_to_anchor=(0.0, 1 - top / total),
             ncols=columns,
             borderaxespad=0.2,
-            handlelength=2.2,
-            columnspacing=1.4,
+            handlelength=_HANDLE,
+            columnspacing=_KEY_GAP - 0.8,
         ).set_in_layout(False)
     figure.text(
         edge,
         0.03 / total,
-        "\n".join(caption_lines),
+        "\n".join(_wrap(caption, width, SMALL_SIZE)),
         ha="left",
         va="bottom",
         fontsize=SMALL_SIZE,
@@ -176,6 +185,17 @@ def new_figure(
         parse_math=False,
     ).set_in_layout(False)
     return figure
+
+
+def caption_height(caption: str, width: float) -> float:
+    """Height in inches of the strip that the caption takes of a figure so wide (inches)."""
+    return _strip(len(_wrap(caption, width, SMALL_SIZE)), SMALL_SIZE)
+
+
+def text_width(text: str, size: float) -> float:
+    """Width in inches of a line of text, ``size`` points high."""
+    font = FontProperties(family="DejaVu Sans", size=size)
+    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
 
 
 def short(name: object, most: int) -> str:
@@ -201,9 +221,9 @@ def not_available(axes: Axes) -> None:
 def save(figure: Figure, path_without_suffix: str | Path, png_dpi: int = 200) -> list[Path]:
     """Write a figure as ``.png`` and ``.pdf``, the same bytes each time.
 
-    The layout is settled first and then kept, so that both files show the same picture. Text in
-    the PDF stays text; matrices are images of 300 dpi there. No date or version is written into
-    the files.
+    The layout is settled while the ``.png`` is drawn and then kept, so that both files show the
+    same picture. Text in the PDF stays text; matrices are images of 300 dpi there. No date or
+    version is written into the files.
 
     Args:
         figure: The figure.
@@ -216,12 +236,21 @@ def save(figure: Figure, path_without_suffix: str | Path, png_dpi: int = 200) ->
     base = Path(path_without_suffix)
     base.parent.mkdir(parents=True, exist_ok=True)
     png, pdf = base.with_name(base.name + ".png"), base.with_name(base.name + ".pdf")
+    canvas, dpi = figure.canvas, figure.dpi
     with matplotlib.style.context(["default", STYLE]):  # type: ignore[list-item]
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-        figure.savefig(png, dpi=png_dpi, metadata={"Software": None})
-        plain = {"CreationDate": None, "Creator": None, "Producer": None}
-        figure.savefig(pdf, dpi=300, metadata=plain)
+        try:
+            figure.dpi = png_dpi
+            FigureCanvasAgg(figure).print_png(
+                png, metadata={"Software": None}, pil_kwargs={"compress_level": _PNG_LEVEL}
+            )
+            figure.set_layout_engine("none")
+            figure.dpi = _PDF_DPI
+            FigureCanvasPdf(figure).print_pdf(
+                pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None}
+            )
+        finally:
+            figure.dpi = dpi
+            figure.set_canvas(canvas)
     return [png, pdf]
 
 
@@ -236,6 +265,11 @@ def _strip(lines: int, size: float) -> float:
 
 
 def _legend_columns(legend: Sequence[Artist], width: float) -> int:
-    longest = max((len(str(handle.get_label())) for handle in legend), default=1)
-    entry = (longest * _CHARACTER + 4.6) * TEXT_SIZE / 72
-    return max(1, min(len(legend) or 1, int(width / entry)))
+    """The most columns whose widest entries stand side by side in so many inches."""
+    room = width - _KEY_EDGE * TEXT_SIZE / 72
+    handle = (_HANDLE + _KEY_GAP) * TEXT_SIZE / 72
+    entries = [text_width(str(one.get_label()), TEXT_SIZE) + handle for one in legend]
+    for columns in range(len(entries), 1, -1):
+        if sum(max(part) for part in np.array_split(entries, columns)) <= room:
+            return columns
+    return 1

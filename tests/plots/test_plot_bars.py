@@ -44,6 +44,22 @@ def test_far_errors_are_cut_and_named(make_records, caption, texts):
     assert sum("cut" in text for text in found) == 1
 
 
+def test_numbers_and_whiskers_stay_inside_their_panel(make_records, caption):
+    records = make_records(["0", "2"])
+    far = records["approximation"] == "lngd"
+    records.loc[far, ["population_error", "population_error_se"]] = 40.0
+    records.loc[records["approximation"] == "kfac", "population_error_se"] = 1.5
+    axes = plots.errors(records, caption=caption).axes[2]
+    top = axes.get_ylim()[1]
+    numbers = {text.get_text(): text.xy[1] for text in axes.texts}
+    assert all(y < top for y in numbers.values())
+    assert numbers["40.0"] > max(heights(axes))
+    whiskers = np.concatenate([line.vertices for bars in axes.collections for line in bars.get_paths()])
+    assert np.nanmax(whiskers[:, 1]) < top
+    kfac = records.loc[records["approximation"] == "kfac", "population_error"]
+    assert np.nanmax(whiskers[:, 1]) == pytest.approx(kfac.max() + 1.5)
+
+
 def test_errors_that_are_all_large_are_not_cut(make_records, caption):
     records = make_records(["0"], relative_error=5.0)
     assert heights(plots.errors(records, caption=caption).axes[0]) == [5.0] * 5

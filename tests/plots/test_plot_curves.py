@@ -50,7 +50,9 @@ def test_spectrum_draws_both_sides_and_marks_one(caption, texts):
     np.testing.assert_allclose(curves(right)[0], np.linspace(2, 0.5, 9))
     assert left.get_yscale() == right.get_yscale() == "log"
     assert any(list(line.get_ydata()) == [1.0, 1.0] for line in right.lines)
-    assert any("0.0003" in text for text in texts(figure))
+    (title,) = [text for text in texts(figure) if text.startswith("preconditioned")]
+    assert "0.0003" in title
+    assert "trace-matched" in title
 
 
 def test_spectrum_without_preconditioned_values_says_so(caption, texts):

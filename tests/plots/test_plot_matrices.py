@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 
 from fisherlab import plots
 from fisherlab.errors import InputError
-from fisherlab.plots import matrices
+from fisherlab.plots import magnitudes, matrices
 
 
 def images(figure):
@@ -87,13 +87,54 @@ def test_large_matrix_is_drawn_by_block_maxima_and_says_so(monkeypatch, fisher, 
 @given(side=st.integers(2, 40), step=st.integers(1, 9))
 @settings(deadline=None)
 def test_block_maximum_keeps_the_largest_entry_of_every_block(side, step):
-    matrix = np.random.default_rng(side * step).random((side, side))
-    reduced = matrices._block_maximum(matrix, step)
-    places = np.arange(side) // step
-    whole = reduced[places][:, places]
-    assert (whole >= matrix).all()
-    assert np.isin(reduced, matrix).all()
-    assert reduced.shape == (-(-side // step),) * 2
+    matrix, minus = np.random.default_rng(side * step).normal(size=(2, side, side))
+    for magnitude, reduced in (
+        (np.abs(matrix), magnitudes.block_maximum(matrix, step)),
+        (np.abs(matrix - minus), magnitudes.block_maximum(matrix, step, minus)),
+    ):
+        places = np.arange(side) // step
+        whole = reduced[places][:, places]
+        assert (whole >= magnitude).all()
+        assert np.isin(reduced, magnitude).all()
+        assert reduced.shape == (-(-side // step),) * 2
+
+
+def test_quantiles_of_a_large_matrix_come_from_all_its_columns(monkeypatch):
+    monkeypatch.setattr(magnitudes, "_SAMPLE", 500)
+    matrix = np.broadcast_to(np.arange(1.0, 61.0), (60, 60)).copy()
+    sample = magnitudes._sample(matrix)
+    assert 300 <= len(sample) <= 500
+    np.testing.assert_array_equal(np.unique(sample), np.arange(1.0, 61.0))
+
+
+def test_a_small_matrix_gives_all_its_entries_but_zeros_and_unknown_ones():
+    matrix = np.array([[0.0, -2.0], [np.nan, 3.0]])
+    assert sorted(magnitudes._sample(matrix)) == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize("cutout", [20, 60])
+def test_panels_are_square_and_nothing_overlaps(fisher, rows, cutout):
+    exact, kfac = fisher
+    figure = draw(exact, {f"method {i}": kfac for i in range(rows)}, 6, cutout=cutout)
+    figure.draw_without_rendering()
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    boxes += [text.get_window_extent() for text in figure.texts]
+    for index, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+    for axes in figure.axes:
+        if axes.images:
+            assert axes.bbox.width == pytest.approx(axes.bbox.height)
+
+
+def test_panels_inside_the_grid_have_no_ticks(fisher):
+    exact, kfac = fisher
+    figure = draw(exact, {f"method {i}": kfac for i in range(4)}, 6, cutout=60)
+    panels = [axes for axes in figure.axes if axes.images]
+    numbered = [(len(axes.get_xticks()) > 0, len(axes.get_yticks()) > 0) for axes in panels]
+    assert numbered == [(row == 3, column == 0) for row in range(4) for column in range(3)]
 
 
 def test_ticks_name_input_and_unit_in_column_order(fisher):

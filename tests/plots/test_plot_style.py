@@ -7,6 +7,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from fisherlab import plots
 from fisherlab.plots import labels, style
@@ -107,6 +110,45 @@ def test_png_has_the_resolution_asked_for(figures, tmp_path):
     png, _ = plots.save(figure, tmp_path / "a", png_dpi=50)
     height, width = imread(png).shape[:2]
     assert (width, height) == pytest.approx(tuple(figure.get_size_inches() * 50), abs=1)
+
+
+def test_saving_leaves_canvas_and_resolution(figures, tmp_path):
+    figure = figures["coupling"]
+    canvas, dpi = figure.canvas, figure.dpi
+    plots.save(figure, tmp_path / "a", png_dpi=50)
+    assert figure.canvas is canvas
+    assert figure.dpi == dpi
+
+
+def test_matrices_are_images_in_the_pdf_and_text_stays_text(figures, tmp_path):
+    _, pdf = plots.save(figures["heatmap"], tmp_path / "a")
+    content = pdf.read_bytes()
+    assert content.count(b"/Subtype /Image") >= 6
+    assert b"/CIDFontType2" in content
+    assert b"/Type3" not in content
+
+
+@pytest.mark.parametrize("width", [style.COLUMN_WIDTH, style.PAGE_WIDTH])
+@pytest.mark.parametrize("count", [1, 2, 5, 12])
+def test_legend_uses_as_many_columns_as_fit(count, width):
+    entries = [Patch(label=f"approximation {'of a layer' if i == 3 else ''} {i}") for i in range(count)]
+    figure = style.styled(style.new_figure)(width, 1.0, caption="here", legend=entries)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    extent = legend.get_window_extent()
+    assert extent.x1 <= figure.bbox.x1
+    widest = max(text.get_window_extent().width for text in legend.get_texts())
+    columns = len({round(text.get_window_extent().x0) for text in legend.get_texts()})
+    if columns < count:
+        assert extent.x1 + widest + 0.6 * figure.dpi > figure.bbox.x1
+
+
+@given(st.text("abcXYZ 019−λ‖", min_size=1, max_size=30), st.floats(5, 12))
+def test_text_is_as_wide_as_it_is_drawn(text, size):
+    figure = Figure(dpi=720)
+    drawn = figure.text(0, 0, text, fontsize=size, family="DejaVu Sans", parse_math=False)
+    width = drawn.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width / 720
+    assert style.text_width(text, size) == pytest.approx(width, rel=0.05, abs=0.02)
 
 
 def test_importing_plots_brings_no_seaborn():

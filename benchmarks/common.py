@@ -1,0 +1,78 @@
+"""What the benchmarks share: the network, timing in rounds, peak memory, and the machine's description."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fisherlab.models import prepare
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def network(samples: int, dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor, torch.Tensor, str]:
+    """The trained mnist-mlp, inputs, targets, and the data's label."""
+    made = prepare("mnist-mlp", samples=samples, dtype=dtype)
+    return made.model, made.inputs, made.targets, made.dataset.label
+
+
+def rounds(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each contender, run in turn, `repeats` times after one warm-up."""
+    for contender in contenders.values():
+        contender()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, contender in contenders.items():
+            start = time.perf_counter()
+            contender()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def peak_memory(script: str, *arguments: str) -> float:
+    """MiB above the state before the work, of a contender in a process of its own."""
+    command = [sys.executable, script, "--memory", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ))
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def report_peak(work: Callable[[], Any]) -> None:
+    """Prints the growth of this process's peak resident set over the work, in MiB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts again from here
+    before = _status("VmHWM")
+    work()
+    print(json.dumps((_status("VmHWM") - before) / 1024))
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(field)))
+
+
+def machine() -> str:
+    """One line: processor, cores, torch."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
+    threads = torch.get_num_threads()
+    return (
+        f"{name}, {os.cpu_count()} cores, {threads} threads, {platform.system()}, torch {torch.__version__}"
+    )
+
+
+def write_table(path: Path, title: str, notes: list[str], header: list[str], rows: list[list[str]]) -> None:
+    """A Markdown table with its conditions, to a file and to stdout."""
+    lines = [f"# {title}", "", *(f"- {note}" for note in notes), ""]
+    lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    text = "\n".join(lines) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(text)

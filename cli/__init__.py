@@ -1,0 +1,5 @@
+"""The command `fisherlab`: parse, call, print."""
+
+from .app import main
+
+__all__ = ["main"]

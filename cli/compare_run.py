@@ -1,0 +1,188 @@
+"""A comparison, from its configuration to its directory and what is printed."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fisherlab.config import DTYPES, CompareConfig
+
+from . import rundirs
+from .messages import accept, log
+from .options import Output
+from .printing import print_json, print_rich
+
+if TYPE_CHECKING:
+    from fisherlab.models import Prepared
+    from fisherlab.result import Comparison
+
+
+def perform(config: CompareConfig, output: Output) -> None:
+    """Runs a comparison, writes its directory and prints its result.
+
+    Raises:
+        FisherlabError: for a configuration that cannot be run; nothing has been written then.
+    """
+    started = time.perf_counter()
+    out = rundirs.choose(output.out, "compare", config.model, force=output.force)
+    with redirect_stdout(sys.stderr):  # a model of the user's own may print
+        config = config.resolved()
+        prepared = _prepare(config, output.progress)
+        comparison = _compare(config, prepared, output.progress)
+        config = _as_used(config, prepared, comparison)
+        summary = _write(config, comparison, out, output, started)
+    if output.as_json:
+        print_json(summary)
+        return
+    print_rich(comparison.table())
+    click.echo(f"run directory: {out}\nreport: {out / 'report.html'}")
+
+
+def _prepare(config: CompareConfig, progress: bool) -> "Prepared":
+    import torch
+
+    from fisherlab import models
+
+    _check_layers(config)
+    with _training(progress) as step:
+        prepared = models.prepare(
+            config.model,
+            seed=config.seed,
+            checkpoint=config.checkpoint,
+            data=config.data,
+            data_dir=config.data_dir,
+            samples=config.samples,
+            dtype=None if config.dtype is None else getattr(torch, config.dtype),
+            device=config.device,
+            progress=step,
+        )
+    if config.checkpoint is None and ":" not in config.model:
+        log.info(
+            "no checkpoint was given: the weights of %s are %s", config.model, _made(prepared.checkpoint)
+        )
+    return prepared
+
+
+def _made(checkpoint: str) -> str:
+    trained = checkpoint.removeprefix("trained: ")
+    return "as initialised" if trained == checkpoint else f"trained on the spot ({trained})"
+
+
+def _check_layers(config: CompareConfig) -> None:
+    """Refuses unknown layers of a built-in model before it is trained."""
+    from fisherlab import models
+    from fisherlab.layers import find_layers
+    from fisherlab.models.seeding import seeded
+
+    if ":" not in config.model:
+        model = seeded(models.spec(config.model).build, config.seed)
+        find_layers(model, config.layers, bias=config.bias)
+
+
+@contextmanager
+def _training(progress: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar that appears with the first training step."""
+    from fisherlab.progress import bar
+
+    reports: list[Callable[[int], None]] = []
+    with ExitStack() as stack:
+
+        def step(done: int, steps: int) -> None:
+            if not reports:
+                reports.append(stack.enter_context(bar(progress, "training steps", steps)))
+            reports[0](done)
+
+        yield step
+
+
+def _compare(config: CompareConfig, prepared: "Prepared", progress: bool) -> "Comparison":
+    import torch
+
+    from fisherlab.comparison import compare
+    from fisherlab.exact import Plan
+    from fisherlab.result import About
+
+    def on_plan(plan: Plan) -> None:
+        accept()
+        log.debug("plan: layer %s", plan)
+
+    dataset = prepared.dataset
+    about = About(
+        model=prepared.name,
+        dataset=dataset.label,
+        checkpoint=_shown(prepared.checkpoint, config),
+        step=prepared.step,
+        seed=config.seed,
+        checksum=dataset.checksum,
+        stand_in=dataset.stand_in,
+        checkpoint_hash=prepared.checkpoint_hash or None,
+    )
+    return compare(
+        prepared.model,
+        prepared.data,
+        config.approximations,
+        config.likelihood or prepared.likelihood,
+        config.kind,
+        config.layers,
+        bias=config.bias,
+        memory=config.memory,
+        max_columns=config.max_columns,
+        draws=config.draws,
+        generator=torch.Generator().manual_seed(config.seed),
+        progress=progress,
+        spectra=config.spectra,
+        about=about,
+        on_plan=on_plan,
+    )
+
+
+def _shown(checkpoint: str, config: CompareConfig) -> str:
+    """The path of a checkpoint below the working directory is shown from there."""
+    path = Path(checkpoint)
+    inside = config.checkpoint is not None and path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd())) if inside else checkpoint
+
+
+def _as_used(config: CompareConfig, prepared: "Prepared", comparison: "Comparison") -> CompareConfig:
+    """The configuration with what the model and its data decided."""
+    own_data = prepared.dataset.name == config.model
+    likelihood = prepared.likelihood if isinstance(prepared.likelihood, str) else None
+    return replace(
+        config,
+        data=None if own_data else prepared.dataset.name,
+        samples=len(prepared.dataset),
+        likelihood=config.likelihood or likelihood,
+        dtype=comparison.dtype if comparison.dtype in DTYPES else None,
+    )
+
+
+def _write(
+    config: CompareConfig, comparison: "Comparison", out: Path, output: Output, started: float
+) -> dict[str, Any]:
+    """Writes the run's directory; returns what `summary.json` holds."""
+    from fisherlab.files import write_comparison
+    from fisherlab.progress import bar
+    from fisherlab.rundir import run_directory
+
+    summary = {
+        "command": "compare",
+        "inputs": config.to_dict(),
+        "directory": str(out),
+        **comparison.summary(),
+    }
+    with run_directory(out, force=output.force) as part, bar(output.progress, "pictures", None) as report:
+        (part / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        write_comparison(
+            comparison,
+            part,
+            matrices=config.save_matrices,
+            summary=summary,
+            seconds=time.perf_counter() - started,
+            report=report,
+        )
+    return summary

@@ -1,0 +1,20 @@
+"""`fisherlab run`: repeats a run from its configuration."""
+
+from dataclasses import replace
+
+import click
+
+from fisherlab.config import read_config
+
+from . import options
+from .compare_run import perform
+
+
+@click.command("run", short_help="Repeat a run from its config.toml.")
+@click.argument("config", metavar="CONFIG.toml")
+@click.option("--device", metavar="auto|cpu|cuda[:i]", help="In place of the one in the file.")
+@options.output
+def command(*, config: str, device: str | None, output: options.Output) -> None:
+    """Repeat the run that a config.toml describes, into a directory of its own."""
+    wanted = read_config(config)
+    perform(replace(wanted, device=device or wanted.device), output)

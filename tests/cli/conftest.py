@@ -1,0 +1,139 @@
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from fisherlab.cli import main
+
+MODELS = """
+    import time
+
+    import torch
+    from torch import nn
+
+
+    def _made(samples=32):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False))
+        return model, torch.randn(samples, 6), torch.arange(samples) % 3
+
+
+    def small():
+        model, inputs, targets = _made()
+        return model, (inputs, targets), "categorical"
+
+
+    def talkative():
+        print("a model that talks")
+        return small()
+
+
+    def empty():
+        model, inputs, targets = _made()
+        return model, (inputs[:0], targets[:0]), "categorical"
+
+
+    def nan_inputs():
+        model, inputs, targets = _made()
+        inputs[7, 2] = float("nan")
+        return model, (inputs, targets), "categorical"
+
+
+    def nan_weights():
+        model, inputs, targets = _made()
+        model[0].weight.data[1, 1] = float("nan")
+        return model, (inputs, targets), "categorical"
+
+
+    def wrong_labels():
+        model, inputs, targets = _made()
+        return model, (inputs, targets + 1), "categorical"
+
+
+    def warns():
+        import logging, warnings
+
+        logging.getLogger("fisherlab").warning("a notice")
+        warnings.warn("a warning")
+        return nan_inputs()
+
+
+    class Broken(nn.Linear):
+        def forward(self, x):
+            raise ZeroDivisionError("in the model")
+
+
+    def broken():
+        model, inputs, targets = _made()
+        return nn.Sequential(model[0], Broken(5, 3)), (inputs, targets), "categorical"
+
+
+    class Slow(nn.Linear):
+        def forward(self, x):
+            open("working", "w").close()
+            time.sleep(60)
+            return super().forward(x)
+
+
+    def slow():
+        model, inputs, targets = _made()
+        return nn.Sequential(model[0], Slow(5, 3)), (inputs, targets), "categorical"
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with a module of small models, an empty cache and no network."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "small_nets.py").write_text(textwrap.dedent(MODELS))
+    monkeypatch.chdir(work)
+    monkeypatch.delitem(sys.modules, "small_nets", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("FISHERLAB_OFFLINE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("FISHERLAB_DATA", raising=False)
+    yield work
+    torch.set_num_threads(threads)
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Runs the command line in this process."""
+
+    def invoke(*arguments: str) -> Result:
+        return CliRunner().invoke(main, list(arguments))
+
+    return invoke
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the pictures, which take most of the time of a small run."""
+    monkeypatch.setattr("fisherlab.files._pictures", lambda comparison, folder: iter(()))
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the command line as a process of its own."""
+    started: list[subprocess.Popen[str]] = []
+
+    def launch(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "fisherlab", *arguments]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
+        return started[-1]
+
+    yield launch
+    for process in started:
+        process.kill()
+        process.communicate()

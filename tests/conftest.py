@@ -1,0 +1,78 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from reference import NLL, Case
+from torch import Tensor, nn
+
+LIKELIHOODS = ("categorical", "bernoulli", "gaussian")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Every test starts from one random state, and leaves the one it found."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session", params=LIKELIHOODS)
+def trained(request: pytest.FixtureRequest) -> Case:
+    """A trained network 6-5-4-3 with an activation in place, for each likelihood."""
+    return _trained(request.param)
+
+
+@pytest.fixture(scope="session")
+def categorical() -> Case:
+    """The trained network of the categorical likelihood."""
+    return _trained("categorical")
+
+
+@pytest.fixture(scope="session")
+def sequences() -> Case:
+    """A trained network on sequences [n, 4, 3]; its last layer sees the mean over positions."""
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), MeanOverPositions(), nn.Linear(3, 3)
+    ).double()
+    inputs = torch.randn(24, 4, 3, dtype=torch.float64)
+    values = 3 * (inputs.sum(1).tanh() + inputs.square().mean(1))
+    targets = torch.distributions.Categorical(logits=values).sample()
+    return _fitted(Case(model, inputs, targets, "categorical"), steps=40)
+
+
+class MeanOverPositions(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def _trained(likelihood: str) -> Case:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 5),
+        nn.Tanh(),
+        nn.Linear(5, 4, bias=False),
+        nn.LeakyReLU(0.2, inplace=True),
+        nn.Linear(4, 3),
+    ).double()
+    inputs = torch.randn(40, 6, dtype=torch.float64)
+    teacher = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    with torch.no_grad():
+        values = 3 * teacher(inputs) + 0.5 * torch.randn(40, 3, dtype=torch.float64)
+    targets = {
+        "categorical": torch.distributions.Categorical(logits=values).sample(),
+        "bernoulli": torch.bernoulli(values.sigmoid()),
+        "gaussian": values,
+    }[likelihood]
+    return _fitted(Case(model, inputs, targets, likelihood), steps=40)
+
+
+def _fitted(case: Case, steps: int) -> Case:
+    optimizer = torch.optim.Adam(case.model.parameters(), lr=0.03)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = torch.func.vmap(NLL[case.likelihood])(case.model(case.inputs), case.targets).mean()
+        loss.backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return case

@@ -1,0 +1,213 @@
+"""Which parameters have a block, under which name, and why the others have none."""
+
+import pytest
+import torch
+from torch import nn
+
+import fisherlab as fl
+from fisherlab.errors import InputError, InputTypeError
+from fisherlab.layers import BlockShape
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.norm = nn.LayerNorm(4)
+        self.body = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4))
+        self.tied_in = nn.Linear(4, 4)
+        self.tied_out = nn.Linear(4, 4, bias=False)
+        self.tied_out.weight = self.tied_in.weight
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.tied_out(self.tied_in(self.body(self.norm(self.first(x))))) * self.scale
+
+
+@pytest.fixture
+def mixed() -> Mixed:
+    return Mixed()
+
+
+def reasons(layers) -> dict[str, str]:
+    table = layers.coverage()
+    return dict(zip(table["parameter"], table["reason"], strict=True))
+
+
+def test_layers_in_the_order_of_the_modules(mixed):
+    layers = fl.find_layers(mixed)
+    assert list(layers) == ["first", "body.0", "body.2", "tied_in.bias"]
+    view = layers["first"]
+    assert (view.outputs, view.inputs, view.size) == (4, 4, 16)
+    assert view.parameters == ("first.weight", "first.bias")
+    assert layers["body.0"].parameters == ("body.0.weight",)
+    assert (layers["body.0"].inputs, layers["body.2"].inputs) == (4, 5)
+    assert view.family == "Linear"
+    assert len(layers) == 4
+
+
+def test_coverage_has_a_row_for_every_parameter_once(mixed):
+    table = fl.find_layers(mixed).coverage()
+    assert list(table.columns) == ["parameter", "layer", "activation", "covered", "reason"]
+    names = [name for name, _ in mixed.named_parameters(remove_duplicate=False)]
+    assert sorted(table["parameter"]) == sorted(names)
+
+
+def test_coverage_gives_the_reason(mixed):
+    found = reasons(fl.find_layers(mixed))
+    assert found["first.weight"] == ""
+    assert found["norm.weight"] == "LayerNorm is not supported"
+    assert found["tied_out.weight"] == "tied: also tied_in.weight"
+    assert found["tied_in.weight"] == "tied: also tied_out.weight"
+    assert found["scale"] == "Mixed is not supported"
+
+
+def test_frozen_parameters_have_no_block(mixed):
+    mixed.body[0].weight.requires_grad_(False)
+    mixed.first.bias.requires_grad_(False)
+    layers = fl.find_layers(mixed)
+    assert "body.0" not in layers
+    assert layers["first"].parameters == ("first.weight",)
+    assert layers["first"].inputs == 3
+    found = reasons(layers)
+    assert found["body.0.weight"] == found["first.bias"] == "frozen (requires_grad is False)"
+
+
+def test_a_frozen_weight_leaves_the_bias(mixed):
+    mixed.first.weight.requires_grad_(False)
+    for bias in ("joint", "separate"):
+        layers = fl.find_layers(mixed, bias=bias)
+        assert layers["first.bias"].parameters == ("first.bias",)
+        assert (layers["first.bias"].outputs, layers["first.bias"].inputs) == (4, 1)
+        assert "first" not in layers
+
+
+@pytest.mark.parametrize("bias", ["joint", "separate", "ignore"])
+def test_modes_of_the_bias(bias):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2, bias=False))
+    layers = fl.find_layers(model, bias=bias)
+    expected = {"joint": ["0", "1"], "separate": ["0", "0.bias", "1"], "ignore": ["0", "1"]}
+    assert list(layers) == expected[bias]
+    assert layers["0"].inputs == (4 if bias == "joint" else 3)
+    assert reasons(layers)["0.bias"] == ("biases are ignored" if bias == "ignore" else "")
+
+
+def test_globs_choose_and_exclude(mixed):
+    assert list(fl.find_layers(mixed, "body.*")) == ["body.0", "body.2"]
+    assert list(fl.find_layers(mixed, ("first", "body.2"))) == ["first", "body.2"]
+    assert list(fl.find_layers(mixed, exclude=("body.*", "tied*"))) == ["first"]
+    assert list(fl.find_layers(mixed, "body.?", exclude="body.0")) == ["body.2"]
+    found = reasons(fl.find_layers(mixed, "first"))
+    assert found["body.0.weight"] == "not selected"
+    table = fl.find_layers(mixed, "first").coverage().set_index("parameter")
+    assert not table["covered"]["body.0.weight"]
+    assert table["covered"]["first.weight"]
+
+
+@pytest.mark.parametrize("name", ["frist", "body.1", "bdy.*"])
+def test_a_name_that_matches_nothing_is_refused_with_near_ones(mixed, name):
+    with pytest.raises(InputError, match="unknown layer") as caught:
+        fl.find_layers(mixed, name)
+    if name == "frist":
+        assert "did you mean first" in str(caught.value)
+
+
+def test_wrong_arguments(mixed):
+    with pytest.raises(InputTypeError, match=r"model must be a torch\.nn\.Module, not str"):
+        fl.find_layers("model")
+    with pytest.raises(InputTypeError, match="include takes layer names or globs, not int objects"):
+        fl.find_layers(mixed, (1,))
+    with pytest.raises(InputError, match="did you mean joint"):
+        fl.find_layers(mixed, bias="join")
+    with pytest.raises(InputError, match="unknown layer 'second'"):
+        fl.find_layers(mixed, activations={"second": "relu"})
+    with pytest.raises(InputError, match="unknown activation 'rellu'; did you mean relu"):
+        fl.find_layers(mixed, activations={"first": "rellu"})
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.ReLU()), "the model has no parameters"),
+        (nn.Sequential(nn.LayerNorm(3)), "LayerNorm is not supported"),
+        (nn.Linear(2, 2).requires_grad_(False), "frozen"),
+    ],
+)
+def test_a_model_without_blocks_is_refused_with_the_reasons(model, message):
+    with pytest.raises(InputError, match=message):
+        fl.find_layers(model)
+
+
+def test_a_selection_without_layers_is_refused(mixed):
+    with pytest.raises(InputError, match="not selected"):
+        fl.find_layers(mixed, exclude="*")
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_linear():
+    class Twice(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Named(nn.Linear):
+        pass
+
+    layers = fl.find_layers(nn.Sequential(Named(2, 3), Twice(3, 2)))
+    assert list(layers) == ["0"]
+    assert reasons(layers)["1.weight"] == "Twice is not supported"
+
+
+def test_extra_parameters_of_a_linear_are_named():
+    class Scaled(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 3)
+            self.extra = nn.Parameter(torch.ones(1))
+
+    assert reasons(fl.find_layers(nn.Sequential(Scaled())))["0.extra"] == "neither weight nor bias"
+
+
+def test_a_model_that_is_one_layer():
+    model = nn.Linear(3, 2)
+    assert list(fl.find_layers(model)) == [""]
+    assert list(fl.find_layers(model, bias="separate")) == ["", "bias"]
+    x = torch.randn(5, 3)
+    F = fl.exact_fisher(model, (x, None), "gaussian")[""]
+    a = torch.cat([x, torch.ones(5, 1)], 1).double()
+    assert torch.allclose(F.dense(), torch.kron(a.T @ a / 5, torch.eye(2).double()), atol=1e-6)
+
+
+def test_activations_named_by_the_user(mixed):
+    layers = fl.find_layers(mixed, activations={"first": "relu"})
+    assert layers["first"].activation == "relu"
+    assert layers["body.0"].activation is None
+    table = layers.coverage().set_index("parameter")
+    assert table["activation"]["first.weight"] == "relu"
+    assert table["reason"]["first.weight"] == "named by the user"
+
+
+def test_a_view_of_other_shapes_is_refused(mixed):
+    view = fl.find_layers(mixed)["first"]
+    assert view.to_inputs(torch.zeros(5, 7, 3), 5).shape == (5, 7, 4)
+    assert view.to_inputs(torch.zeros(10, 3), 5).shape == (5, 2, 4)
+    with pytest.raises(InputError, match=r"layer 'first' sees a tensor of shape \[7, 3\] for 5 samples"):
+        view.to_inputs(torch.zeros(7, 3), 5)
+
+
+def test_leading_factors_are_positions_of_a_sample(mixed):
+    view = fl.find_layers(mixed, bias="ignore")["body.0"]
+    x = torch.arange(24.0).reshape(6, 4)
+    assert torch.equal(view.to_inputs(x, 3)[1], x[2:4])
+    g = torch.arange(48.0).reshape(2, 6, 4)
+    assert torch.equal(view.to_outputs(g, 3)[1, 2], g[1, 4:6])
+
+
+def test_gradients_make_one_matrix(mixed):
+    view = fl.find_layers(mixed)["first"]
+    gradients = {"first.weight": torch.zeros(2, 4, 3), "first.bias": torch.ones(2, 4)}
+    matrix = view.to_matrix(gradients)
+    assert matrix.shape == (2, 4, 4)
+    assert torch.equal(matrix[..., -1], torch.ones(2, 4))
+
+
+def test_shapes_without_a_module():
+    assert BlockShape("layer", 3, 5).size == 15
+    assert "first: Linear 4×4" in repr(fl.find_layers(Mixed()))

@@ -1,0 +1,304 @@
+"""One pass over data: what each layer is given, and which models are refused."""
+
+import pytest
+import torch
+from reference import Case, gradients, jacobian, names_of
+from torch import Tensor, nn
+
+import fisherlab as fl
+from fisherlab.collect import Collector, LayerBatch
+from fisherlab.errors import InputError, InputTypeError, NumericalError
+from fisherlab.likelihoods import Categorical, as_likelihood
+
+
+def collector(case: Case, **options) -> Collector:
+    layers = fl.find_layers(case.model)
+    return Collector(case.model, layers, case.data, as_likelihood(case.likelihood), **options)
+
+
+def one_pass(case: Case, kind: str, **options) -> dict[str, list[LayerBatch]]:
+    source = collector(case, **options)
+    found: dict[str, list[LayerBatch]] = {name: [] for name in source.layers}
+    for batches in source.passes({name: frozenset({kind}) for name in source.layers}, "test"):
+        for name, batch in batches.items():
+            found[name].append(batch)
+    return found
+
+
+def vectors(batch: LayerBatch, kind: str) -> Tensor:
+    """vec(V) [c, n, D] in column-vec order."""
+    V = batch.g[kind].transpose(-1, -2) @ batch.a
+    return V.transpose(-1, -2).flatten(-2)
+
+
+# --- what a pass gives --------------------------------------------------------------------------------
+
+
+def test_empirical_gradients_are_the_samples_gradients(trained):
+    for layer, (batch,) in one_pass(trained, "empirical").items():
+        expected = gradients(trained, names_of(layer, trained.model))
+        assert torch.allclose(vectors(batch, "empirical")[0], expected, atol=1e-13)
+
+
+def test_gradients_of_columns_are_those_of_the_jacobian(trained):
+    u = as_likelihood(trained.likelihood).columns(trained.model(trained.inputs).detach())
+    for layer, (batch,) in one_pass(trained, "predictive").items():
+        J = jacobian(trained.model, trained.inputs, names_of(layer, trained.model))
+        expected = torch.einsum("cnk,nkd->cnd", u, J)
+        assert torch.allclose(vectors(batch, "predictive"), expected, atol=1e-13)
+
+
+def test_shapes_with_positions(sequences):
+    found = one_pass(sequences, "predictive")
+    assert found["0"][0].a.shape == (24, 4, 4)
+    assert found["0"][0].g["predictive"].shape == (2, 24, 4, 4)
+    assert found["5"][0].a.shape == (24, 1, 4)
+    assert torch.equal(found["0"][0].a[..., -1], torch.ones(24, 4, dtype=torch.float64))
+    assert collector(sequences).shapes.positions == {"0": 4, "2": 4, "5": 1}
+
+
+def test_each_kind_has_its_number_of_columns(categorical):
+    source = collector(categorical, draws=5)
+    expected = {"predictive": 2, "monte-carlo": 5, "drawn": 1, "empirical": 1}
+    for kind, count in expected.items():
+        assert source.label_columns_of(kind) == count
+        assert len(one_pass(categorical, kind, draws=5)["2"][0].g[kind]) == count
+    for kind, count in {"layerwise": 1, "layerwise:6": 6, "layerwise+categorical:3": 3}.items():
+        assert source.label_columns_of(kind) == count
+        assert len(one_pass(categorical, kind)["2"][0].g[kind]) == count
+
+
+def test_several_kinds_in_one_pass_are_those_of_passes_of_their_own(trained):
+    kinds = frozenset({"predictive", "empirical", "monte-carlo", "drawn", "layerwise", "layerwise:2"})
+    source = collector(trained)
+    (together,) = source.passes({"2": kinds}, "test")
+    for kind in kinds:
+        alone = one_pass(trained, kind)["2"][0].g[kind]
+        assert torch.equal(together["2"].g[kind], alone)
+
+
+def test_batches_are_cut_and_know_where_they_start(trained, monkeypatch):
+    whole = one_pass(trained, "predictive")["0"][0]
+    monkeypatch.setattr("fisherlab.collect._MOST_SAMPLES", 16)
+    parts = one_pass(trained, "predictive")["0"]
+    assert [part.start for part in parts] == [0, 16, 32]
+    assert torch.allclose(torch.cat([p.g["predictive"] for p in parts], 1), whole.g["predictive"], atol=1e-14)
+
+
+def test_large_samples_make_small_batches(categorical, monkeypatch):
+    needs = {"0": frozenset({"predictive"})}
+    source = collector(categorical)
+    per_sample = 8 * (7 + 5 * (1 + 2 * 2))
+    monkeypatch.setattr("fisherlab.collect._BATCH_BYTES", 10 * per_sample)
+    assert source._samples(needs, 0) == 10
+    assert source._samples(needs, per_sample) == 5
+    assert source._samples(needs, 100 * per_sample) == 1
+
+
+def test_halves_and_heads_go_by_the_index_in_the_data():
+    a = torch.arange(5.0).reshape(5, 1, 1)
+    batch = LayerBatch(3, a, {"predictive": torch.arange(10.0).reshape(2, 5, 1, 1)})
+    even, odd = batch.half(0), batch.half(1)
+    assert even.a.flatten().tolist() == [1, 3]  # samples 4 and 6
+    assert odd.a.flatten().tolist() == [0, 2, 4]  # samples 3, 5 and 7
+    assert even.g["predictive"][1].flatten().tolist() == [6, 8]
+    assert batch.head(5).a.flatten().tolist() == [0, 1]
+    assert batch.head(2).a.numel() == 0
+
+
+def test_inputs_are_brought_to_the_dtype_of_the_model(categorical):
+    single = Case(categorical.model, categorical.inputs.float(), categorical.targets, "categorical")
+    assert one_pass(single, "predictive")["0"][0].a.dtype == torch.float64
+
+
+def test_integer_inputs_stay_integers():
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2))
+    x = torch.randint(5, (7, 2))
+    F = fl.exact_fisher(model, (x, torch.arange(7) % 2))
+    assert list(F) == ["2"]
+
+
+def test_a_module_called_by_keyword_is_seen():
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(input=x)
+
+    model, x = Keyword(), torch.randn(4, 3)
+    expected = fl.exact_fisher(nn.Sequential(model.inner), (x, None))["0"]
+    assert torch.equal(fl.exact_fisher(model, (x, None))["inner"].dense(), expected.dense())
+
+
+def test_progress_is_reported(categorical):
+    seen = []
+    fl.exact_fisher(
+        categorical.model,
+        categorical.batches(16, 16, 8),
+        progress=lambda what, done, total: seen.append((what, done, total)),
+    )
+    assert seen == [("statistics", done, 40) for done in (16, 32, 40)]
+
+
+def test_analysis_works_where_gradients_are_off(categorical):
+    expected = fl.exact_fisher(categorical.model, categorical.data)["0"].dense()
+    with torch.no_grad():
+        found = fl.exact_fisher(categorical.model, categorical.data)["0"].dense()
+    with torch.inference_mode():
+        inference = fl.exact_fisher(categorical.model, categorical.data)["0"].dense()
+    assert torch.equal(found, expected)
+    assert torch.equal(inference, expected)
+
+
+# --- refused models -------------------------------------------------------------------------------------
+
+X, Y = torch.randn(6, 3), torch.arange(6) % 2
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.spare = nn.Linear(3, 3), nn.Linear(3, 2), nn.Linear(3, 3)
+
+
+def refuses(model: nn.Module, error: type[Exception], message: str, data=(X, Y), **options) -> None:
+    with pytest.raises(error, match=message):
+        fl.exact_fisher(model, data, **options)
+
+
+def test_a_model_that_returns_a_tuple_is_refused():
+    class Tuple(Model):
+        def forward(self, x):
+            return self.two(self.one(self.spare(x))), x
+
+    refuses(Tuple(), InputTypeError, "the model returns a tuple; wrap it")
+
+
+def test_a_layer_that_is_not_called_is_refused_by_name():
+    class Unused(Model):
+        def forward(self, x):
+            return self.two(self.one(x))
+
+    refuses(Unused(), InputError, "layer 'spare' takes no part in the forward pass.*exclude=")
+    assert list(fl.exact_fisher(Unused(), (X, Y), layers=("one", "two"))) == ["one", "two"]
+
+
+@pytest.mark.parametrize("method", ["auto", "per-sample"])
+def test_a_layer_that_does_not_reach_the_output_is_refused_by_name(method):
+    class Aside(Model):
+        def forward(self, x):
+            self.spare(x)
+            return self.two(self.one(x))
+
+    refuses(Aside(), InputError, "spare", method=method)
+
+
+def test_a_layer_called_twice_is_refused_by_name():
+    class Twice(Model):
+        def forward(self, x):
+            return self.two(self.one(self.one(self.spare(x))))
+
+    refuses(Twice(), InputError, "layer 'one' is called more than once")
+    assert list(fl.exact_fisher(Twice(), (X, Y), layers=("two", "spare"))) == ["two", "spare"]
+
+
+class Centred(nn.Module):
+    """Batch norm in training mode, for ever."""
+
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+class Random(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+@pytest.mark.parametrize("mixing", [Centred(), Random()])
+def test_a_model_that_mixes_samples_is_refused(mixing):
+    model = nn.Sequential(nn.Linear(3, 3), mixing, nn.Linear(3, 2))
+    refuses(model, InputError, "layer '2' sees do not each belong to one sample: the model mixes samples")
+
+
+def test_mixing_after_the_last_layer_is_refused():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2), Centred())
+    refuses(model, InputError, "mixes samples")
+
+
+def test_another_dimension_of_samples_is_refused():
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.inner(x.transpose(0, 1)).mean(0)
+
+    refuses(First(), InputError, "batch_dim", data=(torch.randn(6, 4, 3), Y))
+
+
+def test_one_sample_needs_no_check_of_rows():
+    F = fl.exact_fisher(nn.Sequential(nn.Linear(3, 2)), (X[:1], Y[:1]))
+    assert F["0"].trace() > 0
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(bad):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[1].bias[0] = bad
+    refuses(model, InputError, r"parameter '1\.bias' holds values that are not finite")
+
+
+def test_an_overflow_is_found_by_layer_and_batch():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(1e30)
+        model[1].weight.fill_(1e30)
+    x = torch.cat([torch.zeros(4, 3), torch.ones(2, 3)])
+    data = [(x[:4], Y[:4]), (x[4:], Y[4:])]
+    refuses(model, NumericalError, "layer '1' gives values that are not finite in batch 1", data=data)
+
+
+def test_an_overflow_outside_the_layers_is_found():
+    class Huge(nn.Module):
+        def forward(self, x):
+            return torch.exp(x * 1e6)
+
+    model = nn.Sequential(nn.Linear(3, 2), Huge())
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    refuses(model, NumericalError, "the model's output is not finite in batch 0", data=(X.abs() + 1, Y))
+
+
+def test_labels_are_checked_in_every_batch():
+    model = nn.Sequential(nn.Linear(3, 2))
+    data = [(X[:4], Y[:4]), (X[4:], Y[4:] + 5)]
+    refuses(model, InputError, "is out of range: the model has 2 outputs", data=data)
+
+
+def test_outputs_of_another_shape_are_refused():
+    model = nn.Sequential(nn.Linear(3, 2))
+    refuses(model, InputError, r"outputs of shape \[samples, K\]", data=(torch.randn(6, 4, 3), Y))
+
+
+def test_outputs_of_another_shape_are_refused_without_targets():
+    model = nn.Sequential(nn.Linear(3, 2))
+    refuses(model, InputError, r"outputs of shape \[samples, K\]", data=(torch.randn(6, 4, 3), None))
+
+
+def test_a_likelihood_of_ones_own():
+    class Halved(Categorical):
+        """Half the categorical's Hessian."""
+
+        name = "halved"
+
+        def columns(self, outputs):
+            return super().columns(outputs) / 2**0.5
+
+    model = nn.Sequential(nn.Linear(3, 2))
+    F = fl.exact_fisher(model, (X, Y), Halved())["0"]
+    expected = fl.exact_fisher(model, (X, Y))["0"]
+    assert torch.allclose(2 * F.dense(), expected.dense())

@@ -1,0 +1,188 @@
+"""What counts as data, and what is refused."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, TensorDataset
+
+import fisherlab as fl
+from fisherlab.data import Batches
+from fisherlab.errors import InputError, InputTypeError
+
+X = torch.arange(22.0).reshape(11, 2)
+Y = torch.arange(11)
+
+
+def joined(batches: Batches, most: int = 100):
+    parts = list(batches.batches(most))
+    return torch.cat([x for x, _ in parts]), [len(x) for x, _ in parts]
+
+
+@given(st.integers(1, 15))
+def test_batches_are_cut_to_at_most_so_many_samples(most):
+    parts = list(Batches((X, Y)).batches(most))
+    assert all(len(x) <= most and len(x) == len(y) for x, y in parts)
+    assert torch.equal(torch.cat([x for x, _ in parts]), X)
+    assert torch.equal(torch.cat([y for _, y in parts]), Y)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (X, Y),
+        [X, Y],
+        (X, None),
+        X,
+        [(X[:6], Y[:6]), (X[6:], Y[6:])],
+        [X[:4], X[4:8], X[8:]],
+        [(X[:4],), [X[4:]]],
+        DataLoader(TensorDataset(X, Y), batch_size=4),
+        DataLoader(TensorDataset(X), batch_size=3),
+    ],
+    ids=["pair", "list pair", "no targets", "tensor", "batches", "inputs", "singles", "loader", "one"],
+)
+def test_forms_of_data(data):
+    batches = Batches(data)
+    for _ in range(2):
+        x, sizes = joined(batches)
+        assert torch.equal(x, X)
+        assert sum(sizes) == 11
+    assert batches.count() == 11
+    assert torch.equal(batches.first(3)[0], X[:3])
+
+
+def test_a_pair_of_two_batches_of_two_tensors_is_read_as_batches():
+    """A list of two (x, y) pairs is two batches; a list of two tensors is one pair."""
+    assert joined(Batches([(X[:5], Y[:5]), (X[5:], Y[5:])]))[1] == [5, 6]
+    assert joined(Batches([X, Y]))[1] == [11]
+
+
+def test_another_dimension_can_count_samples():
+    x = torch.arange(30.0).reshape(3, 5, 2)
+    parts = list(Batches((x, torch.arange(5)), 1).batches(2))
+    assert [part.shape[1] for part, _ in parts] == [2, 2, 1]
+    assert torch.equal(torch.cat([part for part, _ in parts], 1), x)
+    assert [y.tolist() for _, y in parts] == [[0, 1], [2, 3], [4]]
+
+
+# --- generators and passes --------------------------------------------------------------------------------
+
+
+def test_a_generator_gives_its_look_back():
+    batches = Batches(x for x in X.split(4))
+    assert torch.equal(batches.first(2)[0], X[:2])
+    assert batches.count() is None
+    assert torch.equal(joined(batches)[0], X)
+    assert batches.samples == 11
+
+
+def test_a_second_pass_over_a_generator_is_refused():
+    batches = Batches(x for x in X.split(4))
+    batches.first(2)
+    joined(batches)
+    with pytest.raises(InputError, match=r"read only once.*DataLoader"):
+        joined(batches)
+
+
+def test_a_two_pass_method_on_a_generator_is_refused(categorical):
+    def read():
+        yield from categorical.batches(20, 20)
+
+    fl.approximate("kfac", categorical.model, read())
+    with pytest.raises(InputError, match="read only once"):
+        fl.approximate("ekfac", categorical.model, read())
+
+
+def test_a_shuffling_loader_is_found_out(categorical):
+    loader = DataLoader(
+        TensorDataset(*categorical.data), batch_size=8, shuffle=True, generator=torch.Generator()
+    )
+    fl.approximate("kfac", categorical.model, loader)
+    with pytest.raises(InputError, match=r"differ between two passes.*shuffling"):
+        fl.approximate("ekfac", categorical.model, loader)
+
+
+def test_a_loader_that_shuffles_by_the_global_state_gives_both_passes_one_order(categorical):
+    loader = DataLoader(TensorDataset(*categorical.data), batch_size=8, shuffle=True)
+    expected = fl.approximate("ekfac", categorical.model, categorical.data)
+    for layer, operator in fl.approximate("ekfac", categorical.model, loader).items():
+        assert torch.allclose(operator.dense(), expected[layer].dense(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("call", [fl.exact_fisher, fl.compare, fl.collect_statistics])
+def test_reading_a_loader_leaves_the_random_state(categorical, call):
+    loader = DataLoader(TensorDataset(*categorical.data), batch_size=16)
+    before = torch.get_rng_state()
+    call(categorical.model, loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Changing:
+    """Batches that differ from pass to pass."""
+
+    def __init__(self, *passes) -> None:
+        self.passes = list(passes)
+
+    def __iter__(self):
+        return iter(self.passes.pop(0))
+
+
+@pytest.mark.parametrize(
+    "second",
+    [[X[:4], X[4:] + 1], [X[:4]], [X[:4], X[4:], X[:1]], [(X[:4], Y[:4]), (X[4:], Y[4:])]],
+    ids=["values", "fewer", "more", "targets"],
+)
+def test_passes_that_differ_are_found_out(second):
+    batches = Batches(Changing([X[:4], X[4:]], second))
+    joined(batches)
+    with pytest.raises(InputError, match="differ between two passes"):
+        joined(batches)
+
+
+def test_labels_that_change_are_found_out():
+    first, second = [(X, Y)], [(X, Y.flip(0))]
+    batches = Batches(Changing(first, second))
+    joined(batches)
+    with pytest.raises(InputError, match=r"differ between two passes \(batch 0\)"):
+        joined(batches)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data", [X[:0], (X[:0], Y[:0]), [], [X[:0]], iter([])], ids=["x", "pair", "list", "batch", "iterator"]
+)
+def test_empty_data_are_refused(categorical, data):
+    with pytest.raises(InputError, match="the data set is empty"):
+        fl.exact_fisher(categorical.model, data)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["inputs", "targets"])
+def test_values_that_are_not_finite_are_refused(bad, where):
+    x, y = X.clone(), Y.double()
+    (x if where == "inputs" else y)[7] = bad
+    batches = Batches([(x[:4], y[:4]), (x[4:], y[4:])])
+    with pytest.raises(InputError, match=f"the {where} of batch 1 hold values that are not finite"):
+        joined(batches)
+
+
+def test_inputs_and_targets_must_be_as_many():
+    with pytest.raises(InputError, match="has 11 inputs and 5 targets"):
+        Batches((X, Y[:5]))
+    with pytest.raises(InputError, match="a scalar as targets"):
+        Batches((X, torch.tensor(3)))
+
+
+@pytest.mark.parametrize("data", [3, None, object()])
+def test_things_that_are_no_data_are_refused(data):
+    with pytest.raises(InputTypeError, match="data must be a pair"):
+        Batches(data)
+
+
+@pytest.mark.parametrize("batch", [{"x": X}, (X, Y, Y), "text", (X, [1, 2])])
+def test_batches_of_another_form_are_refused(batch):
+    with pytest.raises(InputTypeError, match="batch 0 of the data is a"):
+        joined(Batches([batch]))
