@@ -63,14 +63,14 @@ def _prepare(config: CompareConfig, progress: bool) -> "Prepared":
         )
     if config.checkpoint is None and ":" not in config.model:
         log.info(
-            "no checkpoint was given: the weights of %s are %s", config.model, _made(prepared.checkpoint)
+            "no checkpoint was given: the weights of %s were %s", config.model, _made(prepared.checkpoint)
         )
     return prepared
 
 
 def _made(checkpoint: str) -> str:
     trained = checkpoint.removeprefix("trained: ")
-    return "as initialised" if trained == checkpoint else f"trained on the spot ({trained})"
+    return "left as initialised" if trained == checkpoint else f"trained on the spot ({trained})"
 
 
 def _check_layers(config: CompareConfig) -> None:
@@ -182,7 +182,7 @@ def _write(
             part,
             matrices=config.save_matrices,
             summary=summary,
-            seconds=time.perf_counter() - started,
+            started=started,
             report=report,
         )
     return summary

@@ -25,8 +25,6 @@ def choose(out: Path | None, command: str, model: str, *, force: bool) -> Path:
     if out is None:
         return _new(f"{command}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', model)}-{time.strftime('%Y%m%d-%H%M%S')}")
     check_free(out, force=force)
-    if out.is_dir() and any(out.iterdir()) and not (out / "provenance.json").is_file():
-        raise InputError(f"the directory {str(out)!r} holds no finished run to replace; choose another --out")
     _check_writable(out)
     return out
 

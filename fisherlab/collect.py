@@ -24,6 +24,8 @@ from fisherlab.progress import Progress, bar
 LABEL_KINDS = ("predictive", "monte-carlo", "drawn", "empirical")
 """Where g comes from; `drawn` is `monte-carlo` with one label a sample."""
 
+LAYERWISE_COLUMNS = "layerwise-columns"
+
 _BATCH_BYTES = 64 * 2**20
 _MOST_SAMPLES = 2048
 
@@ -84,7 +86,8 @@ Needs = Mapping[str, frozenset[str]]
 
 Kinds of layer-wise sampling: `layerwise` gives the slope φ'(s) itself, one column whose square is the
 expectation of g∘g; `layerwise:k` gives k draws −φ'(s)∘ε/√k. With `layerwise+categorical` the
-network's last layer has √(p(1 − p)) in the place of its slope.
+network's last layer has √(p(1 − p)) in the place of its slope. `layerwise-columns` gives columns
+φ'(s_tj) e_tj, one for each unit and position, whose outer products sum to the expectation over ε.
 """
 
 
@@ -220,9 +223,14 @@ class Collector:
                 at_output = found[name].reason == NETWORK_OUTPUT and "+categorical" in kind
                 chosen = _categorical_slope(outputs) if at_output else raw
                 slope = view.to_outputs(chosen.unsqueeze(0), len(batch.a), self.batch_dim)
-                draws = int(kind.partition(":")[2] or 0)
-                generator = generators[f"{kind} of {name}"]
-                batch.g[kind] = _draw_layerwise(slope, draws, generator) if draws else slope
+                batch.g[kind] = self._of_slope(slope, kind, name, generators)
+
+    def _of_slope(self, slope: Tensor, kind: str, layer: str, generators: Generators) -> Tensor:
+        """The g of a kind of layer-wise sampling from the slope [1, n, t, m]."""
+        draws = int(kind.partition(":")[2] or 0)
+        if draws:
+            return _draw_layerwise(slope, draws, generators[f"{kind} of {layer}"])
+        return unit_columns(slope) if kind == LAYERWISE_COLUMNS else slope
 
     def _forward(self, inputs: Tensor, index: int) -> tuple[dict[str, Seen], Tensor]:
         with capture(self.layers) as seen:
@@ -279,12 +287,15 @@ class Collector:
         total = scratch
         for name, kinds in needs.items():
             view, t = self.layers[name], self.shapes.positions[name]
-            columns = sum(self.label_columns_of(kind) for kind in kinds)
+            columns = sum(self.label_columns_of(kind, name) for kind in kinds)
             total += size * t * (view.inputs + view.outputs * (1 + 2 * columns))
         return max(1, min(_MOST_SAMPLES, _BATCH_BYTES // max(1, total)))
 
-    def label_columns_of(self, kind: str) -> int:
+    def label_columns_of(self, kind: str, layer: str) -> int:
         """How many label columns a kind has for one sample."""
+        if kind == LAYERWISE_COLUMNS:
+            view = self.layers[layer]
+            return self.shapes.positions[layer] * view.outputs
         if kind.startswith("layerwise"):
             return int(kind.partition(":")[2] or 1)
         return self.shapes.columns[kind]
@@ -297,6 +308,12 @@ class Collector:
 def _categorical_slope(outputs: Tensor) -> Tensor:
     log_p = torch.log_softmax(outputs.detach(), -1)
     return torch.exp(0.5 * log_p) * torch.sqrt(-torch.expm1(log_p))
+
+
+def unit_columns(slope: Tensor) -> Tensor:
+    """φ'(s_tj) e_tj for every unit j and position t: [t·m, n, t, m] from the slope [1, n, t, m]."""
+    columns = torch.diag_embed(slope[0].flatten(1)).transpose(0, 1)
+    return columns.unflatten(-1, slope.shape[2:])
 
 
 def _draw_layerwise(slope: Tensor, draws: int, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,37 +13,37 @@ from torch import Tensor, nn
 from fisherlab.approximations import (
     DEFAULT_APPROXIMATIONS,
     Approximation,
+    NearestKronecker,
+    columns_kind,
     create,
     create_all,
     layer_work,
     named_activations,
 )
-from fisherlab.collect import Collector
+from fisherlab.collect import LAYERWISE_COLUMNS, Collector, LayerBatch
 from fisherlab.errors import FisherlabError, InputError
-from fisherlab.exact import (
-    DEFAULT_COLUMNS,
-    DEFAULT_MEMORY,
-    Plan,
-    block_statistic,
-    build_block,
-    layerwise_block,
-    make_plans,
-    parse_bytes,
-)
+from fisherlab.exact import DEFAULT_COLUMNS, DEFAULT_MEMORY, Plan, make_plans, parse_bytes
 from fisherlab.layers import Layers, LayerView, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
-from fisherlab.measure import Measured, Target, measure
+from fisherlab.measure import Target, measure
 from fisherlab.metrics import scaled_error, spectrum
 from fisherlab.operators import GramOperator, LinearOperator
-from fisherlab.operators.packing import packed_size
-from fisherlab.population import Halves, self_product
 from fisherlab.progress import Progress, bar
 from fisherlab.result import About, Comparison, LayerResult
-from fisherlab.statistics import Gathered, LayerWork, Statistic, gather, moments
+from fisherlab.statistics import Gathered, LayerWork, gather
+from fisherlab.targets import (
+    GRADIENT,
+    layerwise_bytes,
+    layerwise_statistics,
+    layerwise_target,
+    main_statistics,
+    main_target,
+)
 
 T = TypeVar("T")
 
-_KEPT_SAMPLES = 1024
+_LEAST_KEPT, _MOST_KEPT = 16, 1024
+_KEPT_BYTES = 64 * 2**20
 _COUPLING_COLUMNS = 2048
 _WATERFALL = ("nearest-kronecker", "kfac", "lngd-lr", "lngd")
 
@@ -122,6 +122,13 @@ def compare(
     return experiment.measure(gathered, about, progress)
 
 
+class _Fits(NamedTuple):
+    """A method's operators (all, even, odd samples), and the seconds that they took."""
+
+    operators: list[LinearOperator]
+    seconds: float
+
+
 @dataclass
 class _Experiment:
     """What is measured, and what each layer needs for it."""
@@ -147,31 +154,31 @@ class _Experiment:
     def _layer_work(self, name: str) -> LayerWork:
         plan, view = self.plans[name], self.collector.layers[name]
         base = layer_work(view, self._methods, plan.kind)
-        own = [block_statistic(plan), self._gradient(), self._layerwise(view)]
-        if plan.kind != "layerwise":
-            own.append(_self_products(plan))
-        keep = _KEPT_SAMPLES if plan.method != "gram" else plan.samples or 0
+        own = main_statistics(plan)
+        own += [GRADIENT] if self.has_targets else []
+        layerwise = self._aims_at_layerwise(view)
+        own += layerwise_statistics() if layerwise else []
         return LayerWork(
-            plan.kind,
-            (*(s for s in own if s is not None), *base.statistics),
+            base.kind,
+            (*own, *base.statistics),
             base.bases,
             samples=plan.samples,
-            keep=keep,
-            keep_kinds=frozenset({plan.kind}),
+            keep=self._kept(view, plan) if plan.method != "gram" else plan.samples or 0,
+            keep_kinds=frozenset({plan.kind, *(["layerwise"] if layerwise else [])}),
         )
 
-    def _gradient(self) -> Statistic | None:
-        if not self.has_targets:
-            return None
-        return Statistic("gradient", moments.gradient_sum, "empirical")
+    def _kept(self, view: LayerView, plan: Plan) -> int:
+        """How many samples are kept for standard errors and the coupling."""
+        columns = self.collector.label_columns_of(columns_kind(plan.kind), view.name)
+        if self._aims_at_layerwise(view):
+            columns += self.collector.label_columns_of(LAYERWISE_COLUMNS, view.name)
+        numbers = self.collector.shapes.positions[view.name] * (view.inputs + columns * view.outputs)
+        return max(_LEAST_KEPT, min(_MOST_KEPT, _KEPT_BYTES // (8 * numbers)))
 
-    def _layerwise(self, view: LayerView) -> Statistic | None:
-        """The blocks of the layer-wise Fisher, where a method aims at it and they fit."""
+    def _aims_at_layerwise(self, view: LayerView) -> bool:
+        """Whether a method is compared with the layer-wise Fisher too, and its blocks fit."""
         wanted = any(method.layerwise for method in self.asked)
-        needed = 8 * view.outputs * (3 * packed_size(view.inputs) + view.inputs**2)
-        if not wanted or needed > self.memory // max(4, len(self.plans)):
-            return None
-        return Statistic("block-layerwise", moments.unit_blocks, "layerwise")
+        return wanted and layerwise_bytes(view) <= self.memory // max(4, len(self.plans))
 
     def measure(self, gathered: Mapping[str, Gathered], about: About, progress: Progress) -> Comparison:
         """The records of all layers."""
@@ -183,7 +190,7 @@ class _Experiment:
         return Comparison(
             layers=self._covered(),
             results=results,
-            coupling_matrix=_coupling(self.plans, gathered),
+            coupling_matrix=_coupling(self.plans, gathered, self.memory),
             about=about,
             device=str(self.collector.device),
             dtype=str(self.collector.dtype).removeprefix("torch."),
@@ -198,100 +205,54 @@ class _Experiment:
 
     def _layer(self, name: str, gathered: Gathered) -> LayerResult:
         plan, view = self.plans[name], self.collector.layers[name]
-        everything = gathered.sums[0]
-        exact = build_block(view, plan, everything, gathered.kept)
-        halves = self._halves(view, plan, exact, gathered)
-        gradient = None
-        statistic = self._gradient()
-        if statistic is not None:
-            gradient = everything.mean(statistic)
-        notes = [plan.note] if plan.note else []
-        target = Target(plan.kind, exact, gradient, halves, notes)
-        target.name = "monte-carlo" if plan.kind == "drawn" else plan.kind
+        target = main_target(view, plan, gathered, self.memory)
+        samples = gathered.sums[0].samples
         result = LayerResult(
             view=view,
             plan=plan,
-            samples=everything.samples,
+            samples=samples,
             positions=self.collector.shapes.positions[name],
-            columns=everything.samples * self.collector.label_columns_of(plan.kind),
+            columns=samples * self.collector.label_columns_of(columns_kind(plan.kind), name),
             target=target,
         )
-        self._measure_all(result, gathered)
+        targets = [target]
+        if target.name != "layerwise" and self._aims_at_layerwise(view):
+            targets.append(layerwise_target(view, gathered, self.memory))
+        self._measure_all(result, targets, gathered)
         return result
 
-    def _measure_all(self, result: LayerResult, gathered: Gathered) -> None:
-        target, view = result.target, result.view
-        layerwise = self._layerwise_target(view, target, gathered)
-        operators, seconds = self._operators(view, result.plan, target.exact, gathered)
-        nearest = _shape_error(target.exact, operators["nearest-kronecker"][0])
-        asked = {method.name: method for method in self.asked}
-        for name, method in asked.items():
-            own, *fits = operators[name]
-            result.operators[name] = own
-            measured = measure(target, own, fits or None, nearest, spectra=self.spectra)
-            _finish(measured, seconds[name])
-            result.measured[name, target.name] = measured
-            if method.layerwise and layerwise is not None and layerwise is not target:
-                measured = measure(layerwise, own, None, None, spectra=False)
-                result.measured[name, layerwise.name] = measured
-                _finish(measured, seconds[name])
-        for name in _WATERFALL:
-            result.waterfall[name] = _shape_error(target.exact, operators[name][0])
+    def _measure_all(self, result: LayerResult, targets: Sequence[Target], gathered: Gathered) -> None:
+        main, exact = targets[0], targets[0].exact
+        fits = {method.name: self._fits(result, method, gathered) for method in self._methods}
+        result.waterfall = {name: _shape_error(exact, fits[name].operators[0]) for name in _WATERFALL}
+        nearest = {target.name: _nearest_error(target.exact) for target in targets}
+        for method in self.asked:
+            own, *halves = fits[method.name].operators
+            result.operators[method.name] = own
+            for target in targets if method.layerwise else [main]:
+                spectra = self.spectra and target is main
+                measured = measure(target, own, halves or None, nearest[target.name], spectra=spectra)
+                measured.values["seconds"] += fits[method.name].seconds
+                result.measured[method.name, target.name] = measured
         if self.spectra:
             self._spectra(result)
 
-    def _operators(
-        self, view: LayerView, plan: Plan, exact: LinearOperator, gathered: Gathered
-    ) -> tuple[dict[str, list[LinearOperator]], dict[str, float]]:
-        """For each method its operator on all samples, then on the even and odd ones."""
-        operators: dict[str, list[LinearOperator]] = {}
-        seconds: dict[str, float] = {}
-        for method in self._methods:
-            started = time.perf_counter()
-            kind = method.label_kind(plan.kind)
-            if method.from_exact:
-                blocks = [exact, *self._half_blocks(view, plan, gathered)]
-                operators[method.name] = [method.from_block(block) for block in blocks]
-            else:
-                operators[method.name] = [method.build(view, s, kind) for s in gathered.sums]
-            seconds[method.name] = time.perf_counter() - started
-        return operators, seconds
-
-    def _half_blocks(self, view: LayerView, plan: Plan, gathered: Gathered) -> list[LinearOperator]:
-        kept = gathered.kept
-        parts = [None, None] if kept is None else [kept.half(0), kept.half(1)]
-        return [
-            build_block(view, plan, sums, part)
-            for sums, part in zip(gathered.sums[1:], parts, strict=True)
-            if sums.samples
-        ]
-
-    def _halves(
-        self, view: LayerView, plan: Plan, exact: LinearOperator, gathered: Gathered
-    ) -> Halves | None:
-        blocks = self._half_blocks(view, plan, gathered)
-        if plan.kind == "layerwise" or len(blocks) < 2 or gathered.kept is None:
-            return None
-        kept = gathered.kept
-        return Halves(
-            exact=exact,
-            halves=blocks,
-            counts=[sums.samples for sums in gathered.sums[1:]],
-            self_products=float(gathered.sums[0].sum(_self_products(plan))),
-            kept=GramOperator(kept.a.double(), kept.g[plan.kind].double()),
-        )
-
-    def _layerwise_target(self, view: LayerView, target: Target, gathered: Gathered) -> Target | None:
-        if target.name == "layerwise":
-            return target
-        statistic = self._layerwise(view)
-        if statistic is None:
-            return None
-        block = layerwise_block(gathered.sums[0].mean(statistic), view)
-        note = "population error is for the main target only"
-        return Target("layerwise", block, target.gradient, None, [note])
+    def _fits(self, result: LayerResult, method: Approximation, gathered: Gathered) -> "_Fits":
+        """The method's operator on all samples; if it is asked for, also on the even and odd ones."""
+        started = time.perf_counter()
+        kind, halves = method.label_kind(result.plan.kind), result.target.halves
+        wanted = method in self.asked
+        if method.from_exact:
+            blocks = [result.target.exact, *(halves.halves if wanted and halves else [])]
+            operators = [method.from_block(block) for block in blocks]
+        else:
+            sums = gathered.sums if wanted else gathered.sums[:1]
+            operators = [method.build(result.view, one, kind) for one in sums]
+        return _Fits(operators, time.perf_counter() - started)
 
     def _spectra(self, result: LayerResult) -> None:
+        if not result.target.affordable:
+            return
         exact = _try(partial(spectrum, result.target.exact))
         if exact is None:
             return
@@ -300,14 +261,6 @@ class _Experiment:
             values = _try(operator.eigenvalues)
             if values is not None:
                 result.spectra[name] = values
-
-
-def _self_products(plan: Plan) -> Statistic:
-    return Statistic("self-product", self_product, plan.kind)
-
-
-def _finish(measured: Measured, seconds: float) -> None:
-    measured.values["seconds"] += seconds
 
 
 def _refuse_empirical(methods: Sequence[Approximation]) -> None:
@@ -328,24 +281,34 @@ def _shape_error(exact: LinearOperator, approximation: LinearOperator) -> float 
     return None if found is None else found.error
 
 
-def _coupling(plans: Mapping[str, Plan], gathered: Mapping[str, Gathered]) -> Tensor:
+def _nearest_error(exact: LinearOperator) -> float | None:
+    return _shape_error(exact, NearestKronecker().from_block(exact))
+
+
+def _coupling(plans: Mapping[str, Plan], gathered: Mapping[str, Gathered], memory: int) -> Tensor:
     """‖F_lk‖²/(‖F_l‖ ‖F_k‖) from the samples kept, [L, L]; NaN where two layers' labels differ.
 
     ‖F_lk‖² = ⟨K_l, K_k⟩, so this is the cosine between the two Gram matrices.
     """
-    size = len(plans)
-    matrix = torch.full((size, size), math.nan, dtype=torch.float64)
-    grams: list[tuple[tuple[str, int], Tensor]] = []
-    for name, plan in plans.items():
-        kept = gathered[name].kept
-        assert kept is not None
-        g = kept.g[plan.kind]
-        most = max(1, min(len(kept.a), _COUPLING_COLUMNS // len(g)))
-        gram = GramOperator(kept.a[:most].double(), g[:, :most].double()).gram()
-        grams.append(((plan.kind, most), gram))
-    for i, (labels, K) in enumerate(grams):
-        for j, (other_labels, other) in enumerate(grams[: i + 1]):
-            if labels == other_labels:
-                matrix[i, j] = matrix[j, i] = float((K * other).sum())
+    names = list(plans)
+    matrix = torch.full((len(names), len(names)), math.nan, dtype=torch.float64)
+    for kind in {plan.kind for plan in plans.values()}:
+        places = [place for place, name in enumerate(names) if plans[name].kind == kind]
+        grams = _grams([gathered[names[place]].kept for place in places], kind, memory)
+        for place, K in zip(places, grams, strict=True):
+            for other, K_other in zip(places, grams, strict=True):
+                matrix[place, other] = float((K * K_other).sum())
     scale = matrix.diagonal().clone().sqrt()
     return matrix / (scale[:, None] * scale[None, :])
+
+
+def _grams(kept: Sequence[LayerBatch | None], kind: str, memory: int) -> list[Tensor]:
+    """The Gram matrices of several layers over the samples that all of them kept."""
+    batches = [batch for batch in kept if batch is not None]
+    columns = len(batches[0].g[kind])
+    most = min(_COUPLING_COLUMNS, int((memory / (16 * len(batches))) ** 0.5))
+    samples = max(1, min([most // columns, *(len(batch.a) for batch in batches)]))
+    return [
+        GramOperator(batch.a[:samples].double(), batch.g[kind][:, :samples].double()).gram()
+        for batch in batches
+    ]

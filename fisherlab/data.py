@@ -46,20 +46,17 @@ class Batches:
 
         Starting a `DataLoader` draws from torch's random state, which is put back.
         """
-        with torch.random.fork_rng([]):
-            return self._first(samples)
-
-    def _first(self, samples: int) -> Batch:
-        if self._tensors or iter(self._data) is not self._data:
-            for batch in self._raw():
-                return self._cut(batch, 0, samples)
+        if self._tensors or not isinstance(self._data, Iterator):
+            with torch.random.fork_rng([]):
+                for batch in self._raw():
+                    return self._cut(batch, 0, samples)
             raise _empty()
         # A generator can be read only once: keep what the look takes from it.
-        batch = next(self._data, None)
-        if batch is None:
+        first = next(self._data, None)
+        if first is None:
             raise _empty()
-        self._data = _Rest(batch, self._data)
-        inputs, targets = self._split(batch, 0)
+        self._data = _Rest(first, self._data)
+        inputs, targets = self._split(first, 0)
         self._check(inputs, targets, 0)
         return self._cut((inputs, targets), 0, samples)
 
@@ -178,8 +175,8 @@ def _checksum(batch: Batch) -> int:
     value = 0
     for tensor in batch:
         if tensor is not None:
-            flat = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
-            value = zlib.crc32(flat, value)
+            flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            value = zlib.crc32(flat.tobytes(), value)
     return value
 
 

@@ -1,6 +1,7 @@
 """The files of a comparison: tables, pictures, matrices and the page."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ def write_comparison(
     *,
     matrices: bool = False,
     summary: dict[str, Any] | None = None,
-    seconds: float | None = None,
+    started: float | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Writes all files of a comparison but `config.toml` into an existing folder.
@@ -44,7 +45,7 @@ def write_comparison(
         folder: where.
         matrices: also `blocks.safetensors`.
         summary: what `summary.json` holds; None: `comparison.summary()`.
-        seconds: the wall time of the run.
+        started: `time.perf_counter()` at the start of the run; None: its wall time is not known.
         report: called with the number of pictures done.
     """
     from fisherlab.report import write_page
@@ -55,6 +56,13 @@ def write_comparison(
     comparison.directions.to_csv(folder / "directions.csv", index=False)
     comparison.coupling.to_csv(folder / "coupling.csv", index=False)
     comparison.layers.coverage().to_csv(folder / "coverage.csv", index=False)
+    write_json(folder / "summary.json", summary)
+    if matrices:
+        _write_matrices(comparison, folder / "blocks.safetensors")
+    pictures = []
+    for done, picture in enumerate(_pictures(comparison, folder)):
+        pictures.append(picture)
+        report(done + 1)
     origin = provenance(
         device=comparison.device,
         seed=about.seed,
@@ -62,16 +70,9 @@ def write_comparison(
         stand_in=about.stand_in,
         checksum=about.checksum,
         checkpoint={"name": about.checkpoint, "sha256": about.checkpoint_hash, "step": about.step},
-        seconds=seconds,
+        seconds=None if started is None else round(time.perf_counter() - started, 2),
     )
-    write_json(folder / "summary.json", summary)
     write_json(folder / "provenance.json", origin)
-    if matrices:
-        _write_matrices(comparison, folder / "blocks.safetensors")
-    pictures = []
-    for done, picture in enumerate(_pictures(comparison, folder)):
-        pictures.append(picture)
-        report(done + 1)
     write_page(
         folder / "report.html",
         title=f"Fisher comparison: {about.model}",

@@ -4,19 +4,22 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fisherlab import metrics
-from fisherlab.errors import FisherlabError
-from fisherlab.operators import LinearOperator
+from fisherlab.errors import FisherlabError, MemoryLimitError, bytes_text
+from fisherlab.operators import DenseOperator, LinearOperator, PackedOperator
 from fisherlab.population import Halves
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Dampings of the sweep, in units of the mean eigenvalue of F."""
+
+_ROUNDING = 1e-10
+_DENSE_COPIES = 5
 
 ROW_DAMPING = 1e-1
 """The damping of a record's directions, in the same unit."""
@@ -31,6 +34,7 @@ class Target:
         exact: F.
         gradient: ∇h [m, d]; None without targets.
         halves: for the population error; None where it is not computed.
+        memory: the limit in bytes for the dense matrices of directions and spectra.
         notes: remarks that hold for every row.
     """
 
@@ -38,13 +42,32 @@ class Target:
     exact: LinearOperator
     gradient: Tensor | None
     halves: Halves | None
+    memory: int
     notes: Sequence[str] = ()
-    spectra: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """The dampings, and the exact steps at each, made once for all approximations."""
         self.unit = metrics.mean_eigenvalue(self.exact)
         self._steps: dict[float, Tensor] = {}
+
+    @property
+    def dense_bytes(self) -> int:
+        """What directions, spectra and pictures of the block take at once, where they are dense."""
+        dense = isinstance(self.exact, (PackedOperator, DenseOperator))
+        return _DENSE_COPIES * 8 * self.exact.shape[0] ** 2 if dense else 0
+
+    @property
+    def affordable(self) -> bool:
+        """Whether that fits the memory limit."""
+        return self.dense_bytes <= self.memory
+
+    def check_memory(self) -> None:
+        """Raises `MemoryLimitError` where it does not."""
+        if not self.affordable:
+            raise MemoryLimitError(
+                f"directions and spectra would need {bytes_text(self.dense_bytes)}, more than the memory "
+                f"limit of {bytes_text(self.memory)}"
+            )
 
     @property
     def damping(self) -> float:
@@ -96,27 +119,25 @@ def measure(
         values["relative_error"] = metrics.relative_error(F, approximation)
         values["scaled_error"], values["best_scale"] = metrics.scaled_error(F, approximation)
         values["diagonal_error"] = metrics.diagonal_error(F, approximation)
-        if nearest_error:
+        if nearest_error is not None and nearest_error > _ROUNDING:
             values["gap_to_nearest"] = values["scaled_error"] / nearest_error - 1
+        elif nearest_error is not None:
+            notes.append("the block is a Kronecker product to rounding: no gap to the nearest")
     if target.halves is not None and fits is not None:
         error, standard_error, note = target.halves.error(fits)
         values["population_error"], values["population_error_se"] = error, standard_error
         notes += [note] if note else []
     sweep: list[dict[str, float]] = []
     preconditioned = None
-    if target.unit > 0:
-        with _noted(notes):
-            matched = metrics.trace_matched(F, approximation)
-            sweep = _sweep(target, matched)
-            values |= {key: value for key, value in _at_row(sweep).items() if key != "damping"}
-        if spectra:
-            with _noted(notes):
-                found = metrics.preconditioned(F, matched, target.damping)
-                preconditioned = found.eigenvalues
-                if math.isnan(found.condition):
-                    notes.append("the preconditioned condition needs a dense block")
-                else:
-                    values["preconditioned_condition"] = found.condition
+    with _noted(notes):
+        matched = metrics.trace_matched(F, approximation)
+        target.check_memory()
+        sweep = _sweep(target, matched)
+        values |= {key: value for key, value in _at_row(sweep).items() if key != "damping"}
+        if not spectra:
+            notes.append("no preconditioned spectrum: not asked for, or not the main target")
+        else:
+            preconditioned = _preconditioned(target, matched, values, notes)
     if target.gradient is None:
         notes.append("no targets: directions are empty")
     values["note"] = "; ".join(dict.fromkeys(notes))
@@ -139,6 +160,17 @@ def _tensors(attributes: Mapping[str, Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, tuple):
             yield from (part for part in value if isinstance(part, Tensor))
+
+
+def _preconditioned(
+    target: Target, matched: LinearOperator, values: dict[str, Any], notes: list[str]
+) -> Tensor:
+    found = metrics.preconditioned(target.exact, matched, target.damping)
+    if math.isnan(found.condition):
+        notes.append("the preconditioned condition needs a dense block")
+    else:
+        values["preconditioned_condition"] = found.condition
+    return found.eigenvalues
 
 
 def _sweep(target: Target, matched: LinearOperator) -> list[dict[str, float]]:

@@ -230,18 +230,12 @@ def _sandwich(F: LinearOperator, approximation: LinearOperator, damping: float) 
 
 
 def _gram_preconditioned(F: GramOperator, approximation: LinearOperator, damping: float) -> Tensor:
-    operations = 2.0 * F.columns * F.a.shape[0] * F.a.shape[1] * F.shape[0]
+    operations = 2.0 * F.columns**2 * F.shape[0]
     if operations > _MOST_OPERATIONS:
         raise NotSupportedError(
             f"the preconditioned spectrum would take {operations:.1g} operations; use fewer samples"
         )
-    inverse = approximation.inverse(damping)
-    matrix = F.a.new_empty(F.columns, F.columns)
-    step = max(1, 2**27 // (8 * F.shape[0]))
-    for start in range(0, F.columns, step):
-        stop = min(start + step, F.columns)
-        matrix[start:stop] = F.rows(inverse.apply(F.vectors(start, stop))).flatten(1)
-    matrix *= F.weight
+    matrix = approximation.inverse(damping).gram_products(F)
     return (matrix + matrix.T) / 2
 
 

@@ -99,6 +99,13 @@ def sample_norms(a: Tensor, g: Tensor) -> Tensor:
     return products.double().square().sum((1, 2))
 
 
+def layerwise_self_product(a: Tensor, slope: Tensor) -> Tensor:
+    """Σ_n ‖F_n‖² of F_n = Σ_t (a_t a_tᵀ) ⊗ diag(φ'(s_t)²), from the slope [1, n, t, m]."""
+    squares = slope[0].square()
+    products = (a @ a.mT).square() * (squares @ squares.mT)
+    return products.double().sum()
+
+
 def self_product(a: Tensor, g: Tensor) -> Tensor:
     """Σ_n ‖F_n‖², a sum over samples."""
     return sample_norms(a, g).sum()

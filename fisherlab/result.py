@@ -232,11 +232,11 @@ class Comparison:
         result = self._result(layer)
         names = self._names(result, approximations)
         exact = result.target.exact
-        if exact.shape[0] > _LARGEST_PICTURE:
+        if exact.shape[0] > _LARGEST_PICTURE or not result.target.affordable:
             raise NotSupportedError(
                 f"the block of layer {layer!r} has size {exact.shape[0]} "
-                f"({bytes_text(8.0 * exact.shape[0] ** 2)}); blocks above {_LARGEST_PICTURE} are "
-                "not drawn"
+                f"({bytes_text(8.0 * exact.shape[0] ** 2)}); blocks above {_LARGEST_PICTURE}, or "
+                "above the memory limit, are not drawn"
             )
         shown = {}
         for name in names:

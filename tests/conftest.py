@@ -41,6 +41,12 @@ def sequences() -> Case:
     return _fitted(Case(model, inputs, targets, "categorical"), steps=40)
 
 
+@pytest.fixture(params=["vectors", "sequences"])
+def any_case(request: pytest.FixtureRequest, categorical: Case, sequences: Case) -> Case:
+    """A network on vectors, and one on sequences."""
+    return categorical if request.param == "vectors" else sequences
+
+
 class MeanOverPositions(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1)

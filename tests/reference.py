@@ -1,4 +1,4 @@
-"""Fishers from their definitions alone: autograd of the whole network, no hooks, no statistics."""
+"""Fishers from their definitions alone (autograd of the whole network), and short calls of fisherlab."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, vmap
 from torch.nn import functional
+
+import fisherlab as fl
+from fisherlab.operators import LinearOperator
 
 NLL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "categorical": functional.cross_entropy,
@@ -32,6 +35,18 @@ class Case:
 
     def batches(self, *sizes: int) -> list[tuple[Tensor, Tensor]]:
         return list(zip(self.inputs.split(sizes), self.targets.split(sizes), strict=True))
+
+
+def exact(case: Case, **options) -> dict[str, LinearOperator]:
+    return fl.exact_fisher(case.model, case.data, case.likelihood, **options)
+
+
+def approximate(name: str, case: Case, **options) -> dict[str, LinearOperator]:
+    return fl.approximate(name, case.model, case.data, case.likelihood, **options)
+
+
+def seed(value: int) -> torch.Generator:
+    return torch.Generator().manual_seed(value)
 
 
 def names_of(module_name: str, model: nn.Module, bias: str = "joint") -> tuple[str, ...]:

@@ -61,10 +61,10 @@ def test_each_kind_has_its_number_of_columns(categorical):
     source = collector(categorical, draws=5)
     expected = {"predictive": 2, "monte-carlo": 5, "drawn": 1, "empirical": 1}
     for kind, count in expected.items():
-        assert source.label_columns_of(kind) == count
+        assert source.label_columns_of(kind, "2") == count
         assert len(one_pass(categorical, kind, draws=5)["2"][0].g[kind]) == count
     for kind, count in {"layerwise": 1, "layerwise:6": 6, "layerwise+categorical:3": 3}.items():
-        assert source.label_columns_of(kind) == count
+        assert source.label_columns_of(kind, "2") == count
         assert len(one_pass(categorical, kind)["2"][0].g[kind]) == count
 
 

@@ -77,6 +77,20 @@ def test_a_generator_gives_its_look_back():
     assert batches.samples == 11
 
 
+def test_a_generator_that_draws_its_batches_gives_different_ones(categorical):
+    seen = []
+
+    def read():
+        for _ in range(3):
+            seen.append(torch.randn(8, 6, dtype=torch.float64))
+            yield seen[-1]
+
+    fl.exact_fisher(categorical.model, read())
+    assert len(seen) == 3
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
 def test_a_second_pass_over_a_generator_is_refused():
     batches = Batches(x for x in X.split(4))
     batches.first(2)

@@ -2,6 +2,7 @@
 
 from fisherlab.approximations.base import (
     Approximation,
+    columns_kind,
     create,
     create_all,
     register_approximation,
@@ -39,6 +40,7 @@ __all__ = [
     "Statistics",
     "approximate",
     "collect_statistics",
+    "columns_kind",
     "create",
     "create_all",
     "layer_work",

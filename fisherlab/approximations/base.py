@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fisherlab.collect import LAYERWISE_COLUMNS
 from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.layers import BlockShape
 from fisherlab.operators import LinearOperator
@@ -52,8 +53,8 @@ class Approximation(ABC):
         raise NotImplementedError(f"{self.name} is made from statistics")
 
     def label_kind(self, kind: str) -> str:
-        """The labels this method uses beside a Fisher of this kind."""
-        return self.own_kind or kind
+        """The labels this method uses beside a Fisher of this kind (see `fisherlab.collect`)."""
+        return self.own_kind or columns_kind(kind)
 
     @property
     def two_pass(self) -> bool:
@@ -132,6 +133,11 @@ def create_all(
     if not made:
         raise InputError(f"name at least one approximation; known: {', '.join(sorted(_REGISTRY))}")
     return made
+
+
+def columns_kind(kind: str) -> str:
+    """The kind whose columns have this Fisher as the sum of their outer products."""
+    return LAYERWISE_COLUMNS if kind == "layerwise" else kind
 
 
 def check_option(what: str, value: Any, known: Iterable[str]) -> None:

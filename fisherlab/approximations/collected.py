@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherlab.approximations.base import Approximation, create, create_all
+from fisherlab.approximations.base import Approximation, columns_kind, create, create_all
 from fisherlab.collect import Collector
 from fisherlab.errors import InputError
 from fisherlab.exact import DEFAULT_COLUMNS, DEFAULT_MEMORY, exact_fisher, parse_bytes
@@ -126,7 +126,13 @@ def load_statistics(path: str | Path) -> Statistics:
         raise InputError(f"{str(path)!r} is damaged or no safetensors file ({error})") from error
     if metadata.get("format") != _FORMAT:
         raise InputError(f"{str(path)!r} does not hold statistics of fisherlab")
-    header = json.loads(metadata["header"])
+    try:
+        return _from_header(json.loads(metadata["header"]), tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{str(path)!r} is damaged: its header cannot be read ({error})") from error
+
+
+def _from_header(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statistics:
     shapes: dict[str, BlockShape] = {}
     sums: dict[str, LayerSums] = {}
     for place, (name, outputs, inputs, samples, positions) in enumerate(header["layers"]):
@@ -230,8 +236,9 @@ def approximate(  # noqa: D417
 def layer_work(view: BlockShape, methods: Sequence[Approximation], kind: str) -> LayerWork:
     """What the passes must sum for one layer and these methods."""
     statistics = [s for m in methods for s in m.statistics(view, m.label_kind(kind))]
-    bases = {m.name: _basis_of(m, view, kind) for m in methods if m.two_pass}
-    return LayerWork(kind, tuple(dict.fromkeys(statistics)), bases)
+    columns = columns_kind(kind)
+    bases = {m.name: _basis_of(m, view, columns) for m in methods if m.two_pass}
+    return LayerWork(columns, statistics, bases)
 
 
 def named_activations(methods: Iterable[Approximation]) -> Mapping[str, str]:

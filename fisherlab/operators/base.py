@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import scipy.sparse.linalg
 
     from fisherlab.operators.dense import DenseOperator
+    from fisherlab.operators.gram import GramOperator
 
 _DENSE_DIFFERENCE = 2048  # largest D whose difference is taken between dense matrices
 _PACKED_DIFFERENCE = 2**30  # most packed entries that are made for a difference
@@ -311,6 +312,21 @@ class LinearOperator(ABC):
         if a.shape[1] == 1:
             return self._outer_quadratics(a[:, 0], g[:, :, 0]).double()
         return self._vector_quadratics(a, g)
+
+    def gram_products(self, other: GramOperator) -> Tensor:
+        """J F Jᵀ/N for the J of a Gram operator: products of all pairs of its columns in this F.
+
+        Args:
+            other: makes the columns.
+
+        Returns:
+            [C·n, C·n], index c·n_samples + n.
+        """
+        pieces = [
+            other.rows(self.apply(other.vectors(start, stop))).flatten(1)
+            for start, stop in spans(other.columns, self.shape[0] * self.dtype.itemsize)
+        ]
+        return torch.cat(pieces) * other.weight
 
     def _outer_quadratics(self, a: Tensor, g: Tensor) -> Tensor:
         """`quadratics` for one position: a [n, d], g [c, n, m]."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
 from fisherlab.damping import DampingLike
@@ -11,6 +12,9 @@ from fisherlab.errors import InputError
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.numerics import damped_power, dot64, norm64, spans
 from fisherlab.operators.packing import outer_rows, packed_size
+
+if TYPE_CHECKING:
+    from fisherlab.operators.gram import GramOperator
 
 
 class EigenKroneckerOperator(LinearOperator):
@@ -107,6 +111,18 @@ class EigenKroneckerOperator(LinearOperator):
         """<S, (U_Bᵀ V U_A)∘²>."""
         self.check_matrix(V)
         return (self.S * (self.U_B.T @ V @ self.U_A).square()).sum((-2, -1))
+
+    def gram_products(self, other: GramOperator) -> Tensor:
+        """For one position Σ_j (g̃_j g̃_jᵀ) ∘ (ã diag(S_j) ãᵀ) with ã = a U_A, g̃ = g U_B: no V is made."""
+        if not other.pair_symmetric:
+            return super().gram_products(other)
+        a, g = other.a[:, 0] @ self.U_A, other.g[:, :, 0] @ self.U_B
+        classes, samples, m = g.shape
+        total = a.new_zeros(classes, samples, classes, samples)
+        for start, stop in spans(m, samples * max(samples, self.inputs) * classes * a.element_size()):
+            inner = (a * self.S[start:stop, None]) @ a.T
+            total += torch.einsum("cnj,jnk,dkj->cndk", g[..., start:stop], inner, g[..., start:stop])
+        return total.flatten(2).flatten(0, 1) * other.weight
 
     def _outer_quadratics(self, a: Tensor, g: Tensor) -> Tensor:
         by_unit = (g @ self.U_B).square().sum(0)

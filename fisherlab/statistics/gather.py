@@ -32,6 +32,10 @@ class LayerWork:
     keep: int = 0
     keep_kinds: frozenset[str] = frozenset()
 
+    def __post_init__(self) -> None:
+        """Each statistic is summed once, however many methods share it."""
+        object.__setattr__(self, "statistics", tuple(dict.fromkeys(self.statistics)))
+
     @property
     def kinds(self) -> frozenset[str]:
         """The kinds of g that the first pass needs."""
@@ -44,7 +48,7 @@ class Gathered:
     """A layer's sums: over all samples, and over those with an even and an odd index where asked for.
 
     Attributes:
-        sums: one `LayerSums` (all), or three (all, even, odd).
+        sums: one `LayerSums` (all), or three (all, even, odd) where halves were asked for and have samples.
         kept: the (a, g) that were kept; None where none were.
     """
 
@@ -72,10 +76,7 @@ def gather(
             for sums, part in zip(parts[name], _split(batch, halves), strict=True):
                 sums.count(part)
                 sums.add(task.statistics, part)
-    gathered = {
-        name: Gathered([sums[0] + sums[1], *sums] if halves else sums, _joined(kept[name]))
-        for name, sums in parts.items()
-    }
+    gathered = {name: Gathered(_with_total(sums), _joined(kept[name])) for name, sums in parts.items()}
     _second_pass(collector, work, gathered)
     return gathered
 
@@ -96,6 +97,14 @@ def _second_pass(
             parts = [batch, *_split(batch, True)] if len(totals) == 3 else [batch]
             for part, total in zip(parts, totals, strict=True):
                 total.add([total.rotated(method, task.kind) for method in task.bases], part)
+
+
+def _with_total(parts: list[LayerSums]) -> list[LayerSums]:
+    """(all, even, odd); only (all) where a half has no sample."""
+    if len(parts) == 1:
+        return parts
+    total = parts[0] + parts[1]
+    return [total, *parts] if all(sums.samples for sums in parts) else [total]
 
 
 def _limited(batch: LayerBatch, task: LayerWork) -> LayerBatch:

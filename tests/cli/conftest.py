@@ -119,7 +119,7 @@ def run() -> Run:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the pictures, which take most of the time of a small run."""
-    monkeypatch.setattr("fisherlab.files._pictures", lambda comparison, folder: iter(()))
+    monkeypatch.setattr("fisherlab.files._pictures", lambda *arguments: iter(()))
 
 
 @pytest.fixture

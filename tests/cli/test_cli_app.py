@@ -99,14 +99,15 @@ def test_interruption_exits_130_and_leaves_nothing(start, place: Path, signal_nu
     assert not list(place.glob("run*"))
 
 
-def test_interruption_while_files_are_written_removes_them(run, place, monkeypatch):
-    def interrupted(comparison, folder):
-        assert folder.is_dir()
+def test_interruption_while_files_are_written_removes_them(run, place, no_pictures, monkeypatch):
+    def interrupted(page, **content):
+        assert (page.parent / "records.csv").is_file()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fisherlab.files._pictures", interrupted)
+    monkeypatch.setattr("fisherlab.report.write_page", interrupted)
     result = run("compare", "--model", "small_nets:small", "--no-spectra", "--out", "run")
     assert result.exit_code == 130
+    assert result.stderr.split() == ["fisherlab:", "interrupted"]
     assert not list(place.glob("run*"))
 
 

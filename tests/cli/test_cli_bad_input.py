@@ -126,6 +126,14 @@ def test_bad_checkpoint(run, place, make):
     assert words in line
 
 
+@pytest.mark.parametrize("out", [".", "..", "/"])
+def test_the_working_directory_is_never_replaced(run, place, monkeypatch, out):
+    (place / "inside").mkdir()
+    before = _files(place)
+    monkeypatch.chdir("inside")
+    assert "working directory" in _refused(run(*SMALL, "--out", out, "--force"), place, before)
+
+
 @pytest.mark.parametrize("force", [(), ("--force",)])
 def test_a_directory_with_other_things_is_never_replaced(run, place, force):
     (place / "thesis").mkdir()

@@ -198,7 +198,7 @@ def test_notices_say_stand_in_and_training(run, untrained):
     result = run(*MLP)
     assert result.exit_code == 0, result.output
     assert re.search(r"digits stand in .*stand-in: digits", result.stderr)
-    assert "the weights of mnist-mlp are trained on the spot (not at all)" in result.stderr
+    assert "the weights of mnist-mlp were trained on the spot (not at all)" in result.stderr
     assert "stand-in: digits" in result.stdout
     assert set(_records("run")["dataset"]) == {"mnist (stand-in: digits)"}
     assert json.loads(Path("run/provenance.json").read_text())["stand_in"] is True

@@ -1,0 +1,176 @@
+"""Statistics of a model: building, merging, saving."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import fisherlab as fl
+from fisherlab.errors import InputError
+
+NAMES = ("kfac", "ekfac", "tkfac", "tekfac", "lngd", "lngd-lr", "ngplus", "foof", "diagonal")
+
+
+@pytest.fixture
+def statistics(categorical) -> fl.Statistics:
+    return fl.collect_statistics(categorical.model, categorical.data, approximations=NAMES)
+
+
+def collected(case, approximations=("kfac", "tkfac"), **options) -> fl.Statistics:
+    return fl.collect_statistics(
+        case.model, case.data, case.likelihood, approximations=approximations, **options
+    )
+
+
+def test_all_methods_from_one_collection(statistics, categorical):
+    assert statistics.samples == 40
+    for name in NAMES:
+        alone = fl.approximate(name, categorical.model, categorical.data)
+        for layer, operator in statistics.build(name).items():
+            assert torch.allclose(operator.dense(), alone[layer].dense(), rtol=1e-12, atol=1e-14)
+
+
+def test_halves_merge_to_the_whole(categorical):
+    even, odd = (collected(categorical.take(slice(start, None, 2))) for start in (0, 1))
+    merged = even + odd
+    assert merged.samples == 40
+    for name in ("kfac", "tkfac"):
+        for layer, operator in collected(categorical).build(name).items():
+            assert torch.allclose(merged.build(name)[layer].dense(), operator.dense(), rtol=1e-12, atol=1e-14)
+
+
+def test_merging_unequal_parts_weighs_by_samples(categorical):
+    merged = collected(categorical.take(slice(0, 7))) + collected(categorical.take(slice(7, None)))
+    for layer, operator in collected(categorical).build("kfac").items():
+        assert torch.allclose(merged.build("kfac")[layer].dense(), operator.dense(), rtol=1e-12, atol=1e-14)
+
+
+def test_a_second_pass_does_not_survive_a_merge_of_two_bases(categorical):
+    parts = [collected(categorical.take(part), "ekfac") for part in (slice(0, 20), slice(20, None))]
+    merged = parts[0] + parts[1]
+    with pytest.raises(
+        InputError, match=r"no second pass for ekfac; collect with approximations=\('ekfac',\)"
+    ):
+        merged.build("ekfac")
+    assert merged.build("kfac")["0"].trace() > 0
+
+
+def test_a_second_pass_survives_in_one_basis(categorical):
+    one = collected(categorical, "ekfac")
+    twice = one + one
+    assert twice.samples == 80
+    for layer, operator in one.build("ekfac").items():
+        assert torch.allclose(twice.build("ekfac")[layer].dense(), operator.dense(), rtol=1e-12, atol=1e-14)
+
+
+def test_statistics_that_do_not_belong_together_are_refused(categorical, sequences):
+    one = collected(categorical)
+    for other in (collected(sequences), collected(categorical, kind="empirical")):
+        with pytest.raises(InputError, match="different layers or kinds cannot be merged"):
+            _ = one + other
+
+
+def test_what_was_not_collected_cannot_be_built(categorical):
+    statistics = collected(categorical, "foof")
+    with pytest.raises(InputError, match="was not collected"):
+        statistics.build("kfac")
+    with pytest.raises(InputError, match="no second pass for tekfac"):
+        statistics.build("tekfac")
+    with pytest.raises(InputError, match="made from the exact block"):
+        statistics.build("nearest-kronecker")
+
+
+def test_options_at_building(statistics, sequences):
+    positions = collected(sequences, "kfac")
+    with pytest.raises(InputError, match="'input-moment-reduced' was not collected"):
+        positions.build("kfac", sharing="reduce")
+    assert statistics.build("tkfac", positions="exact")["0"].trace() > 0
+
+
+# --- files ----------------------------------------------------------------------------------------------
+
+
+def test_files_give_back_the_same_numbers(statistics, tmp_path):
+    path = tmp_path / "sums.safetensors"
+    statistics.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["sums.safetensors"]
+    loaded = fl.load_statistics(path)
+    assert loaded.kind == "predictive"
+    assert loaded.model == "Sequential"
+    assert loaded.shapes == statistics.shapes
+    assert loaded.samples == 40
+    for name in NAMES:
+        for layer, operator in statistics.build(name).items():
+            assert torch.equal(loaded.build(name)[layer].dense(), operator.dense())
+
+
+def test_loaded_statistics_merge(statistics, tmp_path):
+    statistics.save(tmp_path / "one")
+    twice = fl.load_statistics(tmp_path / "one") + statistics
+    assert twice.samples == 80
+    for layer, operator in twice.build("ekfac").items():
+        assert torch.allclose(operator.dense(), statistics.build("ekfac")[layer].dense(), atol=1e-14)
+
+
+def test_the_header_says_what_is_in_the_file(statistics, tmp_path):
+    statistics.save(tmp_path / "sums")
+    with safe_open(tmp_path / "sums", "pt") as file:
+        header = json.loads(file.metadata()["header"])
+    assert header["kind"] == "predictive"
+    assert header["model"] == "Sequential"
+    assert header["layers"] == [["0", 5, 7, 40, 40], ["2", 4, 5, 40, 40], ["4", 3, 5, 40, 40]]
+
+
+@pytest.mark.parametrize("bias", ["separate"])
+def test_layer_names_of_any_form_are_saved(categorical, tmp_path, bias):
+    statistics = fl.collect_statistics(categorical.model, categorical.data, bias=bias)
+    statistics.save(tmp_path / "sums")
+    loaded = fl.load_statistics(tmp_path / "sums")
+    assert list(loaded.shapes) == ["0", "0.bias", "2", "4", "4.bias"]
+    for layer, operator in statistics.build("kfac").items():
+        assert torch.equal(loaded.build("kfac")[layer].dense(), operator.dense())
+
+
+def test_a_failing_write_leaves_the_old_file(statistics, tmp_path, monkeypatch):
+    path = tmp_path / "sums"
+    statistics.save(path)
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        statistics.save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["sums"]
+
+
+def test_files_that_are_missing_damaged_or_foreign_are_refused(statistics, tmp_path):
+    with pytest.raises(InputError, match="there is no statistics file"):
+        fl.load_statistics(tmp_path / "none")
+    text = tmp_path / "text"
+    text.write_text("no safetensors")
+    foreign = tmp_path / "foreign"
+    save_file({"w": torch.zeros(2)}, foreign)
+    whole = tmp_path / "whole"
+    statistics.save(whole)
+    cut = tmp_path / "cut"
+    cut.write_bytes(whole.read_bytes()[:-100])
+    empty = tmp_path / "empty"
+    empty.write_bytes(b"")
+    for path in (text, cut, empty):
+        with pytest.raises(InputError, match="is damaged or no safetensors file"):
+            fl.load_statistics(path)
+    with pytest.raises(InputError, match="does not hold statistics of fisherlab"):
+        fl.load_statistics(foreign)
+
+
+@pytest.mark.parametrize("header", ["{", "{}", '{"layers": [["0"]], "kind": "predictive", "model": "x"}'])
+def test_a_header_that_makes_no_sense_is_refused(tmp_path, header):
+    path = tmp_path / "bad"
+    save_file({"w": torch.zeros(2)}, path, {"format": "fisherlab-statistics-1", "header": header})
+    with pytest.raises(InputError, match="bad"):
+        fl.load_statistics(path)

@@ -1,0 +1,117 @@
+"""Every sum of moments.py beside a loop over samples, columns and positions."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import relative
+from torch import Tensor
+
+from fisherlab.operators.packing import svec
+from fisherlab.statistics import moments
+
+sizes = st.tuples(*[st.integers(1, 4)] * 5)  # n, t, d, m, c
+
+
+def data(n: int, t: int, d: int, m: int, c: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n + 10 * t + 100 * d + 1000 * m + 10000 * c)
+    a = torch.randn(n, t, d, generator=generator, dtype=torch.float64)
+    return a, torch.randn(c, n, t, m, generator=generator, dtype=torch.float64)
+
+
+def each(a: Tensor, g: Tensor):
+    """(V, a [t, d], g [t, m]) of every column and sample."""
+    for k, i in itertools.product(range(len(g)), range(len(a))):
+        yield sum(torch.outer(g[k, i, t], a[i, t]) for t in range(a.shape[1])), a[i], g[k, i]
+
+
+def each_input(a: Tensor, g: Tensor):
+    yield from a
+
+
+def unit_block(a: Tensor, g: Tensor) -> Tensor:
+    """Σ_t g_tj² a_t a_tᵀ for every unit, packed."""
+    return svec(torch.einsum("tj,ti,tk->jik", g.square(), a, a))
+
+
+LOOPS = {
+    "output_moment": lambda a, g: sum(y.T @ y for _, _, y in each(a, g)),
+    "output_moment_reduced": lambda a, g: sum(torch.outer(y.sum(0), y.sum(0)) for _, _, y in each(a, g)),
+    "input_trace": lambda a, g: sum(V.T @ V for V, _, _ in each(a, g)),
+    "output_trace": lambda a, g: sum(V @ V.T for V, _, _ in each(a, g)),
+    "input_trace_independent": lambda a, g: sum(
+        y[t].square().sum() * torch.outer(x[t], x[t]) for _, x, y in each(a, g) for t in range(len(x))
+    ),
+    "output_trace_independent": lambda a, g: sum(
+        x[t].square().sum() * torch.outer(y[t], y[t]) for _, x, y in each(a, g) for t in range(len(x))
+    ),
+    "output_trace_diagonal": lambda a, g: sum(
+        x[t].square().sum() * y[t].square() for _, x, y in each(a, g) for t in range(len(x))
+    ),
+    "output_squares": lambda a, g: sum((V @ V.T).diagonal() for V, _, _ in each(a, g)),
+    "squared_gradient": lambda a, g: sum(V.square() for V, _, _ in each(a, g)),
+    "gradient_sum": lambda a, g: sum(V for V, _, _ in each(a, g)),
+    "dense_block": lambda a, g: sum(torch.outer(V.T.flatten(), V.T.flatten()) for V, _, _ in each(a, g)),
+    "unit_blocks": lambda a, g: sum(unit_block(x, y) for _, x, y in each(a, g)),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@settings(max_examples=15, deadline=None)
+@given(shape=sizes)
+def test_sums_are_those_of_a_loop(name, shape):
+    a, g = data(*shape)
+    found, expected = getattr(moments, name)(a, g), LOOPS[name](a, g)
+    assert found.shape == expected.shape
+    assert relative(found, expected) < 1e-12
+
+
+@settings(max_examples=15, deadline=None)
+@given(shape=sizes)
+def test_sums_of_the_inputs_alone(shape):
+    a, _ = data(*shape)
+    assert relative(moments.input_moment(a, None), sum(x.T @ x for x in a)) < 1e-12
+    reduced = sum(torch.outer(x.mean(0), x.mean(0)) for x in a)
+    assert relative(moments.input_moment_reduced(a, None), reduced) < 1e-12
+
+
+@settings(max_examples=15, deadline=None)
+@given(shape=sizes)
+def test_rotated_squares(shape):
+    a, g = data(*shape)
+    U_A, U_B = (torch.linalg.qr(torch.randn(k, k).double()).Q for k in (a.shape[-1], g.shape[-1]))
+    expected = sum((U_B.T @ V @ U_A).square() for V, _, _ in each(a, g))
+    assert relative(moments.rotated_square(a, g, U_A, U_B), expected) < 1e-12
+
+
+@settings(max_examples=15, deadline=None)
+@given(shape=sizes)
+def test_the_packed_block_is_an_isometric_image_of_the_dense_one(shape):
+    n, _, d, m, c = shape
+    a, g = data(n, 1, d, m, c)
+    M, F = moments.packed_block(a, g), moments.dense_block(a, g)
+    assert torch.linalg.norm(M) == pytest.approx(float(torch.linalg.norm(F)), rel=1e-12)
+    A, B = torch.randn(d, d).double(), torch.randn(m, m).double()
+    A, B = A + A.T, B + B.T
+    assert svec(A) @ M @ svec(B) == pytest.approx(float((F * torch.kron(A, B)).sum()), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["squared_gradient", "dense_block", "unit_blocks", "packed_block"])
+def test_small_chunks_give_the_same_sum(name, monkeypatch):
+    a, g = data(4, 1 if name == "packed_block" else 3, 3, 2, 2)
+    whole = getattr(moments, name)(a, g)
+    monkeypatch.setattr(moments, "_CHUNK_BYTES", 1)
+    assert relative(getattr(moments, name)(a, g), whole) < 1e-14
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=sizes, cut=st.integers(0, 4))
+def test_sums_over_parts_add_up(shape, cut):
+    a, g = data(*shape)
+    cut = min(cut, len(a))
+    for name in LOOPS:
+        function = getattr(moments, name)
+        parts = function(a[:cut], g[:, :cut]) + function(a[cut:], g[:, cut:])
+        assert torch.allclose(parts, function(a, g), rtol=1e-11, atol=1e-11)
