@@ -1,10 +1,10 @@
 """One layer measured: every number of a row of `records.csv` for an exact block and its approximations."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -74,6 +74,11 @@ class Target:
         """λ of the rows."""
         return ROW_DAMPING * self.unit
 
+    @cached_property
+    def inverse(self) -> LinearOperator:
+        """(F + λI)⁻¹ at the damping of the rows."""
+        return self.exact.inverse(self.damping)
+
     def step(self, damping: float) -> Tensor:
         """(F + λI)⁻¹ ∇h."""
         assert self.gradient is not None
@@ -134,10 +139,11 @@ def measure(
         target.check_memory()
         sweep = _sweep(target, matched)
         values |= {key: value for key, value in _at_row(sweep).items() if key != "damping"}
-        if not spectra:
-            notes.append("no preconditioned spectrum: not asked for, or not the main target")
-        else:
-            preconditioned = _preconditioned(target, matched, values, notes)
+        values["preconditioned_condition"] = metrics.preconditioned_condition(
+            F, matched, target.damping, target.inverse
+        )
+        if spectra:
+            preconditioned = metrics.preconditioned_spectrum(F, matched, target.damping)
     if target.gradient is None:
         notes.append("no targets: directions are empty")
     values["note"] = "; ".join(dict.fromkeys(notes))
@@ -160,17 +166,6 @@ def _tensors(attributes: Mapping[str, Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, tuple):
             yield from (part for part in value if isinstance(part, Tensor))
-
-
-def _preconditioned(
-    target: Target, matched: LinearOperator, values: dict[str, Any], notes: list[str]
-) -> Tensor:
-    found = metrics.preconditioned(target.exact, matched, target.damping)
-    if math.isnan(found.condition):
-        notes.append("the preconditioned condition needs a dense block")
-    else:
-        values["preconditioned_condition"] = found.condition
-    return found.eigenvalues
 
 
 def _sweep(target: Target, matched: LinearOperator) -> list[dict[str, float]]:

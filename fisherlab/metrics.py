@@ -3,13 +3,15 @@
 F is the exact block, F̂ the approximation; both of dimension D = m·d. All products are summed in float64.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fisherlab.errors import InputError, NotSupportedError, NumericalError, bytes_text
-from fisherlab.operators import GramOperator, LinearOperator
+from fisherlab.operators import EigenKroneckerOperator, GramOperator, LinearOperator
 
 _MOST_OPERATIONS = 4e12
 _LARGEST_DENSE = 4096
@@ -40,18 +42,6 @@ class Spectrum(NamedTuple):
 
     eigenvalues: Tensor
     effective_rank: float
-    condition: float
-
-
-class Preconditioned(NamedTuple):
-    """What is left of F under the inverse of F̂ (see `preconditioned`).
-
-    Attributes:
-        eigenvalues: the non-zero eigenvalues of F̂_λ⁻¹ F, ascending.
-        condition: the condition number of F̂_λ⁻¹ F_λ; NaN where it is not computed.
-    """
-
-    eigenvalues: Tensor
     condition: float
 
 
@@ -193,40 +183,84 @@ def preconditioned_spectrum(F: LinearOperator, approximation: LinearOperator, da
         NotSupportedError: where the work or the block is too large.
     """
     if isinstance(F, GramOperator):
-        return _nonzero_eigenvalues(_gram_preconditioned(F, approximation, damping))
-    return _nonzero_eigenvalues(_sandwich(F, approximation, damping))
-
-
-def preconditioned(F: LinearOperator, approximation: LinearOperator, damping: float) -> Preconditioned:
-    """`preconditioned_spectrum`, and the condition number of F̂_λ⁻¹ F_λ, from one product.
-
-    Both are damped in the condition number, so that it is 1 where F̂ = F; of F̂_λ⁻¹ F alone it would be set
-    by the smallest eigenvalue of F above rounding. It is NaN for a Gram operator, whose form does not reach
-    outside the span of the samples.
-    """
-    if isinstance(F, GramOperator):
-        return Preconditioned(preconditioned_spectrum(F, approximation, damping), float("nan"))
-    matrix = _sandwich(F, approximation, damping)
-    eigenvalues = _nonzero_eigenvalues(matrix)
-    matrix += damping * approximation.inverse(damping).dense()
-    both = torch.linalg.eigvalsh(matrix)
-    return Preconditioned(eigenvalues, float(both[-1] / both[0]))
-
-
-def _nonzero_eigenvalues(matrix: Tensor) -> Tensor:
+        matrix = _gram_preconditioned(F, approximation, damping)
+    else:
+        matrix = _sandwich(F, approximation, damping)
     values = torch.linalg.eigvalsh(matrix)
     return values[values > len(values) * torch.finfo(values.dtype).eps * values[-1]]
 
 
+def preconditioned_condition(
+    F: LinearOperator, approximation: LinearOperator, damping: float, inverse: LinearOperator | None = None
+) -> float:
+    """The condition number of F̂_λ⁻¹ F_λ, both damped: 1 where F̂ = F.
+
+    (Of F̂_λ⁻¹ F alone it would be set by the smallest eigenvalue of F above rounding, and be far from 1 even
+    for F̂ = F.) The largest eigenvalues of F̂_λ^{-1/2} F_λ F̂_λ^{-1/2} and of its inverse, by Lanczos' method.
+
+    Args:
+        F: the exact block.
+        approximation: F̂.
+        damping: λ > 0.
+        inverse: (F + λI)⁻¹, where it is known.
+
+    Raises:
+        NumericalError: where the iteration does not converge.
+    """
+    inverse = F.inverse(damping) if inverse is None else inverse
+    root, back = approximation.power(-0.5, damping), approximation.power(0.5, damping)
+
+    def forward(X: Tensor) -> Tensor:
+        half = root.apply(X)
+        return root.apply(F.apply(half) + damping * half)
+
+    def backward(X: Tensor) -> Tensor:
+        return back.apply(inverse.apply(back.apply(X)))
+
+    return _largest_eigenvalue(forward, F) * _largest_eigenvalue(backward, F)
+
+
+def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], F: LinearOperator) -> float:
+    """Of a symmetric map of matrices [m, d], to six digits."""
+    from scipy.sparse.linalg import ArpackError, eigsh
+    from scipy.sparse.linalg import LinearOperator as ScipyOperator
+
+    size = F.shape[0]
+    if size == 1:
+        return float(apply(torch.ones(1, 1, dtype=F.dtype, device=F.device)))
+
+    def product(v: np.ndarray) -> np.ndarray:
+        X = torch.as_tensor(v, dtype=F.dtype, device=F.device).reshape(F.outputs, F.inputs)
+        return apply(X).flatten().cpu().numpy()
+
+    operator = ScipyOperator((size, size), matvec=product, dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(size)
+    try:
+        return float(eigsh(operator, k=1, which="LA", v0=start, tol=1e-6, return_eigenvectors=False)[0])
+    except ArpackError as error:
+        raise NumericalError(f"the condition number did not converge ({error})") from error
+
+
 def _sandwich(F: LinearOperator, approximation: LinearOperator, damping: float) -> Tensor:
-    """F̂_λ^{-1/2} F F̂_λ^{-1/2} [D, D]."""
-    if isinstance(F, GramOperator) and F.shape[0] > F.columns:
-        raise NotSupportedError("the condition number needs the dense block, which a Gram form lacks")
+    """F̂_λ^{-1/2} F F̂_λ^{-1/2} [D, D]; its eigenvalues are those of any rotation of it."""
     _check_dense(F)
     root = approximation.power(-0.5, damping)
+    if isinstance(root, EigenKroneckerOperator):
+        return _scaled_rotation(F, root)
     half = root @ F.dense()
     matrix = root @ half.T
     return (matrix + matrix.T) / 2
+
+
+def _scaled_rotation(F: LinearOperator, root: EigenKroneckerOperator) -> Tensor:
+    """diag(s) Uᵀ F U diag(s) for root = U diag(s) Uᵀ: half the products of root F root."""
+    d, m, size = F.inputs, F.outputs, F.shape[0]
+    rows = root.U_B.T @ (root.U_A.T @ F.dense().view(d, m * size)).view(d, m, size)
+    matrix = (root.U_A.T @ (rows.view(size, d, m) @ root.U_B)).view(size, size)
+    scale = root.S.T.flatten()
+    matrix *= scale[:, None]
+    matrix *= scale
+    return matrix
 
 
 def _gram_preconditioned(F: GramOperator, approximation: LinearOperator, damping: float) -> Tensor:

@@ -13,10 +13,10 @@ from fisherlab.errors import InputError, NotSupportedError, bytes_text, unknown
 from fisherlab.exact import Plan
 from fisherlab.layers import Layers, LayerView
 from fisherlab.measure import Measured, Target
-from fisherlab.metrics import trace_matched
 from fisherlab.operators import LinearOperator
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
     from rich.console import RenderableType
 
@@ -147,6 +147,7 @@ class Comparison:
     about: About
     device: str
     dtype: str
+    _drawn: "tuple[str, dict[str, np.ndarray]] | None" = field(default=None, repr=False)
 
     @cached_property
     def records(self) -> pd.DataFrame:
@@ -238,14 +239,13 @@ class Comparison:
                 f"({bytes_text(8.0 * exact.shape[0] ** 2)}); blocks above {_LARGEST_PICTURE}, or "
                 "above the memory limit, are not drawn"
             )
-        shown = {}
-        for name in names:
-            operator = result.operators[name]
-            if trace_matched:
-                operator = _matched(exact, operator)
-            shown[name] = operator.dense().cpu().numpy()
+        matrices = self._matrices(layer)
+        shown = {name: matrices[name] for name in names}
+        if trace_matched:
+            scales = {name: _trace_scale(exact, result.operators[name]) for name in names}
+            shown = {name: matrices[name] * scales[name] for name in names}
         return plots.heatmap(
-            exact.dense().cpu().numpy(),
+            matrices["exact"],
             shown,
             layer=layer,
             outputs=exact.outputs,
@@ -253,6 +253,14 @@ class Comparison:
             caption=f"{self.caption}; {self._made(result)}",
             scale_note="trace-matched" if trace_matched else "as computed",
         )
+
+    def _matrices(self, layer: str) -> "dict[str, np.ndarray]":
+        """The dense matrices of a layer; the last layer's are kept, for its next picture."""
+        if self._drawn is None or self._drawn[0] != layer:
+            self._drawn = None
+            made = {name: op.dense().cpu().numpy() for name, op in self.operators(layer).items()}
+            self._drawn = layer, made
+        return self._drawn[1]
 
     def spectrum(self, layer: str) -> "Figure":
         """Eigenvalues of F and of every F̂, and of F̂_λ⁻¹F beside them.
@@ -358,8 +366,9 @@ class Comparison:
         return f"{result.target.name} labels, {result.samples} samples"
 
 
-def _matched(exact: LinearOperator, operator: LinearOperator) -> LinearOperator:
-    return trace_matched(exact, operator)
+def _trace_scale(exact: LinearOperator, operator: LinearOperator) -> float:
+    trace = float(operator.trace())
+    return float(exact.trace()) / trace if trace > 0 else 1.0
 
 
 def _best(rows: pd.DataFrame) -> dict[str, Any]:

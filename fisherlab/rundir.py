@@ -47,14 +47,14 @@ def check_free(out: Path, *, force: bool = False) -> None:
     """Raises `InputError` where a run may not be written to `out`."""
     if out.is_file():
         raise InputError(f"{str(out)!r} is a file; choose another directory")
+    if Path.cwd().resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{str(out)!r} holds the working directory; choose a directory of its own")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not force:
         raise InputError(
             f"the directory {str(out)!r} exists already; choose another, or --force to replace it"
         )
-    if Path.cwd().resolve().is_relative_to(out.resolve()):
-        raise InputError(f"{str(out)!r} holds the working directory; choose a directory of its own")
     if not (out / "provenance.json").is_file():
         raise InputError(f"the directory {str(out)!r} holds no finished run to replace; choose another")
 

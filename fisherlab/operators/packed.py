@@ -57,8 +57,10 @@ class PackedOperator(LinearOperator):
         return True
 
     def apply(self, X: Tensor) -> Tensor:
-        """F vec(X), by rows of F expanded in pieces of bounded size."""
+        """F vec(X), by rows of F expanded in pieces of bounded size; by the dense matrix once it is known."""
         self.check_matrix(X)
+        if "_dense_form" in self.__dict__:
+            return self._dense_form.apply(X)
         m, d = self.outputs, self.inputs
         vectors = matrix_to_vector(X).reshape(-1, m * d)
         out = vectors.new_empty(vectors.shape)
