@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.capture import Seen, backward, capture, unchanged
-from fisherlab.data import Batches
+from fisherlab.data import Batches, is_finite
 from fisherlab.draws import normal
 from fisherlab.errors import InputError, InputTypeError, NumericalError
 from fisherlab.layers import NETWORK_OUTPUT, Activation, Layers, find_activations
@@ -26,8 +26,8 @@ LABEL_KINDS = ("predictive", "monte-carlo", "drawn", "empirical")
 
 LAYERWISE_COLUMNS = "layerwise-columns"
 
-_BATCH_BYTES = 64 * 2**20
-_MOST_SAMPLES = 2048
+_BATCH_BYTES = 32 * 2**20
+_MOST_SAMPLES = 8192
 
 
 @dataclass
@@ -138,7 +138,7 @@ class Collector:
         Args:
             needs: what each layer is to be given.
             what: a word for the progress bar.
-            scratch: further bytes a sample that the caller will use on each batch.
+            scratch: further numbers a sample that the caller will make of each batch.
 
         Yields:
             For each layer in `needs` its `LayerBatch`.
@@ -246,7 +246,7 @@ class Collector:
                 f"layer {missing[0]!r} takes no part in the forward pass; leave it out with "
                 "layers= or exclude="
             )
-        if not bool(torch.isfinite(outputs).all()):
+        if not is_finite(outputs.detach()):
             raise _not_finite(seen, index)
         return seen, outputs
 
@@ -284,7 +284,7 @@ class Collector:
     def _samples(self, needs: Needs, scratch: int) -> int:
         """How many samples a batch may have for its a and g to stay in bounds."""
         size = torch.finfo(self.dtype).bits // 8
-        total = scratch
+        total = size * scratch
         for name, kinds in needs.items():
             view, t = self.layers[name], self.shapes.positions[name]
             columns = sum(self.label_columns_of(kind, name) for kind in kinds)
@@ -323,7 +323,7 @@ def _draw_layerwise(slope: Tensor, draws: int, generator: torch.Generator) -> Te
 
 def _check_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not is_finite(parameter.detach()):
             raise InputError(
                 f"parameter {name!r} holds values that are not finite (NaN or infinite); load "
                 "another checkpoint"
@@ -344,7 +344,7 @@ def _check_rows(whose: str, a: Tensor, other: Tensor) -> None:
 
 def _not_finite(seen: Mapping[str, Seen], index: int) -> NumericalError:
     for name, kept in seen.items():
-        if not bool(torch.isfinite(kept.output).all()):
+        if not is_finite(kept.output.detach()):
             return NumericalError(
                 f"layer {name!r} gives values that are not finite in batch {index}; check its "
                 "weights and the scale of the data"

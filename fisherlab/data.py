@@ -128,7 +128,7 @@ class Batches:
                 f"{len(targets) if targets.dim() else 'a scalar as'} targets; they must be as many"
             )
         for what, values in (("inputs", inputs), ("targets", targets)):
-            if values is not None and not bool(torch.isfinite(values).all()):
+            if values is not None and not is_finite(values):
                 raise InputError(
                     f"the {what} of batch {index} hold values that are not finite (NaN or "
                     "infinite); clean the data first"
@@ -160,6 +160,13 @@ class _Rest:
     def __iter__(self) -> Iterator[Any]:
         yield self._first
         yield from self._rest
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether no entry is NaN or infinite: their sum in float64 is not, in one pass and without a mask."""
+    if not values.is_floating_point():
+        return True
+    return bool(torch.isfinite(values.sum(dtype=torch.float64)))
 
 
 def _is_pair(data: Any) -> bool:

@@ -145,11 +145,16 @@ def exact_fisher(
             warnings.warn(f"layer {plan.layer!r}: {plan.note}", stacklevel=2)
     if method == "per-sample":
         return {name: _per_sample(collector, chosen[name], kind) for name in plans}
-    gathered = gather(collector, {name: block_work(plan) for name, plan in plans.items()})
-    return {
-        name: build_block(chosen[name], plan, gathered[name].sums[0], gathered[name].kept)
+    work = {
+        name: block_work(plan, chosen[name], collector.label_columns_of(plan.kind, name))
         for name, plan in plans.items()
     }
+    gathered = gather(collector, work)
+    blocks = {}
+    for name, plan in plans.items():
+        found = gathered.pop(name)
+        blocks[name] = build_block(chosen[name], plan, found.sums[0], found.kept)
+    return blocks
 
 
 def make_plans(
@@ -288,11 +293,12 @@ def block_statistic(plan: Plan) -> Statistic | None:
     return None if compute is None else Statistic(f"block-{plan.method}", compute, plan.kind)
 
 
-def block_work(plan: Plan) -> LayerWork:
-    """What a pass must sum or keep for this block alone."""
+def block_work(plan: Plan, view: LayerView, columns: int) -> LayerWork:
+    """What a pass must sum or keep for this block alone, with so many label columns a sample."""
     statistic = block_statistic(plan)
     if statistic is not None:
-        return LayerWork(plan.kind, (statistic,))
+        scratch = view.outputs * (2 * columns + view.outputs)
+        return LayerWork(plan.kind, (statistic,), scratch=scratch)
     assert plan.samples is not None
     return LayerWork(
         plan.kind, (), samples=plan.samples, keep=plan.samples, keep_kinds=frozenset({plan.kind})

@@ -73,21 +73,22 @@ class Categorical(Likelihood):
 
         u_k = √(p_k T_{k+1} / T_k) e_k − Σ_{j > k} p_j √(p_k / (T_k T_{k+1})) e_j.
 
-    Tails are summed in log space from the small end, so nothing is subtracted and no root sees
-    a negative number, in float32 as in float64, however sure the network is.
+    Tails are summed from the last class on, so nothing is subtracted and no root sees a negative
+    number, in float32 as in float64, however sure the network is.
     """
 
     name = "categorical"
 
     def columns(self, outputs: Tensor) -> Tensor:
         """The C − 1 columns of the class docstring, [C − 1, n, C]."""
-        log_p, log_tail = _log_tails(outputs)
-        scale = 0.5 * (log_p[:, :-1] - log_tail[:, :-1])
-        diagonal = torch.exp(scale + 0.5 * log_tail[:, 1:])
-        below = (scale - 0.5 * log_tail[:, 1:]).unsqueeze(-1) + log_p.unsqueeze(-2)
-        columns = torch.tril(-torch.exp(below).transpose(-1, -2), diagonal=-1).permute(2, 0, 1)
-        columns = columns.contiguous()
-        columns.diagonal(dim1=0, dim2=2).copy_(diagonal)
+        p = torch.softmax(outputs, -1)
+        tail = p.flip(-1).cumsum(-1).flip(-1).clamp_(min=torch.finfo(p.dtype).tiny)
+        here, after = tail[:, :-1], tail[:, 1:]
+        below = torch.sqrt(p[:, :-1] / here / after).T
+        columns = below.unsqueeze(-1) * p
+        classes = p.shape[-1]
+        columns *= -torch.ones(classes - 1, classes, dtype=p.dtype, device=p.device).triu(1).unsqueeze(1)
+        columns.diagonal(dim1=0, dim2=2).copy_(torch.sqrt(p[:, :-1] * (after / here)))
         return columns
 
     def count(self, outputs: Tensor) -> int:

@@ -136,6 +136,8 @@ class LinearOperator(ABC):
             InputError: another `vec`.
         """
         check_vec(vec)
+        if vec == "row" and self.pair_symmetric:
+            return unpack(self.packed().T.contiguous(), self.inputs, self.outputs)
         matrix = self._dense_columns()
         return matrix if vec == "column" else row_order(matrix, self.outputs, self.inputs)
 

@@ -23,6 +23,7 @@ class LayerWork:
         samples: only the first so many samples of the data; None: all.
         keep: the (a, g) of the first so many samples are kept as they are.
         keep_kinds: the kinds of g kept.
+        scratch: further numbers a sample that the statistics make, so that batches stay small.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class LayerWork:
     samples: int | None = None
     keep: int = 0
     keep_kinds: frozenset[str] = frozenset()
+    scratch: int = 0
 
     def __post_init__(self) -> None:
         """Each statistic is summed once, however many methods share it."""
@@ -69,7 +71,8 @@ def gather(
     parts = {name: [LayerSums() for _ in range(2 if halves else 1)] for name in work}
     kept: dict[str, list[LayerBatch]] = {name: [] for name in work}
     needs = {name: task.kinds for name, task in work.items()}
-    for batches in collector.passes(needs, "statistics"):
+    scratch = sum(task.scratch for task in work.values())
+    for batches in collector.passes(needs, "statistics", scratch):
         for name, task in work.items():
             batch = _limited(batches[name], task)
             _keep(kept[name], batch, task)

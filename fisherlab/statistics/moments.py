@@ -12,6 +12,7 @@ from torch import Tensor
 from fisherlab.operators.packing import packed_size, svec_gram, svec_outer
 
 _CHUNK_BYTES = 32 * 2**20
+_MOST_SAMPLES = 1024
 
 
 def input_moment(a: Tensor, _: Tensor | None) -> Tensor:
@@ -144,6 +145,6 @@ def _gram(x: Tensor) -> Tensor:
 
 def _parts(a: Tensor, width: int) -> Iterator[slice]:
     """Slices of the samples whose intermediate, `width` numbers a sample, stays in bounds."""
-    step = max(1, _CHUNK_BYTES // (a.element_size() * width))
+    step = max(1, min(_MOST_SAMPLES, _CHUNK_BYTES // (a.element_size() * width)))
     for start in range(0, len(a), step):
         yield slice(start, start + step)
