@@ -91,8 +91,8 @@ def test_large_samples_make_small_batches(categorical, monkeypatch):
     per_sample = 8 * (7 + 5 * (1 + 2 * 2))
     monkeypatch.setattr("fisherlab.collect._BATCH_BYTES", 10 * per_sample)
     assert source._samples(needs, 0) == 10
-    assert source._samples(needs, per_sample) == 5
-    assert source._samples(needs, 100 * per_sample) == 1
+    assert source._samples(needs, per_sample // 8) == 5
+    assert source._samples(needs, 100 * per_sample // 8) == 1
 
 
 def test_halves_and_heads_go_by_the_index_in_the_data():
