@@ -8,6 +8,7 @@ formed. Whole samples are cut so that a batch stays under the memory limit.
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ LABEL_KINDS = ("predictive", "monte-carlo", "drawn", "empirical")
 
 LAYERWISE_COLUMNS = "layerwise-columns"
 
+_COINS = 4096
 _BATCH_BYTES = 32 * 2**20
 _MOST_SAMPLES = 8192
 
@@ -45,20 +47,39 @@ class LayerBatch:
     g: dict[str, Tensor] = field(default_factory=dict)
 
     def half(self, half: int) -> "LayerBatch":
-        """The samples with an even (0) or odd (1) index in the data."""
-        first = (half + self.start) % 2
-        return self._select(slice(first, None, 2))
+        """The samples in one half (0 or 1) of the data, see `half_of`."""
+        chosen = (half_of(self.start, len(self.a)) == half).nonzero().squeeze(1)
+        return self._select(chosen.to(self.a.device))
 
     def head(self, samples: int) -> "LayerBatch":
         """The samples with an index in the data below `samples`."""
         return self._select(slice(0, max(0, samples - self.start)))
 
-    def _select(self, part: slice) -> "LayerBatch":
+    def _select(self, part: slice | Tensor) -> "LayerBatch":
         return LayerBatch(
             start=self.start,
             a=self.a[part],
             g={kind: g[:, part] for kind, g in self.g.items()},
         )
+
+
+def half_of(start: int, count: int) -> Tensor:
+    """Which half of the data (0 or 1) samples start, …, start + count − 1 are in.
+
+    Of each pair of neighbours one goes to either half, by a fixed coin: the halves are as large as each
+    other and alike, also where the order of the data has a period (MNIST's training set alternates
+    between two groups of writers).
+    """
+    indices = torch.arange(start, start + count)
+    pairs = indices // 2
+    blocks = [_coins(block) for block in range(start // (2 * _COINS), (start + count) // (2 * _COINS) + 1)]
+    coins = torch.cat(blocks)[pairs - start // (2 * _COINS) * _COINS]
+    return (indices + coins) % 2
+
+
+@lru_cache(maxsize=64)
+def _coins(block: int) -> Tensor:
+    return torch.randint(2, (_COINS,), generator=torch.Generator().manual_seed(block))
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def compare(
 
 
 class _Fits(NamedTuple):
-    """A method's operators (all, even, odd samples), and the seconds that they took."""
+    """A method's operators (all samples, each half), and the seconds that they took."""
 
     operators: list[LinearOperator]
     seconds: float
@@ -238,7 +238,7 @@ class _Experiment:
             self._spectra(result)
 
     def _fits(self, result: LayerResult, method: Approximation, gathered: Gathered) -> "_Fits":
-        """The method's operator on all samples; if it is asked for, also on the even and odd ones."""
+        """The method's operator on all samples; if it is asked for, also on the two halves."""
         started = time.perf_counter()
         kind, halves = method.label_kind(result.plan.kind), result.target.halves
         wanted = method in self.asked

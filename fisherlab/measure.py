@@ -109,7 +109,7 @@ def measure(
     Args:
         target: F and what belongs to it.
         approximation: F̂.
-        fits: F̂ fitted on the even and on the odd samples, for the population error.
+        fits: F̂ fitted on each half of the samples, for the population error.
         nearest_error: the scaled error of the nearest Kronecker product.
         spectra: whether to compute the preconditioned spectrum.
     """

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fisherlab.collect import half_of
 from fisherlab.operators import GramOperator, LinearOperator
 
 LEAST_SAMPLES = 8
@@ -37,7 +38,7 @@ class Halves:
 
     Attributes:
         exact: F on all N samples.
-        halves: F on the samples with even, and with odd, index.
+        halves: F on the samples of each half (`fisherlab.collect.half_of`).
         counts: how many samples each half has.
         self_products: Σ_n ‖F_n‖².
         kept: the first samples in Gram form; the jackknife's terms come from them.
@@ -57,7 +58,7 @@ class Halves:
         self._terms: Tensor | None = None
 
     def error(self, fits: Sequence[LinearOperator]) -> PopulationError:
-        """The population error of an approximation fitted on the even and on the odd samples."""
+        """The population error of an approximation fitted on each half."""
         n = self.samples
         if n < LEAST_SAMPLES:
             return PopulationError(None, None, f"population error needs at least {LEAST_SAMPLES} samples")
@@ -73,10 +74,11 @@ class Halves:
         n, terms = self.samples, self._other_samples()
         norms = (self._pairs - 2 * terms) / ((n - 1) * (n - 2))
         crosses = torch.full_like(norms, cross)
+        half = half_of(0, len(norms)).to(norms.device)
         for h in (0, 1):
-            products = self.kept.sample_quadratics(fits[1 - h])[h::2]
+            products = self.kept.sample_quadratics(fits[1 - h])[half == h]
             mean = float(self.halves[h].inner(fits[1 - h]))
-            crosses[h::2] -= 0.5 * (products - mean) / (self.counts[h] - 1)
+            crosses[half == h] -= 0.5 * (products - mean) / (self.counts[h] - 1)
         without = ((norms - 2 * crosses + own) / norms).clamp(min=0).sqrt()
         return float(((n - 1) * without.var(correction=0)).sqrt())
 

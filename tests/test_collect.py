@@ -6,7 +6,7 @@ from reference import Case, gradients, jacobian, names_of
 from torch import Tensor, nn
 
 import fisherlab as fl
-from fisherlab.collect import Collector, LayerBatch
+from fisherlab.collect import Collector, LayerBatch, half_of
 from fisherlab.errors import InputError, InputTypeError, NumericalError
 from fisherlab.likelihoods import Categorical, as_likelihood
 
@@ -98,12 +98,26 @@ def test_large_samples_make_small_batches(categorical, monkeypatch):
 def test_halves_and_heads_go_by_the_index_in_the_data():
     a = torch.arange(5.0).reshape(5, 1, 1)
     batch = LayerBatch(3, a, {"predictive": torch.arange(10.0).reshape(2, 5, 1, 1)})
-    even, odd = batch.half(0), batch.half(1)
-    assert even.a.flatten().tolist() == [1, 3]  # samples 4 and 6
-    assert odd.a.flatten().tolist() == [0, 2, 4]  # samples 3, 5 and 7
-    assert even.g["predictive"][1].flatten().tolist() == [6, 8]
+    half = half_of(3, 5)
+    for number in (0, 1):
+        assert batch.half(number).a.flatten().tolist() == a.flatten()[half == number].tolist()
+        assert (
+            batch.half(number).g["predictive"][1].flatten().tolist()
+            == (a.flatten()[half == number] + 5).tolist()
+        )
     assert batch.head(5).a.flatten().tolist() == [0, 1]
     assert batch.head(2).a.numel() == 0
+
+
+def test_halves_share_every_pair_and_have_no_period():
+    half = half_of(0, 20_000)
+    pairs = half.reshape(-1, 2)
+    assert (pairs.sum(1) == 1).all()
+    for period in (2, 4, 8, 10):
+        shares = [float(half[place::period].double().mean()) for place in range(period)]
+        assert max(abs(share - 0.5) for share in shares) < 0.05
+    cut = torch.cat([half_of(0, 8191), half_of(8191, 4), half_of(8195, 11805)])
+    assert torch.equal(cut, half)
 
 
 def test_inputs_are_brought_to_the_dtype_of_the_model(categorical):

@@ -47,10 +47,11 @@ class LayerWork:
 
 @dataclass
 class Gathered:
-    """A layer's sums: over all samples, and over those with an even and an odd index where asked for.
+    """A layer's sums: over all samples, and over each half where asked for.
 
     Attributes:
-        sums: one `LayerSums` (all), or three (all, even, odd) where halves were asked for and have samples.
+        sums: one `LayerSums` (all), or three (all, half, other half) where halves were asked for and have
+            samples.
         kept: the (a, g) that were kept; None where none were.
     """
 
@@ -66,7 +67,7 @@ def gather(
     Args:
         collector: the model, its layers and its data.
         work: for each layer what to sum.
-        halves: also sum the samples with even and odd indices apart.
+        halves: also sum the two halves of the samples apart.
     """
     parts = {name: [LayerSums() for _ in range(2 if halves else 1)] for name in work}
     kept: dict[str, list[LayerBatch]] = {name: [] for name in work}
@@ -103,7 +104,7 @@ def _second_pass(
 
 
 def _with_total(parts: list[LayerSums]) -> list[LayerSums]:
-    """(all, even, odd); only (all) where a half has no sample."""
+    """(all, half, other half); only (all) where a half has no sample."""
     if len(parts) == 1:
         return parts
     total = parts[0] + parts[1]

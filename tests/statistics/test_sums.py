@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fisherlab.collect import Collector, LayerBatch
+from fisherlab.collect import Collector, LayerBatch, half_of
 from fisherlab.errors import InputError
 from fisherlab.layers import find_layers
 from fisherlab.likelihoods import Categorical
@@ -123,17 +123,17 @@ def collector(categorical) -> Collector:
     return Collector(categorical.model, layers, categorical.batches(7, 20, 13), Categorical())
 
 
-def test_halves_are_the_even_and_the_odd_samples(collector, categorical):
+def test_halves_are_summed_apart(collector, categorical):
     work = {"2": LayerWork("predictive", (A, B))}
-    whole, even, odd = gather(collector, work, halves=True)["2"].sums
-    assert (whole.samples, even.samples, odd.samples) == (40, 20, 20)
-    for part, start in ((even, 0), (odd, 1)):
-        half = categorical.take(slice(start, None, 2))
+    whole, one, other = gather(collector, work, halves=True)["2"].sums
+    assert (whole.samples, one.samples, other.samples) == (40, 20, 20)
+    for part, number in ((one, 0), (other, 1)):
+        half = categorical.take(half_of(0, 40) == number)
         source = Collector(half.model, collector.layers, half.data, Categorical())
         (expected,) = gather(source, work)["2"].sums
         for statistic in (A, B):
             assert torch.allclose(part.sum(statistic), expected.sum(statistic), atol=1e-12)
-    assert torch.allclose(whole.sum(B), even.sum(B) + odd.sum(B))
+    assert torch.allclose(whole.sum(B), one.sum(B) + other.sum(B))
 
 
 def test_only_the_first_samples_where_asked(collector, categorical):
