@@ -18,7 +18,7 @@ from fisherlab.population import Halves
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Dampings of the sweep, in units of the mean eigenvalue of F."""
 
-_ROUNDING = 1e-10
+_ROUNDING = 1e-6
 _DENSE_COPIES = 5
 
 ROW_DAMPING = 1e-1
