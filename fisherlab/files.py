@@ -80,7 +80,7 @@ def write_comparison(
     write_page(
         folder / "report.html",
         title=f"Fisher comparison: {about.model}",
-        summary=summary,
+        summary={key: value for key, value in summary.items() if key != "layers"},
         records=comparison.records,
         figures=pictures,
         provenance=origin,

@@ -137,13 +137,16 @@ def measure(
     with _noted(notes):
         matched = metrics.trace_matched(F, approximation)
         target.check_memory()
-        sweep = _sweep(target, matched)
-        values |= {key: value for key, value in _at_row(sweep).items() if key != "damping"}
-        values["preconditioned_condition"] = metrics.preconditioned_condition(
-            F, matched, target.damping, target.inverse
-        )
+        with _noted(notes):
+            sweep = _sweep(target, matched)
+            values |= {key: value for key, value in _at_row(sweep).items() if key != "damping"}
+        with _noted(notes):
+            values["preconditioned_condition"] = metrics.preconditioned_condition(
+                F, matched, target.damping, target.inverse
+            )
         if spectra:
-            preconditioned = metrics.preconditioned_spectrum(F, matched, target.damping)
+            with _noted(notes):
+                preconditioned = metrics.preconditioned_spectrum(F, matched, target.damping)
     if target.gradient is None:
         notes.append("no targets: directions are empty")
     values["note"] = "; ".join(dict.fromkeys(notes))

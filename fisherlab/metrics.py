@@ -13,7 +13,8 @@ from torch import Tensor
 from fisherlab.errors import InputError, NotSupportedError, NumericalError, bytes_text
 from fisherlab.operators import EigenKroneckerOperator, GramOperator, LinearOperator
 
-_MOST_OPERATIONS = 4e12
+_MOST_OPERATIONS = 2e11
+_MOST_ITERATED = 1e8
 _LARGEST_DENSE = 4096
 
 
@@ -205,8 +206,14 @@ def preconditioned_condition(
         inverse: (F + λI)⁻¹, where it is known.
 
     Raises:
+        NotSupportedError: where D·(m + d) is above 10⁸.
         NumericalError: where the iteration does not converge.
     """
+    if F.shape[0] * (F.outputs + F.inputs) > _MOST_ITERATED:
+        raise NotSupportedError(
+            f"the preconditioned condition of a block of size {F.shape[0]} is not computed: its products "
+            "would take minutes"
+        )
     inverse = F.inverse(damping) if inverse is None else inverse
     root, back = approximation.power(-0.5, damping), approximation.power(0.5, damping)
 
