@@ -27,6 +27,7 @@ from fisherlab.layers import Layers, LayerView, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.measure import Target, measure
 from fisherlab.metrics import scaled_error, spectrum
+from fisherlab.models.loading import NamedPair
 from fisherlab.operators import GramOperator, LinearOperator
 from fisherlab.progress import Progress, bar
 from fisherlab.result import About, Comparison, LayerResult
@@ -118,7 +119,7 @@ def compare(
         _refuse_empirical(methods)
     experiment = _Experiment(collector, plans, methods, has_targets, limit, spectra)
     gathered = gather(collector, experiment.work(), halves=True)
-    about = about or About(model=type(model).__name__)
+    about = about or _about(model, data)
     return experiment.measure(gathered, about, progress)
 
 
@@ -261,6 +262,15 @@ class _Experiment:
             values = _try(operator.eigenvalues)
             if values is not None:
                 result.spectra[name] = values
+
+
+def _about(model: nn.Module, data: Any) -> About:
+    """The names of a model and of built-in data, whose stand-in must not go unsaid."""
+    name = type(model).__name__
+    if not isinstance(data, NamedPair):
+        return About(name)
+    dataset = data.dataset
+    return About(name, dataset.label, checksum=dataset.checksum, stand_in=dataset.stand_in)
 
 
 def _refuse_empirical(methods: Sequence[Approximation]) -> None:

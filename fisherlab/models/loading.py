@@ -20,11 +20,23 @@ from fisherlab.models.seeding import seeded
 from fisherlab.models.trained import Progress, trained_weights
 
 
+class NamedPair(tuple[Tensor, Tensor]):
+    """A pair (inputs, targets) that knows the data set it is from, so that results can say so."""
+
+    dataset: Dataset
+
+    def __new__(cls, inputs: Tensor, targets: Tensor, dataset: Dataset) -> "NamedPair":
+        """The pair, with its data set."""
+        pair = super().__new__(cls, (inputs, targets))
+        pair.dataset = dataset
+        return pair
+
+
 class Loaded(NamedTuple):
     """A model, its data (inputs, targets) and the name of its likelihood."""
 
     model: nn.Module
-    data: tuple[Tensor, Tensor]
+    data: NamedPair
     likelihood: Any
 
 
@@ -57,9 +69,9 @@ class Prepared:
     seed: int
 
     @property
-    def data(self) -> tuple[Tensor, Tensor]:
+    def data(self) -> NamedPair:
         """The pair (inputs, targets)."""
-        return self.inputs, self.targets
+        return NamedPair(self.inputs, self.targets, self.dataset)
 
 
 def load(

@@ -3,6 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from fisherlab import models
+from fisherlab.comparison import compare
 from fisherlab.errors import InputError
 from fisherlab.models import registry
 
@@ -128,3 +129,14 @@ def test_a_registered_model_can_be_loaded(linear, monkeypatch) -> None:
     assert models.names() == ("linear", "mnist-autoencoder", "mnist-mlp")
     with pytest.raises(InputError, match="taken"):
         models.register(linear)
+
+
+def test_results_name_built_in_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("FISHERLAB_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("FISHERLAB_DATA", raising=False)
+    model, data, likelihood = models.load("mnist-mlp", samples=20)
+    comparison = compare(model, data, "kfac", likelihood, layers="6", spectra=False)
+    assert set(comparison.records["dataset"]) == {"mnist (stand-in: digits)"}
+    assert "stand-in: digits" in comparison.caption
+    assert comparison.about.stand_in
