@@ -14,7 +14,7 @@ from fisherlab.errors import InputError, NotSupportedError, NumericalError, byte
 from fisherlab.operators import EigenKroneckerOperator, GramOperator, LinearOperator
 
 _MOST_OPERATIONS = 2e11
-_MOST_ITERATED = 1e8
+_MOST_ITERATED = 5e6
 _LARGEST_DENSE = 4096
 
 
@@ -206,7 +206,7 @@ def preconditioned_condition(
         inverse: (F + λI)⁻¹, where it is known.
 
     Raises:
-        NotSupportedError: where D·(m + d) is above 10⁸.
+        NotSupportedError: where D·(m + d) is above 5·10⁶.
         NumericalError: where the iteration does not converge.
     """
     if F.shape[0] * (F.outputs + F.inputs) > _MOST_ITERATED:
