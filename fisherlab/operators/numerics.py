@@ -10,6 +10,7 @@ from fisherlab.errors import NumericalError
 
 CHUNK_BYTES = 256 * 2**20
 _REDUCTION_ELEMENTS = 2**22
+_SINGLE_ROUNDING = 1e-6
 
 
 def spans(total: int, bytes_each: int, budget: int | None = None) -> Iterator[tuple[int, int]]:
@@ -91,10 +92,14 @@ def _decomposed(matrix: Tensor, decompose: Callable[[Tensor], Any]) -> Any:
 def damped_power(values: Tensor, damping: float, p: float) -> Tensor:
     """(v + λ)^p for the eigenvalues v of a positive semi-definite matrix.
 
+    Negative eigenvalues within float32's rounding of zero, |v| ≤ 1e-6·max|v|, count as zero: sums of
+    products in float32 leave them in the factors of a rank-deficient layer.
+
     Raises:
         NumericalError: v + λ is not positive and p is negative or not an integer.
     """
-    damped = values + damping
+    rounding = _SINGLE_ROUNDING * values.abs().max()
+    damped = values.masked_fill((values < 0) & (values >= -rounding), 0.0) + damping
     if p < 0:
         require_positive(damped)
     elif p != int(p) and bool((damped < 0).any()):

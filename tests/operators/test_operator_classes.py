@@ -284,3 +284,14 @@ def test_packed_never_expands_for_its_numbers(rng, monkeypatch):
     assert_allclose(F.inner(source), source.frobenius_norm() ** 2, **close)
     assert_allclose(F.diagonal_in_basis(U_A, U_B), source.diagonal_matrix(), **close)
     assert float(F.difference_norm(source)) < 1e-12
+
+
+def test_negative_rounding_of_single_precision_does_not_stop_an_inverse():
+    A = torch.diag(torch.tensor([1.0, 0.5, -1e-8], dtype=torch.float64))
+    operator = KroneckerOperator(A, torch.eye(2, dtype=torch.float64))
+    X = torch.ones(2, 3, dtype=torch.float64)
+    expected = X / (torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64) + 1e-9)
+    torch.testing.assert_close(operator.solve(X, 1e-9), expected)
+    truly_indefinite = KroneckerOperator(A - 0.1 * torch.eye(3), torch.eye(2, dtype=torch.float64))
+    with pytest.raises(NumericalError):
+        truly_indefinite.inverse(1e-9)
