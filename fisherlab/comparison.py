@@ -226,7 +226,8 @@ class _Experiment:
         main, exact = targets[0], targets[0].exact
         fits = {method.name: self._fits(result, method, gathered) for method in self._methods}
         result.waterfall = {name: _shape_error(exact, fits[name].operators[0]) for name in _WATERFALL}
-        nearest = {target.name: _nearest_error(target.exact) for target in targets}
+        nearest = {target.name: _nearest_error(target.exact) for target in targets[1:]}
+        nearest[main.name] = result.waterfall["nearest-kronecker"]
         for method in self.asked:
             own, *halves = fits[method.name].operators
             result.operators[method.name] = own
