@@ -9,6 +9,8 @@ from fisherlab.operators.dense import DenseOperator
 from fisherlab.operators.diagonal import DiagonalOperator
 from fisherlab.operators.eigenkronecker import EigenKroneckerOperator
 from fisherlab.operators.gram import GramOperator
+from fisherlab.operators.grouped import GroupedOperator
+from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.kronecker import KroneckerOperator
 from fisherlab.operators.packed import PackedOperator
 from fisherlab.operators.packing import packed_size, smat, svec, svec_gram, svec_outer
@@ -19,8 +21,11 @@ __all__ = [
     "DiagonalOperator",
     "EigenKroneckerOperator",
     "GramOperator",
+    "GroupedOperator",
+    "Inputs",
     "KroneckerOperator",
     "LinearOperator",
+    "OneHot",
     "PackedOperator",
     "UnitBlockOperator",
     "packed_size",

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fisherlab.damping import Constant, DampingLike, as_damping
 from fisherlab.errors import InputError, InputTypeError, NotSupportedError
+from fisherlab.operators.factors import factor_inner
+from fisherlab.operators.inputs import Inputs, dense_inputs
 from fisherlab.operators.layout import (
     check_sample_shapes,
     check_vec,
@@ -274,19 +276,28 @@ class LinearOperator(ABC):
 
     # --- contractions: what the inner products of all pairs are made of ---------------------------
 
-    def diagonal_in_basis(self, U_A: Tensor, U_B: Tensor) -> Tensor:
+    def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
         """The diagonal of (U_A ⊗ U_B)ᵀ F (U_A ⊗ U_B) as a matrix [m, d].
 
-        Entry (j, i) is (u_i ⊗ v_j)ᵀ F (u_i ⊗ v_j), u_i a column of U_A [d, d], v_j of U_B [m, m].
+        Entry (j, i) is (u_i ⊗ v_j)ᵀ F (u_i ⊗ v_j), u_i a column of U_A [d, d], v_j of U_B [m, m]; None is
+        the identity.
         """
         return self._dense_form.diagonal_in_basis(U_A, U_B)
 
     def contract_output(self, B: Tensor) -> Tensor:
-        """Σ Vᵀ B V [d, d], for F = Σ vec(V) vec(V)ᵀ and B [m, m]; <F, A ⊗ B> = <this, A>."""
+        """Σ Vᵀ B V [d, d], for F = Σ vec(V) vec(V)ᵀ; <F, A ⊗ B> = <this, A>.
+
+        Args:
+            B: [m, m], or [m]: the diagonal of a diagonal matrix.
+        """
         return self._dense_form.contract_output(B)
 
     def contract_input(self, A: Tensor) -> Tensor:
-        """Σ V A Vᵀ [m, m], for F = Σ vec(V) vec(V)ᵀ and A [d, d]; <F, A ⊗ B> = <this, B>."""
+        """Σ V A Vᵀ [m, m], for F = Σ vec(V) vec(V)ᵀ; <F, A ⊗ B> = <this, B>.
+
+        Args:
+            A: [d, d], or [d]: the diagonal of a diagonal matrix.
+        """
         return self._dense_form.contract_input(A)
 
     def unit_blocks(self) -> Tensor:
@@ -297,7 +308,7 @@ class LinearOperator(ABC):
         """vec(V)ᵀ F vec(V) for V [..., m, d]: [...], in the operator's dtype."""
         return (V * self.apply(V)).sum((-2, -1))
 
-    def quadratics(self, a: Tensor, g: Tensor) -> Tensor:
+    def quadratics(self, a: Inputs, g: Tensor) -> Tensor:
         """Σ_c vec(V_{n,c})ᵀ F vec(V_{n,c}) for each sample, V_{n,c} = Σ_t g_{c,n,t} a_{n,t}ᵀ.
 
         Args:
@@ -312,7 +323,7 @@ class LinearOperator(ABC):
         """
         check_sample_shapes(a, g)
         if a.shape[1] == 1:
-            return self._outer_quadratics(a[:, 0], g[:, :, 0]).double()
+            return self._outer_quadratics(dense_inputs(a)[:, 0], g[:, :, 0]).double()
         return self._vector_quadratics(a, g)
 
     def gram_products(self, other: GramOperator) -> Tensor:
@@ -324,23 +335,29 @@ class LinearOperator(ABC):
         Returns:
             [C·n, C·n], index c·n_samples + n.
         """
-        pieces = [
-            other.rows(self.apply(other.vectors(start, stop))).flatten(1)
-            for start, stop in spans(other.columns, self.shape[0] * self.dtype.itemsize)
-        ]
-        return torch.cat(pieces) * other.weight
+        images = (self.apply(V) for V in other.chunks())
+        return torch.cat([other.rows(image).flatten(1) for image in images]) * other.weight
 
     def _outer_quadratics(self, a: Tensor, g: Tensor) -> Tensor:
         """`quadratics` for one position: a [n, d], g [c, n, m]."""
         return self._vector_quadratics(a[:, None], g[:, :, None])
 
-    def _vector_quadratics(self, a: Tensor, g: Tensor) -> Tensor:
+    def _vector_quadratics(self, a: Inputs, g: Tensor) -> Tensor:
         classes, samples = g.shape[:2]
         pieces = [
             self.quadratic(sample_vectors(a, g, start, stop))
-            for start, stop in spans(classes * samples, self.shape[0] * a.element_size())
+            for start, stop in spans(classes * samples, self.shape[0] * g.element_size())
         ]
         return torch.cat(pieces).view(classes, samples).double().sum(0)
+
+    def inner_kronecker(self, A: Tensor, B: Tensor) -> Tensor:
+        """<F, A ⊗ B>, 0-d float64.
+
+        Args:
+            A: [d, d], or [d]: the diagonal of a diagonal matrix.
+            B: [m, m] or [m].
+        """
+        return factor_inner(self.contract_output(B), A)
 
     def _inner_with(self, other: LinearOperator) -> Tensor:
         """<F, G> by the structure of F (the more structured of the two)."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.factors import as_matrix
 from fisherlab.operators.layout import (
     check_vec,
     column_order,
@@ -91,20 +92,25 @@ class DenseOperator(LinearOperator):
         right = matrix_to_vector(M).reshape(-1, self.shape[0]).T
         return self._to_matrix(cholesky_apply(factor, right).T).reshape(M.shape)
 
-    def diagonal_in_basis(self, U_A: Tensor, U_B: Tensor) -> Tensor:
+    def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
         """Rotates one index at a time and keeps the diagonal: inputs first, then outputs."""
-        one_input = torch.einsum("ijkl,kp->ijlp", self._by_entry, U_A)
-        by_input = torch.einsum("ijlp,ip->jlp", one_input, U_A)
+        if U_A is None:
+            by_input = self._by_entry.diagonal(dim1=0, dim2=2)
+        else:
+            one_input = torch.einsum("ijkl,kp->ijlp", self._by_entry, U_A)
+            by_input = torch.einsum("ijlp,ip->jlp", one_input, U_A)
+        if U_B is None:
+            return by_input.diagonal(dim1=0, dim2=1).T
         one_output = torch.einsum("jlp,lq->jqp", by_input, U_B)
         return torch.einsum("jqp,jq->qp", one_output, U_B)
 
     def contract_output(self, B: Tensor) -> Tensor:
         """Σ_jl F[(i,j),(k,l)] B[j,l]."""
-        return torch.einsum("ijkl,jl->ik", self._by_entry, B)
+        return torch.einsum("ijkl,jl->ik", self._by_entry, as_matrix(B))
 
     def contract_input(self, A: Tensor) -> Tensor:
         """Σ_ik F[(i,j),(k,l)] A[i,k]."""
-        return torch.einsum("ijkl,ik->jl", self._by_entry, A)
+        return torch.einsum("ijkl,ik->jl", self._by_entry, as_matrix(A))
 
     def unit_blocks(self) -> Tensor:
         """F[(i,j),(k,j)]."""

@@ -10,6 +10,10 @@ from torch import Tensor
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.contractions import weighted_squares
+from fisherlab.operators.factors import factor_diagonal
+from fisherlab.operators.inputs import Inputs
+from fisherlab.operators.layout import check_sample_shapes
 from fisherlab.operators.numerics import damped_power, dot64, norm64
 from fisherlab.operators.packing import packed_size, packing_index
 
@@ -72,27 +76,34 @@ class DiagonalOperator(LinearOperator):
         """diag((S + λ)^p)."""
         return DiagonalOperator(damped_power(self.matrix, self._uniform(damping), p))
 
-    def diagonal_in_basis(self, U_A: Tensor, U_B: Tensor) -> Tensor:
+    def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
         """(U_B∘U_B)ᵀ S (U_A∘U_A)."""
-        return U_B.square().T @ self.matrix @ U_A.square()
+        by_unit = self.matrix if U_B is None else U_B.square().T @ self.matrix
+        return by_unit if U_A is None else by_unit @ U_A.square()
 
     def contract_output(self, B: Tensor) -> Tensor:
         """diag(Sᵀ diag B)."""
-        return torch.diag(self.matrix.T @ B.diagonal())
+        return torch.diag(self.matrix.T @ factor_diagonal(B))
 
     def contract_input(self, A: Tensor) -> Tensor:
         """diag(S diag A)."""
-        return torch.diag(self.matrix @ A.diagonal())
+        return torch.diag(self.matrix @ factor_diagonal(A))
 
     def unit_blocks(self) -> Tensor:
         """diag(S[j]) for each unit j."""
         return torch.diag_embed(self.matrix)
 
+    def inner_kronecker(self, A: Tensor, B: Tensor) -> Tensor:
+        """diag(B)ᵀ S diag(A)."""
+        return dot64(self.matrix, torch.outer(factor_diagonal(B), factor_diagonal(A)))
+
+    def quadratics(self, a: Inputs, g: Tensor) -> Tensor:
+        """Σ_c <S, V∘V>, without V where that is cheaper."""
+        check_sample_shapes(a, g)
+        return weighted_squares(a, g, self.matrix).double()
+
     def _dense_columns(self) -> Tensor:
         return torch.diag(self.diagonal())
-
-    def _outer_quadratics(self, a: Tensor, g: Tensor) -> Tensor:
-        return ((g.square().sum(0) @ self.matrix) * a.square()).sum(1)
 
     def _inner_with(self, other: LinearOperator) -> Tensor:
         return dot64(self.matrix, other.diagonal_matrix())

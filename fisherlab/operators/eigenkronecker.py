@@ -10,6 +10,17 @@ from torch import Tensor
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.contractions import weighted_squares
+from fisherlab.operators.crossgram import Gradients, weighted_gram
+from fisherlab.operators.factors import (
+    diagonal_in,
+    into_basis,
+    rows_into_basis,
+    squares_of,
+    with_eigenvalues,
+)
+from fisherlab.operators.inputs import Inputs, rotated
+from fisherlab.operators.layout import check_sample_shapes
 from fisherlab.operators.numerics import damped_power, dot64, norm64, spans
 from fisherlab.operators.packing import outer_rows, packed_size
 
@@ -23,8 +34,8 @@ class EigenKroneckerOperator(LinearOperator):
     Source: George et al. 2018 (arXiv 1806.03884), section 3.
 
     Args:
-        U_A: orthogonal input basis [d, d], basis vectors in columns.
-        U_B: orthogonal output basis [m, m].
+        U_A: orthogonal input basis [d, d], basis vectors in columns; None: the identity.
+        U_B: orthogonal output basis [m, m]; None: the identity.
         S: [m, d]; entry (j, i) belongs to u_i ⊗ v_j.
 
     Raises:
@@ -33,11 +44,14 @@ class EigenKroneckerOperator(LinearOperator):
 
     structure: ClassVar[int] = 2
 
-    def __init__(self, U_A: Tensor, U_B: Tensor, S: Tensor):
-        if S.ndim != 2 or U_B.shape != (S.shape[0],) * 2 or U_A.shape != (S.shape[1],) * 2:
+    def __init__(self, U_A: Tensor | None, U_B: Tensor | None, S: Tensor):
+        if S.ndim != 2 or any(
+            U is not None and U.shape != (k, k) for U, k in zip((U_B, U_A), S.shape, strict=True)
+        ):
+            shapes = [None if X is None else list(X.shape) for X in (S, U_A, U_B)]
             raise InputError(
-                f"S is [m, d], U_A [d, d] and U_B [m, m], not {list(S.shape)}, "
-                f"{list(U_A.shape)} and {list(U_B.shape)}."
+                f"S is [m, d], U_A [d, d] or None and U_B [m, m] or None, not {shapes[0]}, {shapes[1]} and "
+                f"{shapes[2]}."
             )
         super().__init__(S.shape[0], S.shape[1], S.dtype, S.device)
         self.U_A = U_A
@@ -52,7 +66,9 @@ class EigenKroneckerOperator(LinearOperator):
     def apply(self, X: Tensor) -> Tensor:
         """U_B [S ∘ (U_Bᵀ X U_A)] U_Aᵀ."""
         self.check_matrix(X)
-        return self.U_B @ (self.S * (self.U_B.T @ X @ self.U_A)) @ self.U_A.T
+        scaled = self.S * self._coefficients(X)
+        by_input = scaled if self.U_A is None else scaled @ self.U_A.T
+        return by_input if self.U_B is None else self.U_B @ by_input
 
     def scaled(self, factor: float) -> EigenKroneckerOperator:
         """The same basis with c·S."""
@@ -60,16 +76,20 @@ class EigenKroneckerOperator(LinearOperator):
 
     def diagonal_matrix(self) -> Tensor:
         """(U_B∘U_B) S (U_A∘U_A)ᵀ."""
-        return self.U_B.square() @ self.S @ self.U_A.square().T
+        return squares_of(self.U_A, squares_of(self.U_B, self.S).T).T
 
     def packed_rows(self, start: int, stop: int) -> Tensor:
         """Rows of R_A Sᵀ R_Bᵀ, column i of R_A being svec(u_i u_iᵀ)."""
         width = packed_size(self.outputs)
-        weighted = outer_rows(self.U_A, slice(start, stop)) @ self.S.T
+        weighted = self._outer_rows(self.U_A, self.inputs, slice(start, stop)) @ self.S.T
         rows = self.S.new_empty(stop - start, width)
         for first, last in spans(width, self.outputs * self.S.element_size()):
-            rows[:, first:last] = weighted @ outer_rows(self.U_B, slice(first, last)).T
+            rows[:, first:last] = weighted @ self._outer_rows(self.U_B, self.outputs, slice(first, last)).T
         return rows
+
+    def _outer_rows(self, U: Tensor | None, k: int, rows: slice) -> Tensor:
+        basis = torch.eye(k, dtype=self.dtype, device=self.device) if U is None else U
+        return outer_rows(basis, rows)
 
     def trace(self) -> Tensor:
         """The sum of S."""
@@ -88,50 +108,52 @@ class EigenKroneckerOperator(LinearOperator):
         powered = damped_power(self.S, self._uniform(damping), p)
         return EigenKroneckerOperator(self.U_A, self.U_B, powered)
 
-    def diagonal_in_basis(self, U_A: Tensor, U_B: Tensor) -> Tensor:
+    def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
         """The squares of the rotations between the two bases, on both sides of S."""
-        return (U_B.T @ self.U_B).square() @ self.S @ (self.U_A.T @ U_A).square()
+        by_unit = squares_of(_rotation(U_B, self.U_B), self.S)
+        return squares_of(_rotation(U_A, self.U_A), by_unit.T).T
 
     def contract_output(self, B: Tensor) -> Tensor:
         """U_A diag(Sᵀ diag(U_Bᵀ B U_B)) U_Aᵀ."""
-        weights = self.S.T @ _basis_diagonal(self.U_B, B)
-        return (self.U_A * weights) @ self.U_A.T
+        return with_eigenvalues(self.U_A, self.S.T @ diagonal_in(self.U_B, B))
 
     def contract_input(self, A: Tensor) -> Tensor:
         """U_B diag(S diag(U_Aᵀ A U_A)) U_Bᵀ."""
-        weights = self.S @ _basis_diagonal(self.U_A, A)
-        return (self.U_B * weights) @ self.U_B.T
+        return with_eigenvalues(self.U_B, self.S @ diagonal_in(self.U_A, A))
+
+    def inner_kronecker(self, A: Tensor, B: Tensor) -> Tensor:
+        """diag(U_Bᵀ B U_B)ᵀ S diag(U_Aᵀ A U_A)."""
+        return dot64(self.S.T @ diagonal_in(self.U_B, B), diagonal_in(self.U_A, A))
 
     def unit_blocks(self) -> Tensor:
         """U_A diag(row j of (U_B∘U_B) S) U_Aᵀ for each unit j."""
-        weights = self.U_B.square() @ self.S
-        return (self.U_A * weights[:, None]) @ self.U_A.T
+        return with_eigenvalues(self.U_A, squares_of(self.U_B, self.S))
 
     def quadratic(self, V: Tensor) -> Tensor:
         """<S, (U_Bᵀ V U_A)∘²>."""
         self.check_matrix(V)
-        return (self.S * (self.U_B.T @ V @ self.U_A).square()).sum((-2, -1))
+        return (self.S * self._coefficients(V).square()).sum((-2, -1))
+
+    def quadratics(self, a: Inputs, g: Tensor) -> Tensor:
+        """Σ_c <S, (U_Bᵀ V U_A)∘²> from the rotated a U_A and g U_B, without V where that is cheaper."""
+        check_sample_shapes(a, g)
+        return weighted_squares(rotated(a, self.U_A), into_basis(g, self.U_B), self.S).double()
 
     def gram_products(self, other: GramOperator) -> Tensor:
-        """For one position Σ_j (g̃_j g̃_jᵀ) ∘ (ã diag(S_j) ãᵀ) with ã = a U_A, g̃ = g U_B: no V is made."""
-        if not other.pair_symmetric:
-            return super().gram_products(other)
-        a, g = other.a[:, 0] @ self.U_A, other.g[:, :, 0] @ self.U_B
-        classes, samples, m = g.shape
-        total = a.new_zeros(classes, samples, classes, samples)
-        for start, stop in spans(m, samples * max(samples, self.inputs) * classes * a.element_size()):
-            inner = (a * self.S[start:stop, None]) @ a.T
-            total += torch.einsum("cnj,jnk,dkj->cndk", g[..., start:stop], inner, g[..., start:stop])
-        return total.flatten(2).flatten(0, 1) * other.weight
+        """<V, S∘V'> of all pairs of the rotated gradients."""
+        pair = Gradients(rotated(other.a, self.U_A), into_basis(other.g, self.U_B))
+        return weighted_gram(pair, self.S) * other.weight
 
-    def _outer_quadratics(self, a: Tensor, g: Tensor) -> Tensor:
-        by_unit = (g @ self.U_B).square().sum(0)
-        return ((by_unit @ self.S) * (a @ self.U_A).square()).sum(1)
+    def _coefficients(self, X: Tensor) -> Tensor:
+        """U_Bᵀ X U_A."""
+        return into_basis(rows_into_basis(self.U_B, X), self.U_A)
 
     def _inner_with(self, other: LinearOperator) -> Tensor:
         return dot64(self.S, other.diagonal_in_basis(self.U_A, self.U_B))
 
 
-def _basis_diagonal(U: Tensor, X: Tensor) -> Tensor:
-    """diag(Uᵀ X U)."""
-    return (U * (X @ U)).sum(0)
+def _rotation(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Firstᵀ second, where None is the identity."""
+    if first is None:
+        return second
+    return first.T if second is None else first.T @ second

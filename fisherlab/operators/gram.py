@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from functools import cached_property
 from typing import ClassVar
@@ -14,19 +13,38 @@ from torch import Tensor
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError, NotSupportedError, NumericalError
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.contractions import (
+    input_contraction,
+    kronecker_quadratics,
+    output_contraction,
+    squared_gradients,
+    vector_pieces,
+)
+from fisherlab.operators.crossgram import Gradients, tiles
+from fisherlab.operators.factors import into_basis
+from fisherlab.operators.inputs import (
+    Inputs,
+    OneHot,
+    dense_inputs,
+    layer_outputs,
+    rotated,
+    weighted_sum,
+)
 from fisherlab.operators.layout import check_sample_shapes, sample_vectors
 from fisherlab.operators.numerics import (
-    CHUNK_BYTES,
+    ENTRY_COST,
     cholesky_apply,
     damped_cholesky,
     dot64,
     norm64,
+    self_product,
     spans,
     sum_pieces,
 )
 from fisherlab.operators.packing import packed_size, smat, svec_gram, svec_outer
 
 _DENSE_BYTES = 4 * 2**30
+_HELD_BYTES = 192 * 2**20
 
 
 class GramOperator(LinearOperator):
@@ -36,7 +54,7 @@ class GramOperator(LinearOperator):
     K = JJᵀ/N has its non-zero spectrum. Neither J nor F is formed.
 
     Args:
-        a: layer inputs [n, t, d].
+        a: layer inputs [n, t, d], a tensor or `OneHot`.
         g: output gradients [c, n, t, m].
         samples: N; None: n.
         memory: the most bytes that `dense` may take.
@@ -47,7 +65,7 @@ class GramOperator(LinearOperator):
 
     structure: ClassVar[int] = 4
 
-    def __init__(self, a: Tensor, g: Tensor, samples: int | None = None, *, memory: int = _DENSE_BYTES):
+    def __init__(self, a: Inputs, g: Tensor, samples: int | None = None, *, memory: int = _DENSE_BYTES):
         check_sample_shapes(a, g)
         total = a.shape[0] if samples is None else samples
         if total <= 0 or g.numel() == 0:
@@ -74,15 +92,29 @@ class GramOperator(LinearOperator):
         """V of the flat indices c·n_samples + n in start..stop: [stop - start, m, d]."""
         return sample_vectors(self.a, self.g, start, stop)
 
+    def chunks(self) -> Iterator[Tensor]:
+        """All V in the order of the flat indices, in pieces of bounded size."""
+        for start, stop in spans(self.columns, self.shape[0] * self.dtype.itemsize):
+            yield self.vectors(start, stop)
+
     def rows(self, X: Tensor) -> Tensor:
         """J vec(X): <V_{n,c}, X> for X [..., m, d], as [..., c, n]."""
         self.check_matrix(X)
         matrices = X.reshape(-1, *X.shape[-2:])
-        pieces = []
-        for start, stop in spans(len(matrices), self._output_bytes):
-            outputs = torch.einsum("ntd,bmd->bntm", self.a, matrices[start:stop])
-            pieces.append(torch.einsum("cntm,bntm->bcn", self.g, outputs))
-        return torch.cat(pieces).view(*X.shape[:-2], *self.g.shape[:2])
+        if self._held is not None:
+            products = matrices.flatten(1) @ self._held.flatten(1).T
+            return products.view(*X.shape[:-2], *self.g.shape[:2])
+        if self._by_vectors(len(matrices)):
+            found = matrices.new_empty(len(matrices), *self.g.shape[:2])
+            for part, V in vector_pieces(self.a, self.g):
+                products = matrices.flatten(1) @ V.flatten(2).flatten(0, 1).T
+                found[..., part] = products.view(len(matrices), *V.shape[:2]).mT
+        else:
+            found = torch.cat([self._rows_by_outputs(piece) for piece in self._output_pieces(matrices)])
+        return found.view(*X.shape[:-2], *self.g.shape[:2])
+
+    def _rows_by_outputs(self, matrices: Tensor) -> Tensor:
+        return torch.einsum("cntm,bntm->bcn", self.g, layer_outputs(self.a, matrices))
 
     def combine(self, w: Tensor) -> Tensor:
         """Jᵀ w = Σ w_{c,n} V_{n,c} for w [..., c, n], as [..., m, d].
@@ -92,11 +124,20 @@ class GramOperator(LinearOperator):
         """
         self._check_weights(w)
         weights = w.reshape(-1, *w.shape[-2:]).to(self.dtype)
-        pieces = []
-        for start, stop in spans(len(weights), self._output_bytes):
-            summed = torch.einsum("bcn,cntm->bntm", weights[start:stop], self.g)
-            pieces.append(torch.einsum("bntm,ntd->bmd", summed, self.a))
-        return torch.cat(pieces).view(*w.shape[:-2], self.outputs, self.inputs)
+        if self._held is not None:
+            found = weights.flatten(1) @ self._held.flatten(1)
+            return found.view(*w.shape[:-2], self.outputs, self.inputs)
+        if self._by_vectors(len(weights)):
+            found = sum_pieces(
+                weights[..., part].mT.flatten(1) @ V.flatten(0, 1).flatten(1)
+                for part, V in vector_pieces(self.a, self.g)
+            )
+        else:
+            found = torch.cat([self._combine_outputs(piece) for piece in self._output_pieces(weights)])
+        return found.view(*w.shape[:-2], self.outputs, self.inputs)
+
+    def _combine_outputs(self, weights: Tensor) -> Tensor:
+        return weighted_sum(torch.einsum("bcn,cntm->bntm", weights, self.g), self.a)
 
     def gram(self) -> Tensor:
         """K = JJᵀ/N [C·n, C·n], float64, index c·n_samples + n; kept after the first call."""
@@ -106,34 +147,10 @@ class GramOperator(LinearOperator):
     def _gram(self) -> Tensor:
         classes, samples = self.g.shape[:2]
         K = torch.empty(classes, samples, classes, samples, dtype=torch.float64, device=self.device)
-        for rows, columns, tile in self._tiles():
+        for rows, columns, tile in tiles(self._gradients):
             K[:, rows, :, columns] = tile
             K[:, columns, :, rows] = tile.permute(2, 3, 0, 1)
-        return K.view(self.columns, self.columns)
-
-    def _tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """K[c, n, c', n'] by pieces on and above the diagonal, over pairs of sample ranges."""
-        classes, samples, positions, m = self.g.shape
-        by_positions = positions == 1 or positions**2 * (m + self.inputs) < self.shape[0]
-        budget = CHUNK_BYTES // (4 * self.dtype.itemsize)
-        width = positions if by_positions else math.isqrt(self.shape[0])
-        step = max(1, math.isqrt(budget) // (classes * width))
-        product = self._tile_by_positions if by_positions else self._tile_by_vectors
-        ranges = [slice(start, start + step) for start in range(0, samples, step)]
-        for index, rows in enumerate(ranges):
-            for columns in ranges[index:]:
-                yield rows, columns, product(rows, columns).double() * self.weight
-
-    def _tile_by_positions(self, rows: slice, columns: slice) -> Tensor:
-        """Σ_{t,t'} (a_t·a_t')(g_t·g_t'), without V."""
-        inputs = torch.tensordot(self.a[rows], self.a[columns], dims=([2], [2]))
-        outputs = torch.tensordot(self.g[:, rows], self.g[:, columns], dims=([3], [3]))
-        outputs *= inputs[None, :, :, None]
-        return outputs.sum((2, 5))
-
-    def _tile_by_vectors(self, rows: slice, columns: slice) -> Tensor:
-        left, right = ((self.g[:, part].mT @ self.a[part]).flatten(2) for part in (rows, columns))
-        return torch.tensordot(left, right, dims=([2], [2]))
+        return K.view(self.columns, self.columns).mul_(self.weight)
 
     # --- products and numbers -------------------------------------------------------------------
 
@@ -151,26 +168,20 @@ class GramOperator(LinearOperator):
 
     def diagonal_matrix(self) -> Tensor:
         """(1/N) Σ V∘V."""
-        if self.pair_symmetric:
-            return self._squared_gradients.T @ self.a[:, 0].square() * self.weight
-        return sum_pieces(V.square().sum(0) for V in self._chunks()) * self.weight
+        return squared_gradients(self.a, self.g) * self.weight
 
     def trace(self) -> Tensor:
         """(1/N) Σ ‖V‖²; for one position (1/N) Σ ‖a‖² ‖g‖²."""
-        if self.pair_symmetric:
-            inputs = self.a[:, 0].square().sum(1)
-            return dot64(self._squared_gradients.sum(1), inputs) * self.weight
-        norms = [dot64(V, V) for V in self._chunks()]
-        return torch.stack(norms).sum() * self.weight
+        return kronecker_quadratics(self.a, self.g).double().sum() * self.weight
 
     def frobenius_norm(self) -> Tensor:
         """‖K‖_F, by tiles of K."""
         if "_gram" in self.__dict__:
             return norm64(self._gram)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for rows, columns, tile in self._tiles():
+        for rows, columns, tile in tiles(self._gradients):
             total += dot64(tile, tile) * (1 if rows == columns else 2)
-        return total.sqrt()
+        return total.sqrt() * abs(self.weight)
 
     def eigenvalues(self) -> Tensor:
         """The min(D, n·C) largest eigenvalues, ascending, from K; all others are zero."""
@@ -180,6 +191,14 @@ class GramOperator(LinearOperator):
     def quadratic(self, V: Tensor) -> Tensor:
         """‖J vec(V)‖²/N."""
         return self.rows(V).square().sum((-2, -1)) * self.weight
+
+    def quadratics(self, a: Inputs, g: Tensor) -> Tensor:
+        """Σ_c ‖J vec(V_{n,c})‖²/N, by inner products of all pairs of gradients."""
+        check_sample_shapes(a, g)
+        total = torch.zeros(g.shape[1], dtype=torch.float64, device=self.device)
+        for samples, _, tile in tiles(Gradients(a, g), self._gradients):
+            total[samples] += tile.square().sum((0, 2, 3))
+        return total * self.weight
 
     def sample_quadratics(self, other: LinearOperator) -> Tensor:
         """Σ_c vec(V_{n,c})ᵀ G vec(V_{n,c}) for each sample: [n], float64, by the structure of G."""
@@ -235,46 +254,46 @@ class GramOperator(LinearOperator):
 
     # --- contractions ---------------------------------------------------------------------------
 
-    def diagonal_in_basis(self, U_A: Tensor, U_B: Tensor) -> Tensor:
+    def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
         """The diagonal of the operator made of the rotated a U_A and g U_B."""
-        rotated = GramOperator(self.a @ U_A, self.g @ U_B)
-        rotated.weight = self.weight
-        return rotated.diagonal_matrix()
+        return squared_gradients(rotated(self.a, U_A), into_basis(self.g, U_B)) * self.weight
 
     def contract_output(self, B: Tensor) -> Tensor:
         """(1/N) Σ Vᵀ B V; for one position (1/N) Σ (gᵀ B g) a aᵀ."""
-        if self.pair_symmetric:
-            a, weights = self.a[:, 0], ((self.g @ B) * self.g).sum((0, 2, 3))
-            return a.T @ (weights[:, None] * a) * self.weight
-        pieces = (V.flatten(0, 1).T @ (B @ V).flatten(0, 1) for V in self._chunks())
-        return sum_pieces(pieces) * self.weight
+        if self._held is not None:
+            weighted = B @ self._held if B.ndim == 2 else B[:, None] * self._held
+            return self._held.flatten(0, 1).T @ weighted.flatten(0, 1) * self.weight
+        return input_contraction(self.a, self.g, B) * self.weight
 
     def contract_input(self, A: Tensor) -> Tensor:
         """(1/N) Σ V A Vᵀ; for one position (1/N) Σ (aᵀ A a) g gᵀ."""
-        if self.pair_symmetric:
-            weights = ((self.a @ A) * self.a).sum((1, 2))
-            weighted = (weights[:, None, None] * self.g).flatten(0, 2)
-            return self.g.flatten(0, 2).T @ weighted * self.weight
-        pieces = (torch.tensordot(V @ A, V, dims=([0, 2], [0, 2])) for V in self._chunks())
-        return sum_pieces(pieces) * self.weight
+        if self._held is not None:
+            weighted = self._held @ A if A.ndim == 2 else self._held * A
+            return torch.tensordot(weighted, self._held, dims=([0, 2], [0, 2])) * self.weight
+        return output_contraction(self.a, self.g, A) * self.weight
+
+    def inner_kronecker(self, A: Tensor, B: Tensor) -> Tensor:
+        """(1/N) Σ <V, B V A>."""
+        return kronecker_quadratics(self.a, self.g, A, B).double().sum() * self.weight
 
     def unit_blocks(self) -> Tensor:
         """(1/N) Σ V[j] V[j]ᵀ for each unit j; for one position (1/N) Σ g_j² a aᵀ."""
         if self.pair_symmetric:
-            by_unit, a = self._squared_gradients, self.a[:, 0]
+            by_unit, a = self.g.square().sum((0, 2)), dense_inputs(self.a)[:, 0]
             pairs = packed_size(self.inputs) * a.element_size()
             pieces = (
                 by_unit[start:stop].T @ svec_outer(a[start:stop]) for start, stop in spans(len(a), pairs)
             )
             return smat(sum_pieces(pieces), self.inputs) * self.weight
-        blocks = (V.permute(1, 2, 0) @ V.transpose(0, 1) for V in self._chunks())
+        by_row = (V.flatten(0, 1).transpose(0, 1) for _, V in vector_pieces(self.a, self.g))
+        blocks = (rows.mT @ rows for rows in by_row)
         return sum_pieces(blocks) * self.weight
 
     def packed_rows(self, start: int, stop: int) -> Tensor:
         """Rows start..stop of (1/N) Σ svec(a aᵀ) svec(Σ_c g gᵀ)ᵀ; for one position only."""
         if not self.pair_symmetric:
             return super().packed_rows(start, stop)
-        a, g = self.a[:, 0], self.g[:, :, 0]
+        a, g = dense_inputs(self.a)[:, 0], self.g[:, :, 0]
         widest = max(self.inputs, self.outputs) ** 2 * a.element_size()
         pieces = (
             svec_outer(a[first:last])[:, start:stop].T @ svec_gram(g[:, first:last])
@@ -284,19 +303,30 @@ class GramOperator(LinearOperator):
 
     # --- private --------------------------------------------------------------------------------
 
-    @property
-    def _squared_gradients(self) -> Tensor:
-        """Σ_{c,t} g², [n, m]."""
-        return self.g.square().sum((0, 2))
+    @cached_property
+    def _held(self) -> Tensor | None:
+        """All V [C·n, m, d] where they are small beside what making them again and again would cost."""
+        needed = self.columns * self.shape[0] * self.dtype.itemsize
+        if self.pair_symmetric or isinstance(self.a, OneHot) or needed > _HELD_BYTES:
+            return None
+        return self.vectors(0, self.columns)
 
     @property
-    def _output_bytes(self) -> int:
-        """Bytes of one output of the layer for all samples."""
-        return self.a.shape[0] * self.a.shape[1] * self.outputs * self.dtype.itemsize
+    def _gradients(self) -> Gradients:
+        return Gradients(self.a, self.g)
 
-    def _chunks(self) -> Iterator[Tensor]:
-        for start, stop in spans(self.columns, self.shape[0] * self.dtype.itemsize):
-            yield self.vectors(start, stop)
+    def _by_vectors(self, count: int) -> bool:
+        """Whether products with so many matrices cost less by the V than by outputs of the layer."""
+        classes, _, positions, m = self.g.shape
+        outputs = count * positions * m * (self.inputs + classes)
+        vectors = classes * self.shape[0] * (positions + ENTRY_COST + count)
+        return isinstance(self.a, Tensor) and vectors < outputs
+
+    def _output_pieces(self, items: Tensor) -> Iterator[Tensor]:
+        """Pieces of the items whose outputs of the layer, for all samples, stay in bounds."""
+        each = self.a.shape[0] * self.a.shape[1] * self.outputs * self.dtype.itemsize
+        for start, stop in spans(len(items), each):
+            yield items[start:stop]
 
     def _check_weights(self, w: Tensor) -> None:
         if w.shape[-2:] != self.g.shape[:2]:
@@ -313,11 +343,8 @@ class GramOperator(LinearOperator):
                 "use the operator itself (inner, solve, eigenvalues), or a larger memory=."
             )
         size = self.shape[0]
-        F = torch.zeros(size, size, dtype=self.dtype, device=self.device)
-        for V in self._chunks():
-            vectors = V.mT.flatten(1)
-            F.addmm_(vectors.T, vectors)
-        return F * self.weight
+        rows = (V.flatten(0, 1).mT.flatten(1) for _, V in vector_pieces(self.a, self.g))
+        return self_product(rows, size, self.device).mul_(self.weight).to(self.dtype)
 
     def _inner_with(self, other: LinearOperator) -> Tensor:
         return self.sample_quadratics(other).sum() * self.weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,36 +11,56 @@ from torch import Tensor
 from fisherlab.damping import DampingLike, FactoredDamping
 from fisherlab.errors import InputError
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.contractions import kronecker_quadratics
+from fisherlab.operators.crossgram import Gradients, tiles
 from fisherlab.operators.eigenkronecker import EigenKroneckerOperator
-from fisherlab.operators.numerics import damped_inverse, dot64, norm64, symmetric_eigh
-from fisherlab.operators.packing import svec
+from fisherlab.operators.factors import (
+    as_matrix,
+    damped_factor,
+    diagonal_in,
+    factor_diagonal,
+    factor_eigh,
+    factor_inner,
+    factor_inverse,
+    factor_svec,
+    factor_times,
+    times_factor,
+)
+from fisherlab.operators.inputs import Inputs, OneHot, rotated
+from fisherlab.operators.layout import check_sample_shapes
+from fisherlab.operators.numerics import norm64
+
+if TYPE_CHECKING:
+    from fisherlab.operators.gram import GramOperator
 
 
 class KroneckerOperator(LinearOperator):
     """F = A ⊗ B (column-vec order): F vec(X) = vec(B X A).
 
     Args:
-        A: input factor [d, d], symmetric.
-        B: output factor [m, m], symmetric.
+        A: input factor [d, d], symmetric; or [d], the diagonal of a diagonal matrix.
+        B: output factor [m, m], symmetric; or [m].
 
     Raises:
-        InputError: a factor is not square.
+        InputError: a factor is neither square nor a vector.
     """
 
     structure: ClassVar[int] = 1
 
     def __init__(self, A: Tensor, B: Tensor):
         for factor in (A, B):
-            if factor.ndim != 2 or factor.shape[0] != factor.shape[1]:
-                raise InputError(f"a Kronecker factor is square, not {list(factor.shape)}.")
+            if factor.ndim not in (1, 2) or factor.shape[0] != factor.shape[-1]:
+                raise InputError(
+                    f"a Kronecker factor is square, or a vector (its diagonal), not {list(factor.shape)}."
+                )
         super().__init__(B.shape[0], A.shape[0], A.dtype, A.device)
         self.A = A
         self.B = B
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
-        """(A [d, d], B [m, m])."""
-        return self.A, self.B
+        """(A [d, d], B [m, m]), matrices in any case."""
+        return as_matrix(self.A), as_matrix(self.B)
 
     @property
     def pair_symmetric(self) -> bool:
@@ -50,7 +70,7 @@ class KroneckerOperator(LinearOperator):
     def apply(self, X: Tensor) -> Tensor:
         """B X A."""
         self.check_matrix(X)
-        return self.B @ X @ self.A.T
+        return times_factor(factor_times(self.B, X), self.A.T if self.A.ndim == 2 else self.A)
 
     def scaled(self, factor: float) -> KroneckerOperator:
         """(c·A) ⊗ B."""
@@ -58,15 +78,16 @@ class KroneckerOperator(LinearOperator):
 
     def diagonal_matrix(self) -> Tensor:
         """diag(B) diag(A)ᵀ."""
-        return torch.outer(self.B.diagonal(), self.A.diagonal())
+        return torch.outer(factor_diagonal(self.B), factor_diagonal(self.A))
 
     def packed_rows(self, start: int, stop: int) -> Tensor:
         """Rows of svec(A) svec(B)ᵀ."""
-        return torch.outer(svec(self.A)[start:stop], svec(self.B))
+        return torch.outer(factor_svec(self.A)[start:stop], factor_svec(self.B))
 
     def trace(self) -> Tensor:
         """The product of the traces, tr A · tr B."""
-        return self.A.double().trace() * self.B.double().trace()
+        trace_A, trace_B = self._traces
+        return trace_A.double() * trace_B.double()
 
     def frobenius_norm(self) -> Tensor:
         """‖A‖ ‖B‖."""
@@ -85,11 +106,7 @@ class KroneckerOperator(LinearOperator):
     def damped(self, damping: FactoredDamping) -> KroneckerOperator:
         """(A + λ_A I) ⊗ (B + λ_B I)."""
         shifts = self._shifts(damping)
-        A, B = (
-            factor + shift * torch.eye(len(factor), dtype=self.dtype, device=self.device)
-            for factor, shift in zip(self.factors, shifts, strict=True)
-        )
-        return KroneckerOperator(A, B)
+        return KroneckerOperator(damped_factor(self.A, shifts[0]), damped_factor(self.B, shifts[1]))
 
     def inverse(self, damping: DampingLike = 0.0) -> LinearOperator:
         """The exact (A ⊗ B + λI)⁻¹, or (A + λ_A I)⁻¹ ⊗ (B + λ_B I)⁻¹ for a factored damping.
@@ -103,7 +120,7 @@ class KroneckerOperator(LinearOperator):
         """
         if isinstance(damping, FactoredDamping):
             shift_A, shift_B = self._shifts(damping)
-            return KroneckerOperator(damped_inverse(self.A, shift_A), damped_inverse(self.B, shift_B))
+            return KroneckerOperator(factor_inverse(self.A, shift_A), factor_inverse(self.B, shift_B))
         return self._eigen.inverse(damping)
 
     def power(self, p: float, damping: DampingLike = 0.0) -> LinearOperator:
@@ -112,37 +129,64 @@ class KroneckerOperator(LinearOperator):
             return self.damped(damping).power(p)
         return self._eigen.power(p, damping)
 
-    def diagonal_in_basis(self, U_A: Tensor, U_B: Tensor) -> Tensor:
+    def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
         """Entry (j, i) is (v_jᵀ B v_j)(u_iᵀ A u_i)."""
-        return torch.outer((U_B * (self.B @ U_B)).sum(0), (U_A * (self.A @ U_A)).sum(0))
+        return torch.outer(diagonal_in(U_B, self.B), diagonal_in(U_A, self.A))
 
     def contract_output(self, B: Tensor) -> Tensor:
         """<own B, B> A."""
-        return (self.B * B).sum() * self.A
+        return as_matrix(factor_inner(self.B, B).to(self.dtype) * self.A)
 
     def contract_input(self, A: Tensor) -> Tensor:
         """<own A, A> B."""
-        return (self.A * A).sum() * self.B
+        return as_matrix(factor_inner(self.A, A).to(self.dtype) * self.B)
+
+    def inner_kronecker(self, A: Tensor, B: Tensor) -> Tensor:
+        """<own A, A> <own B, B>."""
+        return factor_inner(self.A, A) * factor_inner(self.B, B)
 
     def unit_blocks(self) -> Tensor:
         """B[j, j] A."""
-        return self.B.diagonal()[:, None, None] * self.A
+        return factor_diagonal(self.B)[:, None, None] * as_matrix(self.A)
+
+    def quadratics(self, a: Inputs, g: Tensor) -> Tensor:
+        """Σ_c <V, B V A>, without V where that is cheaper."""
+        check_sample_shapes(a, g)
+        return kronecker_quadratics(a, g, self.A, self.B).double()
+
+    def gram_products(self, other: GramOperator) -> Tensor:
+        """The inner products of the V with those of (a A, g B)."""
+        classes, samples = other.g.shape[:2]
+        out = other.g.new_empty(classes, samples, classes, samples)
+        for rows, columns, tile in tiles(Gradients(other.a, other.g), self._image(other)):
+            out[:, rows, :, columns] = tile * other.weight
+        return out.view(other.columns, other.columns)
+
+    def _image(self, other: GramOperator) -> Gradients:
+        """B V A as (a A, g B); for one-hot a and a diagonal A as (a, A[index] g B)."""
+        a, g = other.a, times_factor(other.g, self.B)
+        if self.A.ndim == 2:
+            return Gradients(rotated(a, self.A), g)
+        if isinstance(a, OneHot):
+            return Gradients(a, g * a.gathered(self.A)[..., None])
+        return Gradients(a * self.A, g)
 
     @cached_property
     def _eigen(self) -> EigenKroneckerOperator:
-        values_A, U_A = symmetric_eigh(self.A)
-        values_B, U_B = symmetric_eigh(self.B)
+        values_A, U_A = factor_eigh(self.A)
+        values_B, U_B = factor_eigh(self.B)
         return EigenKroneckerOperator(U_A, U_B, torch.outer(values_B, values_A))
 
     def _shifts(self, damping: FactoredDamping) -> tuple[Tensor, Tensor]:
-        traces = self.A.trace(), self.B.trace()
-        return damping.factors(traces[0], self.inputs, traces[1], self.outputs)
+        trace_A, trace_B = self._traces
+        return damping.factors(trace_A, self.inputs, trace_B, self.outputs)
+
+    @property
+    def _traces(self) -> tuple[Tensor, Tensor]:
+        return factor_diagonal(self.A).sum(), factor_diagonal(self.B).sum()
 
     def _dense_columns(self) -> Tensor:
-        return torch.kron(self.A, self.B)
-
-    def _outer_quadratics(self, a: Tensor, g: Tensor) -> Tensor:
-        return ((a @ self.A) * a).sum(1) * ((g @ self.B) * g).sum((0, 2))
+        return torch.kron(*self.factors)
 
     def _inner_with(self, other: LinearOperator) -> Tensor:
-        return dot64(other.contract_output(self.B), self.A)
+        return other.inner_kronecker(self.A, self.B)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import InputError, unknown
+from fisherlab.operators.inputs import Inputs, sample_gradients
 
 VEC_ORDERS = ("column", "row")
 
@@ -36,7 +37,7 @@ def column_order(matrix: Tensor, outputs: int, inputs: int) -> Tensor:
     return row_order(matrix, inputs, outputs)
 
 
-def check_sample_shapes(a: Tensor, g: Tensor) -> None:
+def check_sample_shapes(a: Inputs, g: Tensor) -> None:
     """Checks a [n, t, d] against g [c, n, t, m].
 
     Raises:
@@ -49,7 +50,7 @@ def check_sample_shapes(a: Tensor, g: Tensor) -> None:
         )
 
 
-def sample_vectors(a: Tensor, g: Tensor, start: int, stop: int) -> Tensor:
+def sample_vectors(a: Inputs, g: Tensor, start: int, stop: int) -> Tensor:
     """V_{n,c} = Σ_t g_{c,n,t} a_{n,t}ᵀ for the flat indices c·n_samples + n in start..stop.
 
     Args:
@@ -62,4 +63,4 @@ def sample_vectors(a: Tensor, g: Tensor, start: int, stop: int) -> Tensor:
         [stop - start, m, d].
     """
     samples = torch.arange(start, stop, device=a.device) % a.shape[0]
-    return g.flatten(0, 1)[start:stop].mT @ a.index_select(0, samples)
+    return sample_gradients(a[samples], g.flatten(0, 1)[None, start:stop])[:, 0]

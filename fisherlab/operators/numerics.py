@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import NumericalError
+from fisherlab.operators.lowrank import find_range, range_eigenvalues, range_eigh
 
 CHUNK_BYTES = 256 * 2**20
+ENTRY_COST = 50.0  # multiplications that take as long as writing one number to memory and reading it
 _REDUCTION_ELEMENTS = 2**22
+_PANELS = 8
+_LEAST_PANEL = 128
 _SINGLE_ROUNDING = 1e-6
 
 
@@ -50,24 +54,37 @@ def symmetric_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (ascending) and eigenvectors of symmetric matrices [..., k, k].
 
     Eigenvalues within rounding of zero, |v| ≤ k·ε·max|v|, are returned as exactly zero, so that a
-    singular matrix is seen as one.
+    singular matrix is seen as one. A large matrix of exactly low rank is decomposed in its range.
 
     Raises:
         NumericalError: an entry is not finite, or the decomposition does not converge in float64.
     """
-    values, vectors = _decomposed(matrix, torch.linalg.eigh)
+    values, vectors = _decomposed(matrix, _eigh)
     return _without_rounding(values), vectors
 
 
 def symmetric_eigenvalues(matrix: Tensor) -> Tensor:
     """The eigenvalues of `symmetric_eigh` alone, in about a third of its time."""
-    return _without_rounding(_decomposed(matrix, torch.linalg.eigvalsh))
+    return _without_rounding(_decomposed(matrix, _eigvalsh))
 
 
 def _without_rounding(values: Tensor) -> Tensor:
     rounding = values.shape[-1] * torch.finfo(values.dtype).eps
     largest = values.abs().amax(-1, keepdim=True)
     return values.where(values.abs() > rounding * largest, 0.0)
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    found = find_range(matrix)
+    if found is None:
+        values, vectors = torch.linalg.eigh(matrix)
+        return values, vectors
+    return range_eigh(matrix, found)
+
+
+def _eigvalsh(matrix: Tensor) -> Tensor:
+    found = find_range(matrix)
+    return torch.linalg.eigvalsh(matrix) if found is None else range_eigenvalues(matrix, found)
 
 
 def _decomposed(matrix: Tensor, decompose: Callable[[Tensor], Any]) -> Any:
@@ -89,7 +106,7 @@ def _decomposed(matrix: Tensor, decompose: Callable[[Tensor], Any]) -> Any:
     return tuple(part.to(matrix.dtype) for part in again)
 
 
-def damped_power(values: Tensor, damping: float, p: float) -> Tensor:
+def damped_power(values: Tensor, damping: float | Tensor, p: float) -> Tensor:
     """(v + λ)^p for the eigenvalues v of a positive semi-definite matrix.
 
     Negative eigenvalues within float32's rounding of zero, |v| ≤ 1e-6·max|v|, count as zero: sums of
@@ -166,11 +183,49 @@ def damped_inverse(matrix: Tensor, damping: float | Tensor) -> Tensor:
     return torch.cholesky_inverse(damped_cholesky(matrix, damping)).to(matrix.dtype)
 
 
-def sum_pieces(pieces: Iterable[Tensor]) -> Tensor:
-    """The sum of tensors of one shape, accumulated in float64, in their own dtype."""
+def sum_pieces(pieces: Iterable[Tensor], zero: Tensor | None = None) -> Tensor:
+    """The sum of tensors of one shape, accumulated in float64, in their own dtype.
+
+    Args:
+        pieces: what is added.
+        zero: the sum of no pieces; None: there is one at least.
+    """
     iterator = iter(pieces)
-    first = next(iterator)
-    total = first.double()
+    first = next(iterator, None)
+    if first is None:
+        assert zero is not None
+        return zero
+    total: Tensor | None = None
     for piece in iterator:
-        total = total + piece
-    return total.to(first.dtype)
+        total = first.to(torch.float64, copy=True) if total is None else total
+        total += piece
+    return first if total is None else total.to(first.dtype)
+
+
+def add_product(total: Tensor, X: Tensor, Y: Tensor) -> None:
+    """Adds X Y, computed in its own dtype, to a float64 total."""
+    if X.dtype == torch.float64:
+        total.addmm_(X, Y)
+    else:
+        total += X @ Y
+
+
+def self_product(pieces: Iterable[Tensor], size: int, device: torch.device) -> Tensor:
+    """Σ XᵀX over pieces X [r, size], [size, size] float64; products are in the dtype of the pieces.
+
+    Only panels from the diagonal to the right are computed, and mirrored: about half of the products.
+
+    Args:
+        pieces: X; each may be overwritten by the next.
+        size: the width of X.
+        device: of X.
+    """
+    total = torch.zeros(size, size, dtype=torch.float64, device=device)
+    panels = list(spans(size, 1, max(_LEAST_PANEL, -(-size // _PANELS))))
+    for X in pieces:
+        for start, stop in panels:
+            panel, rest = X[:, start:stop], X[:, start:]
+            add_product(total[start:stop, start:], panel.T, rest)
+    for start, stop in panels:
+        total[stop:, start:stop] = total[start:stop, stop:].T
+    return total

@@ -10,6 +10,7 @@ from torch import Tensor
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.factors import factor_svec
 from fisherlab.operators.layout import matrix_to_vector, vector_to_matrix
 from fisherlab.operators.numerics import dot64, norm64, spans, symmetrised
 from fisherlab.operators.packing import (
@@ -17,7 +18,6 @@ from fisherlab.operators.packing import (
     packing_index,
     project,
     smat,
-    svec,
     svec_gram,
     svec_outer,
     unpack_rows,
@@ -98,19 +98,19 @@ class PackedOperator(LinearOperator):
         """(F + λI)⁻¹, by Cholesky of the dense matrix."""
         return self._dense_form.inverse(damping)
 
-    def diagonal_in_basis(self, U_A: Tensor, U_B: Tensor) -> Tensor:
+    def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
         """(R_Aᵀ M R_B)ᵀ; the smaller side is contracted first."""
         if self.outputs < self.inputs:
-            return project(U_A, project(U_B, self.M.T).T).T
-        return project(U_B, project(U_A, self.M).T)
+            return _projected(U_A, _projected(U_B, self.M.T, self.outputs).T, self.inputs).T
+        return _projected(U_B, _projected(U_A, self.M, self.inputs).T, self.outputs)
 
     def contract_output(self, B: Tensor) -> Tensor:
         """smat(M svec(B))."""
-        return smat(self.M @ svec(symmetrised(B)), self.inputs)
+        return smat(self.M @ _svec(B), self.inputs)
 
     def contract_input(self, A: Tensor) -> Tensor:
         """smat(Mᵀ svec(A))."""
-        return smat(self.M.T @ svec(symmetrised(A)), self.outputs)
+        return smat(self.M.T @ _svec(A), self.outputs)
 
     def unit_blocks(self) -> Tensor:
         """The columns of M (as matrices) that belong to one unit."""
@@ -133,3 +133,15 @@ class PackedOperator(LinearOperator):
         if other.pair_symmetric:
             return dot64(self.M, other.packed())
         return dot64(self.dense(), other.dense())
+
+
+def _projected(U: Tensor | None, M: Tensor, k: int) -> Tensor:
+    """`project`, or for the identity its rows at the diagonal places."""
+    if U is None:
+        return M.index_select(0, packing_index(k, M.device).diagonal)
+    return project(U, M)
+
+
+def _svec(factor: Tensor) -> Tensor:
+    """`svec` of the symmetric part of a factor, a matrix or a diagonal."""
+    return factor_svec(symmetrised(factor) if factor.ndim == 2 else factor)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.factors import as_matrix, factor_diagonal
 from fisherlab.operators.numerics import (
     cholesky_apply,
     damped_cholesky,
@@ -91,18 +92,18 @@ class UnitBlockOperator(LinearOperator):
         columns = M.reshape(-1, *M.shape[-2:]).permute(1, 2, 0)
         return cholesky_apply(factor, columns).permute(2, 0, 1).reshape(M.shape)
 
-    def diagonal_in_basis(self, U_A: Tensor, U_B: Tensor) -> Tensor:
+    def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
         """(U_B∘U_B)ᵀ Q, row j of Q being diag(U_Aᵀ block_j U_A)."""
-        by_unit = (U_A * (self.blocks @ U_A)).sum(1)
-        return U_B.square().T @ by_unit
+        by_unit = self.diagonal_matrix() if U_A is None else (U_A * (self.blocks @ U_A)).sum(1)
+        return by_unit if U_B is None else U_B.square().T @ by_unit
 
     def contract_output(self, B: Tensor) -> Tensor:
         """Σ_j B[j, j] block_j."""
-        return torch.einsum("j,jik->ik", B.diagonal(), self.blocks)
+        return torch.einsum("j,jik->ik", factor_diagonal(B), self.blocks)
 
     def contract_input(self, A: Tensor) -> Tensor:
         """diag(<block_j, A>)."""
-        return torch.diag(torch.einsum("jik,ik->j", self.blocks, A))
+        return torch.diag(torch.einsum("jik,ik->j", self.blocks, as_matrix(A)))
 
     def unit_blocks(self) -> Tensor:
         """The blocks."""

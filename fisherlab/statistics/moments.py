@@ -1,7 +1,11 @@
 """The sums themselves: functions of a [n, t, d] and g [c, n, t, m], linear in the samples.
 
-V_{n,c} = Σ_t g_{c,n,t} a_{n,t}ᵀ [m, d] is a sample's gradient. None of these forms it where T = 1, and
-the partial traces never do.
+V_{n,c} = Σ_t g_{c,n,t} a_{n,t}ᵀ [m, d] is a sample's gradient. It is formed only where that is cheapest
+(see `fisherlab.operators.contractions`). Inputs a may be one-hot; what is then a diagonal matrix, the sums of
+a aᵀ without products of different positions, is given as the vector of its diagonal.
+
+Products are in the dtype of a; chunks are added in float64, and the sum has the dtype of a again, but for
+`dense_block`, which stays in float64.
 """
 
 from collections.abc import Iterator
@@ -9,129 +13,144 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fisherlab.operators.packing import packed_size, svec_gram, svec_outer
+from fisherlab.operators.contractions import (
+    input_contraction,
+    output_contraction,
+    squared_gradients,
+    unit_squares,
+    vector_pieces,
+    weighted_moment,
+)
+from fisherlab.operators.factors import into_basis
+from fisherlab.operators.inputs import (
+    Inputs,
+    OneHot,
+    pair_moment,
+    rotated,
+    sample_gradients,
+    second_moment,
+    squared_norms,
+    weighted_sum,
+)
+from fisherlab.operators.numerics import self_product
+from fisherlab.operators.packing import packed_size, packing_index, svec_gram, svec_outer
 
 _CHUNK_BYTES = 32 * 2**20
 _MOST_SAMPLES = 1024
 
 
-def input_moment(a: Tensor, _: Tensor | None) -> Tensor:
-    """Σ_n Σ_t a aᵀ, [d, d]."""
-    return _gram(a)
+def input_moment(a: Inputs, _: Tensor | None) -> Tensor:
+    """Σ_n Σ_t a aᵀ, [d, d]; [d] for one-hot inputs."""
+    return second_moment(a)
 
 
-def output_moment(_: Tensor, g: Tensor) -> Tensor:
+def output_moment(_: Inputs, g: Tensor) -> Tensor:
     """Σ_n Σ_c Σ_t g gᵀ, [m, m]."""
     return _gram(g)
 
 
-def input_moment_reduced(a: Tensor, _: Tensor | None) -> Tensor:
+def input_moment_reduced(a: Inputs, _: Tensor | None) -> Tensor:
     """Σ_n ā āᵀ with ā the mean over positions, [d, d]."""
+    if isinstance(a, OneHot):
+        samples, positions, _d = a.shape
+        weight = torch.full((), 1 / positions**2, dtype=a.dtype, device=a.device)
+        return pair_moment(a, weight.expand(samples, positions, positions))
     return _gram(a.mean(1))
 
 
-def output_moment_reduced(_: Tensor, g: Tensor) -> Tensor:
+def output_moment_reduced(_: Inputs, g: Tensor) -> Tensor:
     """Σ_n Σ_c ĝ ĝᵀ with ĝ the sum over positions, [m, m]."""
     return _gram(g.sum(2))
 
 
-def input_trace(a: Tensor, g: Tensor) -> Tensor:
-    """Σ_n Σ_c VᵀV = Σ_n Σ_{t,t'} (Σ_c g_tᵀ g_t') a_t a_t'ᵀ, [d, d]."""
-    if a.shape[1] == 1:
-        return input_trace_independent(a, g)
-    weights = torch.einsum("cntm,cnsm->nts", g, g)
-    return _flat(a).T @ _flat(weights @ a)
+def input_trace(a: Inputs, g: Tensor) -> Tensor:
+    """Σ_n Σ_c VᵀV = Σ_n Σ_{t,t'} (Σ_c g_tᵀ g_t') a_t a_t'ᵀ, [d, d] for one-hot inputs too."""
+    return input_contraction(a, g)
 
 
-def output_trace(a: Tensor, g: Tensor) -> Tensor:
+def output_trace(a: Inputs, g: Tensor) -> Tensor:
     """Σ_n Σ_c V Vᵀ = Σ_n Σ_c Σ_{t,t'} (a_tᵀ a_t') g_t g_t'ᵀ, [m, m]."""
-    if a.shape[1] == 1:
-        return output_trace_independent(a, g)
-    weights = a @ a.transpose(1, 2)
-    return _flat(g).T @ _flat(weights @ g)
+    return output_contraction(a, g)
 
 
-def input_trace_independent(a: Tensor, g: Tensor) -> Tensor:
-    """Σ_n Σ_t (Σ_c ‖g_t‖²) a_t a_tᵀ, [d, d]: products of different positions are dropped."""
-    weights = g.square().sum((0, 3)).unsqueeze(-1)
-    return _flat(a).T @ _flat(a * weights)
+def input_trace_independent(a: Inputs, g: Tensor) -> Tensor:
+    """Σ_n Σ_t (Σ_c ‖g_t‖²) a_t a_tᵀ, [d, d]; [d] for one-hot inputs.
+
+    Products of different positions are dropped.
+    """
+    return second_moment(a, g.square().sum((0, 3)))
 
 
-def output_trace_independent(a: Tensor, g: Tensor) -> Tensor:
+def output_trace_independent(a: Inputs, g: Tensor) -> Tensor:
     """Σ_n Σ_c Σ_t ‖a_t‖² g_t g_tᵀ, [m, m]: products of different positions are dropped."""
-    weights = a.square().sum(-1, keepdim=True)
-    return _flat(g).T @ _flat(g * weights)
+    return weighted_moment(g, squared_norms(a))
 
 
-def output_trace_diagonal(a: Tensor, g: Tensor) -> Tensor:
+def output_trace_diagonal(a: Inputs, g: Tensor) -> Tensor:
     """Σ_n Σ_c Σ_t ‖a_t‖² g_t∘g_t, [m]: the diagonal of `output_trace_independent`."""
-    weights = a.square().sum(-1).reshape(-1)
-    return weights @ g.square().sum(0).reshape(-1, g.shape[-1])
+    return squared_norms(a).flatten() @ g.square().sum(0).flatten(0, 1)
 
 
-def output_squares(a: Tensor, g: Tensor) -> Tensor:
+def output_squares(a: Inputs, g: Tensor) -> Tensor:
     """Σ_n Σ_c diag(V Vᵀ), [m]: the diagonal of `output_trace`."""
-    if a.shape[1] == 1:
-        return output_trace_diagonal(a, g)
-    weights = a @ a.transpose(1, 2)
-    return (g * (weights @ g)).sum((0, 1, 2))
+    return unit_squares(a, g)
 
 
-def squared_gradient(a: Tensor, g: Tensor) -> Tensor:
+def squared_gradient(a: Inputs, g: Tensor) -> Tensor:
     """Σ_n Σ_c V∘V, [m, d]."""
-    if a.shape[1] == 1:
-        return _flat(g.square().sum(0)).T @ _flat(a.square())
-    total = a.new_zeros(g.shape[-1], a.shape[-1])
-    for part in _parts(a, g.shape[0] * g.shape[-1] * a.shape[-1]):
-        total += gradients(a[part], g[:, part]).square().sum((0, 1))
-    return total
+    return squared_gradients(a, g)
 
 
-def rotated_square(a: Tensor, g: Tensor, U_A: Tensor, U_B: Tensor) -> Tensor:
-    """Σ_n Σ_c (U_Bᵀ V U_A)∘², [m, d]; a and g are rotated, never V."""
-    return squared_gradient(a @ U_A.to(a.dtype), g @ U_B.to(g.dtype))
+def rotated_square(a: Inputs, g: Tensor, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
+    """Σ_n Σ_c (U_Bᵀ V U_A)∘², [m, d]; a and g are rotated, never V. A basis None is the identity."""
+    return squared_gradients(rotated(a, U_A), into_basis(g, None if U_B is None else U_B.to(g.dtype)))
 
 
-def gradient_sum(a: Tensor, g: Tensor) -> Tensor:
+def gradient_sum(a: Inputs, g: Tensor) -> Tensor:
     """Σ_n Σ_c V, [m, d]."""
-    return _flat(g.sum(0)).T @ _flat(a)
+    return weighted_sum(g.sum(0)[None], a)[0]
 
 
-def packed_block(a: Tensor, g: Tensor) -> Tensor:
+def packed_block(a: Inputs, g: Tensor) -> Tensor:
     """Σ_n svec(a aᵀ) svec(Σ_c g gᵀ)ᵀ for T = 1: an isometric image of Σ (a aᵀ) ⊗ (g gᵀ)."""
-    a, g = a[:, 0], g[:, :, 0]
-    inputs, outputs = packed_size(a.shape[-1]), packed_size(g.shape[-1])
-    total = a.new_zeros(inputs, outputs)
-    for part in _parts(a, inputs + 2 * outputs):
-        total.addmm_(svec_outer(a[part]).T, svec_gram(g[:, part]))
+    inputs, outputs = packed_size(a.shape[2]), packed_size(g.shape[3])
+    total = g.new_zeros(inputs, outputs)
+    for part in _parts(g, inputs + 2 * outputs):
+        columns = svec_gram(g[:, part, 0])
+        if isinstance(a, OneHot):
+            places = packing_index(a.size, a.device).diagonal[a[part].safe]
+            total.index_add_(0, places, columns * a[part].valid)
+        else:
+            total.addmm_(svec_outer(a[part][:, 0]).T, columns)
     return total
 
 
-def dense_block(a: Tensor, g: Tensor) -> Tensor:
-    """Σ_n Σ_c vec(V) vec(V)ᵀ, [d·m, d·m], column order."""
-    size = a.shape[-1] * g.shape[-1]
-    total = a.new_zeros(size, size)
-    for part in _parts(a, g.shape[0] * size):
-        rows = gradients(a[part], g[:, part]).transpose(-1, -2).reshape(-1, size)
-        total.addmm_(rows.T, rows)
-    return total
+def dense_block(a: Inputs, g: Tensor) -> Tensor:
+    """Σ_n Σ_c vec(V) vec(V)ᵀ, [d·m, d·m], column order, float64."""
+    rows = (V.flatten(0, 1).mT.flatten(1) for _, V in vector_pieces(a, g))
+    return self_product(rows, a.shape[2] * g.shape[3], g.device)
 
 
-def unit_blocks(a: Tensor, g: Tensor) -> Tensor:
+def unit_blocks(a: Inputs, g: Tensor) -> Tensor:
     """Σ_n Σ_c Σ_t g_tj² svec(a_t a_tᵀ) for every unit j, [m, d(d+1)/2].
 
     With the slope φ'(s) as g these are the blocks of the layer-wise Fisher.
     """
-    a, weights = _flat(a), _flat(g.square().sum(0))
-    total = a.new_zeros(weights.shape[-1], packed_size(a.shape[-1]))
-    for part in _parts(a, packed_size(a.shape[-1])):
-        total.addmm_(weights[part].T, svec_outer(a[part]))
+    weights = _flat(g.square().sum(0))
+    total = g.new_zeros(weights.shape[-1], packed_size(a.shape[2]))
+    if isinstance(a, OneHot):
+        squares = g.new_zeros(a.size, g.shape[3]).index_add_(0, a.safe, weights * a.valid.view(-1, 1))
+        total[:, packing_index(a.size, a.device).diagonal] = squares.T
+        return total
+    rows = _flat(a)
+    for part in _parts(weights[None], packed_size(a.shape[2])):
+        total.addmm_(weights[part].T, svec_outer(rows[part]))
     return total
 
 
-def gradients(a: Tensor, g: Tensor) -> Tensor:
+def gradients(a: Inputs, g: Tensor) -> Tensor:
     """The samples' gradients V, [c, n, m, d]."""
-    return g.transpose(-1, -2) @ a
+    return sample_gradients(a, g).transpose(0, 1)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -143,8 +162,8 @@ def _gram(x: Tensor) -> Tensor:
     return x.T @ x
 
 
-def _parts(a: Tensor, width: int) -> Iterator[slice]:
-    """Slices of the samples whose intermediate, `width` numbers a sample, stays in bounds."""
-    step = max(1, min(_MOST_SAMPLES, _CHUNK_BYTES // (a.element_size() * width)))
-    for start in range(0, len(a), step):
+def _parts(g: Tensor, width: int) -> Iterator[slice]:
+    """Slices of the samples of g whose intermediate, `width` numbers a sample, stays in bounds."""
+    step = max(1, min(_MOST_SAMPLES, _CHUNK_BYTES // (g.element_size() * width)))
+    for start in range(0, g.shape[1], step):
         yield slice(start, start + step)

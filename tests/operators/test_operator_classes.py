@@ -165,6 +165,8 @@ def test_dense_accepts_the_row_order(product):
         lambda: DenseOperator(torch.eye(6), 2, 3, vec="rows"),
         lambda: DiagonalOperator(torch.ones(3)),
         lambda: KroneckerOperator(torch.ones(2, 3), torch.eye(2)),
+        lambda: KroneckerOperator(torch.ones(2, 2, 2), torch.eye(2)),
+        lambda: EigenKroneckerOperator(None, torch.eye(3), torch.ones(2, 3)),
         lambda: EigenKroneckerOperator(torch.eye(2), torch.eye(3), torch.ones(2, 3)),
         lambda: UnitBlockOperator(torch.ones(2, 3, 4)),
         lambda: PackedOperator(torch.ones(3, 3), 2, 3),
@@ -186,7 +188,10 @@ def test_shapes_that_do_not_fit_are_refused(make):
 @pytest.mark.parametrize("budget", [None, 64])
 def test_gram_matrix_rows_and_combinations(rng, positions, budget, monkeypatch):
     if budget is not None:
-        monkeypatch.setattr("fisherlab.operators.gram.CHUNK_BYTES", budget)
+        monkeypatch.setattr("fisherlab.operators.crossgram.CHUNK_BYTES", budget)
+        monkeypatch.setattr("fisherlab.operators.crossgram._BLOCK_BYTES", budget)
+        monkeypatch.setattr("fisherlab.operators.contractions._VECTOR_BYTES", budget)
+        monkeypatch.setattr("fisherlab.operators.contractions._PAIR_BYTES", budget)
     F = gram(rng, positions=positions, samples=5)
     J = jacobian(F)
     assert F.columns == 10
@@ -199,14 +204,6 @@ def test_gram_matrix_rows_and_combinations(rng, positions, budget, monkeypatch):
     combined = F.combine(tensor(w)).mT.flatten(1)
     assert_allclose(combined, w.reshape(2, -1) @ J, **close)
     assert_allclose(F.vectors(3, 8).mT.flatten(1), J[3:8], **close)
-
-
-@pytest.mark.parametrize("form", ["_tile_by_positions", "_tile_by_vectors"])
-def test_both_ways_of_a_tile_agree(rng, form):
-    F = gram(rng, positions=3)
-    J = jacobian(F).reshape(2, 5, -1)
-    tile = getattr(F, form)(slice(0, 2), slice(1, 5))
-    assert_allclose(tile, np.einsum("cpx,eqx->cpeq", J[:, 0:2], J[:, 1:5]), **close)
 
 
 @pytest.mark.parametrize("positions", [1, 3])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from reference import relative
 from torch import Tensor
 
+from fisherlab.operators import OneHot
 from fisherlab.operators.packing import svec
 from fisherlab.statistics import moments
 
@@ -98,12 +99,80 @@ def test_the_packed_block_is_an_isometric_image_of_the_dense_one(shape):
     assert svec(A) @ M @ svec(B) == pytest.approx(float((F * torch.kron(A, B)).sum()), rel=1e-9, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["squared_gradient", "dense_block", "unit_blocks", "packed_block"])
-def test_small_chunks_give_the_same_sum(name, monkeypatch):
-    a, g = data(4, 1 if name == "packed_block" else 3, 3, 2, 2)
+CHUNKED = ["squared_gradient", "dense_block", "unit_blocks", "packed_block", "input_trace", "output_trace"]
+
+
+@pytest.mark.parametrize("name", [*CHUNKED, "output_squares"])
+@pytest.mark.parametrize("positions", [3, 30])
+def test_small_chunks_give_the_same_sum(name, positions, monkeypatch):
+    a, g = data(4, 1 if name == "packed_block" else positions, 3, 2, 2)
     whole = getattr(moments, name)(a, g)
     monkeypatch.setattr(moments, "_CHUNK_BYTES", 1)
-    assert relative(getattr(moments, name)(a, g), whole) < 1e-14
+    monkeypatch.setattr("fisherlab.operators.contractions._VECTOR_BYTES", 1)
+    monkeypatch.setattr("fisherlab.operators.contractions._PAIR_BYTES", 1)
+    monkeypatch.setattr("fisherlab.operators.numerics.CHUNK_BYTES", 1)
+    assert relative(getattr(moments, name)(a, g), whole) < 1e-13
+
+
+@pytest.mark.parametrize("entry_cost", [0.0, 1e9])
+@pytest.mark.parametrize("shape", [(3, 2, 5, 4, 3), (3, 9, 2, 3, 2), (2, 40, 3, 2, 1)])
+def test_every_way_gives_the_same_sum(shape, entry_cost, monkeypatch):
+    """The cost of an entry decides between the ways: free V against V that are never made."""
+    monkeypatch.setattr("fisherlab.operators.contractions.ENTRY_COST", entry_cost)
+    a, g = data(*shape)
+    for name in ("squared_gradient", "input_trace", "output_trace", "output_squares"):
+        assert relative(getattr(moments, name)(a, g), LOOPS[name](a, g)) < 1e-12
+
+
+DIAGONAL = ("input_moment", "input_trace_independent")
+NAMES = [*LOOPS, "input_moment", "input_moment_reduced", "gradients"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=15, deadline=None)
+@given(shape=sizes)
+def test_one_hot_inputs_are_those_of_the_dense_rows(name, shape):
+    n, t, d, _, _ = shape
+    _, g = data(*shape)
+    a = OneHot(torch.randint(-1, d, (n, t)), d, torch.float64)
+    found, expected = getattr(moments, name)(a, g), getattr(moments, name)(a.dense(), g)
+    if name in DIAGONAL:
+        assert found.shape == (d,)
+        found = torch.diag(found)
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sides", ["", "A", "B", "AB"])
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_rotated_squares_without_a_basis(sides, one_hot):
+    a, g = data(4, 3, 4, 3, 2)
+    if one_hot:
+        a = OneHot(torch.randint(-1, 4, (4, 3)), 4, torch.float64)
+    U_A, U_B = (torch.linalg.qr(torch.randn(k, k).double()).Q for k in (4, 3))
+    plain = moments.rotated_square(a, g, None if "A" in sides else U_A, None if "B" in sides else U_B)
+    rows = a.dense() if one_hot else a
+    identity = torch.eye(4).double(), torch.eye(3).double()
+    expected = moments.rotated_square(
+        rows, g, identity[0] if "A" in sides else U_A, identity[1] if "B" in sides else U_B
+    )
+    assert relative(plain, expected) < 1e-12
+
+
+def test_one_hot_packed_block_is_that_of_the_dense_rows():
+    _, g = data(6, 1, 3, 2, 2)
+    a = OneHot(torch.tensor([[0], [2], [2], [-1], [1], [0]]), 3, torch.float64)
+    assert relative(moments.packed_block(a, g), moments.packed_block(a.dense(), g)) < 1e-13
+
+
+def test_single_precision_chunks_are_added_in_double(monkeypatch):
+    """256 equal chunks: sums in float32 would drift."""
+    a, g = torch.full((256, 3, 2), 0.1), torch.full((1, 256, 3, 2), 0.7)
+    one = moments.dense_block(a[:1], g[:, :1]).double()
+    monkeypatch.setattr("fisherlab.operators.contractions._VECTOR_BYTES", 1)
+    monkeypatch.setattr("fisherlab.operators.contractions._PAIR_BYTES", 1)
+    assert relative(moments.dense_block(a, g), 256 * one) < 1e-12
+    assert moments.squared_gradient(a, g).dtype == torch.float32
 
 
 @settings(max_examples=20, deadline=None)
