@@ -5,27 +5,26 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from fisherlab.datasets.digits import load_digits
-from fisherlab.datasets.download import download as _download
-from fisherlab.datasets.images import load_images
-from fisherlab.datasets.places import cache_dir, find, search_places, sha256
-from fisherlab.datasets.registry import (
-    DataFile,
-    Dataset,
-    ImageSource,
-    names,
-    random_indices,
-    spec,
-)
+from fisherlab.datasets.dataset import Dataset, random_indices
+from fisherlab.datasets.folder import load_folder
+from fisherlab.datasets.images import ImageSource
+from fisherlab.datasets.places import cache_dir, search_places, sha256
+from fisherlab.datasets.registry import names, spec
+from fisherlab.datasets.source import DataFile, Request, Source, listed
+from fisherlab.datasets.translation import load_translation
 from fisherlab.errors import InputError
 
 __all__ = [
+    "DataFile",
     "Dataset",
     "FileStatus",
     "ImageSource",
+    "Source",
     "cache_dir",
     "get",
     "load",
+    "load_folder",
+    "load_translation",
     "names",
     "random_indices",
     "spec",
@@ -33,6 +32,8 @@ __all__ = [
 ]
 
 log = logging.getLogger("fisherlab")
+
+_STAND_INS = {"digits": "scikit-learn's digits stand", "synthetic": "synthetic data stand"}
 
 
 class FileStatus(NamedTuple):
@@ -54,43 +55,50 @@ def load(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     download: bool = True,
+    samples: int | None = None,
+    seed: int = 0,
 ) -> Dataset:
     """Load one split of a data set.
 
     The files are searched in `data_dir`, ``$FISHERLAB_DATA`` and the cache
     (``$XDG_CACHE_HOME/fisherlab``), then downloaded into the cache if a mirror answers within a
-    few seconds. Where none of these serves, scikit-learn's digits stand in for MNIST, and the
-    `Dataset` says so.
+    few seconds. Where none of these serves, scikit-learn's digits stand in for MNIST and synthetic data
+    for CIFAR-10, ImageNet and the sentence pairs, and the `Dataset` says so.
 
     Args:
         name: one of `names()`.
-        split: "train" or "test".
-        data_dir: a directory that holds ``mnist/`` or torchvision's ``MNIST/raw/``.
+        split: "train" or "test"; ``spec(name).split_names`` lists all.
+        data_dir: a directory that holds the data set's folder, for example ``mnist/``.
         download: whether to try a download; ``FISHERLAB_OFFLINE=1`` forbids it too.
+        samples: how many samples to take: the same as ``load(…).subset(samples, seed)``, but others
+            need not be decoded. All if None.
+        seed: of that choice.
 
     Returns:
-        Images float32 [n, 1, 28, 28] in [0, 1] and classes int64 [n].
+        Images float32 [n, channels, height, width] in [0, 1] and classes int64 [n]; for text see
+        `load_translation` and `fisherlab.datasets.characters`.
 
     Raises:
         InputError: if the name or the split is unknown, `data_dir` does not exist, a file is
-            there but damaged, or the data cannot be had and have no stand-in.
+            there but damaged, there are fewer samples, or the data cannot be had and have no stand-in.
     """
     source = spec(name)
+    source.check_split(split)
     places = search_places(data_dir)
-    dataset = load_images(source, split, places, may_download=download)
+    request = Request(split, places, Path(data_dir) if data_dir else None, download, samples, seed)
+    dataset = source.load(request)
     if dataset is not None:
         return dataset
     if not source.stand_in:
-        raise InputError(
-            f"{name} was not found in {_listed(places)}; `fisherlab data get {name}` downloads "
-            f"it, or set FISHERLAB_DATA to a directory that holds {source.layouts[0]}/."
-        )
+        raise InputError(source.missing(places))
     log.warning(
-        "%s was not found in %s; scikit-learn's digits stand in for it (stand-in: digits).",
+        "%s was not found in %s; %s in for it (stand-in: %s).",
         name,
-        _listed(places),
+        listed(places),
+        _STAND_INS[source.stand_in],
+        source.stand_in,
     )
-    return load_digits(source, split)
+    return source.substitute(request)
 
 
 def get(name: str) -> list[Path]:
@@ -100,39 +108,33 @@ def get(name: str) -> list[Path]:
         The paths of the files.
 
     Raises:
-        InputError: if the name is unknown.
+        InputError: if the name is unknown, or the data set has no download.
         FisherlabError: if no mirror gives a file with its checksum.
     """
-    source = spec(name)
-    return [_download(source, file) for file in source.files]
+    return spec(name).get()
 
 
 def verify(data_dir: str | os.PathLike[str] | None = None) -> list[FileStatus]:
     """Check every file of every known data set where `load` would find it first.
+
+    Data sets without published sums (your own files) have no rows.
 
     Raises:
         InputError: if `data_dir` does not exist.
     """
     places = search_places(data_dir)
     return [
-        _status(source, file, find(source, file, places))
-        for source in map(spec, names())
-        for file in source.files
+        _status(source, file, path) for source in map(spec, names()) for file, path in source.located(places)
     ]
 
 
-def _status(source: ImageSource, file: DataFile, path: Path | None) -> FileStatus:
+def _status(source: Source, file: DataFile, path: Path | None) -> FileStatus:
     """The row of `verify` for one file."""
     if path is None:
         return FileStatus(source.name, file.name, "", "missing", "")
     try:
-        found = sha256(path.read_bytes())
+        payload = path.read_bytes()
     except OSError:
         return FileStatus(source.name, file.name, str(path.parent), "damaged", "")
-    status = "ok" if found == file.sha256 else "damaged"
-    return FileStatus(source.name, file.name, str(path.parent), status, found)
-
-
-def _listed(places: list[Path]) -> str:
-    """The places as a text."""
-    return ", ".join(repr(str(place)) for place in places)
+    status = "ok" if file.measured_hash(payload) == file.known_hash else "damaged"
+    return FileStatus(source.name, file.name, str(path.parent), status, sha256(payload))

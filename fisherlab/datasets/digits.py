@@ -5,29 +5,30 @@ import hashlib
 import numpy as np
 import torch
 
-from fisherlab.datasets.registry import Dataset, ImageSource
+from fisherlab.datasets.dataset import Dataset
 
 _LARGEST = 16  # the digits' grey values are 0..16
 _TRAIN_SHARE = 0.8
 _SPLIT_SEED = 0
 
 
-def load_digits(source: ImageSource, split: str) -> Dataset:
-    """The stand-in for one split of `source`.
+def load_digits(name: str, split: str, shape: tuple[int, int]) -> Dataset:
+    """The stand-in for one split of a set of digits.
 
     The 1,797 images are scaled to [0, 1] and resampled bilinearly; the first 80 % of a seeded
     permutation are "train", the rest "test". The checksum is the sha256 of the split's 8x8
     images and labels as bytes.
 
-    Returns:
-        A `Dataset` of the source's name, images [n, 1, 28, 28], with ``stand_in=True``.
+    Args:
+        name: of the data set that the digits stand in for.
+        split: "train" or "test".
+        shape: of its images.
 
-    Raises:
-        InputError: if the source has no such split.
+    Returns:
+        A `Dataset` of that name, images [n, 1, *shape], with ``stand_in="digits"``.
     """
     from sklearn.datasets import load_digits as sklearn_digits
 
-    source.pair(split)
     bundled = sklearn_digits()
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(bundled.target))
     train = int(_TRAIN_SHARE * len(order))
@@ -35,14 +36,14 @@ def load_digits(source: ImageSource, split: str) -> Dataset:
     images = bundled.images[kept].astype(np.uint8)
     labels = bundled.target[kept].astype(np.int64)
     return Dataset(
-        name=source.name,
-        inputs=_resample(torch.from_numpy(images), source.shape),
+        name=name,
+        inputs=_resample(torch.from_numpy(images), shape),
         targets=torch.from_numpy(labels),
         split=split,
         checksum=hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest(),
-        stand_in=True,
+        stand_in="digits",
         source="scikit-learn",
-        classes=source.classes,
+        classes=tuple("0123456789"),
     )
 
 

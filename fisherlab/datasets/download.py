@@ -1,14 +1,17 @@
-"""Downloads into the cache: several mirrors, a published sha256, written beside and renamed."""
+"""Downloads into the cache: several mirrors, a published sum, written beside and renamed."""
 
 import logging
 import os
+import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fisherlab.datasets.places import cache_dir
-from fisherlab.datasets.registry import DataFile, ImageSource
+from fisherlab.datasets.places import cache_dir, find
+from fisherlab.datasets.source import DataFile, Request, Source
+from fisherlab.datasets.store import write
 from fisherlab.errors import FisherlabError
 
 log = logging.getLogger("fisherlab")
@@ -22,13 +25,43 @@ def offline() -> bool:
     return os.environ.get("FISHERLAB_OFFLINE", "0") not in ("", "0")
 
 
-def download(source: ImageSource, file: DataFile, mirrors: Sequence[str] | None = None) -> Path:
+def find_or_download(
+    source: Source, files: Sequence[DataFile], request: Request
+) -> list[tuple[DataFile, Path]] | None:
+    """Each file with its path, downloaded where it is missing and may be, or None if one is not to be had."""
+    found = [(file, find(source, file, request.places)) for file in files]
+    missing = [file for file, path in found if path is None]
+    if missing and request.may_download and not offline():
+        found = _download_missing(source, found, missing[0])
+    paths = [(file, path) for file, path in found if path is not None]
+    return paths if len(paths) == len(found) else None
+
+
+def _download_missing(
+    source: Source, found: list[tuple[DataFile, Path | None]], first_missing: DataFile
+) -> list[tuple[DataFile, Path | None]]:
+    """Fill in the missing paths from the mirrors that answer quickly, if any do."""
+    mirrors = reachable(source, first_missing)
+    if not mirrors:
+        log.info("no mirror of %s answers", source.name)
+        return found
+    try:
+        return [(file, path or download(source, file, mirrors)) for file, path in found]
+    except FisherlabError as error:
+        log.warning("%s", error)
+        return found
+
+
+def download(
+    source: Source, file: DataFile, mirrors: Sequence[str] | None = None, folder: Path | None = None
+) -> Path:
     """Download a file into the cache, or leave it where the right one is there already.
 
     Args:
         source: the data set.
         file: one of its files.
         mirrors: the addresses to try, in order; all of the source's by default.
+        folder: where to put it; by default the source's first folder in the cache.
 
     Returns:
         The path of the file.
@@ -39,17 +72,17 @@ def download(source: ImageSource, file: DataFile, mirrors: Sequence[str] | None 
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
-    tried = source.mirrors if mirrors is None else mirrors
+    folder = cache_dir() / source.layouts[0] if folder is None else folder
     failures = []
-    for mirror in tried:
+    for mirror in source.mirrors if mirrors is None else mirrors:
         log.info("downloading %s from %s", file.name, mirror)
         try:
             return Path(
                 pooch.retrieve(
                     url=mirror + file.name,
-                    known_hash=f"sha256:{file.sha256}",
+                    known_hash=file.known_hash,
                     fname=file.name,
-                    path=cache_dir() / source.layouts[0],
+                    path=folder,
                     downloader=pooch.HTTPDownloader(timeout=_READ_SECONDS),
                 )
             )
@@ -58,11 +91,53 @@ def download(source: ImageSource, file: DataFile, mirrors: Sequence[str] | None 
             failures.append(f"{mirror} ({type(error).__name__})")
     raise FisherlabError(
         f"{file.name} of {source.name} could not be downloaded from {', '.join(failures)}; "
-        f"check the network, or put the file into {str(cache_dir() / source.layouts[0])!r}."
+        f"check the network, or put the files into {str(cache_dir() / source.layouts[0])!r}."
     )
 
 
-def reachable(source: ImageSource, file: DataFile) -> list[str]:
+def download_members(
+    source: Source, archive: DataFile, members: Sequence[DataFile], mirrors: Sequence[str] | None = None
+) -> list[Path]:
+    """Download a tar archive and keep only the members asked for, each with its published sum.
+
+    The members lie in the source's first folder, in the archive as in the cache; nothing else of the
+    archive is written.
+
+    Args:
+        source: the data set.
+        archive: the archive.
+        members: the files to keep.
+        mirrors: as for `download`.
+
+    Returns:
+        The paths of the members.
+
+    Raises:
+        FisherlabError: if no mirror gives the archive, or a member is not the published one.
+    """
+    folder = cache_dir() / source.layouts[0]
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="download-") as place:
+        path = download(source, archive, mirrors, Path(place))
+        with tarfile.open(path) as opened:
+            for member in members:
+                write(folder / member.name, _member(opened, f"{source.layouts[0]}/{member.name}", member))
+    return [folder / member.name for member in members]
+
+
+def _member(archive: tarfile.TarFile, name: str, file: DataFile) -> bytes:
+    """The bytes of a member of an archive, if it is a file with the published sum."""
+    try:
+        stream = archive.extractfile(name)
+    except KeyError:
+        stream = None
+    payload = stream.read() if stream else b""
+    if file.measured_hash(payload) != file.known_hash:
+        raise FisherlabError(f"{name} in the downloaded archive is not the published file; try again later.")
+    return payload
+
+
+def reachable(source: Source, file: DataFile) -> list[str]:
     """The mirrors that answer for a file within a few seconds, asked all at once.
 
     Name resolution has no timeout of its own, so the questions run in daemon threads that

@@ -3,9 +3,10 @@
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from fisherlab.datasets.registry import DataFile, ImageSource
+from fisherlab.datasets.source import DataFile, Source
 from fisherlab.errors import InputError
 
 log = logging.getLogger("fisherlab")
@@ -36,7 +37,7 @@ def search_places(data_dir: str | os.PathLike[str] | None) -> list[Path]:
     return places
 
 
-def find(source: ImageSource, file: DataFile, places: list[Path]) -> Path | None:
+def find(source: Source, file: DataFile, places: Sequence[Path]) -> Path | None:
     """The first file of that name in the places, whatever its state, or None."""
     candidates = (place / layout / file.name for place in places for layout in source.layouts)
     return next((path for path in candidates if path.is_file()), None)
@@ -47,7 +48,7 @@ def sha256(payload: bytes) -> str:
     return hashlib.sha256(payload).hexdigest()
 
 
-def damaged(path: Path, source: ImageSource, reason: str) -> InputError:
+def damaged(path: Path, source: Source, reason: str) -> InputError:
     """The error for a file that is there but cannot be used."""
     return InputError(
         f"the file {str(path)!r} is damaged: {reason}; delete it, "
@@ -55,18 +56,29 @@ def damaged(path: Path, source: ImageSource, reason: str) -> InputError:
     )
 
 
-def read_checked(path: Path, source: ImageSource, file: DataFile) -> bytes:
+def read(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"the file {str(path)!r} cannot be read: {error.strerror}.") from error
+
+
+def read_checked(path: Path, source: Source, file: DataFile) -> bytes:
     """The bytes of a file that has the published checksum.
 
     Raises:
-        InputError: if it cannot be read or its sha256 is another.
+        InputError: if it cannot be read or its sum is another.
     """
-    try:
-        payload = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"the file {str(path)!r} cannot be read: {error.strerror}.") from error
-    found = sha256(payload)
-    if found != file.sha256:
-        reason = f"its sha256 is {found[:12]}… ({len(payload)} bytes), not {file.sha256[:12]}…"
+    payload = read(path)
+    found = file.measured_hash(payload)
+    if found != file.known_hash:
+        algorithm, _, digits = found.partition(":")
+        expected = file.known_hash.partition(":")[2]
+        reason = f"its {algorithm} is {digits[:12]}… ({len(payload)} bytes), not {expected[:12]}…"
         raise damaged(path, source, reason)
     return payload

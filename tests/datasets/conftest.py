@@ -1,7 +1,11 @@
 import gzip
 import hashlib
 import struct
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +72,26 @@ def small(monkeypatch: pytest.MonkeyPatch) -> SmallSet:
         splits=splits,
         shape=(28, 28),
         classes=tuple("0123456789"),
-        stand_in=False,
     )
     monkeypatch.setitem(registry.SOURCES, "small", source)
     return SmallSet(source, images, labels, payloads)
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch) -> Iterator[tuple[Path, str]]:
+    """A folder served on this machine, with its address."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("FISHERLAB_OFFLINE", "0")
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = partial(QuietHandler, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()

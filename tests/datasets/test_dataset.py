@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,7 @@ from fisherlab.datasets import Dataset, random_indices
 from fisherlab.errors import InputError
 
 
-def dataset(n: int = 10, stand_in: bool = False) -> Dataset:
+def dataset(n: int = 10, stand_in: str = "", note: str = "") -> Dataset:
     return Dataset(
         name="mnist",
         inputs=torch.arange(n, dtype=torch.float32).reshape(n, 1, 1, 1),
@@ -17,6 +19,7 @@ def dataset(n: int = 10, stand_in: bool = False) -> Dataset:
         stand_in=stand_in,
         source="somewhere",
         classes=(),
+        note=note,
     )
 
 
@@ -63,6 +66,19 @@ def test_a_subset_of_impossible_size_is_refused(samples: int) -> None:
         dataset().subset(samples)
 
 
-def test_the_label_says_whether_it_is_a_stand_in() -> None:
+def test_a_subset_of_several_inputs_keeps_them_together() -> None:
+    whole = dataset()
+    pair = replace(whole, inputs=(whole.inputs, 10 - whole.inputs), vocabulary=("a",), padding=0)
+    part = pair.subset(4, seed=3)
+    first, second = part.inputs
+    assert torch.equal(first, whole.subset(4, seed=3).inputs)
+    assert torch.equal(first.flatten().long(), part.targets)
+    assert torch.equal(first + second, torch.full_like(first, 10))
+    assert (part.vocabulary, part.padding) == (("a",), 0)
+
+
+def test_the_label_says_what_stands_in_or_must_be_known() -> None:
     assert dataset().label == "mnist"
-    assert dataset(stand_in=True).label == "mnist (stand-in: digits)"
+    assert dataset(stand_in="digits").label == "mnist (stand-in: digits)"
+    assert dataset(note="recompressed").label == "mnist (recompressed)"
+    assert dataset(stand_in="synthetic", note="recompressed").label == "mnist (stand-in: synthetic)"

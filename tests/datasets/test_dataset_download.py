@@ -1,36 +1,11 @@
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
 from fisherlab import datasets
 from fisherlab.datasets import download, registry
 from fisherlab.errors import FisherlabError, InputError
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format, *args) -> None:
-        pass
-
-
-@pytest.fixture
-def served(tmp_path, monkeypatch) -> Iterator[tuple[Path, str]]:
-    """A folder served on this machine, with its address."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("FISHERLAB_OFFLINE", "0")
-    folder = tmp_path / "served"
-    folder.mkdir()
-    handler = partial(QuietHandler, directory=str(folder))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
 
 
 def use_mirrors(monkeypatch, small, *mirrors: str) -> None:
