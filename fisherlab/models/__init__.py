@@ -1,11 +1,17 @@
 """Plain torch models with their data and likelihoods: built in, or imported by name."""
 
 from fisherlab.models.autoencoder import MNIST_AUTOENCODER
+from fisherlab.models.charlm import CHARLM
 from fisherlab.models.checkpoints import load_weights
+from fisherlab.models.cifar_resnet import CIFAR_RESNET18, CIFAR_RESNET20
+from fisherlab.models.cnn import CIFAR_CNN
 from fisherlab.models.loading import Loaded, Prepared, load, prepare
 from fisherlab.models.mlp import MNIST_MLP
 from fisherlab.models.registry import ModelSpec, Recipe, names, register, spec
+from fisherlab.models.resnet50 import RESNET50
 from fisherlab.models.trained import TrainedWeights, trained_weights
+from fisherlab.models.transformer import TRANSFORMER_SMALL
+from fisherlab.models.vit import VIT_TINY
 
 __all__ = [
     "Loaded",
@@ -22,5 +28,15 @@ __all__ = [
     "trained_weights",
 ]
 
-for _model in (MNIST_MLP, MNIST_AUTOENCODER):
+for _model in (
+    MNIST_MLP,
+    MNIST_AUTOENCODER,
+    CIFAR_CNN,
+    CIFAR_RESNET20,
+    CIFAR_RESNET18,
+    RESNET50,
+    VIT_TINY,
+    CHARLM,
+    TRANSFORMER_SMALL,
+):
     register(_model)

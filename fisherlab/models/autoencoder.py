@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from fisherlab.datasets import Dataset
+from fisherlab.models.preprocess import images
 from fisherlab.models.registry import ModelSpec
 
 
@@ -34,7 +35,7 @@ def build() -> nn.Sequential:
 
 def pixels(data: Dataset) -> Tensor:
     """Images [n, 1, 28, 28] flattened: [n, 784] in [0, 1], the inputs and also the targets."""
-    return data.inputs.flatten(1)
+    return images(data, 1, 28, 28).flatten(1)
 
 
 MNIST_AUTOENCODER = ModelSpec(

@@ -49,9 +49,14 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> Weights:
             shapes belong to another network, or if a weight is not finite.
     """
     weights = read_weights(path)
+    put_weights(model, weights, path)
+    return weights
+
+
+def put_weights(model: nn.Module, weights: Weights, path: str | os.PathLike[str]) -> None:
+    """Put weights read from `path` into a model, as for `load_weights`."""
     check_weights(model, weights.tensors, path)
     model.load_state_dict(weights.tensors)
-    return weights
 
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:

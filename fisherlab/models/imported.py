@@ -1,28 +1,34 @@
-"""Models of the user's own, named as ``package.module:factory``."""
+"""Models from elsewhere: the user's ``package.module:factory``, or ``torchvision:NAME``, ``timm:NAME``."""
 
+import difflib
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from fisherlab.datasets.dataset import Inputs
 from fisherlab.errors import FisherlabError, InputError
 from fisherlab.models.seeding import seeded
 
 
 class Imported(NamedTuple):
-    """What a factory gave: a model, and its own data and likelihood if it gave them."""
+    """What a factory gave: a model, and its own data and likelihood if it gave them.
+
+    A library's model has no data of its own; `library` names where it comes from.
+    """
 
     model: nn.Module
-    data: tuple[Tensor, Tensor] | None
+    data: tuple[Inputs, Tensor] | None
     likelihood: Any
+    library: str = ""
 
 
 def is_import(name: str) -> bool:
-    """Whether a model name is of the form ``package.module:factory``."""
+    """Whether a model name is of the form ``package.module:factory`` or ``library:NAME``."""
     return ":" in name
 
 
@@ -31,12 +37,20 @@ def import_model(name: str, seed: int) -> Imported:
 
     Args:
         name: ``package.module:factory``. ``factory()`` returns a module, or a tuple
-            ``(model, (inputs, targets), likelihood)``.
+            ``(model, (inputs, targets), likelihood)`` with inputs a tensor or a tuple of tensors.
+            ``torchvision:NAME`` and ``timm:NAME`` are the classifiers of these libraries, without
+            pretrained weights.
         seed: of the random state for the time of the call.
 
     Raises:
-        InputError: if the factory cannot be imported or called, or returns something else.
+        InputError: if the factory cannot be imported or called, or returns something else, or if
+            the library is not installed or has no such model.
     """
+    library, _, model_name = name.partition(":")
+    if library in _LIBRARIES:
+        return Imported(
+            seeded(lambda: _library_model(library, model_name), seed), None, "categorical", library
+        )
     with _working_directory_importable():
         factory = seeded(lambda: _import_factory(name), seed)
         try:
@@ -46,6 +60,52 @@ def import_model(name: str, seed: int) -> Imported:
         except Exception as error:
             raise InputError(f"the model factory {name!r} failed: {_short(error)}.") from error
     return _understood(name, made)
+
+
+def _torchvision_model(torchvision: Any, name: str) -> nn.Module:
+    """A classifier of torchvision, as initialised."""
+    models = torchvision.models
+    _check_known("torchvision", name, models.list_models(module=models))
+    return models.get_model(name, weights=None)
+
+
+def _timm_model(timm: Any, name: str) -> nn.Module:
+    """A model of timm, as initialised."""
+    _check_known("timm", name, timm.list_models())
+    return timm.create_model(name, pretrained=False)
+
+
+_LIBRARIES: dict[str, Callable[[Any, str], nn.Module]] = {
+    "torchvision": _torchvision_model,
+    "timm": _timm_model,
+}
+
+
+def _library_model(library: str, name: str) -> nn.Module:
+    """The model of that name in a library."""
+    try:
+        package = importlib.import_module(library)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the model '{library}:{name}' needs {error.name}; run: pip install {error.name}"
+        ) from error
+    except Exception as error:
+        raise InputError(f"{library} is installed but cannot be imported: {_short(error)}.") from error
+    try:
+        return _LIBRARIES[library](package, name)
+    except FisherlabError:
+        raise
+    except Exception as error:
+        raise InputError(f"the model '{library}:{name}' cannot be made: {_short(error)}.") from error
+
+
+def _check_known(library: str, name: str, known: Iterable[str]) -> None:
+    """Refuse a name that a library does not have; it may have a thousand, so only near ones are named."""
+    known = list(known)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"{library}'s list_models() names them all."
+        raise InputError(f"unknown {library} model {name!r}; {hint}")
 
 
 def _import_factory(name: str) -> Callable[[], Any]:
@@ -73,17 +133,30 @@ def _understood(name: str, made: Any) -> Imported:
     match made:
         case nn.Module():
             return Imported(made, None, "categorical")
-        case (nn.Module() as model, (Tensor() as inputs, Tensor() as targets), likelihood):
-            if len(inputs) != len(targets):
-                raise InputError(
-                    f"{name!r} gave {len(inputs)} inputs with {len(targets)} targets; "
-                    f"their first dimensions must agree."
-                )
+        case (nn.Module() as model, (inputs, Tensor() as targets), likelihood) if _are_inputs(inputs):
+            _check_lengths(name, inputs, targets)
             return Imported(model, (inputs, targets), likelihood)
     raise InputError(
         f"{name!r} returned a {type(made).__name__}; return a torch.nn.Module, or a tuple "
-        f"(model, (inputs, targets), likelihood) with tensors for inputs and targets."
+        f"(model, (inputs, targets), likelihood) with a tensor or a tuple of tensors for inputs, "
+        f"and a tensor for targets."
     )
+
+
+def _are_inputs(inputs: Any) -> bool:
+    """Whether these are a tensor or a tuple of tensors."""
+    several = isinstance(inputs, tuple) and bool(inputs) and all(isinstance(x, Tensor) for x in inputs)
+    return isinstance(inputs, Tensor) or several
+
+
+def _check_lengths(name: str, inputs: Inputs, targets: Tensor) -> None:
+    """Refuse inputs and targets whose first dimensions differ."""
+    for tensor in inputs if isinstance(inputs, tuple) else (inputs,):
+        if len(tensor) != len(targets):
+            raise InputError(
+                f"{name!r} gave {len(tensor)} inputs with {len(targets)} targets; "
+                f"their first dimensions must agree."
+            )
 
 
 @contextmanager

@@ -2,38 +2,49 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fisherlab import datasets
+from fisherlab.data import each, tensors_of
 from fisherlab.datasets import Dataset
+from fisherlab.datasets.dataset import Inputs
 from fisherlab.errors import InputError
 from fisherlab.models import registry
-from fisherlab.models.checkpoints import load_weights
+from fisherlab.models.checkpoints import put_weights, read_weights
 from fisherlab.models.imported import Imported, import_model, is_import
-from fisherlab.models.mlp import classes
-from fisherlab.models.registry import ModelSpec
+from fisherlab.models.preprocess import classes, colour_images
+from fisherlab.models.registry import Mask, ModelSpec
 from fisherlab.models.seeding import seeded
 from fisherlab.models.trained import Progress, trained_weights
 
 
-class NamedPair(tuple[Tensor, Tensor]):
-    """A pair (inputs, targets) that knows the data set it is from, so that results can say so."""
+class NamedPair(tuple[Inputs, Tensor]):
+    """A pair (inputs, targets) that knows the data set it is from, so that results can say so.
+
+    It also knows which positions of padded inputs are valid, by layer: `ModelSpec.masks`.
+    """
 
     dataset: Dataset
+    masks: Mapping[str, Mask]
 
-    def __new__(cls, inputs: Tensor, targets: Tensor, dataset: Dataset) -> "NamedPair":
-        """The pair, with its data set."""
+    def __new__(
+        cls, inputs: Inputs, targets: Tensor, dataset: Dataset, masks: Mapping[str, Mask]
+    ) -> "NamedPair":
+        """The pair, with its data set and masks."""
         pair = super().__new__(cls, (inputs, targets))
         pair.dataset = dataset
+        pair.masks = masks
         return pair
 
 
 class Loaded(NamedTuple):
-    """A model, its data (inputs, targets) and the name of its likelihood."""
+    """A model, its data (inputs, targets) and its likelihood, by name or as the factory gave it."""
 
     model: nn.Module
     data: NamedPair
@@ -47,7 +58,7 @@ class Prepared:
     Attributes:
         name: as asked for.
         model: in evaluation mode.
-        inputs: [n, ...].
+        inputs: a tensor [n, ...], or a tuple of them for a model with several arguments.
         targets: [n, ...].
         likelihood: the name of the likelihood, or an instance from the user's factory.
         dataset: the samples used, before the model's preprocessing.
@@ -55,11 +66,12 @@ class Prepared:
         checkpoint_hash: sha256 of the weights' file; empty for "init".
         step: the training step of the weights, if known.
         seed: of initial weights, training and the choice of samples.
+        masks: the valid positions of padded inputs, by layer: `ModelSpec.masks`.
     """
 
     name: str
     model: nn.Module
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor
     likelihood: Any
     dataset: Dataset
@@ -67,11 +79,12 @@ class Prepared:
     checkpoint_hash: str
     step: int | None
     seed: int
+    masks: Mapping[str, Mask]
 
     @property
     def data(self) -> NamedPair:
         """The pair (inputs, targets)."""
-        return NamedPair(self.inputs, self.targets, self.dataset)
+        return NamedPair(self.inputs, self.targets, self.dataset, self.masks)
 
 
 def load(
@@ -90,7 +103,7 @@ def load(
         ``model, data, likelihood = load("mnist-mlp", seed=0)``
 
     Args:
-        name: one of `names()`, or ``package.module:factory``.
+        name: one of `names()`, ``package.module:factory``, ``torchvision:NAME`` or ``timm:NAME``.
         seed: of the initial weights and the choice of samples; the global random state is not
             touched.
         checkpoint: a file of weights, see `checkpoints.load_weights`.
@@ -101,7 +114,7 @@ def load(
 
     Returns:
         The model in evaluation mode, the pair (inputs [n, ...], targets [n, ...]), and the
-        likelihood.
+        likelihood. Where a model has several arguments, inputs are a tuple: ``model(*inputs)``.
 
     Raises:
         InputError: if the name is unknown, or the factory, the checkpoint or the data cannot be
@@ -152,34 +165,41 @@ def prepare(
     """
     imported = import_model(name, seed) if is_import(name) else None
     spec = _imported_spec(name, imported) if imported else registry.spec(name)
-    model = seeded(spec.build, seed).to(device=device, dtype=dtype).eval()
-    weights = _Origin("init", "", 0)
-    if checkpoint is not None:  # before the data: a wrong file is then refused at once
-        loaded = load_weights(model, checkpoint)
-        weights = _Origin(str(checkpoint), loaded.sha256, loaded.step)
+    # Before the data: a file that cannot be read is then refused at once.
+    loaded = None if checkpoint is None else read_weights(checkpoint)
 
-    if imported and data is None:
+    wanted = spec.default_samples if samples is None else samples
+    on_the_spot = checkpoint is None and trained and spec.recipe is not None
+    if imported and not imported.library and data is None:
         dataset = _imported_dataset(name, imported)
     else:
-        dataset = datasets.load(data or spec.dataset, data_dir=data_dir)
-    wanted = spec.default_samples if samples is None else samples
-    used = dataset if wanted is None else dataset.subset(wanted, seed)
+        few = None if on_the_spot else wanted  # training takes them all
+        dataset = datasets.load(data or spec.dataset, data_dir=data_dir, samples=few, seed=seed)
+    used = dataset if wanted in (None, len(dataset)) else dataset.subset(wanted, seed)
 
-    if checkpoint is None and trained and spec.recipe is not None:
+    build = spec.build if spec.build_for is None else partial(spec.build_for, dataset)
+    model = seeded(build, seed).to(device=device, dtype=dtype).eval()
+    weights = _Origin("init", "", 0)
+    if checkpoint is not None and loaded is not None:
+        put_weights(model, loaded, checkpoint)
+        weights = _Origin(str(checkpoint), loaded.sha256, loaded.step)
+    elif on_the_spot:
         result = trained_weights(spec, dataset, seed, progress)
         model.load_state_dict(result.state)
         weights = _Origin(result.description, result.sha256, result.steps)
+    convert = partial(_converted, dtype=dtype, device=device)
     return Prepared(
         name=name,
         model=model,
-        inputs=_converted(spec.preprocess(used), dtype, device),
-        targets=_converted(spec.targets(used), dtype, device),
+        inputs=each(spec.preprocess(used), convert),
+        targets=convert(spec.targets(used)),
         likelihood=spec.likelihood,
         dataset=used,
         checkpoint=weights.description,
         checkpoint_hash=weights.sha256,
         step=weights.step,
         seed=seed,
+        masks=spec.masks,
     )
 
 
@@ -196,21 +216,21 @@ def _converted(values: Tensor, dtype: torch.dtype | None, device: str | torch.de
     return values.to(device=device, dtype=dtype if values.is_floating_point() else None)
 
 
-def _inputs(data: Dataset) -> Tensor:
+def _inputs(data: Dataset) -> Inputs:
     """The inputs of a data set as they are."""
     return data.inputs
 
 
 def _imported_spec(name: str, imported: Imported) -> ModelSpec:
-    """The model of a factory, in the form of a registered one."""
+    """The model of a factory or a library, in the form of a registered one."""
     return ModelSpec(
         name=name,
         build=lambda: imported.model,
-        dataset=name,
+        dataset="imagenet" if imported.library else name,
         likelihood=imported.likelihood,
-        preprocess=_inputs,
+        preprocess=colour_images if imported.library else _inputs,
         targets=classes,
-        default_samples=None,
+        default_samples=4 if imported.library else None,
         description="imported",
         source=name,
     )
@@ -229,8 +249,8 @@ def _imported_dataset(name: str, imported: Imported) -> Dataset:
         inputs=inputs,
         targets=targets,
         split="train",
-        checksum=_tensor_checksum(inputs, targets),
-        stand_in=False,
+        checksum=_tensor_checksum(*tensors_of(inputs), targets),
+        stand_in="",
         source=name,
         classes=(),
     )

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from fisherlab.datasets import Dataset
+from fisherlab.models.preprocess import classes, images
 from fisherlab.models.registry import ModelSpec, Recipe
 
 
@@ -22,12 +23,7 @@ def build() -> nn.Sequential:
 
 def halved_images(data: Dataset) -> Tensor:
     """Images [n, 1, 28, 28] averaged over 2x2 squares and flattened: [n, 196] in [0, 1]."""
-    return avg_pool2d(data.inputs, 2).flatten(1)
-
-
-def classes(data: Dataset) -> Tensor:
-    """The classes int64 [n] of a data set."""
-    return data.targets
+    return avg_pool2d(images(data, 1, 28, 28), 2).flatten(1)
 
 
 MNIST_MLP = ModelSpec(

@@ -1,12 +1,17 @@
 """The built-in models: what each is made of, and which data and likelihood belong to it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from fisherlab.datasets import Dataset
+from fisherlab.datasets.dataset import Inputs
 from fisherlab.errors import InputError, unknown
+
+Mask = Callable[[Any], Tensor]
+"""From a model's inputs to a bool [n, t]: True where a position is valid."""
 
 
 @dataclass(frozen=True)
@@ -40,27 +45,33 @@ class ModelSpec:
 
     Attributes:
         name: the registered name.
-        build: makes the model in float32 on the CPU, from the global random state.
+        build: makes the model in float32 on the CPU, from the global random state, at its default size.
         dataset: the name of its data set.
         likelihood: the name of its likelihood.
-        preprocess: from a data set to the model's inputs [n, ...].
+        preprocess: from a data set to what the model is called with: a tensor [n, ...] for ``model(x)``,
+            or a tuple of tensors for ``model(*x)``.
         targets: from a data set to the targets [n, ...].
         default_samples: how many samples an analysis takes, all if None.
         description: one line for listings.
         source: the paper it comes from.
         recipe: how the default network is trained; without one it is used as initialised.
+        build_for: makes the model for a data set, where its size depends on the data.
+        masks: for layer names or globs which positions of a padded input are valid; where several
+            globs match a layer, the last one holds.
     """
 
     name: str
     build: Callable[[], nn.Module]
     dataset: str
     likelihood: str
-    preprocess: Callable[[Dataset], Tensor]
+    preprocess: Callable[[Dataset], Inputs]
     targets: Callable[[Dataset], Tensor]
     default_samples: int | None
     description: str
     source: str
     recipe: Recipe | None = None
+    build_for: Callable[[Dataset], nn.Module] | None = None
+    masks: Mapping[str, Mask] = field(default_factory=dict)
 
 
 _SPECS: dict[str, ModelSpec] = {}

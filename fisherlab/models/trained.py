@@ -76,7 +76,9 @@ def trained_weights(
         except InputError as error:
             log.warning("%s The network is trained again.", error)
     log.info("training %s on %s: %d epochs, %d steps", spec.name, dataset.label, epochs, steps)
-    _train(model, spec.preprocess(dataset), spec.targets(dataset), spec.recipe, seed, progress)
+    inputs = spec.preprocess(dataset)
+    assert isinstance(inputs, Tensor)
+    _train(model, inputs, spec.targets(dataset), spec.recipe, seed, progress)
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     return TrainedWeights(state, description, steps, _store(path, state, steps), False)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fisherlab.datasets import Dataset
-from fisherlab.models.mlp import classes
+from fisherlab.models.preprocess import classes
 from fisherlab.models.registry import ModelSpec, Recipe
 
 
@@ -29,7 +29,7 @@ def blobs() -> Dataset:
         targets=targets,
         split="train",
         checksum="blobs",
-        stand_in=False,
+        stand_in="",
         source="made",
         classes=("left", "right"),
     )

@@ -20,6 +20,15 @@ def bare():
 def complete():
     return nn.Linear(2, 3), (torch.ones(5, 2), torch.arange(5)), "gaussian"
 
+def pair():
+    return nn.Bilinear(2, 4, 3), ((torch.ones(5, 2), torch.ones(5, 4)), torch.arange(5)), "gaussian"
+
+def unequal_pair():
+    return nn.Bilinear(2, 4, 3), ((torch.ones(5, 2), torch.ones(6, 4)), torch.arange(5)), "gaussian"
+
+def no_inputs():
+    return nn.Linear(2, 3), ((), torch.arange(5)), "gaussian"
+
 def unequal():
     return nn.Linear(2, 3), (torch.ones(5, 2), torch.arange(4)), "gaussian"
 
@@ -64,6 +73,14 @@ def test_its_provenance_names_the_factory_and_hashes_the_data() -> None:
     assert prepared.checkpoint == "init"
 
 
+def test_a_factorys_inputs_may_be_a_tuple() -> None:
+    prepared = models.prepare("factories:pair", samples=3, dtype=torch.float64)
+    assert [tuple(tensor.shape) for tensor in prepared.inputs] == [(3, 2), (3, 4)]
+    assert {tensor.dtype for tensor in prepared.inputs} == {torch.float64}
+    assert prepared.model(*prepared.inputs).shape == (3, 3)
+    assert prepared.dataset.checksum != models.prepare("factories:complete").dataset.checksum
+
+
 def test_a_bare_model_takes_the_named_data() -> None:
     model, (inputs, targets), likelihood = models.load(
         "factories:bare", data="mnist", samples=6, dtype=torch.float64
@@ -97,6 +114,8 @@ def test_the_import_path_is_as_before() -> None:
         ("factories:nothing", "returned a NoneType"),
         ("factories:short", "returned a tuple"),
         ("factories:unequal", "5 inputs with 4 targets"),
+        ("factories:unequal_pair", "6 inputs with 5 targets"),
+        ("factories:no_inputs", "returned a tuple"),
         ("factories:demanding", "failed: TypeError.*width"),
         ("factories:failing", "failed: RuntimeError: no weights found"),
         ("factories:", "form package.module:factory"),
