@@ -7,6 +7,8 @@ number after another, and moved afterwards.
 import torch
 from torch import Tensor
 
+_CHUNK_BYTES = 8 * 2**20
+
 
 def uniform(like: Tensor, draws: int, numbers: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     """Uniform numbers in (0, 1) for every sample.
@@ -30,10 +32,30 @@ def normal(like: Tensor, draws: int, numbers: tuple[int, ...], generator: torch.
     return torch.special.ndtri(uniform(like, draws, numbers, generator)).to(like.dtype)
 
 
-def categorical(log_p: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:
-    """Class indices [draws, n] from log-probabilities [n, C]."""
-    cumulative = torch.exp(log_p.double()).cumsum(-1)
-    points = uniform(log_p, draws, (1,), generator) * cumulative[:, -1:]
-    edges = cumulative.expand(draws, -1, -1).contiguous()
-    found = torch.searchsorted(edges, points.contiguous(), right=True)
-    return found.squeeze(-1).clamp_(max=log_p.shape[-1] - 1)
+def categorical(logits: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:
+    """Classes drawn with probabilities softmax(logits), by inversion of their cumulative sums.
+
+    The sums are made for some rows at a time, so the memory beside the result has a bound that neither
+    samples, positions nor draws raise.
+
+    Args:
+        logits: [n, …, C]: one draw has a class for each sample and position.
+        draws: how many a sample.
+        generator: on the CPU; None: torch's own.
+
+    Returns:
+        [draws, n, …], int64.
+    """
+    points = uniform(logits, draws, tuple(logits.shape[1:-1]), generator)
+    rows = logits.flatten(0, -2)
+    most = max(1, _CHUNK_BYTES // (points.element_size() * rows.shape[-1]))
+    chunks = zip(rows.split(most), points.flatten(1).T.split(most), strict=True)
+    found = torch.cat([_invert(*chunk) for chunk in chunks])
+    return found.T.reshape(points.shape)
+
+
+def _invert(logits: Tensor, points: Tensor) -> Tensor:
+    """For points [r, k] of (0, 1) the classes [r, k] whose share of the cumulative sum they fall in."""
+    cumulative = torch.softmax(logits, -1, dtype=torch.float64).cumsum_(-1)
+    points = (points * cumulative[:, -1:]).contiguous()
+    return torch.searchsorted(cumulative, points, right=True).clamp_(max=logits.shape[-1] - 1)

@@ -1,21 +1,24 @@
 """Roots of the output Hessian, draws, coordinates and the checks of targets."""
 
 import math
+import textwrap
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import NLL, output_hessians
-from torch import Tensor
-from torch.func import grad, vmap
+from reference import NLL, jacobian, names_of, output_hessians, relative
+from torch import Tensor, nn
+from torch.func import grad, hessian, vmap
 
+import fisherlab as fl
 from fisherlab.errors import InputError, InputTypeError
 from fisherlab.likelihoods import (
     Bernoulli,
     Categorical,
     Gaussian,
     Likelihood,
+    TokenCategorical,
     as_likelihood,
     check_kind,
     label_columns,
@@ -23,6 +26,7 @@ from fisherlab.likelihoods import (
 
 ALL = (Categorical(), Bernoulli(), Gaussian())
 by_name = pytest.mark.parametrize("likelihood", ALL, ids=lambda one: one.name)
+of_any_shape = pytest.mark.parametrize("likelihood", ALL[1:], ids=lambda one: one.name)
 
 outputs_of = st.integers(2, 7).flatmap(
     lambda k: st.lists(st.lists(st.floats(-60, 60, width=32), min_size=k, max_size=k), min_size=1, max_size=4)
@@ -82,6 +86,47 @@ def test_a_categorical_has_one_column_less_than_classes():
 def test_columns_of_a_categorical_sum_to_zero():
     u = Categorical().columns(3 * torch.randn(20, 6, dtype=torch.float64))
     assert u.sum(-1).abs().max() < 1e-14
+
+
+@of_any_shape
+@pytest.mark.parametrize("shape", [(4, 2, 3), (4, 1, 2, 3)])
+def test_outputs_of_more_dimensions_are_those_of_their_entries(likelihood, shape):
+    """Images and multi-label sequences: every entry is an output of its own."""
+    outputs = torch.randn(shape, dtype=torch.float64)
+    targets, flat = some_targets(likelihood, outputs), outputs.flatten(1)
+    likelihood.check(outputs, targets)
+    assert targets.shape == outputs.shape
+    assert likelihood.count(outputs) == 6
+    assert torch.equal(likelihood.columns(outputs), likelihood.columns(flat).reshape(6, *shape))
+    weights = likelihood.coordinates(outputs, targets)
+    assert torch.equal(weights, likelihood.coordinates(flat, targets.flatten(1)))
+    found = torch.einsum("cn,cn...->n...", weights, likelihood.columns(outputs))
+    assert torch.allclose(found, likelihood.residual(outputs, targets))
+    general = Likelihood.coordinates(likelihood, outputs, targets)
+    assert torch.allclose(general, weights)
+
+
+@by_name
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_a_part_of_the_columns_is_that_slice_of_all(likelihood, data):
+    outputs = torch.randn(3, data.draw(st.integers(2, 6)))
+    count = likelihood.count(outputs)
+    start = data.draw(st.integers(0, count))
+    stop = data.draw(st.integers(start, count))
+    part = likelihood.columns_between(outputs, start, stop)
+    assert torch.equal(part, likelihood.columns(outputs)[start:stop])
+
+
+@pytest.mark.parametrize("likelihood", [*ALL, TokenCategorical()], ids=lambda one: one.name)
+def test_a_part_of_many_columns_needs_no_others(likelihood):
+    """All columns would be 2 · 30,000 · 30,000 numbers."""
+    outputs = torch.randn(2, 1, 30_000) if likelihood.name == "token-categorical" else torch.randn(2, 30_000)
+    part = label_columns(likelihood, "predictive", outputs, None, part=slice(20_000, 20_003))
+    assert part.shape == (3, *outputs.shape)
+    assert part.untyped_storage().nbytes() == 4 * part.numel()
+    diagonal = part.flatten(2)[:, :, 20_000:20_003].diagonal(dim1=0, dim2=2)
+    assert (diagonal > 0).all()
 
 
 # --- residuals and coordinates --------------------------------------------------------------------------
@@ -170,6 +215,101 @@ def test_label_columns_of_each_kind(likelihood):
         label_columns(likelihood, "empirical", outputs, None)
 
 
+@by_name
+@pytest.mark.parametrize("part", [slice(0, 2), slice(1, None), slice(1, 2), slice(None)])
+def test_a_part_of_the_label_columns_is_that_slice_of_all(likelihood, part):
+    outputs = torch.randn(5, 4, dtype=torch.float64)
+    targets = some_targets(likelihood, outputs)
+    for kind in ("predictive", "monte-carlo", "empirical"):
+        whole, some = (
+            label_columns(
+                likelihood,
+                kind,
+                outputs,
+                targets,
+                draws=3,
+                generator=torch.Generator().manual_seed(5),
+                part=one,
+            )
+            for one in (None, part)
+        )
+        assert torch.equal(some, whole[part])
+
+
+# --- a likelihood of one's own ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def poisson() -> Likelihood:
+    """The example of the class docstring."""
+    example = textwrap.dedent(Likelihood.__doc__.split("::\n", 1)[1])
+    names = {"Likelihood": Likelihood, "InputError": InputError, "torch": torch}
+    exec(example, names)
+    return names["Poisson"]()
+
+
+@pytest.fixture
+def counts() -> tuple[nn.Module, Tensor, Tensor]:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    inputs = torch.randn(6, 3, dtype=torch.float64)
+    return model, inputs, torch.poisson(torch.exp(model(inputs).detach()))
+
+
+def poisson_nll(f: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.poisson_nll_loss(f, y, log_input=True, reduction="sum")
+
+
+def poisson_ggn(model: nn.Module, inputs: Tensor, targets: Tensor, layer: str) -> Tensor:
+    J = jacobian(model, inputs, names_of(layer, model))
+    H = vmap(hessian(poisson_nll))(model(inputs).detach(), targets)
+    return torch.einsum("nkd,nkl,nle->de", J, H, J) / len(inputs)
+
+
+@pytest.mark.parametrize("layer", ["0", "2"])
+def test_a_fisher_with_a_likelihood_of_ones_own(poisson, counts, layer):
+    model, inputs, targets = counts
+    for method in ("kronecker", "per-sample", "gram"):
+        F = fl.exact_fisher(model, (inputs, targets), poisson, layers=layer, method=method)[layer]
+        assert relative(F.dense(), poisson_ggn(model, inputs, targets, layer)) < 1e-12
+
+
+def test_an_empirical_fisher_with_a_likelihood_of_ones_own(poisson, counts):
+    model, inputs, targets = counts
+    F = fl.exact_fisher(model, (inputs, targets), poisson, "empirical", layers="0")["0"]
+    residuals = vmap(grad(poisson_nll))(model(inputs).detach(), targets)
+    G = torch.einsum("nkd,nk->nd", jacobian(model, inputs, names_of("0", model)), residuals)
+    assert relative(F.dense(), G.T @ G / len(G)) < 1e-12
+
+
+def test_drawn_labels_of_a_likelihood_of_ones_own_give_its_fisher_on_average(poisson, counts):
+    model, inputs, _ = counts
+    F = fl.exact_fisher(model, inputs, poisson, "monte-carlo", layers="2", draws=4000)["2"]
+    expected = fl.exact_fisher(model, inputs, poisson, layers="2")["2"]
+    assert 1e-4 < relative(F.dense(), expected.dense()) < 0.1
+
+
+def test_defaults_of_a_likelihood_of_ones_own(poisson):
+    outputs = torch.randn(5, 3, dtype=torch.float64)
+    targets = some_targets(poisson, outputs)
+    assert poisson.mask(targets) is None
+    assert torch.equal(poisson.columns_between(outputs, 1, 3), poisson.columns(outputs)[1:3])
+    found = torch.einsum("cn,cnk->nk", poisson.coordinates(outputs, targets), poisson.columns(outputs))
+    assert torch.allclose(found, poisson.residual(outputs, targets))
+    generator = torch.Generator().manual_seed(0)
+    cut = torch.cat([poisson.draw(part, 2, generator) for part in outputs.split([1, 4])], 1)
+    assert torch.equal(cut, poisson.draw(outputs, 2, torch.Generator().manual_seed(0)))
+
+
+def test_a_subclass_with_columns_of_its_own_has_those_cut_into_parts():
+    class Halved(Categorical):
+        def columns(self, outputs):
+            return super().columns(outputs) / 2
+
+    outputs = torch.randn(3, 5)
+    part = label_columns(Halved(), "predictive", outputs, None, part=slice(1, 3))
+    assert torch.equal(part, Categorical().columns(outputs)[1:3] / 2)
+
+
 # --- checks and names -----------------------------------------------------------------------------------
 
 
@@ -181,12 +321,14 @@ def test_label_columns_of_each_kind(likelihood):
         (Categorical(), torch.zeros(2, 3), torch.tensor([0.0, 1.0]), "one integer label a sample"),
         (Categorical(), torch.zeros(2, 3), torch.zeros(2, 3).long(), "one integer label a sample"),
         (Categorical(), torch.zeros(2, 1), torch.tensor([0, 0]), "use 'bernoulli'"),
-        (Categorical(), torch.zeros(2, 4, 3), torch.tensor([0, 0]), r"shape \[samples, K\]"),
+        (Categorical(), torch.zeros(2, 4, 3), torch.tensor([0, 0]), "use 'token-categorical'"),
+        (Categorical(), torch.zeros(2), torch.tensor([0, 0]), r"shape \[samples, K\]"),
+        (Categorical(), torch.zeros(2, 3), torch.tensor([True, False]), "integer label.*torch.bool"),
         (Bernoulli(), torch.zeros(2, 1), torch.zeros(2), "targets of the outputs' shape"),
         (Bernoulli(), torch.zeros(2, 1), torch.full((2, 1), 1.5), "between 0 and 1"),
         (Bernoulli(), torch.zeros(2), torch.zeros(2), r"shape \[samples, K\]"),
         (Gaussian(), torch.zeros(2, 3), torch.zeros(2, 1), "targets of the outputs' shape"),
-        (Gaussian(), torch.zeros(2, 3, 1), torch.zeros(2, 3, 1), r"shape \[samples, K\]"),
+        (Gaussian(), torch.zeros(2, 3, 1), torch.zeros(2, 3), "targets of the outputs' shape"),
     ],
 )
 def test_targets_that_do_not_fit_are_refused(likelihood, outputs, targets, message):
@@ -196,6 +338,7 @@ def test_targets_that_do_not_fit_are_refused(likelihood, outputs, targets, messa
 
 def test_names():
     assert isinstance(as_likelihood("gaussian"), Gaussian)
+    assert as_likelihood("token-categorical").ignore_index == -100
     own = Bernoulli()
     assert as_likelihood(own) is own
     with pytest.raises(InputError, match="did you mean bernoulli"):
