@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fisherlab.plots import style
-from fisherlab.plots.frames import require
+from fisherlab.plots.frames import compared_layers, numbers, require
 from fisherlab.plots.labels import METRICS, label
+from fisherlab.plots.profiles import MANY, diagonal_only, direction_profiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -88,8 +89,11 @@ def spectrum(
 def directions(frame: pd.DataFrame, *, caption: str) -> Figure:
     """How good the preconditioned directions are, against the damping.
 
-    For each layer the cosine between (F̂ + λI)⁻¹∇h and (F + λI)⁻¹∇h, and below it the share of the
-    decrease of the damped quadratic model that the approximate direction reaches.
+    The cosine between (F̂ + λI)⁻¹∇h and (F + λI)⁻¹∇h, and the share of the decrease of the damped
+    quadratic model that the approximate direction reaches. Up to 12 layers: two panels a layer,
+    against the damping. More: two panels a damping, the k-th of each layer, against the position
+    of the layer. Layers that have only the approximation `diagonal` (norms) are left out, and
+    counted, where others have more.
 
     Args:
         frame: Columns ``layer``, ``approximation``, ``damping``, ``direction_cosine``,
@@ -97,23 +101,29 @@ def directions(frame: pd.DataFrame, *, caption: str) -> Figure:
         caption: Data, model, checkpoint, seed and device; written under the figure.
 
     Returns:
-        The figure, 7 inches wide; many layers wrap into several bands.
+        The figure, 7 inches wide, no taller than a page for six dampings.
 
     Raises:
         InputError: A column is missing or the frame is empty.
     """
     metrics = ("direction_cosine", "decrease_share")
     require(frame, ("layer", "approximation", "damping", *metrics))
-    layers, names = list(frame["layer"].unique()), list(frame["approximation"].unique())
+    frame = frame.assign(**{metric: numbers(frame[metric]) for metric in metrics})
+    layers, diagonal = compared_layers(frame)
+    left = diagonal_only(diagonal)
+    frame = frame[frame["layer"].isin(layers)]
+    if len(layers) > MANY:
+        return direction_profiles(frame, metrics, layers, caption=caption, left=left)
+    names = list(frame["approximation"].unique())
     lowest = {metric: float(np.nanmin(frame[metric], initial=0.0)) * 1.03 for metric in metrics}
-    across = min(len(layers), 4 if len(layers) <= 12 else 6)
+    across = min(len(layers), 4)
     bands = -(-len(layers) // across)
     key = [Line2D([], [], **_look(name, index, names), label=label(name)) for index, name in enumerate(names)]
     figure = style.new_figure(
         style.PAGE_WIDTH,
-        2.9 * bands if across <= 4 else 2.3 * bands,
+        2.9 * bands,
         caption=caption,
-        title="Approximate against exact natural gradient direction",
+        title="Approximate against exact natural gradient direction" + (f" (layers: {left})" if left else ""),
         legend=key,
     )
     grid = figure.subplots(2 * bands, across, squeeze=False, sharey="row")

@@ -1,6 +1,7 @@
 """The words that plots, tables and pages use for approximations and metrics."""
 
 import math
+import re
 
 APPROXIMATIONS: dict[str, str] = {
     "diagonal": "diagonal",
@@ -32,6 +33,9 @@ METRICS: dict[str, str] = {
 }
 """Column of the records -> the metric's name in words."""
 
+_LONG_WORD = re.compile(r"^(.{3}).*?(\d*)$", re.DOTALL)
+"""What stays of a word of a long name."""
+
 
 def label(name: str) -> str:
     """The written form of an approximation's name; a third party's name stays as it is."""
@@ -61,3 +65,25 @@ def number(value: object, missing: str = "n/a", digits: int = 3) -> str:
     mantissa, _, exponent = f"{x:#.{digits}g}".partition("e")
     mantissa = mantissa.rstrip(".").replace("-", "−")
     return f"{mantissa}e{int(exponent)}".replace("-", "−") if exponent else mantissa
+
+
+def short(name: object, most: int) -> str:
+    """A layer's name in at most so many characters.
+
+    The words before its last one keep three letters and their number, one after the other from
+    the left, until it fits (``dec.lay.1.cross_attention.out_proj``); then its beginning is cut
+    off behind an ellipsis.
+    """
+    words = str(name).split(".")
+    for place in range(len(words) - 1):
+        if len(".".join(words)) <= most:
+            break
+        words[place] = _LONG_WORD.sub(r"\1\2", words[place])
+    text = ".".join(words)
+    return text if len(text) <= most else "…" + text[1 - most :]
+
+
+def ordinal(number: int) -> str:
+    """The number as ``2nd``, ``3rd`` or ``11th``."""
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from fisherlab.errors import InputError
 from fisherlab.plots import style
-from fisherlab.plots.labels import number
+from fisherlab.plots.labels import number, ordinal, short
 from fisherlab.plots.magnitudes import Window, choose_window, panels, shared_scale
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -22,6 +22,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 MAX_PIXELS = 800
 """Larger matrices are drawn by the largest entry of each block."""
 _STACKED = 2  # up to so many approximations have their square below, more have it beside
+
+_ANNOTATED = 14  # layers up to which each entry of their coupling has its number
+_NAMED = 40  # layers that have room for their names there
+_LEAST_COUPLING = 1e-3  # of logarithmic colours
 
 # Heights and widths in a figure of heat maps, in inches.
 _EDGE = 0.06
@@ -114,7 +118,10 @@ def heatmap(
 
 @style.styled
 def coupling(matrix: Array, layers: Sequence[str], *, caption: str) -> Figure:
-    """How much of the whole Fisher lies between layers, as an annotated layer × layer map.
+    """How much of the whole Fisher lies between layers, as a layer × layer map.
+
+    Up to 14 layers: linear colours, each entry with its number. More: logarithmic colours from
+    0.001, names of at most 40 layers at even steps. Entries that are not known are grey.
 
     Args:
         matrix: [L, L], entry (l, k) is ‖F_lk‖² / (‖F_l‖ ‖F_k‖), 1 for l = k (F_l = F_ll is the
@@ -137,23 +144,32 @@ def coupling(matrix: Array, layers: Sequence[str], *, caption: str) -> Figure:
     figure = style.new_figure(width, width * 0.86, caption=caption, title="Coupling between layers")
     axes = figure.add_subplot()
     axes.set_facecolor(style.MISSING_COLOR)
-    annotated = count <= 14
+    annotated = count <= _ANNOTATED
+    top = max(1.0, float(np.nanmax(matrix, initial=0.0)))
+    words = r"$\|F_{lk}\|^2\,/\,(\|F_l\|\,\|F_k\|)$"
+    words += "" if annotated else f"; logarithmic, at or below {_LEAST_COUPLING:g}: darkest"
+    words += "; grey: not computed" if np.isnan(matrix).any() and not annotated else ""
     seaborn.heatmap(
-        matrix,
+        matrix if annotated else np.maximum(matrix, _LEAST_COUPLING),
         ax=axes,
-        vmin=0,
-        vmax=max(1.0, float(np.nanmax(matrix, initial=0.0))),
+        norm=Normalize(0, top) if annotated else LogNorm(_LEAST_COUPLING, top),
         cmap=style.MAGNITUDE_MAP,
         square=True,
         annot=np.vectorize(number)(matrix) if annotated else False,
         fmt="",
         annot_kws={"fontsize": style.SMALL_SIZE},
         linewidths=0.5 if annotated else 0,
-        xticklabels=_thin(layers),
-        yticklabels=_thin(layers),
-        cbar_kws={"label": r"$\|F_{lk}\|^2\,/\,(\|F_l\|\,\|F_k\|)$", "shrink": 0.8},
+        xticklabels=False,
+        yticklabels=False,
+        cbar_kws={"label": words, "shrink": 0.8},
         rasterized=True,
     )
+    step = -(-count // _NAMED)
+    names = [short(layer, 24) for layer in layers[::step]]
+    places = np.arange(0, count, step) + 0.5
+    axes.set_xticks(places, names, parse_math=False)
+    axes.set_yticks(places, names, parse_math=False)
+    axes.set_xlabel(f"{count} layers, every {ordinal(step)} named" if step > 1 else "")
     axes.tick_params(length=0)
     axes.tick_params(axis="x", rotation=90)
     axes.tick_params(axis="y", rotation=0)
@@ -285,9 +301,3 @@ def _draw_color_bar(grid: _Grid, norm: Normalize, step: int, window: Window | No
         extend="min" if logarithmic else "neither",
     )
     bar.set_label("\n".join([words, "; ".join(notes)]).rstrip())
-
-
-def _thin(names: Sequence[str], most: int = 40) -> list[str]:
-    """The names, with those between left blank where there are more than ``most``."""
-    step = -(-len(names) // most)
-    return [style.short(name, 24) if index % step == 0 else "" for index, name in enumerate(names)]

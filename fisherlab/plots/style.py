@@ -16,6 +16,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
 
+from fisherlab.plots.labels import short
+
 COLUMN_WIDTH = 3.4
 """Width of a figure in one column of a two-column page, in inches."""
 PAGE_WIDTH = 7.0
@@ -196,12 +198,6 @@ def text_width(text: str, size: float) -> float:
     """Width in inches of a line of text, ``size`` points high."""
     font = FontProperties(family="DejaVu Sans", size=size)
     return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
-
-
-def short(name: object, most: int) -> str:
-    """A layer's name in at most so many characters: the end of a long one, after an ellipsis."""
-    text = str(name)
-    return text if len(text) <= most else "…" + text[1 - most :]
 
 
 def name_panel(axes: Axes, layer: object, across: int) -> None:

@@ -1,7 +1,8 @@
 """Records cut into what a table shows: a block a layer, with its heading, rows and notes."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,16 @@ from fisherlab.errors import InputError
 from fisherlab.plots.labels import label, number
 from fisherlab.report.definitions import METRICS, Metric, best_rows
 
+Array = np.ndarray[Any, np.dtype[Any]]
+Record = Mapping[str, Any]
+"""A row of the records."""
+
 MISSING = "–"
+OWN_SCALE = ("lngd", "lngd-lr", "lngd-sample", "ngplus")
+"""Approximations that have no common scale with the Fisher of the loss."""
 
 _RUN = ("model", "dataset", "checkpoint", "step", "seed")
 _NEEDED = ("layer", "approximation")
-_OWN_SCALE = ("lngd", "lngd-lr", "lngd-sample", "ngplus")
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,11 @@ class Block:
     notes: tuple[str, ...]
 
 
-def blocks(records: pd.DataFrame) -> Iterator[Block]:
-    """The blocks of the records, in their order.
+def runs(records: pd.DataFrame) -> list[pd.DataFrame]:
+    """The records of each run, in their order.
 
     Args:
         records: Rows of ``records.csv``; columns that are absent count as empty.
-
-    Yields:
-        One block for each layer of each run.
 
     Raises:
         InputError: There are no rows, or ``layer`` or ``approximation`` is absent.
@@ -84,57 +87,91 @@ def blocks(records: pd.DataFrame) -> Iterator[Block]:
         raise InputError(f"the records have no column {', '.join(absent)}; give rows of compare.")
     if records.empty:
         raise InputError("the records have no rows, so there is no table to write.")
-    keys = [column for column in (*_RUN, "layer") if column in records]
-    for _, rows in records.groupby(keys, sort=False, dropna=False):
+    keys = [column for column in _RUN if column in records]
+    if not keys:
+        return [records]
+    return [run for _, run in records.groupby(keys, sort=False, dropna=False)]
+
+
+def blocks(run: pd.DataFrame, layers: Collection[str]) -> Iterator[Block]:
+    """A block for each of these layers of a run, in their order."""
+    kept = run[run["layer"].isin(layers)]
+    for _, rows in kept.groupby("layer", sort=False):
         yield _block(rows)
+
+
+def diagonal_block(run: pd.DataFrame, layers: Collection[str]) -> Block:
+    """One block with a row a layer, for layers that have only the approximation `diagonal`.
+
+    Nothing is marked as best, since the rows are different layers; notes are left to the caller.
+    """
+    rows = run[run["layer"].isin(layers)]
+    metrics = tuple(metric for metric in METRICS if _known(rows, metric.column))
+    made = tuple(
+        Row(
+            str(row["layer"]),
+            word(row, "target"),
+            tuple(Cell(_text(row, metric)) for metric in metrics),
+            note=None,
+            own_scale=False,
+        )
+        for row in _records(rows)
+    )
+    targets = tuple(dict.fromkeys(row.target for row in made if row.target))
+    return Block("", "", metrics, made, targets, run_context({**rows.iloc[0], "damping": None}), ())
 
 
 def _block(rows: pd.DataFrame) -> Block:
     metrics = tuple(metric for metric in METRICS if _known(rows, metric.column))
     notes: list[str] = []
-    best = {metric.column: _best(rows, metric) for metric in metrics}
+    records = _records(rows)
+    targets = [word(row, "target") for row in records]
+    best = {m.column: _best(rows[m.column].to_numpy(), m, targets) for m in metrics}
     made = []
-    for place, (_, row) in enumerate(rows.iterrows()):
+    for place, row in enumerate(records):
         cells = tuple(Cell(_text(row, metric), best[metric.column][place]) for metric in metrics)
-        target = _word(row, "target")
-        own_scale = row["approximation"] in _OWN_SCALE and target != "layerwise"
+        target = targets[place]
+        own_scale = row["approximation"] in OWN_SCALE and target != "layerwise"
         name = label(str(row["approximation"]))
         made.append(Row(name, target, cells, _note(row, notes), own_scale))
-    first = rows.iloc[0]
+    first = records[0]
     return Block(
         layer=str(first["layer"]),
         heading=_heading(first),
         metrics=metrics,
         rows=tuple(made),
         targets=tuple(dict.fromkeys(row.target for row in made if row.target)),
-        context=_context(first),
+        context=run_context(first),
         notes=tuple(notes),
     )
+
+
+def _records(rows: pd.DataFrame) -> list[Record]:
+    return cast(list[Record], rows.to_dict("records"))
 
 
 def _known(rows: pd.DataFrame, column: str) -> bool:
     return column in rows and bool(rows[column].notna().any())
 
 
-def _best(rows: pd.DataFrame, metric: Metric) -> list[bool]:
-    """The best rows of a column, each target on its own."""
-    targets = rows["target"] if "target" in rows else pd.Series("", index=rows.index)
-    flags = np.zeros(len(rows), bool)
-    values = rows[metric.column].reset_index(drop=True)
-    for _, own in values.groupby(targets.fillna("").reset_index(drop=True), sort=False):
-        flags[own.index.to_numpy()] = best_rows(own, metric.better)
+def _best(values: Array, metric: Metric, targets: list[str]) -> list[bool]:
+    """The best of a column's values, those of each target on their own."""
+    flags = np.zeros(len(values), bool)
+    for target in set(targets):
+        own = np.array([other == target for other in targets])
+        flags[own] = best_rows(pd.Series(values[own]), metric.better)
     return flags.tolist()
 
 
-def _text(row: pd.Series, metric: Metric) -> str:
+def _text(row: Record, metric: Metric) -> str:
     text = number(row[metric.column], MISSING)
     spread = number(row.get(metric.error), MISSING, digits=2) if metric.error else MISSING
     return text if MISSING in (text, spread) else f"{text}±{spread}"
 
 
-def _note(row: pd.Series, notes: list[str]) -> int | None:
+def _note(row: Record, notes: list[str]) -> int | None:
     """Number of the row's footnote; a new one is appended to ``notes``."""
-    text = _word(row, "note")
+    text = word(row, "note")
     if not text:
         return None
     if text not in notes:
@@ -142,33 +179,36 @@ def _note(row: pd.Series, notes: list[str]) -> int | None:
     return notes.index(text) + 1
 
 
-def _word(row: pd.Series, column: str) -> str:
+def word(row: Record, column: str) -> str:
+    """The text of a field; empty where there is none."""
     value = row.get(column)
     return "" if value is None or pd.isna(value) else str(value)
 
 
-def _count(row: pd.Series, column: str) -> str:
-    text = _word(row, column)
+def count(row: Record, column: str) -> str:
+    """The whole number of a field; a dash where there is none."""
+    text = word(row, column)
     return f"{int(float(text)):,}" if text else MISSING
 
 
-def _heading(row: pd.Series) -> str:
-    shape = f"{_count(row, 'outputs')}×{_count(row, 'inputs')}"
-    groups = _count(row, "groups")
-    parts = [_word(row, "module"), f"m×d = {shape}"]
-    parts += [f"{groups} groups"] if groups not in (MISSING, "1") else []
-    parts += [f"exact by {_word(row, 'method')}"] if _word(row, "method") else []
-    parts += [f"{_count(row, 'samples')} samples", f"{_count(row, 'columns')} columns"]
+def _heading(row: Record) -> str:
+    shape = f"{count(row, 'outputs')}×{count(row, 'inputs')}"
+    groups = count(row, "groups")
+    parts = [word(row, "module"), f"m×d = {shape}"]
+    parts += [f"×{groups} groups"] if groups not in (MISSING, "1") else []
+    parts += [f"exact by {word(row, 'method')}"] if word(row, "method") else []
+    parts += [f"{count(row, 'samples')} samples", f"{count(row, 'columns')} columns"]
     return ", ".join(filter(None, parts))
 
 
-def _context(row: pd.Series) -> str:
+def run_context(row: Record) -> str:
+    """Data, model, checkpoint, samples, seed and damping of a row, as far as they are known."""
     words = {
-        "data": _word(row, "dataset"),
-        "model": _word(row, "model"),
-        "checkpoint": _word(row, "checkpoint"),
-        "samples": _count(row, "samples"),
-        "seed": _word(row, "seed"),
+        "data": word(row, "dataset"),
+        "model": word(row, "model"),
+        "checkpoint": word(row, "checkpoint"),
+        "samples": count(row, "samples"),
+        "seed": word(row, "seed"),
         "damping λ": number(row.get("damping"), ""),
     }
     return "; ".join(f"{name} {word}" for name, word in words.items() if word)

@@ -1,7 +1,7 @@
 """The page ``report.html``: tables, pictures, definitions and provenance, readable offline."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,11 @@ import jinja2
 import pandas as pd
 
 from fisherlab.errors import InputError
-from fisherlab.report.blocks import blocks
+from fisherlab.plots.frames import compared_layers
+from fisherlab.plots.profiles import MANY
+from fisherlab.report.blocks import Block, blocks, diagonal_block, runs
 from fisherlab.report.definitions import METRICS, SCALE_NOTE, STAND_IN, THEOREMS
+from fisherlab.report.overview import Overview, diagonal_line, overview
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,14 @@ class Picture:
             the same name lies beside it, the page links to it.
         caption: The sentence under it.
         heading: The words above it.
+        layer: The layer that it shows, if it is one: on a page with many layers the picture then
+            stands in the layer's section.
     """
 
     path: str | Path
     caption: str
     heading: str
+    layer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,24 @@ class _Figure:
     pdf: str | None
     caption: str
     heading: str
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A block, or the layers with the diagonal only, with its pictures."""
+
+    block: Block
+    figures: list[_Figure]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the page shows of one run; the overview is there from 13 layers on."""
+
+    overview: Overview | None
+    sections: list[_Section]
+    diagonal: _Section | None
+    diagonal_line: str
 
 
 def write_page(
@@ -50,9 +74,14 @@ def write_page(
 ) -> Path:
     """Write the page of one or more runs.
 
-    The page needs no network and no script: its style is inline, and its pictures are files that
-    it names relative to its own folder. All text is escaped. Data that stand in for others are
-    announced in a banner.
+    The page needs no network: its style is inline, and its pictures are files that it names
+    relative to its own folder, loaded when they are looked at. All text is escaped. Data that
+    stand in for others are announced in a banner.
+
+    Up to 12 layers have their tables one below the other. More have one table with a row a layer
+    (a short script of the page sorts it by a click on a heading), and their own tables and
+    pictures in sections to unfold. Layers that have only the approximation `diagonal` (norms)
+    share one table.
 
     Args:
         path: The ``.html`` file to write.
@@ -69,7 +98,12 @@ def write_page(
         InputError: A picture does not exist, or the records cannot be read.
     """
     page = Path(path)
-    tables = [] if records is None else list(blocks(records))
+    pictures: dict[str | None, list[_Figure]] = {
+        layer: [] for layer in dict.fromkeys(picture.layer for picture in figures)
+    }
+    for picture in figures:
+        pictures[picture.layer].append(_figure(picture, page.parent))
+    shown = [] if records is None else [_run(run, pictures) for run in runs(records)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fisherlab.report", "."),
         autoescape=True,
@@ -81,9 +115,10 @@ def write_page(
         title=title,
         stand_ins=_stand_ins(records, provenance),
         summary=_sections(summary),
-        blocks=tables,
-        own_scale=any(row.own_scale for block in tables for row in block.rows),
-        figures=[_figure(picture, page.parent) for picture in figures],
+        runs=shown,
+        many=any(run.overview for run in shown),
+        own_scale=any(row.own_scale for run in shown for part in run.sections for row in part.block.rows),
+        figures=[one for part in pictures.values() for one in part],
         metrics=METRICS,
         theorems=THEOREMS,
         scale_note=SCALE_NOTE,
@@ -92,6 +127,22 @@ def write_page(
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
     return page
+
+
+def _run(records: pd.DataFrame, pictures: dict[str | None, list[_Figure]]) -> _Run:
+    """The tables of a run; where there are many layers, their pictures move from the list to them."""
+    layers, diagonal = compared_layers(records)
+    many = len(layers) > MANY
+
+    def taken(names: Iterable[str]) -> list[_Figure]:
+        return [one for name in names for one in pictures.pop(str(name), [])] if many else []
+
+    return _Run(
+        overview=overview(records) if many else None,
+        sections=[_Section(block, taken([block.layer])) for block in blocks(records, layers)],
+        diagonal=_Section(diagonal_block(records, diagonal), taken(diagonal)) if diagonal else None,
+        diagonal_line=diagonal_line(records),
+    )
 
 
 def _stand_ins(records: pd.DataFrame | None, provenance: Mapping[str, Any]) -> list[str]:

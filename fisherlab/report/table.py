@@ -10,11 +10,20 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from fisherlab.report.blocks import Block, Row, blocks
+from fisherlab.plots.frames import compared_layers
+from fisherlab.plots.labels import short
+from fisherlab.plots.profiles import MANY
+from fisherlab.report.blocks import MISSING, Block, Cell, Row, blocks, runs
 from fisherlab.report.definitions import SCALE_NOTE, STAND_IN
+from fisherlab.report.overview import Overview, diagonal_line, overview
 
 BEST = "*"
 OWN_SCALE = "†"
+
+Column = list[Text]
+"""Heading and cells."""
+
+_LEAST_NAME = 16  # characters that a narrow terminal leaves of a layer's name
 
 _SHORT_TARGETS = {
     "predictive": "pred.",
@@ -25,11 +34,16 @@ _SHORT_TARGETS = {
 
 
 def console_table(records: pd.DataFrame, *, device: str | None = None) -> RenderableType:
-    """The records as tables for a terminal, one block a layer.
+    """The records as tables for a terminal.
 
-    The best value of a column (each target on its own) is bold and carries a ``*``. A terminal
-    too narrow for all columns gets them in two or more tables, one below the other; no number is
-    ever folded.
+    Up to 12 layers: a block a layer with all metrics. More: one table with a row a layer and the
+    scaled error of each approximation against the layer's main target; the notes are counted
+    below it. Layers that have only the approximation `diagonal` (norms) are one line, where
+    others have more.
+
+    The best value of a column of a block (each target on its own), or of a row of the one table,
+    is bold and carries a ``*``. A terminal too narrow for all columns gets them in two or more
+    tables, one below the other; no number is ever folded.
 
     Args:
         records: Rows of ``records.csv``; columns that are absent count as empty.
@@ -42,14 +56,95 @@ def console_table(records: pd.DataFrame, *, device: str | None = None) -> Render
         InputError: There are no rows, or ``layer`` or ``approximation`` is absent.
     """
     parts: list[RenderableType] = []
-    own_scale = False
-    for block in blocks(records):
-        parts += [_heading(block), _Columns(block), *_foot(block, device), Text()]
-        own_scale = own_scale or any(row.own_scale for row in block.rows)
-    parts.append(Text(f"{BEST} best of its column, to the digits shown", style="dim"))
+    best, own_scale = "column", False
+    for run in runs(records):
+        layers, _ = compared_layers(run)
+        if len(layers) > MANY:
+            best = "row"
+            view = overview(run)
+            parts += _overview_parts(view, device)
+            own_scale = own_scale or any(view.own_scale)
+        else:
+            for block in blocks(run, layers):
+                parts += [_heading(block), _Columns(block), *_foot(block, device), Text()]
+                own_scale = own_scale or any(row.own_scale for row in block.rows)
+        if line := diagonal_line(run):
+            parts += [Text(f"{line}; all numbers: records.csv", style="dim"), Text()]
+    parts.append(Text(f"{BEST} best of its {best}, to the digits shown", style="dim"))
     if own_scale:
         parts.append(Text(f"{OWN_SCALE} {SCALE_NOTE}", style="dim"))
     return Group(*parts)
+
+
+def _overview_parts(view: Overview, device: str | None) -> Iterator[RenderableType]:
+    yield Text.assemble(
+        (f"{len(view.rows)} layers", "bold"), "  scaled error min_c ‖F − c F̂‖ / ‖F‖ of each approximation"
+    )
+    yield _Rows(view)
+    yield _foot_line(view.targets, view.context, device)
+    for note in view.notes:
+        yield Text(note, style="dim")
+    yield Text("all numbers of every layer: records.csv (in Python: .records)", style="dim")
+    yield Text()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """An overview in one table, or, on a narrow console, the facts of the layers in tables below."""
+
+    view: Overview
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        facts = [
+            [Text(head), *(Text(row.facts[place]) for row in self.view.rows)]
+            for place, head in enumerate(self.view.facts)
+        ]
+        errors = [self._errors(place) for place in range(len(self.view.methods))]
+        wanted = sum(map(_room, facts + errors))
+        names = [row.layer for row in self.view.rows]
+        most = max(_LEAST_NAME, min(max(map(cell_len, names)), options.max_width - wanted))
+        layers = [Text("layer"), *(Text(short(name, most)) for name in names)]
+        free = options.max_width - most
+        for place, columns in enumerate(_split(facts + errors if wanted <= free else errors + facts, free)):
+            if place:
+                yield Text()
+            yield _rows_table([layers, *columns])
+
+    def _errors(self, place: int) -> Column:
+        """Heading and scaled errors of an approximation."""
+        mark = OWN_SCALE if self.view.own_scale[place] else " "
+        head = Text("\n".join(self.view.methods[place].split(" ")) + mark, justify="right")
+        cells = [row.cells.get("scaled_error") for row in self.view.rows]
+        return [head, *(_cell(cell[place] if cell else Cell(MISSING)) for cell in cells)]
+
+
+def _room(column: Column) -> int:
+    """Width of a column and the space before it."""
+    return 1 + max(cell_len(line) for text in column for line in text.plain.split("\n"))
+
+
+def _split(columns: list[Column], free: int) -> Iterator[list[Column]]:
+    """The columns that fit side by side, in turn; at least one."""
+    chosen: list[Column] = []
+    used = 0
+    for column in columns:
+        if chosen and used + _room(column) > free:
+            yield chosen
+            chosen, used = [], 0
+        chosen.append(column)
+        used += _room(column)
+    if chosen:
+        yield chosen
+
+
+def _rows_table(columns: list[Column]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    for head, *_ in columns:
+        right = head.justify == "right" or head.plain == "T"
+        table.add_column(head, no_wrap=True, vertical="bottom", justify="right" if right else "left")
+    for cells in zip(*(column[1:] for column in columns), strict=True):
+        table.add_row(*cells)
+    return table
 
 
 @dataclass(frozen=True)
@@ -59,59 +154,39 @@ class _Columns:
     block: Block
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for place, chosen in enumerate(self._split(options.max_width)):
+        names = _names(self.block)
+        metrics = [_column(self.block, place) for place in range(len(self.block.metrics))]
+        free = options.max_width - sum(map(_room, names)) + 1
+        for place, chosen in enumerate(_split(metrics, free) if metrics else [[]]):
             if place:
                 yield Text()
-            yield _table(self.block, chosen)
-
-    def _split(self, width: int) -> Iterator[list[int]]:
-        """Places of the metrics that fit beside the names, in turn."""
-        free = width - sum(_width(column) for column in _names(self.block))
-        free -= len(_names(self.block)) - 1
-        chosen: list[int] = []
-        used = 0
-        for place in range(len(self.block.metrics)):
-            need = 1 + _width(_column(self.block, place))
-            if chosen and used + need > free:
-                yield chosen
-                chosen, used = [], 0
-            chosen.append(place)
-            used += need
-        if chosen or not self.block.metrics:
-            yield chosen
+            yield _table(names, chosen)
 
 
-def _table(block: Block, chosen: list[int]) -> Table:
-    names = _names(block)
+def _table(names: list[Column], metrics: list[Column]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    for heading, *_ in names:
-        table.add_column(heading, overflow="fold", vertical="bottom")
-    for place in chosen:
-        heading = _column(block, place)[0]
-        table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
-    for index, row in enumerate(block.rows, start=1):
-        words = (Text(column[index]) for column in names)
-        table.add_row(*words, *(_number(row, place) for place in chosen))
+    for head, *_ in names:
+        table.add_column(head, overflow="fold", vertical="bottom")
+    for head, *_ in metrics:
+        table.add_column(head, justify="right", no_wrap=True, vertical="bottom")
+    for cells in zip(*(column[1:] for column in names + metrics), strict=True):
+        table.add_row(*cells)
     return table
 
 
-def _names(block: Block) -> list[list[str]]:
+def _names(block: Block) -> list[Column]:
     """Columns that name a row: its approximation and, where there are two, its target."""
-    columns = [["", *(_name(row) for row in block.rows)]]
+    columns = [[Text(), *(Text(_name(row)) for row in block.rows)]]
     if len(block.targets) > 1:
         targets = (_SHORT_TARGETS.get(row.target, row.target) for row in block.rows)
-        columns.append(["target", *targets])
+        columns.append([Text("target"), *map(Text, targets)])
     return columns
 
 
-def _column(block: Block, place: int) -> list[str]:
+def _column(block: Block, place: int) -> Column:
     """Heading and numbers of a metric; each ends in the mark of the best, or a space."""
     heading = "\n".join(block.metrics[place].heading)
-    return [heading, *(_number(row, place).plain for row in block.rows)]
-
-
-def _width(column: list[str]) -> int:
-    return max(cell_len(line) for text in column for line in text.split("\n"))
+    return [Text(heading), *(_cell(row.cells[place]) for row in block.rows)]
 
 
 def _name(row: Row) -> str:
@@ -120,8 +195,7 @@ def _name(row: Row) -> str:
     return f"{row.approximation}{scale}{note}"
 
 
-def _number(row: Row, place: int) -> Text:
-    cell = row.cells[place]
+def _cell(cell: Cell) -> Text:
     if cell.best:
         return Text(cell.text + BEST, style="bold green")
     return Text(cell.text + " ")
@@ -132,9 +206,13 @@ def _heading(block: Block) -> Text:
 
 
 def _foot(block: Block, device: str | None) -> Iterator[Text]:
-    target = f"target {' and '.join(block.targets)}; " if block.targets else ""
-    where = f"; device {device}" if device else ""
-    line = f"{target}{block.context}{where}"
-    yield Text(line, style="yellow" if STAND_IN in line else "dim")
+    yield _foot_line(block.targets, block.context, device)
     for place, note in enumerate(block.notes, start=1):
         yield Text(f"[{place}] {note}", style="dim")
+
+
+def _foot_line(targets: tuple[str, ...], context: str, device: str | None) -> Text:
+    target = f"target {' and '.join(targets)}; " if targets else ""
+    where = f"; device {device}" if device else ""
+    line = f"{target}{context}{where}"
+    return Text(line, style="yellow" if STAND_IN in line else "dim")

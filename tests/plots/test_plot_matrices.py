@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import matplotlib
 import numpy as np
 import pytest
@@ -182,11 +184,31 @@ def test_coupling_prints_each_number_and_marks_missing_ones(caption, texts):
         plots.coupling(matrix, ["0", "2"], caption=caption)
 
 
-def test_coupling_of_sixty_layers_has_thin_ticks(caption):
-    names = [f"blocks.{index}.convolution" for index in range(60)]
-    figure = plots.coupling(np.eye(60), names, caption=caption)
-    shown = [tick.get_text() for tick in figure.axes[0].get_xticklabels() if tick.get_text()]
-    assert 10 <= len(shown) <= 40
+@pytest.mark.parametrize("count", [40, 41, 161])
+def test_coupling_of_many_layers_has_names_with_room_and_says_which(caption, texts, count):
+    names = [f"blocks.{index}.a_long_convolution.name" for index in range(count)]
+    figure = plots.coupling(np.eye(count), names, caption=caption)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    boxes = [tick.get_window_extent() for tick in axes.get_yticklabels()]
+    assert 10 <= len(boxes) <= 40
+    assert not any(box.overlaps(other) for box, other in pairwise(boxes))
+    assert all(box.x0 >= 0 for box in boxes)
+    assert any("named" in text for text in texts(figure)) == (count > 40)
+
+
+def test_coupling_of_many_layers_shows_small_values_on_a_logarithmic_scale(caption, texts):
+    matrix = np.eye(20)
+    matrix[0, 1] = matrix[1, 0] = 0.05
+    matrix[2, 3] = np.nan
+    figure = plots.coupling(matrix, [str(index) for index in range(20)], caption=caption)
+    (mesh,) = figure.axes[0].collections
+    assert isinstance(mesh.norm, LogNorm)
+    drawn = mesh.get_array().reshape(20, 20)
+    assert drawn[0, 1] == 0.05
+    assert drawn[0, 2] == mesh.norm.vmin
+    assert np.ma.getmaskarray(drawn)[2, 3]
+    assert any("logarithmic" in text and "grey" in text for text in texts(figure))
 
 
 def test_magnitude_map_grows_in_lightness():

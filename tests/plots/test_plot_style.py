@@ -62,7 +62,7 @@ def test_title_legend_panels_and_caption_do_not_overlap(figures):
             assert not any(strip.overlaps(other) for other in others), name
 
 
-@pytest.mark.parametrize("count", [2, 4, 5, 13])
+@pytest.mark.parametrize("count", [2, 4, 5, 12])
 def test_long_layer_names_stay_over_their_panels(caption, count):
     names = [f"encoder.layers.{index}.self_attention.WWW_projection" for index in range(count)]
     steps = pd.DataFrame({"layer": names, "step": "kfac", "scaled_error": 0.3})
@@ -195,8 +195,24 @@ def test_number_is_written_shortly(value, text):
     assert labels.number(value) == text
 
 
-@given(st.text(min_size=1, max_size=60), st.integers(2, 30))
-def test_short_names_keep_their_end(name, most):
-    text = style.short(name, most)
+@given(st.lists(st.text("abz_019", min_size=1, max_size=12), min_size=1, max_size=8), st.integers(2, 60))
+def test_short_names_fit_and_keep_their_end(words, most):
+    name = ".".join(words)
+    text = labels.short(name, most)
     assert len(text) <= most
-    assert name.endswith(text.removeprefix("…") if len(name) > most else text)
+    assert text.endswith(words[-1][max(0, len(words[-1]) - most + 1) :])
+    if len(name) <= most:
+        assert text == name
+
+
+def test_short_names_keep_numbers_and_the_first_letters_of_words():
+    name = "decoder.layers.11.cross_attention.out_proj"
+    assert labels.short(name, 40) == "dec.layers.11.cross_attention.out_proj"
+    assert labels.short(name, 24) == "dec.lay.11.cro.out_proj"
+    assert labels.short("layer4.0.downsample.1.bias", 25) == "lay4.0.downsample.1.bias"
+    assert labels.short(name, 10) == "….out_proj"
+
+
+@pytest.mark.parametrize(("number", "text"), [(2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (22, "22nd")])
+def test_ordinals(number, text):
+    assert labels.ordinal(number) == text

@@ -50,3 +50,24 @@ def records():
             _row(layer, "lngd", target="layerwise", relative_error=0.05, gap_to_nearest=None),
         ]
     return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def many():
+    """Thirty layers with long names, six of them grouped, and twenty norms with the diagonal only."""
+    rows = []
+    for index in range(30):
+        name = f"encoder.layers.{index}.self_attention.out_proj"
+        shape = {"groups": 4 if index < 6 else 1, "positions": 64, "kind": "drawn", "target": "drawn"}
+        note = f"the block would need {index + 1}.5 GiB; one label a sample is drawn"
+        rows += [
+            _row(name, "kfac", scaled_error=0.3 + index / 1000, note=note, **shape),
+            _row(name, "ekfac", scaled_error=0.2 + index / 1000, note=note, **shape),
+            _row(name, "lngd", scaled_error=0.6, relative_error=97.5, note=note, **shape),
+            _row(name, "lngd", **{**shape, "target": "layerwise"}, scaled_error=0.05),
+        ]
+    for index in range(20):
+        rows.append(
+            _row(f"norms.{index}", "diagonal", module="norm", inputs=1, scaled_error=0.1 + index / 100)
+        )
+    return pd.DataFrame(rows).convert_dtypes(convert_string=False, convert_floating=False)

@@ -1,6 +1,8 @@
 import re
+from collections import Counter
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 
 from fisherlab.errors import InputError
@@ -15,11 +17,15 @@ class Reader(HTMLParser):
     def __init__(self):
         super().__init__()
         self.open, self.links, self.cells, self.text = [], [], [], []
+        self.counts, self.names, self.lazy = Counter(), [], []
 
     def handle_starttag(self, tag, attributes):
         if tag not in VOID:
             self.open.append(tag)
         given = dict(attributes)
+        self.counts[tag] += 1
+        self.names += [given["id"]] if "id" in given else []
+        self.lazy += [given.get("loading") == "lazy"] if tag == "img" else []
         self.links += [given[key] for key in ("src", "href") if key in given]
         if tag == "td":
             self.cells.append((given.get("class", ""), ""))
@@ -67,6 +73,60 @@ def test_page_is_offline(write, picture, tmp_path):
     write(figures=[picture])
     text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|<script|@import|url\(", text)
+
+
+def test_page_of_many_layers_is_offline_and_works_without_its_script(write, many, tmp_path):
+    reader = write(records=many)
+    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|<script [^>]*src|@import|url\(|<details[^>]* hidden", text)
+    assert reader.counts["script"] == 1
+
+
+def test_many_layers_have_an_overview_and_sections_to_unfold(write, many):
+    reader = write(records=many)
+    assert reader.counts["details"] == 31  # thirty layers, and all norms together
+    sections = [link for link in reader.links if link.startswith("#layer-")]
+    assert len(sections) == 30
+    assert {link[1:] for link in sections} <= set(reader.names)
+    assert ("number best", "0.207") in reader.cells
+    assert ("number", "0.307") in reader.cells
+    text = " ".join(reader.text)
+    assert text.count("encoder.layers.7.self_attention.out_proj") == 2
+    assert text.count("norms.7") == 1
+    assert "30 layers, KFAC" not in text
+    assert any(kind == "" and cell == "×4" for kind, cell in reader.cells)
+
+
+def test_few_layers_have_no_overview_but_norms_share_a_table(write, records, many):
+    reader = write(records=pd.concat([records, many[many["module"] == "norm"]]))
+    assert reader.counts["script"] == 0
+    assert reader.counts["details"] == 1
+    assert reader.counts["table"] == 3
+
+
+def test_pictures_of_a_layer_stand_in_its_section(write, many, picture, tmp_path):
+    layer = many["layer"].iloc[0]
+    own = [
+        Picture(picture.path, "its own", "Layer", layer),
+        Picture(picture.path, "a norm", "Norm", "norms.3"),
+    ]
+    write(records=many, figures=[Picture(picture.path, "whole", "Errors"), *own])
+    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert text.index(": whole") < text.index('<details id="layer-1-1"') < text.index(": its own")
+    assert text.index(": its own") < text.index('<details id="layer-1-2"') < text.index(": a norm")
+
+
+def test_every_picture_is_loaded_when_it_is_looked_at(write, many, records, picture):
+    pictures = [picture, Picture(picture.path, "", "", many["layer"].iloc[0])]
+    assert write(records=many, figures=pictures).lazy == [True, True]
+    assert write(records=records, figures=pictures).lazy == [True, True]
+
+
+def test_the_page_of_three_hundred_blocks_stays_small(write, many, tmp_path):
+    wide = [many.assign(layer=[f"{part}.{name}" for name in many["layer"]]) for part in range(6)]
+    reader = write(records=pd.concat(wide))
+    assert reader.counts["details"] == 181
+    assert (tmp_path / "run" / "report.html").stat().st_size < 2**20
 
 
 def test_numbers_are_in_cells_and_the_best_is_marked(write):

@@ -1,10 +1,13 @@
 import io
 
+import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
 from fisherlab.errors import InputError
 from fisherlab.report import METRICS, console_table
+from fisherlab.report.overview import counted_notes
 
 
 def printed(renderable, width=100):
@@ -103,6 +106,83 @@ def test_only_names_are_needed(records):
         console_table(records[["layer"]])
     with pytest.raises(InputError, match="no rows"):
         console_table(records.iloc[:0])
+
+
+def layer_rows(text):
+    return [line for line in text.splitlines() if "out_proj" in line]
+
+
+def test_many_layers_are_one_table_with_a_row_a_layer(many):
+    text = printed(console_table(many, device="cpu"), 120)
+    lines = layer_rows(text)
+    assert len(lines) == 30
+    assert max(map(len, text.splitlines())) <= 120
+    assert "encoder.layers.7.self_attention.out_proj" in lines[7]
+    for part in ("Linear", "20×21", "64", "kronecker", "0.307", "0.207*", "0.600"):
+        assert part in lines[7].split()
+    assert "0.0500" not in text
+    assert len(text.splitlines()) < 50
+    for part in ("target drawn", "mnist-mlp", "device cpu", "records.csv", "LNGD†", "best of its row"):
+        assert part in text
+    assert "damping" not in text
+
+
+def test_groups_are_a_column_where_there_are_any(many):
+    lines = layer_rows(printed(console_table(many), 120))
+    assert ["×4" in line for line in lines] == [True] * 6 + [False] * 24
+    text = printed(console_table(many.assign(groups=1)), 120)
+    assert "groups" not in text
+    few = many[many["layer"].isin(many["layer"].unique()[:2])]
+    assert printed(console_table(few), 120).count("×4 groups") == 2
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_many_layers_on_a_narrow_terminal_keep_every_number_whole(many, width):
+    text = printed(console_table(many), width)
+    assert max(map(len, text.splitlines())) <= width
+    numbers = " ".join(layer_rows(text)).split()
+    assert numbers.count("0.207*") == numbers.count("0.307") == 1
+    assert numbers.count("0.600") == 30
+    assert numbers.count("20×21") == numbers.count("kronecker") == 30
+
+
+def test_layers_with_the_diagonal_only_are_one_line(many, records):
+    text = " ".join(printed(console_table(many), 120).split())
+    assert "20 layers with the approximation diagonal only (norm): scaled error 0.100 to 0.290" in text
+    assert "norms." not in text
+    norms = many[many["module"] == "norm"]
+    few = printed(console_table(pd.concat([records, norms])), 120)
+    assert "norms." not in few
+    assert few.count("20 layers with the approximation diagonal only") == 1
+    assert len(rows(printed(console_table(norms), 120), "norms.")) == 20
+
+
+def test_notes_of_many_layers_are_counted(many):
+    many.loc[many["approximation"] == "ekfac", "note"] += "; layer 'x' has no basis"
+    lines = printed(console_table(many), 120).splitlines()
+    assert "30 layers: the block would need …; one label a sample is drawn" in lines
+    assert "30 layers, EKFAC: layer 'x' has no basis" in lines
+
+
+def test_notes_that_differ_in_numbers_or_the_layers_name_are_one():
+    frame = pd.DataFrame(
+        {
+            "layer": ["a", "b", "c"],
+            "approximation": "kfac",
+            "note": ["layer 'a' needs 3 GiB of 4 GiB", "layer 'b' needs 12 MiB of 4 GiB", pd.NA],
+        }
+    )
+    assert list(counted_notes(frame)) == ["2 layers: layer … needs … of 4 GiB"]
+
+
+def test_missing_numbers_of_many_layers_are_dashes(many):
+    many["scaled_error"] = many["scaled_error"].astype(object)
+    many.loc[many["approximation"] == "ekfac", "scaled_error"] = pd.NA
+    lines = layer_rows(printed(console_table(many), 120))
+    assert all("–" in line.split() for line in lines)
+    assert "0.300*" in lines[0]
+    bare = many[["layer", "approximation"]].assign(relative_error=np.nan)
+    assert len(layer_rows(printed(console_table(bare), 120))) == 30
 
 
 def test_headings_are_no_wider_than_their_numbers():

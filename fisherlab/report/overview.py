@@ -1,0 +1,176 @@
+"""Records of a network with many layers: a row a layer, and what the notes say, counted."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from fisherlab.plots.frames import compared_layers, numbers, with_series
+from fisherlab.plots.labels import label, number
+from fisherlab.report.blocks import MISSING, OWN_SCALE, Cell, Record, count, run_context, word
+from fisherlab.report.definitions import METRICS, Metric, best_rows
+
+_BY_COLUMN = {metric.column: metric for metric in METRICS}
+SHOWN = (_BY_COLUMN["scaled_error"], _BY_COLUMN["relative_error"])
+"""The metrics of an overview."""
+
+_FACTS = {"module": "module", "shape": "m×d", "positions": "T", "groups": "groups", "method": "exact by"}
+_MOST_NOTES = 10
+_NUMBER = re.compile(r"(\d[\d.,]*(?:e[+−-]?\d+)?(?: [KMGT]?i?B\b)?)")
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer.
+
+    Attributes:
+        layer: Its name.
+        facts: Module, shape, positions, groups and way of computing the exact block, as far as
+            the overview has these columns.
+        cells: Column of a metric -> one cell for each approximation.
+    """
+
+    layer: str
+    facts: tuple[str, ...]
+    cells: Mapping[str, tuple[Cell, ...]]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The layers of one run beside their approximations, against the main target of each layer.
+
+    Attributes:
+        facts: Headings of the layers' facts.
+        methods: Written forms of the approximations.
+        own_scale: Whether an approximation has no common scale with the target.
+        metrics: The metrics that are known of any layer.
+        rows: One for each layer that has more than the approximation `diagonal`.
+        targets: The targets that occur.
+        context: Data, model, checkpoint, samples and seed.
+        notes: What the records' notes say, each with the number of its layers.
+    """
+
+    facts: tuple[str, ...]
+    methods: tuple[str, ...]
+    own_scale: tuple[bool, ...]
+    metrics: tuple[Metric, ...]
+    rows: tuple[LayerRow, ...]
+    targets: tuple[str, ...]
+    context: str
+    notes: tuple[str, ...]
+
+
+def overview(run: pd.DataFrame) -> Overview:
+    """The overview of the records of one run."""
+    layers, _ = compared_layers(run)
+    rows = with_series(run[run["layer"].isin(layers)])
+    main = rows[[not one.target for one in rows["series"]]]
+    methods = list(dict.fromkeys(main["approximation"]))
+    metrics = tuple(m for m in SHOWN if m.column in main and numbers(main[m.column]).notna().any())
+    facts = {layer: _facts(dict(own.iloc[0])) for layer, own in main.groupby("layer", sort=False)}
+    used = [key for key in _FACTS if any(one[key] not in (MISSING, "") for one in facts.values())]
+    cells = {metric.column: _cells(main, metric, methods) for metric in metrics}
+    return Overview(
+        facts=tuple(_FACTS[key] for key in used),
+        methods=tuple(map(label, methods)),
+        own_scale=tuple(name in OWN_SCALE for name in methods),
+        metrics=metrics,
+        rows=tuple(
+            LayerRow(
+                str(layer),
+                tuple(facts[layer][key] for key in used),
+                {metric.column: cells[metric.column][layer] for metric in metrics},
+            )
+            for layer in layers
+        ),
+        targets=tuple(str(one) for one in main["target"].dropna().unique()) if "target" in main else (),
+        context=run_context({**run.iloc[0], "damping": None}),
+        notes=tuple(counted_notes(run)),
+    )
+
+
+def diagonal_line(run: pd.DataFrame) -> str:
+    """One sentence on the layers that have only the approximation `diagonal`; empty without any."""
+    _, layers = compared_layers(run)
+    if not layers:
+        return ""
+    own = run[run["layer"].isin(layers)]
+    modules = ", ".join(own["module"].dropna().astype(str).unique()) if "module" in own else ""
+    line = f"{_layers(len(layers))} with the approximation diagonal only"
+    line += f" ({modules})" if modules else ""
+    errors = numbers(own["scaled_error"]).dropna() if "scaled_error" in own else pd.Series(dtype=float)
+    if len(errors):
+        line += f": scaled error {number(errors.min())} to {number(errors.max())}"
+    return line
+
+
+def counted_notes(run: pd.DataFrame) -> Iterator[str]:
+    """The notes of a run, the most frequent first: how many layers, which approximations, what.
+
+    A row's note is taken apart at "; "; parts that stand in the same rows are one. Notes that
+    differ only in numbers, or in the quoted name of their layer, count as one; what differs is
+    written as "…".
+    """
+    if "note" not in run:
+        return
+    noted = run[["layer", "approximation", "note"]].reset_index(drop=True).dropna()
+    noted = noted.assign(note=noted["note"].astype(str).str.split("; ")).explode("note")
+    noted = noted[noted["note"] != ""]
+    pairs = zip(noted["layer"], noted["note"], strict=True)
+    texts = [note.replace(repr(str(layer)), "…") for layer, note in pairs]
+    noted = noted.assign(note=texts, key=[_NUMBER.sub("#", text) for text in texts])
+    parts: dict[frozenset[int], list[str]] = {}
+    for _, own in noted.groupby("key", sort=False):
+        parts.setdefault(frozenset(own.index), []).append(_common(list(own["note"].unique())))
+    lines = [(_of_rows(run, run.iloc[sorted(rows)]), "; ".join(words)) for rows, words in parts.items()]
+    lines.sort(key=lambda line: -line[0][0])
+    for (many, names), words in lines[:_MOST_NOTES]:
+        yield f"{_layers(many)}{names}: {words}"
+    if len(lines) > _MOST_NOTES:
+        yield f"{len(lines) - _MOST_NOTES} more kinds of notes"
+
+
+def _of_rows(run: pd.DataFrame, rows: pd.DataFrame) -> tuple[int, str]:
+    """How many layers some rows belong to; their approximations, where these layers have others."""
+    methods = list(rows["approximation"].unique())
+    every = set(run.loc[run["layer"].isin(rows["layer"]), "approximation"])
+    names = "" if set(methods) == every else f", {', '.join(map(label, methods))}"
+    return rows["layer"].nunique(), names
+
+
+def _layers(many: int) -> str:
+    return f"{many} layer{'s' if many > 1 else ''}"
+
+
+def _common(texts: list[str]) -> str:
+    """What texts that differ only in numbers have in common."""
+    parts = zip(*map(_NUMBER.split, texts), strict=True)
+    return "".join(one[0] if len(set(one)) == 1 else "…" for one in parts)
+
+
+def _facts(row: Record) -> dict[str, str]:
+    shape = f"{count(row, 'outputs')}×{count(row, 'inputs')}"
+    groups = count(row, "groups")
+    return {
+        "module": word(row, "module") or MISSING,
+        "shape": MISSING if shape == f"{MISSING}×{MISSING}" else shape,
+        "positions": count(row, "positions"),
+        "groups": "" if groups in (MISSING, "1") else f"×{groups}",
+        "method": word(row, "method") or MISSING,
+    }
+
+
+def _cells(main: pd.DataFrame, metric: Metric, methods: list[str]) -> dict[str, tuple[Cell, ...]]:
+    """The cells of each layer; the best of a layer is marked."""
+    kept = main.drop_duplicates(["layer", "approximation"])
+    kept = kept.assign(value=numbers(kept[metric.column]))
+    table = kept.pivot(index="layer", columns="approximation", values="value").reindex(columns=methods)
+    found: dict[str, tuple[Cell, ...]] = {}
+    for layer, values in zip(table.index, table.to_numpy(float), strict=True):
+        flags = best_rows(pd.Series(np.asarray(values)), metric.better)
+        found[layer] = tuple(
+            Cell(number(value, MISSING), best) for value, best in zip(values, flags, strict=True)
+        )
+    return found
