@@ -34,7 +34,9 @@ _DEFAULT = CompareConfig(model="")
     help="Labels of the Fisher: predictive, monte-carlo, empirical or layerwise.",
 )
 @click.option(
-    "--likelihood", metavar="NAME", help="categorical, bernoulli or gaussian.  [default: the model's]"
+    "--likelihood",
+    metavar="NAME",
+    help="categorical, token-categorical, bernoulli, gaussian.  [default: the model's]",
 )
 @click.option(
     "--bias",
@@ -64,6 +66,11 @@ _DEFAULT = CompareConfig(model="")
     default=_DEFAULT.draws,
     show_default=True,
     help="Labels a sample for --kind monte-carlo.",
+)
+@click.option(
+    "--statistics",
+    metavar="FILE",
+    help="Approximations from these statistics; collected and saved there if there is no such file.",
 )
 @click.option("--device", default=_DEFAULT.device, show_default=True, metavar="auto|cpu|cuda[:i]")
 @click.option(

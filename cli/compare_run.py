@@ -18,22 +18,32 @@ from .options import Output
 from .printing import print_json, print_rich
 
 if TYPE_CHECKING:
+    from fisherlab.approximations import Statistics
     from fisherlab.models import Prepared
     from fisherlab.result import Comparison
 
 
 def perform(config: CompareConfig, output: Output) -> None:
-    """Runs a comparison, writes its directory and prints its result.
+    """Runs a comparison, writes its directory and prints its result; of several processes the first does.
 
     Raises:
         FisherlabError: for a configuration that cannot be run; nothing has been written then.
     """
+    from fisherlab import distributed
+
+    with distributed.launched():
+        _perform(config, output, first=distributed.rank() == 0)
+
+
+def _perform(config: CompareConfig, output: Output, first: bool) -> None:
     started = time.perf_counter()
     out = rundirs.choose(output.out, "compare", config.model, force=output.force)
     with redirect_stdout(sys.stderr):  # a model of the user's own may print
         config = config.resolved()
-        prepared = _prepare(config, output.progress)
-        comparison = _compare(config, prepared, output.progress)
+        prepared = _prepare(config, output.progress and first)
+        comparison = _compare(config, prepared, output.progress and first)
+        if not first:
+            return
         config = _as_used(config, prepared, comparison)
         summary = _write(config, comparison, out, output, started)
     if output.as_json:
@@ -105,6 +115,7 @@ def _compare(config: CompareConfig, prepared: "Prepared", progress: bool) -> "Co
 
     from fisherlab.comparison import compare
     from fisherlab.exact import Plan
+    from fisherlab.layers import find_layers
     from fisherlab.result import About
 
     def on_plan(plan: Plan) -> None:
@@ -119,26 +130,49 @@ def _compare(config: CompareConfig, prepared: "Prepared", progress: bool) -> "Co
         step=prepared.step,
         seed=config.seed,
         checksum=dataset.checksum,
-        stand_in=dataset.stand_in,
+        stand_in=bool(dataset.stand_in),
         checkpoint_hash=prepared.checkpoint_hash or None,
     )
+    common: dict[str, Any] = {
+        "likelihood": config.likelihood or prepared.likelihood,
+        "kind": config.kind,
+        "layers": find_layers(prepared.model, config.layers, bias=config.bias, masks=prepared.masks),
+        "memory": config.memory,
+        "max_columns": config.max_columns,
+        "draws": config.draws,
+        "generator": torch.Generator().manual_seed(config.seed),
+        "progress": progress,
+    }
     return compare(
         prepared.model,
         prepared.data,
         config.approximations,
-        config.likelihood or prepared.likelihood,
-        config.kind,
-        config.layers,
-        bias=config.bias,
-        memory=config.memory,
-        max_columns=config.max_columns,
-        draws=config.draws,
-        generator=torch.Generator().manual_seed(config.seed),
-        progress=progress,
+        **common,
         spectra=config.spectra,
+        statistics=_statistics(config, prepared, common),
         about=about,
         on_plan=on_plan,
     )
+
+
+def _statistics(config: CompareConfig, prepared: "Prepared", common: dict[str, Any]) -> "Statistics | None":
+    """The statistics of the file that the configuration names, collected now if there is none yet."""
+    from fisherlab.approximations import collect_statistics, load_statistics
+    from fisherlab.experiment import WATERFALL
+
+    if config.statistics is None:
+        return None
+    path = Path(config.statistics)
+    if path.exists():
+        log.info("approximations are built from the statistics in %s", path)
+        return load_statistics(path)
+    names = dict.fromkeys([*config.approximations, *WATERFALL])
+    generator = common["generator"].get_state()
+    statistics = collect_statistics(
+        prepared.model, prepared.data, approximations=list(names), path=path, **common
+    )
+    common["generator"].set_state(generator)
+    return statistics
 
 
 def _shown(checkpoint: str, config: CompareConfig) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Adapter": "fisherlab.layers",
     "Approximation": "fisherlab.approximations",
     "Comparison": "fisherlab.comparison",
     "FisherlabError": "fisherlab.errors",
@@ -18,6 +19,7 @@ _PUBLIC = {
     "find_layers": "fisherlab.layers",
     "load_statistics": "fisherlab.approximations",
     "register_approximation": "fisherlab.approximations",
+    "register_layer": "fisherlab.layers",
 }
 _MODULES = (
     "approximations",
@@ -55,7 +57,9 @@ if TYPE_CHECKING:
     from fisherlab.comparison import compare as compare
     from fisherlab.errors import FisherlabError as FisherlabError
     from fisherlab.exact import exact_fisher as exact_fisher
+    from fisherlab.layers import Adapter as Adapter
     from fisherlab.layers import find_layers as find_layers
+    from fisherlab.layers import register_layer as register_layer
     from fisherlab.statistics import Statistic as Statistic
 
 

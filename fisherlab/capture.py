@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherlab.errors import InputError
-from fisherlab.layers import Layers, LayerView, slope_of
+from fisherlab.layers import Layers, LayerView, Use, slope_of, spelled_out
 
 
 @contextmanager
@@ -45,46 +44,68 @@ class Seen:
     edge: Any
     slope: Tensor | None
 
+    @property
+    def use(self) -> Use:
+        """The call, without its graph."""
+        return Use(self.input, self.output.detach())
+
 
 @contextmanager
-def capture(layers: Layers) -> Iterator[dict[str, Seen]]:
-    """While it is open, every layer's forward pass is kept."""
-    seen: dict[str, Seen] = {}
-    handles = [
-        view.module.register_forward_hook(_keeper(view, seen), with_kwargs=True) for view in layers.values()
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+def capture(layers: Layers) -> Iterator[dict[str, list[Seen]]]:
+    """While it is open, every call of every layer is kept, in the order of the calls."""
+    seen: dict[str, list[Seen]] = {name: [] for name in layers}
+    parts: dict[tuple[int, str], list[LayerView]] = {}
+    attention: dict[int, nn.Module] = {}
+
+    def record(module: nn.Module, part: str, x: Tensor, output: Tensor) -> None:
+        for view in parts.get((id(module), part), []):
+            _keep(view, seen, x, output)
+
+    handles = []
+    with ExitStack() as stack:
+        for view in layers.values():
+            for module in view.modules:
+                if view.part is None:
+                    handles.append(module.register_forward_hook(_keeper(view, seen), with_kwargs=True))
+                else:
+                    parts.setdefault((id(module), view.part), []).append(view)
+                if view.attention is not None:
+                    attention[id(view.attention)] = view.attention
+        stack.enter_context(spelled_out(list(attention.values()), record))
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
-def _keeper(view: LayerView, seen: dict[str, Seen]) -> Callable[..., None]:
+def _keeper(view: LayerView, seen: dict[str, list[Seen]]) -> Callable[..., None]:
     def keep(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
-        if view.name in seen:
-            raise InputError(
-                f"layer {view.name!r} is called more than once in a forward pass, which is not "
-                "supported yet; leave it out with layers= or exclude="
-            )
-        slope = None if view.activation is None else slope_of(view.activation, output)
-        edge = torch.autograd.graph.get_gradient_edge(output)
-        a = args[0] if args else next(iter(kwargs.values()))
-        seen[view.name] = Seen(a.detach(), output, edge, slope)
+        _keep(view, seen, args[0] if args else next(iter(kwargs.values())), output)
 
     return keep
 
 
-def backward(outputs: Tensor, edges: list[Any], columns: Tensor, keep: bool) -> tuple[Tensor, ...]:
-    """Sends columns [c, n, K] back from the outputs: for each edge a gradient [c, …].
+def _keep(view: LayerView, seen: dict[str, list[Seen]], x: Tensor, output: Tensor) -> None:
+    slope = None if view.activation is None else slope_of(view.activation, output)
+    edge = torch.autograd.graph.get_gradient_edge(output)
+    seen[view.name].append(Seen(x.detach(), output, edge, slope))
+
+
+def backward(outputs: Tensor, edges: list[Any], columns: Tensor, keep: bool) -> tuple[Tensor | None, ...]:
+    """Sends columns [c, n, …] back from the outputs: for each edge a gradient [c, …], or None without a path.
 
     Args:
-        outputs: the network's outputs [n, K], with their graph.
+        outputs: the network's outputs [n, …], with their graph.
         edges: `GradientEdge`s of the layers' outputs.
-        columns: all of them go in one batched call.
+        columns: [c, n, …], all of them go in one batched call.
         keep: whether the graph is needed again.
     """
-    if len(columns) == 1:
-        gradients = torch.autograd.grad(outputs, edges, columns[0], retain_graph=keep)
-        return tuple(g.unsqueeze(0) for g in gradients)
-    return torch.autograd.grad(outputs, edges, columns, retain_graph=keep, is_grads_batched=True)
+    if len(columns) > 1:
+        gradients = torch.autograd.grad(
+            outputs, edges, columns, retain_graph=keep, is_grads_batched=True, allow_unused=True
+        )
+    else:
+        gradients = torch.autograd.grad(outputs, edges, columns[0], retain_graph=keep, allow_unused=True)
+        gradients = tuple(None if g is None else g.unsqueeze(0) for g in gradients)
+    return gradients

@@ -6,7 +6,7 @@ formed. Whole samples are cut so that a batch stays under the memory limit.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisherlab import distributed
 from fisherlab.capture import Seen, backward, capture, unchanged
-from fisherlab.data import Batches, is_finite
+from fisherlab.data import Batches, ModelInputs, called, each, is_finite
 from fisherlab.draws import normal
 from fisherlab.errors import InputError, InputTypeError, NumericalError
-from fisherlab.layers import NETWORK_OUTPUT, Activation, Layers, find_activations
+from fisherlab.layers import NETWORK_OUTPUT, Activation, Layers, LayerView, Use, find_activations
 from fisherlab.likelihoods import Likelihood, label_columns
+from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.progress import Progress, bar
 
 LABEL_KINDS = ("predictive", "monte-carlo", "drawn", "empirical")
@@ -29,6 +31,8 @@ LAYERWISE_COLUMNS = "layerwise-columns"
 
 _COINS = 4096
 _BATCH_BYTES = 32 * 2**20
+_ACTIVATION_BYTES = 256 * 2**20
+_LIVE = 4  # tensors of a layer's size that a batched backward holds at once
 _MOST_SAMPLES = 8192
 
 
@@ -38,13 +42,34 @@ class LayerBatch:
 
     Attributes:
         start: the index of the first sample in the data.
-        a: inputs [n, t, d].
+        a: inputs [n, t, G·d].
         g: for each kind of label the output gradients [c, n, t, m].
+        groups: G.
+        valid: bool [n, t], the positions that count; None: all. a and g are zero at the others.
     """
 
     start: int
-    a: Tensor
+    a: Inputs
     g: dict[str, Tensor] = field(default_factory=dict)
+    groups: int = 1
+    valid: Tensor | None = None
+
+    @property
+    def positions(self) -> int:
+        """How many positions count."""
+        return self.a.shape[0] * self.a.shape[1] if self.valid is None else int(self.valid.sum())
+
+    def group(self, place: int) -> "LayerBatch":
+        """One of the G blocks."""
+        if self.groups == 1:
+            return self
+        assert isinstance(self.a, Tensor)
+        d = self.a.shape[-1] // self.groups
+        g = {}
+        for kind, values in self.g.items():
+            m = values.shape[-1] // self.groups
+            g[kind] = values[..., place * m : (place + 1) * m]
+        return LayerBatch(self.start, self.a[..., place * d : (place + 1) * d], g, 1, self.valid)
 
     def half(self, half: int) -> "LayerBatch":
         """The samples in one half (0 or 1) of the data, see `half_of`."""
@@ -55,11 +80,23 @@ class LayerBatch:
         """The samples with an index in the data below `samples`."""
         return self._select(slice(0, max(0, samples - self.start)))
 
+    def copied(self, kinds: Iterable[str]) -> "LayerBatch":
+        """A copy of its own, with these kinds of g."""
+        g = {kind: self.g[kind].clone(memory_format=torch.contiguous_format) for kind in kinds}
+        return LayerBatch(self.start, self.a.clone(), g, self.groups, self.valid)
+
+    def double(self) -> "LayerBatch":
+        """In float64."""
+        g = {kind: values.double() for kind, values in self.g.items()}
+        return LayerBatch(self.start, self.a.double(), g, self.groups, self.valid)
+
     def _select(self, part: slice | Tensor) -> "LayerBatch":
         return LayerBatch(
-            start=self.start,
-            a=self.a[part],
-            g={kind: g[:, part] for kind, g in self.g.items()},
+            self.start,
+            self.a[part],
+            {kind: g[:, part] for kind, g in self.g.items()},
+            self.groups,
+            None if self.valid is None else self.valid[part],
         )
 
 
@@ -84,21 +121,36 @@ def _coins(block: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Shapes:
-    """What one look at a few samples told: positions by layer, and columns by kind of label."""
+    """What one look at a few samples told.
+
+    Attributes:
+        positions: T by layer, over all calls.
+        columns: label columns a sample, by kind.
+        activations: numbers a sample in the outputs of all layers.
+        outputs: numbers a sample in the model's output.
+        multiplications: of one sample's forward pass through the layers.
+    """
 
     positions: Mapping[str, int]
     columns: Mapping[str, int]
+    activations: int
+    outputs: int
+    multiplications: int
 
 
 class Generators(dict[str, torch.Generator]):
-    """Generators by use, each made from the seed and its name when it is first asked for."""
+    """Generators by use, made from the seed and its name, that stand before the draws of sample `begin`."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, begin: int = 0) -> None:
         super().__init__()
-        self._seed = seed
+        self._seed, self._begin = seed, begin
 
-    def __missing__(self, use: str) -> torch.Generator:
-        self[use] = torch.Generator().manual_seed(self._seed ^ zlib.crc32(use.encode()))
+    def ready(self, use: str, draw: Callable[[int, torch.Generator], Any]) -> torch.Generator:
+        """The generator of a use; `draw(n, generator)` draws for n samples, to pass over earlier ones."""
+        if use not in self:
+            self[use] = torch.Generator().manual_seed(self._seed ^ zlib.crc32(use.encode()))
+            for start in range(0, self._begin, _MOST_SAMPLES):
+                draw(min(_MOST_SAMPLES, self._begin - start), self[use])
         return self[use]
 
 
@@ -116,7 +168,7 @@ class Collector:
     """Reads a model, its layers and its data; every pass of fisherlab is one of its.
 
     Args:
-        model: the network; its output is one tensor [n, K].
+        model: the network; its output is one tensor [n, …].
         layers: the layers to look at.
         data: see `Batches`.
         likelihood: what the output means.
@@ -153,13 +205,16 @@ class Collector:
         _check_weights(model)
         self.shapes = self._look()
 
-    def passes(self, needs: Needs, what: str, scratch: int = 0) -> Iterator[dict[str, LayerBatch]]:
-        """One pass over the data.
+    def passes(
+        self, needs: Needs, what: str, scratch: int = 0, begin: int | None = None
+    ) -> Iterator[dict[str, LayerBatch]]:
+        """One pass over this process's share of the data.
 
         Args:
             needs: what each layer is to be given.
             what: a word for the progress bar.
             scratch: further numbers a sample that the caller will make of each batch.
+            begin: the first sample; None: the first of the share.
 
         Yields:
             For each layer in `needs` its `LayerBatch`.
@@ -168,21 +223,38 @@ class Collector:
             NumericalError: where the network gives values that are not finite; names the layer and
                 the batch.
         """
-        generators = self.generators()
-        start = 0
+        first, stop = self.share()
+        start = first if begin is None else begin
+        generators = Generators(self._seed, start)
+        most = self._samples(needs, scratch)
         with (
             unchanged(self.model),
-            bar(self._progress, what, self.batches.samples) as report,
+            bar(self._progress, what, None if stop is None else stop - first) as report,
         ):
-            for index, (inputs, targets) in enumerate(self.read(self._samples(needs, scratch))):
+            for index, (inputs, targets) in enumerate(self.read(most, start, stop)):
                 yield self._collect(inputs, targets, needs, generators, start, index)
-                start += inputs.shape[self.batch_dim]
-                report(start)
+                start += self.batches.size(inputs)
+                report(start - first)
 
-    def read(self, most: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def share(self) -> tuple[int, int | None]:
+        """The samples [start, stop) of this process; None: to the end of the data."""
+        if distributed.size() == 1:
+            return 0, self.batches.samples
+        total = self.batches.count()
+        if total is None:
+            raise InputError("several processes need data that can be read more than once")
+        if total < distributed.size():
+            raise InputError(
+                f"{distributed.size()} processes cannot share {total} samples; start fewer processes"
+            )
+        return distributed.share(total)
+
+    def read(
+        self, most: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[ModelInputs, Tensor | None]]:
         """The data in batches of at most `most` samples, in the model's dtype and on its device."""
-        for inputs, targets in self.batches.batches(most):
-            yield self._move(inputs), None if targets is None else self._move(targets)
+        for inputs, targets in self.batches.batches(most, start, stop):
+            yield each(inputs, self._move), None if targets is None else self._move(targets)
 
     def columns(
         self,
@@ -191,77 +263,119 @@ class Collector:
         targets: Tensor | None,
         generators: Generators,
     ) -> Tensor:
-        """The label columns [c, n, K] of one of `LABEL_KINDS`."""
+        """The label columns [c, n, …] of one of `LABEL_KINDS`."""
+        if kind in ("predictive", "empirical"):
+            return label_columns(self.likelihood, kind, outputs, targets)
         draws = 1 if kind == "drawn" else self._draws
-        source = "monte-carlo" if kind == "drawn" else kind
-        return label_columns(self.likelihood, source, outputs, targets, draws, generators[kind])
 
-    def generators(self) -> "Generators":
+        def draw(samples: int, generator: torch.Generator) -> Tensor:
+            return self.likelihood.draw(outputs[:1].expand(samples, *outputs.shape[1:]), draws, generator)
+
+        generator = generators.ready(kind, draw)
+        return label_columns(self.likelihood, "monte-carlo", outputs, targets, draws, generator)
+
+    @property
+    def labels(self) -> str:
+        """What drawn labels depend on."""
+        return f"{self._draws} draws, seed {self._seed}"
+
+    def generators(self) -> Generators:
         """Fresh generators, one a use, that give every pass the same draws."""
         return Generators(self._seed)
 
     def _collect(
         self,
-        inputs: Tensor,
+        inputs: ModelInputs,
         targets: Tensor | None,
         needs: Needs,
         generators: Generators,
         start: int,
         index: int,
     ) -> dict[str, LayerBatch]:
-        samples = inputs.shape[self.batch_dim]
+        samples = self.batches.size(inputs)
         seen, outputs = self._forward(inputs, index)
         if targets is not None:
             self.likelihood.check(outputs, targets)
-        given = {name: LayerBatch(start, self._inputs(name, seen[name], samples)) for name in needs}
+        given = {}
+        for name in needs:
+            view = self.layers[name]
+            a = self._inputs(name, seen[name], samples)
+            valid = _valid(view, inputs, a)
+            given[name] = LayerBatch(start, _masked(a, valid), {}, view.groups, valid)
         self._layerwise(given, needs, seen, outputs, generators)
         wanted = [kind for kind in LABEL_KINDS if any(kind in kinds for kinds in needs.values())]
         for kind in wanted:
             columns = self.columns(kind, outputs.detach(), targets, generators)
             names = [name for name, kinds in needs.items() if kind in kinds]
-            edges = [seen[name].edge for name in names]
-            keep = kind != wanted[-1]
-            for name, g in zip(names, backward(outputs, edges, columns, keep), strict=True):
-                given[name].g[kind] = self.layers[name].to_outputs(g, samples, self.batch_dim)
+            edges = [call.edge for name in names for call in seen[name]]
+            gradients = iter(backward(outputs, edges, columns, keep=kind != wanted[-1]))
+            for name in names:
+                calls = [(call.use, _known(next(gradients), call, columns)) for call in seen[name]]
+                given[name].g[kind] = self._outputs(given[name], name, kind, calls)
         return given
 
     def _layerwise(
         self,
         given: dict[str, LayerBatch],
         needs: Needs,
-        seen: Mapping[str, Seen],
+        seen: Mapping[str, list[Seen]],
         outputs: Tensor,
         generators: Generators,
     ) -> None:
         wanted = {n: sorted(k for k in needs[n] if k.startswith("layerwise")) for n in needs}
         names = [name for name, kinds in wanted.items() if kinds]
-        found = find_activations(outputs, {name: seen[name].edge for name in names})
+        found = self._find_activations(outputs, seen, names)
         for name in names:
-            batch, view = given[name], self.layers[name]
-            raw = seen[name].slope
-            raw = found[name].slope(seen[name].output) if raw is None else raw
             for kind in wanted[name]:
-                at_output = found[name].reason == NETWORK_OUTPUT and "+categorical" in kind
-                chosen = _categorical_slope(outputs) if at_output else raw
-                slope = view.to_outputs(chosen.unsqueeze(0), len(batch.a), self.batch_dim)
-                batch.g[kind] = self._of_slope(slope, kind, name, generators)
+                calls = []
+                for call, activation in zip(seen[name], found[name], strict=True):
+                    slope = activation.slope(call.output) if call.slope is None else call.slope
+                    if activation.reason == NETWORK_OUTPUT and "+categorical" in kind:
+                        slope = _categorical_slope(outputs)
+                    calls.append((call.use, slope.unsqueeze(0)))
+                slope = self._outputs(given[name], name, kind, calls)
+                given[name].g[kind] = self._of_slope(slope, kind, name, generators)
+
+    def _outputs(
+        self, batch: LayerBatch, name: str, kind: str, calls: list[tuple[Use, Tensor]]
+    ) -> Tensor:
+        """What came back to the outputs of a layer's calls as g [c, n, t, m]."""
+        view = self.layers[name]
+        pieces = [view.to_outputs(g, use, len(batch.a), self.batch_dim) for use, g in calls]
+        g = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+        if batch.valid is None:
+            return g
+        hidden = g.masked_fill(batch.valid[None, :, :, None], 0.0)
+        if batch.start == 0 and kind in LABEL_KINDS and not view.one_hot and bool(hidden.any()):
+            raise InputError(
+                f"the mask of layer {name!r} hides positions that the loss depends on; leave them in"
+            )
+        return g - hidden
+
+    def _find_activations(
+        self, outputs: Tensor, seen: Mapping[str, list[Seen]], names: Iterable[str]
+    ) -> dict[str, list[Activation]]:
+        names = list(names)
+        edges = {(name, place): call.edge for name in names for place, call in enumerate(seen[name])}
+        found = find_activations(outputs, edges)
+        return {name: [found[name, place] for place in range(len(seen[name]))] for name in names}
 
     def _of_slope(self, slope: Tensor, kind: str, layer: str, generators: Generators) -> Tensor:
         """The g of a kind of layer-wise sampling from the slope [1, n, t, m]."""
         draws = int(kind.partition(":")[2] or 0)
         if draws:
-            return _draw_layerwise(slope, draws, generators[f"{kind} of {layer}"])
+            return _draw_layerwise(slope, draws, generators, f"{kind} of {layer}")
         return unit_columns(slope) if kind == LAYERWISE_COLUMNS else slope
 
-    def _forward(self, inputs: Tensor, index: int) -> tuple[dict[str, Seen], Tensor]:
+    def _forward(self, inputs: ModelInputs, index: int) -> tuple[dict[str, list[Seen]], Tensor]:
         with capture(self.layers) as seen:
-            outputs = self.model(inputs)
+            outputs = called(self.model, inputs)
         if not isinstance(outputs, Tensor):
             raise InputTypeError(
                 f"the model returns a {type(outputs).__name__}; wrap it so that it returns one "
                 "tensor of outputs"
             )
-        missing = [name for name in self.layers if name not in seen]
+        missing = [name for name in self.layers if not seen[name]]
         if missing:
             raise InputError(
                 f"layer {missing[0]!r} takes no part in the forward pass; leave it out with "
@@ -274,8 +388,8 @@ class Collector:
     def _look(self) -> Shapes:
         """Reads two samples: shapes, and whether each row of every layer belongs to one sample."""
         inputs, targets = self.batches.first(2)
-        inputs, targets = self._move(inputs), None if targets is None else self._move(targets)
-        samples = inputs.shape[self.batch_dim]
+        inputs, targets = each(inputs, self._move), None if targets is None else self._move(targets)
+        samples = self.batches.size(inputs)
         with unchanged(self.model):
             seen, outputs = self._forward(inputs, 0)
             if targets is not None:
@@ -284,33 +398,54 @@ class Collector:
             a = {name: self._inputs(name, seen[name], samples) for name in self.layers}
             self.activations = self._name_activations(outputs, seen)
             if samples == 2:
-                repeated = inputs.narrow(self.batch_dim, 1, 1).expand_as(inputs).contiguous()
+                repeated = each(inputs, self._second_twice)
                 other, repeated_outputs = self._forward(repeated, 0)
                 for name in self.layers:
                     _check_rows(f"layer {name!r} sees", a[name], self._inputs(name, other[name], 2))
                 _check_rows("the model gives", outputs.detach(), repeated_outputs.detach())
         columns = {"predictive": predictive, "monte-carlo": self._draws, "drawn": 1, "empirical": 1}
-        return Shapes({name: a[name].shape[1] for name in a}, columns)
+        activations = sum(call.output.numel() for calls in seen.values() for call in calls) // samples
+        positions = {name: a[name].shape[1] for name in a}
+        multiplications = sum(
+            positions[view.name] * (view.outputs if view.one_hot else view.size)
+            for view in self.layers.values()
+        )
+        return Shapes(positions, columns, activations, outputs.numel() // samples, multiplications)
 
-    def _inputs(self, name: str, seen: Seen, samples: int) -> Tensor:
-        return self.layers[name].to_inputs(seen.input, samples, self.batch_dim)
+    def _second_twice(self, x: Tensor) -> Tensor:
+        return x.narrow(self.batch_dim, 1, 1).expand_as(x).contiguous()
 
-    def _name_activations(self, outputs: Tensor, seen: Mapping[str, Seen]) -> dict[str, Activation]:
-        found = find_activations(outputs, {name: seen[name].edge for name in self.layers})
-        return {
-            name: found[name] if view.activation is None else Activation(view.activation)
-            for name, view in self.layers.items()
-        }
+    def _inputs(self, name: str, calls: list[Seen], samples: int) -> Inputs:
+        view = self.layers[name]
+        return _side_by_side([view.to_inputs(call.use, samples, self.batch_dim) for call in calls])
+
+    def _name_activations(self, outputs: Tensor, seen: Mapping[str, list[Seen]]) -> dict[str, Activation]:
+        named = {}
+        for name, found in self._find_activations(outputs, seen, self.layers).items():
+            given = self.layers[name].activation
+            kinds = list(dict.fromkeys(a.name for a in found)) if given is None else [given]
+            named[name] = Activation(", ".join(kinds), "" if given else found[0].reason)
+        return named
 
     def _samples(self, needs: Needs, scratch: int) -> int:
-        """How many samples a batch may have for its a and g to stay in bounds."""
+        """How many samples a batch may have for its a and g, and the passes themselves, to stay in bounds."""
         size = torch.finfo(self.dtype).bits // 8
         total = size * scratch
+        widest = 1
         for name, kinds in needs.items():
             view, t = self.layers[name], self.shapes.positions[name]
             columns = sum(self.label_columns_of(kind, name) for kind in kinds)
-            total += size * t * (view.inputs + view.outputs * (1 + 2 * columns))
-        return max(1, min(_MOST_SAMPLES, _BATCH_BYTES // max(1, total)))
+            widest = max([widest, *(self.shapes.columns[kind] for kind in kinds if kind in LABEL_KINDS)])
+            inputs = 1 if view.one_hot else view.groups * view.inputs
+            total += size * t * (inputs + view.outputs * (1 + 2 * columns))
+        passes = self.pass_bytes(widest)
+        most = min(_BATCH_BYTES // max(1, total), _ACTIVATION_BYTES // max(1, passes))
+        return max(1, min(_MOST_SAMPLES, most))
+
+    def pass_bytes(self, columns: int) -> int:
+        """About what one sample's passes take with so many label columns sent back at once."""
+        size = torch.finfo(self.dtype).bits // 8
+        return size * (self.shapes.activations * (_LIVE + columns) + 2 * self.shapes.outputs * columns)
 
     def label_columns_of(self, kind: str, layer: str) -> int:
         """How many label columns a kind has for one sample."""
@@ -326,6 +461,45 @@ class Collector:
         return values.to(device=self.device, dtype=dtype)
 
 
+def _side_by_side(calls: list[Inputs]) -> Inputs:
+    """The positions of several calls, one after another."""
+    first = calls[0]
+    if len(calls) == 1:
+        return first
+    if isinstance(first, OneHot):
+        indices = [a.indices for a in calls if isinstance(a, OneHot)]
+        return OneHot(torch.cat(indices, dim=1), first.size, first.dtype)
+    return torch.cat([a for a in calls if isinstance(a, Tensor)], dim=1)
+
+
+def _known(gradients: Tensor | None, call: Seen, columns: Tensor) -> Tensor:
+    """The gradients of a call; zero where the outputs do not depend on it."""
+    return call.output.new_zeros(len(columns), *call.output.shape) if gradients is None else gradients
+
+
+def _valid(view: LayerView, inputs: ModelInputs, a: Inputs) -> Tensor | None:
+    """The positions of a layer that count: those of its own mask, and indices that are no padding."""
+    valid = None
+    if view.mask is not None:
+        valid = view.mask(inputs)
+        if valid.dtype != torch.bool or valid.shape != a.shape[:2]:
+            raise InputError(
+                f"the mask of layer {view.name!r} has shape {list(valid.shape)}; it must be a bool for each "
+                f"sample and position, {list(a.shape[:2])}"
+            )
+    if isinstance(a, OneHot) and a.masked:
+        return a.indices >= 0 if valid is None else valid & (a.indices >= 0)
+    return valid
+
+
+def _masked(a: Inputs, valid: Tensor | None) -> Inputs:
+    if valid is None:
+        return a
+    if isinstance(a, OneHot):
+        return OneHot(a.indices.masked_fill(~valid, -1), a.size, a.dtype)
+    return a * valid.unsqueeze(-1)
+
+
 def _categorical_slope(outputs: Tensor) -> Tensor:
     log_p = torch.log_softmax(outputs.detach(), -1)
     return torch.exp(0.5 * log_p) * torch.sqrt(-torch.expm1(log_p))
@@ -337,8 +511,13 @@ def unit_columns(slope: Tensor) -> Tensor:
     return columns.unflatten(-1, slope.shape[2:])
 
 
-def _draw_layerwise(slope: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-    noise = normal(slope[0], draws, tuple(slope.shape[2:]), generator)
+def _draw_layerwise(slope: Tensor, draws: int, generators: Generators, use: str) -> Tensor:
+    numbers = tuple(slope.shape[2:])
+
+    def draw(samples: int, generator: torch.Generator) -> Tensor:
+        return normal(slope[0, :1].expand(samples, *numbers), draws, numbers, generator)
+
+    noise = normal(slope[0], draws, numbers, generators.ready(use, draw))
     return noise.mul_(slope).mul_(-(draws**-0.5))
 
 
@@ -351,21 +530,23 @@ def _check_weights(model: nn.Module) -> None:
             )
 
 
-def _check_rows(whose: str, a: Tensor, other: Tensor) -> None:
+def _check_rows(whose: str, a: Inputs, other: Inputs) -> None:
     """`other` was made from the same batch with sample 0 replaced by sample 1."""
-    scale = max(float(a.abs().max()), 1e-30)
-    tolerance = 1e3 * torch.finfo(a.dtype).eps * scale
+    a, other = (x.indices if isinstance(x, OneHot) else x for x in (a, other))
+    tolerance = 0.0
+    if a.is_floating_point():
+        tolerance = 1e3 * torch.finfo(a.dtype).eps * max(float(a.abs().max()), 1e-30)
     expected = a[1:].expand_as(a)
-    if not torch.allclose(other, expected, rtol=0.0, atol=tolerance):
+    if not torch.allclose(other.double(), expected.double(), rtol=0.0, atol=tolerance):
         raise InputError(
             f"the rows that {whose} do not each belong to one sample: the model mixes "
             "samples, draws random numbers, or counts samples in another dimension (batch_dim)"
         )
 
 
-def _not_finite(seen: Mapping[str, Seen], index: int) -> NumericalError:
-    for name, kept in seen.items():
-        if not is_finite(kept.output.detach()):
+def _not_finite(seen: Mapping[str, list[Seen]], index: int) -> NumericalError:
+    for name, calls in seen.items():
+        if not all(is_finite(call.output.detach()) for call in calls):
             return NumericalError(
                 f"layer {name!r} gives values that are not finite in batch {index}; check its "
                 "weights and the scale of the data"

@@ -35,6 +35,8 @@ class CompareConfig:
         dtype: `float32` or `float64`; None: the model's own.
         draws: labels a sample for `monte-carlo`.
         device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
+        statistics: a file of statistics that the approximations are built from; where there is none yet they
+            are collected and saved there. None: those of the samples alone.
         seed: of initial weights, training, the choice of samples and drawn labels.
         spectra: whether to compute eigenvalues.
         save_matrices: whether to write `blocks.safetensors`.
@@ -55,6 +57,7 @@ class CompareConfig:
     dtype: str | None = None
     draws: int = 1
     device: str = "auto"
+    statistics: str | None = None
     seed: int = 0
     spectra: bool = True
     save_matrices: bool = False
@@ -99,6 +102,7 @@ class CompareConfig:
             self,
             checkpoint=_absolute(self.checkpoint),
             data_dir=_absolute(self.data_dir),
+            statistics=_absolute(self.statistics),
             approximations=tuple(approximations),
             kind=check_kind(self.kind),
             device=resolve_device(self.device),

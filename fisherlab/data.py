@@ -1,7 +1,8 @@
 """The `data` argument of the public functions as batches of tensors, the same on every pass."""
 
+import hashlib
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,33 @@ from torch import Tensor
 
 from fisherlab.errors import InputError, InputTypeError
 
-Batch = tuple[Tensor, Tensor | None]
+ModelInputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+"""What a model is called with: `model(x)`, `model(*x)` or `model(**x)`."""
+
+Batch = tuple[ModelInputs, Tensor | None]
+
+
+def called(model: Callable[..., Any], inputs: ModelInputs) -> Any:
+    """The model's output for these inputs."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+def each(inputs: ModelInputs, change: Callable[[Tensor], Tensor]) -> Any:
+    """The inputs with every tensor changed."""
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    if isinstance(inputs, dict):
+        return {name: change(value) for name, value in inputs.items()}
+    return tuple(change(value) for value in inputs)
+
+
+def tensors_of(inputs: ModelInputs) -> tuple[Tensor, ...]:
+    """The tensors of the inputs."""
+    if isinstance(inputs, Tensor):
+        return (inputs,)
+    return tuple(inputs.values() if isinstance(inputs, dict) else inputs)
 
 
 class Batches:
@@ -19,14 +46,14 @@ class Batches:
     that shuffles or augments is found out. Batches are cut where they are larger than the caller wants.
 
     Args:
-        data: a pair `(inputs, targets)` (targets may be None), one tensor of inputs, or an
-            iterable of either.
+        data: a pair `(inputs, targets)` (targets may be None), inputs alone, or an iterable of either;
+            inputs are a tensor, or a tuple or dictionary of tensors for a model with several arguments.
         samples_dim: the dimension of the inputs that counts samples.
     """
 
     def __init__(self, data: Any, samples_dim: int = 0) -> None:
         self._dim = samples_dim
-        self._tensors = isinstance(data, Tensor) or _is_pair(data)
+        self._tensors = isinstance(data, (Tensor, dict)) or _is_pair(data)
         if not self._tensors and not isinstance(data, Iterable):
             raise InputTypeError(
                 "data must be a pair (inputs, targets) of tensors or an iterable of such batches, "
@@ -39,7 +66,11 @@ class Batches:
         if self._tensors:
             inputs, targets = self._split(data, 0)
             self._check(inputs, targets, 0)
-            self.samples = inputs.shape[self._dim]
+            self.samples = self.size(inputs)
+
+    def size(self, inputs: ModelInputs) -> int:
+        """The number of samples."""
+        return tensors_of(inputs)[0].shape[self._dim]
 
     def first(self, samples: int) -> Batch:
         """At most this many samples from the start, for a look before the work.
@@ -60,23 +91,23 @@ class Batches:
         self._check(inputs, targets, 0)
         return self._cut((inputs, targets), 0, samples)
 
-    def batches(self, most: int) -> Iterator[Batch]:
-        """One pass, in batches of at most `most` samples.
+    def batches(self, most: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """One pass over samples start, …, stop − 1, in batches of at most `most`.
 
         Raises:
             InputError: where the data set is empty, its tensors do not belong together, values are
                 not finite, or a second pass differs from the first.
         """
         if self._tensors:
-            yield from self._cuts(self._split(self._data, 0), most)
+            yield from self._cuts(self._split(self._data, 0), most, start, stop)
             return
         checksums: list[int] = []
         count = 0
         for index, batch in enumerate(self._raw()):
             checksums.append(_checksum(batch))
             self._compare(checksums, index)
-            count += batch[0].shape[self._dim]
-            yield from self._cuts(batch, most)
+            yield from self._cuts(batch, most, start - count, None if stop is None else stop - count)
+            count += self.size(batch[0])
         if not checksums:
             raise _empty()
         if self._checksums is not None and len(checksums) != len(self._checksums):
@@ -87,8 +118,18 @@ class Batches:
         """The number of samples, read through where the data can be; None for a generator."""
         if self.samples is None and not isinstance(self._data, _Rest):
             with torch.random.fork_rng([]):
-                self.samples = sum(inputs.shape[self._dim] for inputs, _ in self._raw())
+                self.samples = sum(self.size(inputs) for inputs, _ in self._raw())
         return self.samples
+
+    def fingerprint(self) -> str:
+        """A hash of all values, in hexadecimal; empty for a generator that is not read to its end yet."""
+        checksums = self._checksums
+        if self._tensors:
+            checksums = [_checksum(self._split(self._data, 0))]
+        elif checksums is None and not isinstance(self._data, _Rest):
+            with torch.random.fork_rng([]):
+                checksums = [_checksum(batch) for batch in self._raw()]
+        return "" if checksums is None else hashlib.sha256(repr(checksums).encode()).hexdigest()
 
     def _raw(self) -> Iterator[Batch]:
         if self._tensors:
@@ -107,42 +148,51 @@ class Batches:
             yield inputs, targets
 
     def _split(self, batch: Any, index: int) -> Batch:
-        if isinstance(batch, Tensor):
-            return batch, None
+        if isinstance(batch, (Tensor, dict)):
+            return _plain(batch), None
         if _is_pair(batch):
-            return batch[0], batch[1]
-        if isinstance(batch, (tuple, list)) and len(batch) == 1 and isinstance(batch[0], Tensor):
-            return batch[0], None
+            return _plain(batch[0]), batch[1]
+        if isinstance(batch, (tuple, list)) and len(batch) == 1 and _are_inputs(batch[0]):
+            return _plain(batch[0]), None
         raise InputTypeError(
             f"batch {index} of the data is a {type(batch).__name__}; each must be a pair "
             "(inputs, targets) of tensors"
         )
 
-    def _check(self, inputs: Tensor, targets: Tensor | None, index: int) -> None:
-        if inputs.dim() == 0 or inputs.shape[self._dim] == 0:
-            raise _empty()
-        samples = inputs.shape[self._dim]
+    def _check(self, inputs: ModelInputs, targets: Tensor | None, index: int) -> None:
+        samples = None
+        for values in tensors_of(inputs):
+            if values.dim() == 0 or values.shape[self._dim] == 0:
+                raise _empty()
+            if samples not in (None, values.shape[self._dim]):
+                raise InputError(
+                    f"the inputs of batch {index} have {samples} and {values.shape[self._dim]} samples; "
+                    "all of a model's inputs must have as many"
+                )
+            samples = values.shape[self._dim]
         if targets is not None and (targets.dim() == 0 or len(targets) != samples):
             raise InputError(
                 f"batch {index} of the data has {samples} inputs and "
                 f"{len(targets) if targets.dim() else 'a scalar as'} targets; they must be as many"
             )
-        for what, values in (("inputs", inputs), ("targets", targets)):
-            if values is not None and not is_finite(values):
+        finite = [("inputs", values) for values in tensors_of(inputs)]
+        for what, values in [*finite, *([] if targets is None else [("targets", targets)])]:
+            if not is_finite(values):
                 raise InputError(
                     f"the {what} of batch {index} hold values that are not finite (NaN or "
                     "infinite); clean the data first"
                 )
 
-    def _cuts(self, batch: Batch, most: int) -> Iterator[Batch]:
-        samples = batch[0].shape[self._dim]
-        for start in range(0, samples, most):
-            yield self._cut(batch, start, min(most, samples - start))
+    def _cuts(self, batch: Batch, most: int, start: int, stop: int | None) -> Iterator[Batch]:
+        samples = self.size(batch[0])
+        end = samples if stop is None else min(samples, stop)
+        for place in range(max(0, start), end, most):
+            yield self._cut(batch, place, min(most, end - place))
 
     def _cut(self, batch: Batch, start: int, samples: int) -> Batch:
         inputs, targets = batch
-        samples = min(samples, inputs.shape[self._dim] - start)
-        part = inputs.narrow(self._dim, start, samples)
+        samples = min(samples, self.size(inputs) - start)
+        part = each(inputs, lambda x: x.narrow(self._dim, start, samples))
         return part, None if targets is None else targets[start : start + samples]
 
     def _compare(self, checksums: list[int], index: int) -> None:
@@ -173,17 +223,40 @@ def _is_pair(data: Any) -> bool:
     return (
         isinstance(data, (tuple, list))
         and len(data) == 2
-        and isinstance(data[0], Tensor)
+        and _are_inputs(data[0])
         and (data[1] is None or isinstance(data[1], Tensor))
     )
 
 
+def _are_inputs(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    values = value.values() if isinstance(value, Mapping) else value
+    several = isinstance(value, (tuple, list, Mapping)) and len(value) > 0
+    return several and all(isinstance(v, Tensor) for v in values)
+
+
+def _plain(inputs: Any) -> ModelInputs:
+    if isinstance(inputs, Tensor):
+        return inputs
+    return dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
+
+
+def hash_of(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of named tensors, with their names, dtypes and shapes, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _checksum(batch: Batch) -> int:
     value = 0
-    for tensor in batch:
-        if tensor is not None:
-            flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            value = zlib.crc32(flat.tobytes(), value)
+    inputs, targets = batch
+    for tensor in (*tensors_of(inputs), *([] if targets is None else [targets])):
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        value = zlib.crc32(flat.tobytes(), value)
     return value
 
 

@@ -6,8 +6,9 @@ memory limit; the three agree to rounding.
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.func import functional_call, vjp, vmap
 
 from fisherlab.capture import unchanged
 from fisherlab.collect import Collector, LayerBatch
+from fisherlab.data import ModelInputs, called, each, tensors_of
 from fisherlab.errors import (
     InputError,
     MemoryLimitError,
@@ -23,11 +25,12 @@ from fisherlab.errors import (
     bytes_text,
     unknown,
 )
-from fisherlab.layers import Layers, LayerView, select_layers
+from fisherlab.layers import BlockShape, Layers, LayerView, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.operators import (
     DenseOperator,
     GramOperator,
+    GroupedOperator,
     LinearOperator,
     PackedOperator,
     UnitBlockOperator,
@@ -144,7 +147,7 @@ def exact_fisher(
         if plan.note:
             warnings.warn(f"layer {plan.layer!r}: {plan.note}", stacklevel=2)
     if method == "per-sample":
-        return {name: _per_sample(collector, chosen[name], kind) for name in plans}
+        return {name: _per_sample(collector, chosen[name], plan.kind) for name, plan in plans.items()}
     work = {
         name: block_work(plan, chosen[name], collector.label_columns_of(plan.kind, name))
         for name, plan in plans.items()
@@ -153,12 +156,24 @@ def exact_fisher(
     blocks = {}
     for name, plan in plans.items():
         found = gathered.pop(name)
-        blocks[name] = build_block(chosen[name], plan, found.sums[0], found.kept)
+        if plan.method == "gram":
+            assert found.kept is not None
+            blocks[name] = gram_block(found.kept.double(), plan.kind)
+        else:
+            blocks[name] = build_block(chosen[name], plan, found.sums[0])
     return blocks
 
 
 def make_plans(
-    collector: Collector, kind: str, method: str, memory: int, max_columns: int, copies: int = 1
+    collector: Collector,
+    kind: str,
+    method: str,
+    memory: int,
+    max_columns: int,
+    *,
+    copies: int = 1,
+    together: bool = True,
+    most_operations: float | None = None,
 ) -> dict[str, Plan]:
     """The way to compute every layer's exact block, small blocks first, under one memory limit.
 
@@ -166,121 +181,150 @@ def make_plans(
         collector: gives the layers' shapes and the number of samples.
         kind: the labels.
         method: `auto` or the method for all layers.
-        memory: bytes for all blocks together.
+        memory: bytes for all blocks that are held at once.
         max_columns: the most columns of a Gram operator.
         copies: how many blocks a layer are held at once (halves of the data, and all).
+        together: whether all layers' blocks are held at once, or one at a time.
+        most_operations: for the backward passes of the exact expectation; above, one label a sample is
+            drawn for every layer. None: no bound.
     """
     if max_columns < 1:
         raise InputError(f"max_columns must be at least 1, not {max_columns}")
+    drawn = _why_drawn(collector, kind, memory, most_operations) if kind == "predictive" else ""
+    chooser = _Chooser(collector, "drawn" if drawn else kind, method, max_columns, copies, drawn)
     plans: dict[str, Plan] = {}
     left = memory
     for view in sorted(collector.layers.values(), key=lambda v: v.size):
-        plan = _plan(collector, view, kind, method, left, max_columns, copies)
-        plans[view.name] = plan
-        left -= plan.bytes
+        plan = plans[view.name] = chooser.plan(view, left)
+        left -= plan.bytes if together else 0
     return {name: plans[name] for name in collector.layers}
 
 
-def _plan(
-    collector: Collector,
-    view: LayerView,
-    kind: str,
-    method: str,
-    memory: int,
-    max_columns: int,
-    copies: int,
-) -> Plan:
-    samples = collector.batches.count()
-    if kind == "layerwise":
-        return _layerwise_plan(view, method, samples, memory, copies)
-    positions = collector.shapes.positions[view.name]
+def _why_drawn(collector: Collector, kind: str, memory: int, most_operations: float | None) -> str:
+    """Why the expectation over labels is out of reach for every layer, or an empty text."""
     columns = collector.shapes.columns[kind]
-    if method == "kronecker" and positions > 1:
-        raise NotSupportedError(
-            f"layer {view.name!r} has {positions} positions a sample; Kronecker accumulation is for "
-            "one: use method='gram' or 'per-sample'"
-        )
-    total = None if samples is None else samples * columns
-    packed = positions == 1 and method != "per-sample"
-    dense = _dense_plan(view, kind, samples, total, packed, copies)
-    if method in ("kronecker", "per-sample"):
-        if dense.bytes > memory:
-            raise MemoryLimitError(
-                f"the block of layer {view.name!r} would need {bytes_text(dense.bytes)}, more than the "
-                f"{bytes_text(memory)} left of the memory limit; use method='gram' or a larger limit"
-            )
-        return dense
-    fits = method == "auto" and dense.bytes <= memory
-    if fits and dense.bytes <= _SMALL_BLOCK:
-        return dense
-    gram = _gram_plan(collector, view, kind, samples, max_columns, dense.bytes)
-    if fits:
-        same = gram.kind == kind and gram.samples == samples and gram.bytes <= memory
-        return gram if same and gram.operations < dense.operations else dense
-    if gram.bytes > memory:
-        raise MemoryLimitError(
-            f"even the Gram form of layer {view.name!r} would need {bytes_text(gram.bytes)}, more than "
-            f"the {bytes_text(memory)} left of the memory limit; use fewer samples, a smaller "
-            "max_columns or a larger limit"
-        )
-    return gram
-
-
-def _dense_plan(
-    view: LayerView, kind: str, samples: int | None, total: int | None, packed: bool, copies: int
-) -> Plan:
-    if packed:
-        entries = packed_size(view.inputs) * packed_size(view.outputs)
-        operations = 2.0 * entries * (samples or 1)
-        method = "kronecker"
-    else:
-        entries = view.size**2
-        operations = 2.0 * entries * (total or 1)
-        method = "per-sample"
-    held = entries * _DOUBLE * copies
-    return Plan(view.name, method, kind, samples, total, operations, held)
-
-
-def _gram_plan(
-    collector: Collector,
-    view: LayerView,
-    kind: str,
-    samples: int | None,
-    max_columns: int,
-    dense_bytes: int,
-) -> Plan:
-    columns, t = collector.shapes.columns[kind], collector.shapes.positions[view.name]
-    most = max_columns
-    note = ""
-    if samples is None or samples * columns > max_columns:
-        if columns > 1:
-            note = f"the block would need {bytes_text(dense_bytes)}; one label a sample is drawn"
-            kind, columns = "drawn", 1
-        if samples is None or samples > most:
-            count = "" if samples is None else f" of {samples}"
-            note = (note + "; " if note else "") + f"the first {most}{count} samples are used"
-            samples = most
-    size = torch.finfo(collector.dtype).bits // 8
-    total = samples * columns
-    held = samples * t * (view.inputs + columns * view.outputs) * size + 2 * total**2 * _DOUBLE
-    width = view.inputs + view.outputs if t == 1 else view.size
-    return Plan(view.name, "gram", kind, samples, total, 2.0 * total**2 * width, held, note)
-
-
-def _layerwise_plan(view: LayerView, method: str, samples: int | None, memory: int, copies: int) -> Plan:
-    if method in ("gram", "per-sample"):
-        raise NotSupportedError(
-            f"the layer-wise Fisher has a closed form; method={method!r} does not apply, use 'auto'"
-        )
-    entries = view.outputs * packed_size(view.inputs)
-    held = entries * _DOUBLE * copies + view.outputs * view.inputs**2 * _DOUBLE
+    held = collector.pass_bytes(columns)
     if held > memory:
-        raise MemoryLimitError(
-            f"the layer-wise Fisher of layer {view.name!r} would need {bytes_text(held)}, more than the "
-            f"{bytes_text(memory)} left of the memory limit; leave the layer out or give a larger limit"
+        return (
+            f"the exact expectation has {columns:,} label columns a sample, whose backward pass would need "
+            f"{bytes_text(held)}; one label a sample (a token) is drawn"
         )
-    operations = 2.0 * entries * (samples or 1)
-    return Plan(view.name, "layerwise", "layerwise", samples, samples, operations, held)
+    samples = collector.batches.count() or 1
+    operations = 4.0 * samples * columns * collector.shapes.multiplications
+    if most_operations is not None and operations > most_operations:
+        return (
+            f"the backward passes of {columns:,} label columns a sample would take {operations:.1g} "
+            "operations; one label a sample (a token) is drawn"
+        )
+    return ""
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    """Chooses the way for a layer.
+
+    Attributes:
+        drawn: why labels are drawn for every layer, or empty.
+    """
+
+    collector: Collector
+    kind: str
+    method: str
+    max_columns: int
+    copies: int
+    drawn: str
+
+    def plan(self, view: LayerView, memory: int) -> Plan:
+        """The plan of a layer with so much memory left."""
+        if self.kind == "layerwise":
+            return self._layerwise(view, memory)
+        dense = self._dense(view)
+        if self.method in ("kronecker", "per-sample"):
+            if dense.bytes > memory:
+                raise MemoryLimitError(
+                    f"the block of layer {view.name!r} would need {bytes_text(dense.bytes)}, more than the "
+                    f"{bytes_text(memory)} left of the memory limit; use method='gram' or a larger limit"
+                )
+            return dense
+        fits = self.method == "auto" and dense.bytes <= memory
+        if fits and dense.bytes <= _SMALL_BLOCK:
+            return dense
+        gram = self._gram(view, dense.bytes)
+        if fits:
+            same = gram.kind == self.kind and gram.samples == dense.samples and gram.bytes <= memory
+            return gram if same and gram.operations < dense.operations else dense
+        if gram.bytes > memory:
+            raise MemoryLimitError(
+                f"even the Gram form of layer {view.name!r} would need {bytes_text(gram.bytes)}, more than "
+                f"the {bytes_text(memory)} left of the memory limit; use fewer samples, a smaller "
+                "max_columns or a larger limit"
+            )
+        return gram
+
+    def _dense(self, view: LayerView) -> Plan:
+        positions = self.collector.shapes.positions[view.name]
+        samples, columns = self.collector.batches.count(), self.collector.shapes.columns[self.kind]
+        total = None if samples is None else samples * columns
+        packed = positions == 1 and not view.one_hot
+        if self.method == "kronecker" and not packed:
+            what = f"{positions} positions a sample" if positions > 1 else "indices for inputs"
+            raise NotSupportedError(
+                f"layer {view.name!r} has {what}; Kronecker accumulation is for vectors, one a sample: use "
+                "method='gram' or 'per-sample'"
+            )
+        block = view.group
+        if packed and self.method != "per-sample":
+            entries = view.groups * packed_size(block.inputs) * packed_size(block.outputs)
+            method, operations = "kronecker", 2.0 * entries * (samples or 1)
+        else:
+            entries = view.groups * block.size**2
+            method, operations = "per-sample", 2.0 * entries * (total or 1)
+        held = entries * _DOUBLE * self.copies
+        return Plan(view.name, method, self.kind, samples, total, operations, held, self.drawn)
+
+    def _gram(self, view: LayerView, dense_bytes: int) -> Plan:
+        kind, note = self.kind, self.drawn
+        samples, columns = self.collector.batches.count(), self.collector.shapes.columns[kind]
+        if samples is None or samples * columns > self.max_columns:
+            if columns > 1:
+                note = f"the block would need {bytes_text(dense_bytes)}; one label a sample is drawn"
+                kind, columns = "drawn", 1
+            if samples is None or samples > self.max_columns:
+                count = "" if samples is None else f" of {samples}"
+                note = (note + "; " if note else "") + f"the first {self.max_columns}{count} samples are used"
+                samples = self.max_columns
+        total = samples * columns
+        held = _DOUBLE * self.copies * self._kept_numbers(view, samples, columns)
+        held += _DOUBLE * 2 * view.groups * total**2
+        operations = self._gram_operations(view, samples, columns)
+        return Plan(view.name, "gram", kind, samples, total, operations, held, note)
+
+    def _kept_numbers(self, view: LayerView, samples: int, columns: int) -> int:
+        inputs = 1 if view.one_hot else view.groups * view.inputs
+        return samples * self.collector.shapes.positions[view.name] * (inputs + columns * view.outputs)
+
+    def _gram_operations(self, view: LayerView, samples: int, columns: int) -> float:
+        """Of K, by inner products of positions or of gradients."""
+        t, total = self.collector.shapes.positions[view.name], samples * columns
+        by_positions = 2.0 * (samples * t) ** 2 * (view.groups * view.inputs + columns**2 * view.outputs)
+        by_vectors = 2.0 * total * view.size * (total + t)
+        return min(by_positions, by_vectors)
+
+    def _layerwise(self, view: LayerView, memory: int) -> Plan:
+        if self.method in ("gram", "per-sample"):
+            raise NotSupportedError(
+                f"the layer-wise Fisher has a closed form; method={self.method!r} does not apply, use 'auto'"
+            )
+        samples = self.collector.batches.count()
+        entries = view.outputs * packed_size(view.inputs)
+        held = entries * _DOUBLE * self.copies + view.outputs * view.inputs**2 * _DOUBLE
+        if held > memory:
+            raise MemoryLimitError(
+                f"the layer-wise Fisher of layer {view.name!r} would need {bytes_text(held)}, more than the "
+                f"{bytes_text(memory)} left of the memory limit; leave the layer out or give a larger limit"
+            )
+        operations = 2.0 * entries * (samples or 1)
+        return Plan(view.name, "layerwise", "layerwise", samples, samples, operations, held)
 
 
 def block_statistic(plan: Plan) -> Statistic | None:
@@ -300,65 +344,109 @@ def block_work(plan: Plan, view: LayerView, columns: int) -> LayerWork:
         scratch = view.outputs * (2 * columns + view.outputs)
         return LayerWork(plan.kind, (statistic,), scratch=scratch)
     assert plan.samples is not None
-    return LayerWork(
-        plan.kind, (), samples=plan.samples, keep=plan.samples, keep_kinds=frozenset({plan.kind})
-    )
+    kinds = frozenset({plan.kind})
+    return LayerWork(plan.kind, (), samples=plan.samples, keep=plan.samples, keep_kinds=kinds, lazy=True)
 
 
-def build_block(view: LayerView, plan: Plan, sums: LayerSums, kept: LayerBatch | None) -> LinearOperator:
-    """The operator of a plan from what its pass gathered."""
+def build_block(view: LayerView, plan: Plan, sums: LayerSums) -> LinearOperator:
+    """The operator of a plan from the sums of its pass."""
     statistic = block_statistic(plan)
-    if statistic is None:
-        assert kept is not None
-        return GramOperator(kept.a.double(), kept.g[plan.kind].double())
-    block = sums.mean(statistic)
-    if plan.method == "kronecker":
-        return PackedOperator(block, view.outputs, view.inputs)
-    if plan.method == "per-sample":
-        return DenseOperator(block, view.outputs, view.inputs)
-    return layerwise_block(block, view)
+    assert statistic is not None
+    return _by_group(view, sums.mean(statistic), partial(_operator, plan.method))
 
 
-def layerwise_block(block: Tensor, view: LayerView) -> UnitBlockOperator:
-    """(1/N) Σ_n Σ_t (a aᵀ) ⊗ diag(φ'(s)²) from its packed blocks [m, d(d+1)/2]."""
-    return UnitBlockOperator(smat(block, view.inputs))
+def gram_block(kept: LayerBatch, kind: str) -> LinearOperator:
+    """The Gram operator of the samples kept; one a group."""
+    parts = [kept.group(place) for place in range(kept.groups)]
+    grams = [GramOperator(part.a, part.g[kind]) for part in parts]
+    return grams[0] if kept.groups == 1 else GroupedOperator(grams)
 
 
-def _per_sample(collector: Collector, view: LayerView, kind: str) -> DenseOperator:
+def layerwise_block(view: LayerView, block: Tensor) -> LinearOperator:
+    """(1/N) Σ_n Σ_t (a aᵀ) ⊗ diag(φ'(s)²) from its packed blocks [m, d(d+1)/2]; [G, …] for groups."""
+    return _by_group(view, block, partial(_operator, "layerwise"))
+
+
+def _by_group(
+    view: LayerView, block: Tensor, operator: Callable[[BlockShape, Tensor], LinearOperator]
+) -> LinearOperator:
+    if view.groups == 1:
+        return operator(view, block)
+    return GroupedOperator([operator(view.group, part) for part in block])
+
+
+def _operator(method: str, shape: BlockShape, block: Tensor) -> LinearOperator:
+    if method == "kronecker":
+        return PackedOperator(block, shape.outputs, shape.inputs)
+    if method == "per-sample":
+        return DenseOperator(block, shape.outputs, shape.inputs)
+    return UnitBlockOperator(smat(block, shape.inputs))
+
+
+def _per_sample(collector: Collector, view: LayerView, kind: str) -> LinearOperator:
     """F = JᵀJ/N with the rows of J from `torch.func`: any module, no hooks, no captured inputs."""
-    total = torch.zeros(view.size, view.size, dtype=torch.float64, device=collector.device)
+    size = view.group.size
+    total = torch.zeros(view.groups, size, size, dtype=torch.float64, device=collector.device)
     samples = 0
-    for rows, count in _gradient_rows(collector, view, kind):
-        rows = rows.double()
-        total.addmm_(rows.T, rows)
+    for matrices, count in _gradient_matrices(collector, view, kind):
+        by_group = matrices.double().unflatten(1, (view.groups, -1)).transpose(0, 1)
+        rows = by_group.transpose(-1, -2).flatten(2)
+        total.baddbmm_(rows.mT, rows)
         samples += count
-    return DenseOperator(total / samples, view.outputs, view.inputs)
+    block = total / samples
+    return _by_group(view, block if view.groups > 1 else block[0], partial(_operator, "per-sample"))
 
 
-def _gradient_rows(collector: Collector, view: LayerView, kind: str) -> Iterator[tuple[Tensor, int]]:
-    """Chunks of J [n·c, D] in column-vec order, each with its number of samples."""
+def _gradient_matrices(collector: Collector, view: LayerView, kind: str) -> Iterator[tuple[Tensor, int]]:
+    """Chunks of the samples' gradients V [n·c, m, d], each with its number of samples."""
     model, size = collector.model, torch.finfo(collector.dtype).bits // 8
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    block = {name: parameters[name] for name in view.parameters}
     columns = collector.shapes.columns[kind]
     most = max(1, _ROW_BYTES // (size * columns * view.size))
-
-    def output(block: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        x = x.unsqueeze(collector.batch_dim)
-        return functional_call(model, {**parameters, **block}, (x,)).squeeze(0)
-
-    def sample_rows(x: Tensor, u: Tensor) -> Tensor:
-        pull = vjp(lambda block: output(block, x), block)[1]
-        (gradients,) = vmap(pull)(u)
-        return view.to_matrix(gradients).transpose(-1, -2).flatten(1)
-
+    rows_of = _Rows(model, view, collector.batch_dim)
     generators = collector.generators()
     with unchanged(model):
         for inputs, targets in collector.read(most):
             with torch.no_grad():
-                u = collector.columns(kind, model(inputs), targets, generators)
-            rows = vmap(sample_rows, in_dims=(collector.batch_dim, 0))(inputs, u.transpose(0, 1))
-            yield rows.flatten(0, 1), len(rows)
+                u = collector.columns(kind, called(model, inputs), targets, generators)
+            yield rows_of(inputs, u.transpose(0, 1)), u.shape[1]
+
+
+class _Rows:
+    """The samples' gradients of one block by `torch.func`, sample by sample where vmap cannot."""
+
+    def __init__(self, model: nn.Module, view: LayerView, batch_dim: int) -> None:
+        self._model, self._view, self._batch_dim = model, view, batch_dim
+        self._parameters = {name: p.detach() for name, p in model.named_parameters()}
+        self._block = {name: self._parameters[name] for name in view.parameters}
+        self._loop = False
+
+    def __call__(self, inputs: ModelInputs, u: Tensor) -> Tensor:
+        """V [n·c, m, d] for columns u [n, c, …]."""
+        if not self._loop:
+            try:
+                return vmap(self._sample, in_dims=(self._batch_dim, 0))(inputs, u).flatten(0, 1)
+            except RuntimeError:  # the model does what vmap cannot
+                self._loop = True
+        samples = [self._select(inputs, n) for n in range(len(u))]
+        rows = [self._sample(x, columns, batched=False) for x, columns in zip(samples, u, strict=True)]
+        return torch.cat(rows)
+
+    def _select(self, inputs: ModelInputs, n: int) -> ModelInputs:
+        return each(inputs, lambda x: x.select(self._batch_dim, n))
+
+    def _sample(self, x: ModelInputs, u: Tensor, batched: bool = True) -> Tensor:
+        pull = vjp(lambda block: self._output(block, x), self._block)[1]
+        if batched:
+            (gradients,) = vmap(pull)(u)
+        else:
+            pulled = [pull(column, retain_graph=True)[0] for column in u]
+            gradients = {name: torch.stack([one[name] for one in pulled]) for name in self._block}
+        return self._view.to_matrix(gradients)
+
+    def _output(self, block: Mapping[str, Tensor], x: ModelInputs) -> Tensor:
+        x = each(x, lambda value: value.unsqueeze(self._batch_dim))
+        arguments, keywords = ((), x) if isinstance(x, dict) else (tensors_of(x), {})
+        return functional_call(self._model, {**self._parameters, **block}, arguments, keywords).squeeze(0)
 
 
 _UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fisherlab.result import Comparison
 
 _LARGEST_MATRIX = 2**27
+_MOST_DRAWN = 12
 
 
 def save_comparison(comparison: "Comparison", directory: Path, *, matrices: bool) -> Path:
@@ -102,7 +103,7 @@ def _without_collection() -> Iterator[None]:
 def _pictures(comparison: "Comparison", folder: Path) -> "Iterator[Picture]":
     from fisherlab.plots.workers import saver
 
-    with saver(4 + 3 * len(comparison.results)) as save:
+    with saver(4 + 3 * len(_drawn_layers(comparison))) as save:
         yield from _drawn(comparison, folder, save)
 
 
@@ -110,9 +111,11 @@ def _drawn(comparison: "Comparison", folder: Path, save: "Save") -> "Iterator[Pi
     from fisherlab import plots
     from fisherlab.report import Picture
 
-    def written(name: str, draw: Callable[[], "Figure"], heading: str, text: str) -> "Picture":
+    def written(
+        name: str, draw: Callable[[], "Figure"], heading: str, text: str, layer: str | None = None
+    ) -> "Picture":
         save(draw(), folder / name)
-        return Picture(f"{name}.png", f"{text} {comparison.caption}.", heading)
+        return Picture(f"{name}.png", f"{text} {comparison.caption}.", heading, layer)
 
     caption = comparison.caption
     yield written(
@@ -121,13 +124,14 @@ def _drawn(comparison: "Comparison", folder: Path, save: "Save") -> "Iterator[Pi
         "Errors of every layer",
         "Relative, scaled and population error with its standard error.",
     )
-    yield written(
-        "waterfall",
-        lambda: plots.waterfall(comparison.waterfall, caption=caption),
-        "Where the error comes from",
-        "Scaled errors from the nearest Kronecker product over KFAC and a diagonal output factor "
-        "with real gradients (lngd-lr) to LNGD.",
-    )
+    if len(comparison.waterfall):
+        yield written(
+            "waterfall",
+            lambda: plots.waterfall(comparison.waterfall, caption=caption),
+            "Where the error comes from",
+            "Scaled errors from the nearest Kronecker product over KFAC and a diagonal output factor "
+            "with real gradients (lngd-lr) to LNGD.",
+        )
     if len(comparison.directions):
         yield written(
             "directions",
@@ -135,21 +139,32 @@ def _drawn(comparison: "Comparison", folder: Path, save: "Save") -> "Iterator[Pi
             "Quality of the damped direction",
             "Cosine with the exact step, and share of its decrease, over six dampings.",
         )
-    yield written(
-        "coupling",
-        lambda: plots.coupling(comparison.coupling_matrix.numpy(), list(comparison.results), caption=caption),
-        "Coupling between layers",
-        "‖F_lk‖²/(‖F_l‖‖F_k‖): zero off the diagonal where the block-diagonal assumption holds.",
-    )
-    for layer, result in comparison.results.items():
-        yield from _layer_pictures(comparison, layer, f"{result.target.name} labels", written)
+    if comparison.coupling["coupling"].notna().any():
+        matrix = comparison.coupling_matrix.numpy()
+        yield written(
+            "coupling",
+            lambda: plots.coupling(matrix, list(comparison.results), caption=caption),
+            "Coupling between layers",
+            "‖F_lk‖²/(‖F_l‖‖F_k‖): zero off the diagonal where the block-diagonal assumption holds.",
+        )
+    for layer in _drawn_layers(comparison):
+        result = comparison.results[layer]
+        yield from _layer_pictures(comparison, layer, f"{result.kind} labels", written)
+
+
+def _drawn_layers(comparison: "Comparison") -> list[str]:
+    """The layers with pictures of their own: all, or the first few that are no norms where there are many."""
+    names = list(comparison.results)
+    if len(names) <= _MOST_DRAWN:
+        return names
+    return [name for name in names if not comparison.results[name].view.vector][:_MOST_DRAWN]
 
 
 def _layer_pictures(
     comparison: "Comparison",
     layer: str,
     labels: str,
-    written: "Callable[[str, Callable[[], Figure], str, str], Picture]",
+    written: "Callable[..., Picture]",
 ) -> "Iterator[Picture]":
     name = re.sub(r"[^\w.-]", "_", layer) or "root"
     for matched in (False, True):
@@ -160,6 +175,7 @@ def _layer_pictures(
                 partial(comparison.heatmap, layer, trace_matched=matched),
                 f"Layer {layer}: heat maps, {scale}",
                 f"Exact Fisher ({labels}), approximations ({scale}) and absolute errors.",
+                layer,
             )
         except NotSupportedError:
             break
@@ -169,6 +185,7 @@ def _layer_pictures(
             lambda: comparison.spectrum(layer),
             f"Layer {layer}: spectra",
             "Eigenvalues of F and of each approximation, and of the preconditioned block.",
+            layer,
         )
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fisherlab import metrics
-from fisherlab.errors import FisherlabError, MemoryLimitError, bytes_text
-from fisherlab.operators import DenseOperator, LinearOperator, PackedOperator
+from fisherlab.errors import FisherlabError, MemoryLimitError, NumericalError, bytes_text
+from fisherlab.operators import DenseOperator, GroupedOperator, LinearOperator, PackedOperator
 from fisherlab.population import Halves
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -47,14 +47,38 @@ class Target:
 
     def __post_init__(self) -> None:
         """The dampings, and the exact steps at each, made once for all approximations."""
-        self.unit = metrics.mean_eigenvalue(self.exact)
+        self.trace = float(self.exact.trace())
+        self.unit = self.trace / self.exact.shape[0]
         self._steps: dict[float, Tensor] = {}
+
+    def trace_ratio(self, trace: float) -> float:
+        """Tr F̂ / tr F."""
+        if self.trace == 0:
+            raise NumericalError("the block is zero: its trace ratio is not defined")
+        return trace / self.trace
+
+    def matching_scale(self, trace: float) -> float:
+        """Tr F / tr F̂."""
+        if not trace > 0:
+            raise NumericalError("the approximation is zero: it cannot be matched to a trace")
+        return self.trace / trace
+
+    @cached_property
+    def norm(self) -> float:
+        """‖F‖."""
+        return float(self.exact.frobenius_norm())
+
+    @cached_property
+    def diagonal(self) -> Tensor:
+        """Diag F, [D]."""
+        return self.exact.diagonal()
 
     @property
     def dense_bytes(self) -> int:
         """What directions, spectra and pictures of the block take at once, where they are dense."""
-        dense = isinstance(self.exact, (PackedOperator, DenseOperator))
-        return _DENSE_COPIES * 8 * self.exact.shape[0] ** 2 if dense else 0
+        blocks = self.exact.blocks if isinstance(self.exact, GroupedOperator) else [self.exact]
+        dense = sum(b.shape[0] ** 2 for b in blocks if isinstance(b, (PackedOperator, DenseOperator)))
+        return _DENSE_COPIES * 8 * dense
 
     @property
     def affordable(self) -> bool:
@@ -115,15 +139,15 @@ def measure(
     """
     started = time.perf_counter()
     F, notes = target.exact, list(target.notes)
-    values: dict[str, Any] = {"trace_exact": float(F.trace())}
+    values: dict[str, Any] = {"trace_exact": target.trace}
     values["trace_approx"] = float(approximation.trace())
     values["damping"] = target.damping
     values["bytes"] = stored_bytes(approximation)
     with _noted(notes):
-        values["trace_ratio"] = metrics.trace_ratio(F, approximation)
-        values["relative_error"] = metrics.relative_error(F, approximation)
-        values["scaled_error"], values["best_scale"] = metrics.scaled_error(F, approximation)
-        values["diagonal_error"] = metrics.diagonal_error(F, approximation)
+        values["trace_ratio"] = target.trace_ratio(values["trace_approx"])
+        found = metrics.errors(F, approximation, target.norm)
+        values["relative_error"], values["scaled_error"], values["best_scale"] = found
+        values["diagonal_error"] = metrics.diagonal_error(target.diagonal, approximation)
         if nearest_error is not None and nearest_error > _ROUNDING:
             values["gap_to_nearest"] = values["scaled_error"] / nearest_error - 1
         elif nearest_error is not None:
@@ -135,7 +159,7 @@ def measure(
     sweep: list[dict[str, float]] = []
     preconditioned = None
     with _noted(notes):
-        matched = metrics.trace_matched(F, approximation)
+        matched = approximation * target.matching_scale(values["trace_approx"])
         target.check_memory()
         with _noted(notes):
             sweep = _sweep(target, matched)
@@ -156,6 +180,8 @@ def measure(
 
 def stored_bytes(operator: LinearOperator) -> int:
     """What the operator's own tensors take."""
+    if isinstance(operator, GroupedOperator):
+        return sum(stored_bytes(block) for block in operator.blocks)
     held = {id(v): v for v in _tensors(vars(operator))}
     return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
 

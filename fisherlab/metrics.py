@@ -3,7 +3,7 @@
 F is the exact block, F̂ the approximation; both of dimension D = m·d. All products are summed in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import InputError, NotSupportedError, NumericalError, bytes_text
-from fisherlab.operators import EigenKroneckerOperator, GramOperator, LinearOperator
+from fisherlab.operators import EigenKroneckerOperator, GramOperator, GroupedOperator, LinearOperator
 
-_MOST_OPERATIONS = 2e11
+_MOST_OPERATIONS = 1e11
 _MOST_ITERATED = 5e6
 _LARGEST_DENSE = 4096
+_RESTARTS = 40
 
 
 class ScaledError(NamedTuple):
@@ -67,6 +68,44 @@ def scaled_error(F: LinearOperator, approximation: LinearOperator) -> ScaledErro
     return ScaledError(relative_error(F, approximation * scale), scale)
 
 
+class Errors(NamedTuple):
+    """`relative_error` and `scaled_error` of one approximation."""
+
+    relative: float
+    scaled: float
+    scale: float
+
+
+def errors(F: LinearOperator, approximation: LinearOperator, norm: float | None = None) -> Errors:
+    """Both errors; where F is in Gram form from one inner product.
+
+    ‖F − F̂‖² = ‖F‖² − 2⟨F, F̂⟩ + ‖F̂‖² and ‖F − cF̂‖² = ‖F‖² − ⟨F, F̂⟩²/‖F̂‖², all in float64: relative errors
+    below about 1e-7 are lost in rounding.
+
+    Args:
+        F: the exact block.
+        approximation: F̂.
+        norm: ‖F‖, where it is known.
+    """
+    if F.shape[0] <= _LARGEST_DENSE or not is_gram(F):
+        scaled, scale = scaled_error(F, approximation)
+        return Errors(relative_error(F, approximation), scaled, scale)
+    own = _norm(F) if norm is None else norm
+    other, product = float(approximation.frobenius_norm()), float(F.inner(approximation))
+    relative = max(0.0, own**2 - 2 * product + other**2) ** 0.5 / own
+    if other == 0:
+        return Errors(relative, 1.0, 0.0)
+    product = max(0.0, product)
+    return Errors(relative, max(0.0, own**2 - (product / other) ** 2) ** 0.5 / own, product / other**2)
+
+
+def is_gram(F: LinearOperator) -> bool:
+    """Whether F, or every group of it, is in Gram form."""
+    if isinstance(F, GroupedOperator):
+        return all(isinstance(block, GramOperator) for block in F.blocks)
+    return isinstance(F, GramOperator)
+
+
 def cosine(F: LinearOperator, approximation: LinearOperator) -> float:
     """⟨F, F̂⟩ / (‖F‖_F ‖F̂‖_F)."""
     return float(F.inner(approximation)) / (_norm(F) * _norm(approximation))
@@ -80,9 +119,18 @@ def trace_ratio(F: LinearOperator, approximation: LinearOperator) -> float:
     return float(approximation.trace()) / trace
 
 
-def diagonal_error(F: LinearOperator, approximation: LinearOperator, scaled: bool = False) -> float:
-    """‖diag F − c diag F̂‖₂ / ‖diag F‖₂ with c = 1, or the best c where `scaled`."""
-    own, other = F.diagonal().double(), approximation.diagonal().double()
+def diagonal_error(
+    F: LinearOperator | Tensor, approximation: LinearOperator, scaled: bool = False
+) -> float:
+    """‖diag F − c diag F̂‖₂ / ‖diag F‖₂ with c = 1, or the best c where `scaled`.
+
+    Args:
+        F: the exact block, or its diagonal [D] where that is known.
+        approximation: F̂.
+        scaled: whether F̂ is scaled first.
+    """
+    own = (F if isinstance(F, Tensor) else F.diagonal()).double()
+    other = approximation.diagonal().double()
     if scaled:
         other = other * ((own @ other).clamp(min=0) / (other @ other).clamp(min=1e-300))
     norm = float(torch.linalg.norm(own))
@@ -151,7 +199,7 @@ def step_quality(
     norms = torch.linalg.norm(best) * torch.linalg.norm(step)
     if not float(norms) > 0:
         raise NumericalError("the gradient is zero: directions are not defined")
-    curvature = (step * F.apply(step.to(F.dtype)).double()).sum() + damping * step.square().sum()
+    curvature = F.quadratic(step.to(F.dtype)).double() + damping * step.square().sum()
     gained = (step * gradient).sum().square() / curvature
     return Direction(float((best * step).sum() / norms), float(gained / (best * gradient).sum()))
 
@@ -162,7 +210,7 @@ def spectrum(F: LinearOperator, damping: float = 0.0) -> Spectrum:
     Raises:
         NotSupportedError: where the block is too large for an eigendecomposition here.
     """
-    if not isinstance(F, GramOperator):
+    if not is_gram(F):
         _check_dense(F)
     values = F.eigenvalues().double()
     positive = values.clamp(min=0)
@@ -183,6 +231,9 @@ def preconditioned_spectrum(F: LinearOperator, approximation: LinearOperator, da
     Raises:
         NotSupportedError: where the work or the block is too large.
     """
+    if isinstance(F, GroupedOperator):
+        parts = zip(F.blocks, _blocks_of(approximation), strict=True)
+        return torch.cat([preconditioned_spectrum(*part, damping) for part in parts]).sort().values
     if isinstance(F, GramOperator):
         matrix = _gram_preconditioned(F, approximation, damping)
     else:
@@ -243,7 +294,10 @@ def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], F: LinearOperator) ->
     operator = ScipyOperator((size, size), matvec=product, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(size)
     try:
-        return float(eigsh(operator, k=1, which="LA", v0=start, tol=1e-6, return_eigenvectors=False)[0])
+        values = eigsh(
+            operator, k=1, which="LA", v0=start, tol=1e-6, maxiter=_RESTARTS, return_eigenvectors=False
+        )
+        return float(values[0])
     except ArpackError as error:
         raise NumericalError(f"the condition number did not converge ({error})") from error
 
@@ -262,22 +316,35 @@ def _sandwich(F: LinearOperator, approximation: LinearOperator, damping: float) 
 def _scaled_rotation(F: LinearOperator, root: EigenKroneckerOperator) -> Tensor:
     """diag(s) Uᵀ F U diag(s) for root = U diag(s) Uᵀ: half the products of root F root."""
     d, m, size = F.inputs, F.outputs, F.shape[0]
-    rows = root.U_B.T @ (root.U_A.T @ F.dense().view(d, m * size)).view(d, m, size)
-    matrix = (root.U_A.T @ (rows.view(size, d, m) @ root.U_B)).view(size, size)
+    rows = _rotated(root.U_B, _rotated(root.U_A, F.dense().view(d, m * size)).view(d, m, size))
+    columns = rows.view(size, d, m)
+    columns = columns if root.U_B is None else columns @ root.U_B
+    matrix = _rotated(root.U_A, columns).reshape(size, size).clone()
     scale = root.S.T.flatten()
     matrix *= scale[:, None]
     matrix *= scale
     return matrix
 
 
+def _rotated(U: Tensor | None, X: Tensor) -> Tensor:
+    """Uᵀ X; None is the identity."""
+    return X if U is None else U.T @ X
+
+
 def _gram_preconditioned(F: GramOperator, approximation: LinearOperator, damping: float) -> Tensor:
-    operations = 2.0 * F.columns**2 * F.shape[0]
+    operations = 2.0 * F.columns * F.shape[0] * (F.columns + 2 * (F.outputs + F.inputs))
     if operations > _MOST_OPERATIONS:
         raise NotSupportedError(
             f"the preconditioned spectrum would take {operations:.1g} operations; use fewer samples"
         )
     matrix = approximation.inverse(damping).gram_products(F)
     return (matrix + matrix.T) / 2
+
+
+def _blocks_of(F: LinearOperator) -> Sequence[LinearOperator]:
+    if not isinstance(F, GroupedOperator):
+        raise InputError("a block of groups is compared with an approximation of as many groups")
+    return F.blocks
 
 
 def _norm(F: LinearOperator) -> float:

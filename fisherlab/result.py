@@ -12,7 +12,7 @@ from torch import Tensor
 from fisherlab.errors import InputError, NotSupportedError, bytes_text, unknown
 from fisherlab.exact import Plan
 from fisherlab.layers import Layers, LayerView
-from fisherlab.measure import Measured, Target
+from fisherlab.measure import Measured
 from fisherlab.operators import LinearOperator
 
 if TYPE_CHECKING:
@@ -109,11 +109,15 @@ class LayerResult:
         samples: N.
         positions: T.
         columns: N·C as used.
-        target: the exact block and what belongs to it.
-        operators: F̂ by approximation.
+        kind: the labels of the exact block.
+        damping: λ of the rows.
+        operators: F (under the name `exact`) and F̂ by approximation; empty where they were let go to
+            stay under the memory limit.
         measured: numbers by (approximation, target).
         waterfall: scaled errors of nearest → KFAC → lngd-lr → LNGD.
-        spectra: eigenvalues of `exact` and of each F̂; empty where they were not computed.
+        spectra: eigenvalues of `exact` and of each F̂ (as many leading ones as the exact block has); empty
+            where they were not computed.
+        drawable: whether the dense matrices fit the memory limit.
     """
 
     view: LayerView
@@ -121,11 +125,18 @@ class LayerResult:
     samples: int
     positions: int
     columns: int
-    target: Target
+    kind: str
+    damping: float
     operators: dict[str, LinearOperator] = field(default_factory=dict)
     measured: dict[tuple[str, str], Measured] = field(default_factory=dict)
     waterfall: dict[str, float | None] = field(default_factory=dict)
     spectra: dict[str, Tensor] = field(default_factory=dict)
+    drawable: bool = True
+
+    @property
+    def approximations(self) -> list[str]:
+        """The approximations that were measured."""
+        return list(dict.fromkeys(name for name, _ in self.measured))
 
 
 @dataclass
@@ -168,7 +179,7 @@ class Comparison:
             {"layer": name, "approximation": approximation, **point}
             for name, result in self.results.items()
             for (approximation, target), measured in result.measured.items()
-            if target == result.target.name
+            if target == result.kind
             for point in measured.sweep
         ]
         return pd.DataFrame(rows, columns=list(DIRECTION_COLUMNS))
@@ -200,9 +211,19 @@ class Comparison:
         return self.about.caption(self.device)
 
     def operators(self, layer: str) -> dict[str, LinearOperator]:
-        """F (under the name `exact`) and every F̂ of one layer."""
+        """F (under the name `exact`) and every F̂ of one layer.
+
+        Raises:
+            InputError: for an unknown layer.
+            NotSupportedError: where they were let go to stay under the memory limit.
+        """
         result = self._result(layer)
-        return {"exact": result.target.exact, **result.operators}
+        if not result.operators:
+            raise NotSupportedError(
+                f"the operators of layer {layer!r} were let go to stay under the memory limit; compare it "
+                "alone, or use exact_fisher and approximate"
+            )
+        return dict(result.operators)
 
     def table(self) -> "RenderableType":
         """The records as tables for a terminal; `rich.print(c.table())`."""
@@ -232,13 +253,13 @@ class Comparison:
 
         result = self._result(layer)
         names = self._names(result, approximations)
-        exact = result.target.exact
-        if exact.shape[0] > _LARGEST_PICTURE or not result.target.affordable:
+        size = result.view.size
+        if size > _LARGEST_PICTURE or not result.drawable:
             raise NotSupportedError(
-                f"the block of layer {layer!r} has size {exact.shape[0]} "
-                f"({bytes_text(8.0 * exact.shape[0] ** 2)}); blocks above {_LARGEST_PICTURE}, or "
-                "above the memory limit, are not drawn"
+                f"the block of layer {layer!r} has size {size} ({bytes_text(8.0 * size**2)}); blocks above "
+                f"{_LARGEST_PICTURE}, or above the memory limit, are not drawn"
             )
+        exact = self.operators(layer)["exact"]
         matrices = self._matrices(layer)
         shown = {name: matrices[name] for name in names}
         if trace_matched:
@@ -277,7 +298,7 @@ class Comparison:
         preconditioned = {
             name: measured.preconditioned.cpu().numpy()
             for (name, target), measured in result.measured.items()
-            if target == result.target.name and measured.preconditioned is not None
+            if target == result.kind and measured.preconditioned is not None
         }
         spectra = {name: values.cpu().numpy() for name, values in result.spectra.items()}
         return plots.spectrum(
@@ -285,7 +306,7 @@ class Comparison:
             spectra,
             preconditioned,
             layer=layer,
-            damping=result.target.damping,
+            damping=result.damping,
             caption=f"{self.caption}; {self._made(result)}",
         )
 
@@ -294,7 +315,7 @@ class Comparison:
         best: dict[str, dict[str, Any]] = {}
         main = self.records
         for name, result in self.results.items():
-            rows = main[(main["layer"] == name) & (main["target"] == result.target.name)]
+            rows = main[(main["layer"] == name) & (main["target"] == result.kind)]
             best[name] = _best(rows)
         return {
             "model": self.about.model,
@@ -336,9 +357,9 @@ class Comparison:
             "outputs": view.outputs,
             "inputs": view.inputs,
             "positions": result.positions,
-            "groups": 1,
+            "groups": view.groups,
             "approximation": approximation,
-            "kind": result.target.name,
+            "kind": result.kind,
             "target": target,
             "samples": result.samples,
             "columns": result.columns,
@@ -353,17 +374,17 @@ class Comparison:
 
     def _names(self, result: LayerResult, names: Iterable[str] | str | None) -> list[str]:
         if names is None:
-            return list(result.operators)
+            return result.approximations
         chosen = [names] if isinstance(names, str) else list(names)
         for name in chosen:
-            if name not in result.operators:
-                raise unknown("approximation", name, result.operators)
+            if name not in result.approximations:
+                raise unknown("approximation", name, result.approximations)
         if not chosen:
             raise InputError("name at least one approximation")
         return chosen
 
     def _made(self, result: LayerResult) -> str:
-        return f"{result.target.name} labels, {result.samples} samples"
+        return f"{result.kind} labels, {result.samples} samples"
 
 
 def _trace_scale(exact: LinearOperator, operator: LinearOperator) -> float:

@@ -1,20 +1,32 @@
 """The exact blocks that approximations are compared with, made from what the passes gathered."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import torch
 from torch import Tensor
 
-from fisherlab.collect import LayerBatch, unit_columns
-from fisherlab.exact import Plan, block_statistic, build_block, layerwise_block
+from fisherlab.collect import LayerBatch
+from fisherlab.exact import Plan, block_statistic, build_block, gram_block, layerwise_block
 from fisherlab.layers import LayerView
 from fisherlab.measure import Target
-from fisherlab.operators import GramOperator, LinearOperator
+from fisherlab.operators import GroupedOperator, KroneckerOperator, LinearOperator
+from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.packing import packed_size
-from fisherlab.population import Halves, layerwise_self_product, self_product
-from fisherlab.statistics import Gathered, Statistic, moments
+from fisherlab.population import (
+    Halves,
+    layerwise_norms,
+    layerwise_self_product,
+    sample_norms,
+    self_product,
+)
+from fisherlab.statistics import Gathered, KeptSums, Statistic, moments
 
 GRADIENT = Statistic("gradient", moments.gradient_sum, "empirical")
 """Σ_n ∇ℓ_n with the data's labels."""
+
+_INPUT_MOMENT = Statistic("input-moment", moments.input_moment)
+_MOST_COLUMN_NUMBERS = 2**25
 
 _LAYERWISE = (
     Statistic("block-layerwise", moments.unit_blocks, "layerwise"),
@@ -30,63 +42,141 @@ def main_statistics(plan: Plan) -> list[Statistic]:
     return [*([] if block is None else [block]), _self_products(plan)]
 
 
-def layerwise_statistics() -> list[Statistic]:
-    """The sums of the layer-wise Fisher and of its samples' norms."""
-    return list(_LAYERWISE)
+def layerwise_statistics(identity: bool) -> list[Statistic]:
+    """The sums of the layer-wise Fisher and of its samples' norms; where φ is the identity it is A ⊗ I."""
+    return [_INPUT_MOMENT if identity else _LAYERWISE[0], _LAYERWISE[1]]
 
 
-def layerwise_bytes(view: LayerView) -> int:
+def layerwise_bytes(view: LayerView, identity: bool) -> int:
     """What the layer-wise Fisher takes: the two halves' sums, their total, and the blocks."""
+    if identity:
+        return 8 * 3 * view.groups * view.inputs**2
     return 8 * view.outputs * (3 * packed_size(view.inputs) + view.inputs**2)
+
+
+def layerwise_operations(view: LayerView, positions: int) -> float:
+    """Of the sum of its blocks over so many positions."""
+    return 2.0 * positions * view.outputs * packed_size(view.inputs)
 
 
 def main_target(view: LayerView, plan: Plan, gathered: Gathered, memory: int) -> Target:
     """The target of the kind that was asked for."""
     if plan.kind == "layerwise":
-        return layerwise_target(view, gathered, memory)
-    halves = [None, None] if gathered.kept is None else [gathered.kept.half(h) for h in (0, 1)]
-    parts: Sequence[LayerBatch | None] = [gathered.kept, *halves]
-    blocks = [build_block(view, plan, sums, part) for sums, part in zip(gathered.sums, parts, strict=False)]
+        return layerwise_target(view, gathered, memory, False)
+    if plan.method == "gram":
+        batches = [sums.batch for sums in gathered.sums if isinstance(sums, KeptSums)]
+        blocks = [gram_block(batch, plan.kind) for batch in batches]
+    else:
+        blocks = [build_block(view, plan, sums) for sums in gathered.sums]
+    halves = None
+    if len(blocks) == 3 and gathered.kept is not None:
+        kept = _Kept(gathered, plan.kind)
+        halves = _halves(blocks, gathered, _self_products(plan), kept.norms(), kept.quadratics)
     return Target(
         "monte-carlo" if plan.kind == "drawn" else plan.kind,
         blocks[0],
         _gradient(gathered),
-        _halves(blocks, gathered, _self_products(plan), lambda kept: kept.g[plan.kind]),
+        halves,
         memory,
         [plan.note] if plan.note else [],
     )
 
 
-def layerwise_target(view: LayerView, gathered: Gathered, memory: int) -> Target:
+class _Kept:
+    """The samples kept, all of them and by halves, in float64."""
+
+    def __init__(self, gathered: Gathered, kind: str) -> None:
+        assert gathered.kept is not None
+        self._kind, self._all = kind, gathered.kept.double()
+        lazy = [sums.batch for sums in gathered.sums[1:] if isinstance(sums, KeptSums)]
+        self._halves = lazy or [self._all.half(h) for h in (0, 1)]
+
+    def norms(self) -> Tensor:
+        """‖F_n‖², [k]."""
+        parts = [self._all.group(place) for place in range(self._all.groups)]
+        return torch.stack([sample_norms(part.a, part.g[self._kind]) for part in parts]).sum(0)
+
+    def quadratics(self, operator: LinearOperator, half: int | None) -> Tensor:
+        """⟨F_n, G⟩ of the samples in a half, or of all."""
+        batch = self._all if half is None else self._halves[half]
+        return operator.quadratics(batch.a, batch.g[self._kind])
+
+
+def layerwise_target(view: LayerView, gathered: Gathered, memory: int, identity: bool) -> Target:
     """The layer-wise Fisher as a target; its samples' columns are one for each unit and position."""
-    block, norms = _LAYERWISE
-    blocks = [layerwise_block(sums.mean(block), view) for sums in gathered.sums]
-    halves = _halves(blocks, gathered, norms, lambda kept: unit_columns(kept.g["layerwise"]))
+    block, norms = layerwise_statistics(identity)
+    blocks = [_layerwise_block(view, sums.mean(block), identity) for sums in gathered.sums]
+    halves = None
+    if len(blocks) == 3:
+        kept = _few(view, gathered.kept)
+        own = None
+        if kept is not None:
+            parts = [kept.group(place) for place in range(kept.groups)]
+            own = torch.stack([layerwise_norms(p.a, p.g["layerwise"]) for p in parts]).sum(0)
+        halves = _halves(blocks, gathered, norms, own, partial(_layerwise_quadratics, kept))
     return Target("layerwise", blocks[0], _gradient(gathered), halves, memory)
+
+
+def _layerwise_block(view: LayerView, block: Tensor, identity: bool) -> LinearOperator:
+    if not identity:
+        return layerwise_block(view, block)
+    units = view.group.outputs
+    if view.groups == 1:
+        return KroneckerOperator(block, block.new_ones(units))
+    return GroupedOperator([KroneckerOperator(A, A.new_ones(units)) for A in block])
+
+
+def _few(view: LayerView, kept: LayerBatch | None) -> LayerBatch | None:
+    """As many of the samples kept as their columns, one a unit and position, allow."""
+    if kept is None:
+        return None
+    numbers = kept.a.shape[1] * view.outputs * view.group.outputs
+    samples = _MOST_COLUMN_NUMBERS // numbers
+    return kept.head(samples).double() if samples else None
+
+
+def _layerwise_quadratics(kept: LayerBatch | None, operator: LinearOperator, half: int | None) -> Tensor:
+    """Σ_t Σ_j vec(V)ᵀ G vec(V) with V = φ'(s_tj) e_j a_tᵀ for every sample, its positions as samples."""
+    assert kept is not None
+    batch = kept if half is None else kept.half(half)
+    slope = batch.g["layerwise"][0]
+    samples, positions = slope.shape[:2]
+    by_group = slope.flatten(0, 1).unflatten(-1, (kept.groups, -1))
+    columns = torch.diag_embed(by_group).permute(2, 0, 1, 3).flatten(2).unsqueeze(2)
+    return operator.quadratics(_as_samples(batch.a), columns).view(samples, positions).sum(1)
+
+
+def _as_samples(a: Inputs) -> Inputs:
+    """Every position as a sample with one position."""
+    if isinstance(a, OneHot):
+        return OneHot(a.indices.reshape(-1, 1), a.size, a.dtype)
+    return a.reshape(-1, 1, a.shape[-1])
 
 
 def _halves(
     blocks: Sequence[LinearOperator],
     gathered: Gathered,
-    norms: Statistic,
-    columns: Callable[[LayerBatch], Tensor],
-) -> Halves | None:
-    kept = gathered.kept
-    if len(blocks) < 3 or kept is None:
-        return None
-    g = columns(kept)
+    self_products: Statistic,
+    norms: Tensor | None,
+    quadratics: Callable[[LinearOperator, int | None], Tensor],
+) -> Halves:
     return Halves(
         exact=blocks[0],
         halves=blocks[1:],
         counts=[sums.samples for sums in gathered.sums[1:]],
-        self_products=float(gathered.sums[0].sum(norms)),
-        kept=GramOperator(kept.a.double(), g.double()),
+        self_products=float(gathered.sums[0].sum(self_products).sum()),
+        norms=norms,
+        quadratics=quadratics,
     )
 
 
 def _gradient(gathered: Gathered) -> Tensor | None:
+    """∇h [m, d]; of all groups one below the other."""
     sums = gathered.sums[0]
-    return sums.mean(GRADIENT) if GRADIENT.key in sums.values else None
+    if not sums.has(GRADIENT):
+        return None
+    gradient = sums.mean(GRADIENT)
+    return gradient.flatten(0, 1) if gradient.dim() == 3 else gradient
 
 
 def _self_products(plan: Plan) -> Statistic:

@@ -2,6 +2,8 @@
 
 from fisherlab.approximations.base import (
     Approximation,
+    build_from_block,
+    build_operator,
     columns_kind,
     create,
     create_all,
@@ -10,17 +12,16 @@ from fisherlab.approximations.base import (
 )
 from fisherlab.approximations.collected import (
     DEFAULT_APPROXIMATIONS,
-    Statistics,
     approximate,
     collect_statistics,
     layer_work,
-    load_statistics,
     named_activations,
 )
 from fisherlab.approximations.ekfac import EKFAC, TEKFAC
 from fisherlab.approximations.kfac import KFAC
 from fisherlab.approximations.lngd import LNGD, LNGDRealGradients
 from fisherlab.approximations.nearest import NearestKronecker
+from fisherlab.approximations.saved import Statistics, load_statistics
 from fisherlab.approximations.simple import FOOF, Diagonal, NGPlus
 from fisherlab.approximations.tkfac import TKFAC
 
@@ -39,6 +40,8 @@ __all__ = [
     "NearestKronecker",
     "Statistics",
     "approximate",
+    "build_from_block",
+    "build_operator",
     "collect_statistics",
     "columns_kind",
     "create",

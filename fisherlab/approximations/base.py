@@ -5,13 +5,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from fisherlab.collect import LAYERWISE_COLUMNS
 from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.layers import BlockShape
-from fisherlab.operators import LinearOperator
-from fisherlab.statistics import LayerSums, Statistic
+from fisherlab.operators import GroupedOperator, LinearOperator
+from fisherlab.statistics import Basis, KeptSums, LayerSums, Statistic
 
 
 class Approximation(ABC):
@@ -27,6 +25,7 @@ class Approximation(ABC):
         own_kind: the labels the method always uses; None: those of the Fisher it approximates.
         layerwise: it approximates the layer-wise Fisher and is compared with that too.
         from_exact: it is made from the exact block by `from_block`, not from statistics.
+        for_vectors: it is also meant for norm layers, whose block is that of a vector.
     """
 
     name: ClassVar[str]
@@ -35,13 +34,17 @@ class Approximation(ABC):
     own_kind: ClassVar[str | None] = None
     layerwise: ClassVar[bool] = False
     from_exact: ClassVar[bool] = False
+    for_vectors: ClassVar[bool] = False
 
     @abstractmethod
     def statistics(self, layer: BlockShape, kind: str) -> tuple[Statistic, ...]:
         """The sums over samples that `build` reads, with labels of this kind."""
 
-    def basis(self, layer: BlockShape, sums: LayerSums, kind: str) -> tuple[Tensor, Tensor] | None:
-        """Eigenvectors (U_A [d, d], U_B [m, m]) for the second pass; None: one pass is enough."""
+    def basis(self, layer: BlockShape, sums: LayerSums, kind: str) -> Basis | None:
+        """Eigenvectors (U_A [d, d], U_B [m, m]) for the second pass; None: one pass is enough.
+
+        One of the two may be None, the identity.
+        """
         return None
 
     @abstractmethod
@@ -56,10 +59,37 @@ class Approximation(ABC):
         """The labels this method uses beside a Fisher of this kind (see `fisherlab.collect`)."""
         return self.own_kind or columns_kind(kind)
 
+    def fits(self, layer: BlockShape) -> bool:
+        """Whether the method is meant for such a layer."""
+        return self.for_vectors or not layer.vector
+
     @property
     def two_pass(self) -> bool:
         """Whether the method overrides `basis`."""
         return type(self).basis is not Approximation.basis
+
+
+def build_operator(method: Approximation, layer: BlockShape, sums: LayerSums, kind: str) -> LinearOperator:
+    """F̂ of a layer from its sums; of a grouped layer one product a group."""
+    if layer.groups == 1:
+        return _build(method, layer, sums, kind)
+    parts = [_build(method, layer.group, sums.group(g), kind) for g in range(layer.groups)]
+    return GroupedOperator(parts)
+
+
+def _build(method: Approximation, layer: BlockShape, sums: LayerSums, kind: str) -> LinearOperator:
+    if method.two_pass and method.name not in sums.bases and isinstance(sums, KeptSums):
+        basis = method.basis(layer, sums, kind)
+        assert basis is not None
+        sums.bases[method.name] = basis
+    return method.build(layer, sums, kind)
+
+
+def build_from_block(method: Approximation, exact: LinearOperator) -> LinearOperator:
+    """F̂ from the exact block, for methods with `from_exact`; of a grouped layer one a group."""
+    if isinstance(exact, GroupedOperator):
+        return GroupedOperator([method.from_block(block) for block in exact.blocks])
+    return method.from_block(exact)
 
 
 _REGISTRY: dict[str, type[Approximation]] = {}

@@ -1,151 +1,34 @@
 """Statistics of a whole model, from which approximations are built; and `approximate` in one call."""
 
-import json
+import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fisherlab.approximations.base import Approximation, columns_kind, create, create_all
+from fisherlab import distributed
+from fisherlab.approximations.base import (
+    Approximation,
+    build_from_block,
+    columns_kind,
+    create,
+    create_all,
+)
+from fisherlab.approximations.saved import Keeper, Statistics, load_statistics, model_hash
 from fisherlab.collect import Collector
-from fisherlab.errors import InputError
+from fisherlab.errors import MemoryLimitError, bytes_text
 from fisherlab.exact import DEFAULT_COLUMNS, DEFAULT_MEMORY, exact_fisher, parse_bytes
 from fisherlab.layers import BlockShape, Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.operators import LinearOperator
 from fisherlab.progress import Progress
-from fisherlab.statistics import LayerSums, LayerWork, gather
+from fisherlab.statistics import Basis, LayerSums, LayerWork, gather
 
 DEFAULT_APPROXIMATIONS = ("kfac", "ekfac", "tkfac", "lngd")
-_FORMAT = "fisherlab-statistics-1"
-
-
-@dataclass
-class Statistics:
-    """Sums over samples for every layer: mergeable, saveable, and enough to build approximations.
-
-    Attributes:
-        shapes: for each layer its name and size.
-        sums: for each layer its `LayerSums`.
-        kind: the labels.
-        model: the model's class name.
-    """
-
-    shapes: dict[str, BlockShape]
-    sums: dict[str, LayerSums]
-    kind: str
-    model: str
-
-    @property
-    def samples(self) -> int:
-        """N."""
-        return next(iter(self.sums.values())).samples
-
-    def build(self, approximation: str | Approximation, **options: Any) -> dict[str, LinearOperator]:
-        """The operators of one approximation, layer by layer.
-
-        Raises:
-            InputError: where the statistics that it needs were not collected.
-        """
-        method = create(approximation, **options)
-        if method.from_exact:
-            raise InputError(
-                f"{method.name} is made from the exact block, not from statistics; use fisherlab.approximate"
-            )
-        kind = method.label_kind(self.kind)
-        for name in self.shapes if method.two_pass else ():
-            if method.name not in self.sums[name].bases:
-                raise InputError(
-                    f"the statistics hold no second pass for {method.name}; collect with "
-                    f"approximations=({method.name!r},)"
-                )
-        return {name: method.build(shape, self.sums[name], kind) for name, shape in self.shapes.items()}
-
-    def __add__(self, other: "Statistics") -> "Statistics":
-        """The statistics over both sets of samples.
-
-        Second moments in a basis (EKFAC, TEKFAC) are kept only where both sides share the basis.
-
-        Raises:
-            InputError: where layers or kinds differ.
-        """
-        if self.shapes != other.shapes or self.kind != other.kind:
-            raise InputError("statistics of different layers or kinds cannot be merged")
-        sums = {name: self.sums[name] + other.sums[name] for name in self.sums}
-        return Statistics(self.shapes, sums, self.kind, self.model)
-
-    def save(self, path: str | Path) -> None:
-        """Writes a safetensors file with a header; beside the target, then renamed."""
-        from safetensors.torch import save_file
-
-        tensors: dict[str, Tensor] = {}
-        layers = []
-        for place, (name, shape) in enumerate(self.shapes.items()):
-            sums = self.sums[name]
-            for key, value in sums.values.items():
-                tensors[f"{place}|sum|{key}"] = value.contiguous()
-            for method, (U_A, U_B) in sums.bases.items():
-                tensors[f"{place}|input basis|{method}"] = U_A.contiguous()
-                tensors[f"{place}|output basis|{method}"] = U_B.contiguous()
-            counts = [sums.samples, sums.positions]
-            layers.append([shape.name, shape.outputs, shape.inputs, *counts])
-        header = {"kind": self.kind, "model": self.model, "layers": layers}
-        header["torch"] = torch.__version__
-        metadata = {"format": _FORMAT, "header": json.dumps(header)}
-        path = Path(path)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            save_file(tensors, beside, metadata)
-            Path(beside).replace(path)
-        except BaseException:
-            Path(beside).unlink()
-            raise
-
-
-def load_statistics(path: str | Path) -> Statistics:
-    """Statistics from a file that `Statistics.save` wrote.
-
-    Raises:
-        InputError: for a file that is missing, damaged, or something else.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise InputError(f"there is no statistics file {str(path)!r}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"{str(path)!r} is damaged or no safetensors file ({error})") from error
-    if metadata.get("format") != _FORMAT:
-        raise InputError(f"{str(path)!r} does not hold statistics of fisherlab")
-    try:
-        return _from_header(json.loads(metadata["header"]), tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{str(path)!r} is damaged: its header cannot be read ({error})") from error
-
-
-def _from_header(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statistics:
-    shapes: dict[str, BlockShape] = {}
-    sums: dict[str, LayerSums] = {}
-    for place, (name, outputs, inputs, samples, positions) in enumerate(header["layers"]):
-        shapes[name] = BlockShape(name, outputs, inputs)
-        own = [key.split("|", 2) for key in tensors if key.startswith(f"{place}|")]
-        values = {key: tensors[f"{place}|sum|{key}"] for _, what, key in own if what == "sum"}
-        bases = {
-            key: (tensors[f"{place}|input basis|{key}"], tensors[f"{place}|output basis|{key}"])
-            for _, what, key in own
-            if what == "input basis"
-        }
-        sums[name] = LayerSums(samples, positions, values, bases)
-    return Statistics(shapes, sums, header["kind"], header["model"])
 
 
 def collect_statistics(
@@ -156,6 +39,7 @@ def collect_statistics(
     layers: "Layers | Iterable[str] | str | None" = None,
     approximations: Iterable[str | Approximation] | str | Approximation = DEFAULT_APPROXIMATIONS,
     *,
+    path: str | os.PathLike[str] | None = None,
     bias: str = "joint",
     memory: int | str = DEFAULT_MEMORY,
     max_columns: int = DEFAULT_COLUMNS,
@@ -167,8 +51,16 @@ def collect_statistics(
     """The sums that these approximations need, in one pass over the data, two for EKFAC and TEKFAC.
 
     Arguments as for `exact_fisher`; `approximations` are names or instances.
+
+    With a `path` they are saved there, and read from there where they are complete. Every half minute the
+    work so far is written beside it (`<path>.part`), so that a call after an interruption goes on from
+    the last batch written: with the same sums but for the order of additions.
+
+    Raises:
+        InputError: as `exact_fisher`; where the file at `path` was made from another model, other data or
+            with other options.
+        MemoryLimitError: where the sums, or the label columns of one sample, do not fit the limit.
     """
-    parse_bytes(memory)
     methods = [method for method in create_all(approximations) if not method.from_exact]
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
     chosen = select_layers(model, layers, bias=bias, activations=named_activations(methods))
@@ -183,10 +75,59 @@ def collect_statistics(
         progress=progress,
     )
     work = {name: layer_work(view, methods, kind) for name, view in chosen.items()}
-    gathered = gather(collector, work)
-    shapes = {n: BlockShape(n, view.outputs, view.inputs) for n, view in chosen.items()}
+    _check_memory(collector, work, kind, parse_bytes(memory))
+    about = _identity(collector, work, kind)
+    keeper = None
+    if path is not None:
+        if Path(path).exists():
+            return load_statistics(path).checked(about, path)
+        shapes = {name: view.shape for name, view in chosen.items()}
+        keeper = Keeper(path, shapes, kind, about) if distributed.size() == 1 else None
+    gathered = gather(collector, work, keeper=keeper)
     sums = {name: gathered[name].sums[0] for name in chosen}
-    return Statistics(shapes, sums, kind, type(model).__name__)
+    about["data"] = collector.batches.fingerprint()
+    statistics = Statistics({n: view.shape for n, view in chosen.items()}, sums, kind, about)
+    if path is not None and distributed.rank() == 0:
+        statistics.save(path)
+    if keeper is not None:
+        keeper.finish()
+    return statistics
+
+
+def _identity(collector: Collector, work: Mapping[str, LayerWork], kind: str) -> dict[str, str]:
+    """What the sums depend on; statistics with the same are sums of the same terms."""
+    wanted = {n: [*(s.key for s in task.statistics), *task.bases] for n, task in work.items()}
+    return {
+        "model": type(collector.model).__name__,
+        "model_sha256": model_hash(collector.model),
+        "data": collector.batches.fingerprint(),
+        "likelihood": collector.likelihood.name,
+        "dtype": str(collector.dtype).removeprefix("torch."),
+        "labels": collector.labels,
+        "statistics": hashlib.sha256(repr(sorted(wanted.items())).encode()).hexdigest(),
+    }
+
+
+def _check_memory(collector: Collector, work: Mapping[str, LayerWork], kind: str, memory: int) -> None:
+    """Refuses sums, or label columns, that do not fit."""
+    held = 0
+    for name, task in work.items():
+        layer = collector.layers[name]
+        held += sum(statistic.numbers(layer) for statistic in task.statistics)
+        bases = 0 if layer.one_hot else layer.groups * layer.inputs**2
+        held += len(task.bases) * (bases + layer.groups * layer.group.outputs**2 + layer.size)
+    if 8 * held > memory:
+        raise MemoryLimitError(
+            f"the statistics would need {bytes_text(8 * held)}, more than the memory limit of "
+            f"{bytes_text(memory)}; take fewer layers or approximations, or a larger limit"
+        )
+    columns = collector.shapes.columns.get(kind, 1)
+    needed = collector.pass_bytes(columns)
+    if needed > memory:
+        raise MemoryLimitError(
+            f"{columns:,} label columns a sample would need {bytes_text(needed)}, more than the memory limit "
+            f"of {bytes_text(memory)}; use kind='monte-carlo', which draws labels"
+        )
 
 
 def approximate(  # noqa: D417
@@ -228,16 +169,17 @@ def approximate(  # noqa: D417
     }
     if method.from_exact:
         exact = exact_fisher(model, data, likelihood, kind, layers, **common)
-        return {name: method.from_block(block) for name, block in exact.items()}
+        return {name: build_from_block(method, block) for name, block in exact.items()}
     statistics = collect_statistics(model, data, likelihood, kind, layers, approximations=method, **common)
     return statistics.build(method)
 
 
-def layer_work(view: BlockShape, methods: Sequence[Approximation], kind: str) -> LayerWork:
+def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: str) -> LayerWork:
     """What the passes must sum for one layer and these methods."""
-    statistics = [s for m in methods for s in m.statistics(view, m.label_kind(kind))]
+    methods = [method for method in methods if method.fits(layer)]
+    statistics = [s for m in methods for s in m.statistics(layer.group, m.label_kind(kind))]
     columns = columns_kind(kind)
-    bases = {m.name: _basis_of(m, view, columns) for m in methods if m.two_pass}
+    bases = {m.name: partial(_basis_of, m, layer, columns) for m in methods if m.two_pass}
     return LayerWork(columns, statistics, bases)
 
 
@@ -249,10 +191,17 @@ def named_activations(methods: Iterable[Approximation]) -> Mapping[str, str]:
     return named
 
 
-def _basis_of(method: Approximation, view: BlockShape, kind: str) -> Any:
-    def basis(sums: LayerSums) -> tuple[Tensor, Tensor]:
-        found = method.basis(view, sums, kind)
+def _basis_of(method: Approximation, layer: BlockShape, kind: str, sums: LayerSums) -> Basis:
+    """The basis of the second pass; [G, …] for a grouped layer."""
+    if layer.groups == 1:
+        found = method.basis(layer, sums, kind)
         assert found is not None
         return found
+    groups = [_basis_of(method, layer.group, kind, sums.group(g)) for g in range(layer.groups)]
+    U_A, U_B = (_stacked([basis[side] for basis in groups]) for side in (0, 1))
+    return U_A, U_B
 
-    return basis
+
+def _stacked(bases: Sequence[Tensor | None]) -> Tensor | None:
+    known = [U for U in bases if U is not None]
+    return torch.stack(known) if known else None

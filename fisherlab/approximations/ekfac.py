@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fisherlab.approximations.base import Approximation, register_approximation
@@ -10,7 +9,8 @@ from fisherlab.approximations.kfac import KFAC
 from fisherlab.approximations.tkfac import TKFAC
 from fisherlab.layers import BlockShape
 from fisherlab.operators import EigenKroneckerOperator
-from fisherlab.statistics import LayerSums, Statistic
+from fisherlab.operators.numerics import symmetric_eigh
+from fisherlab.statistics import Basis, LayerSums, Statistic
 
 
 class _Rescaled(Approximation):
@@ -22,15 +22,19 @@ class _Rescaled(Approximation):
         """Those of the factors whose eigenvectors are the basis."""
         return self._factored.statistics(layer, kind)
 
-    def basis(self, layer: BlockShape, sums: LayerSums, kind: str) -> tuple[Tensor, Tensor]:
-        """Eigenvectors of the two factors."""
+    def basis(self, layer: BlockShape, sums: LayerSums, kind: str) -> Basis:
+        """Eigenvectors of the two factors; None, the identity, for a diagonal one."""
         A, B = self._factored.factors(layer, sums, kind)
-        return torch.linalg.eigh(A).eigenvectors, torch.linalg.eigh(B).eigenvectors
+        return _eigenvectors(A), _eigenvectors(B)
 
     def build(self, layer: BlockShape, sums: LayerSums, kind: str) -> EigenKroneckerOperator:
         """The operator, from the basis and the second pass."""
         U_A, U_B = sums.bases[self.name]
         return EigenKroneckerOperator(U_A, U_B, sums.mean(sums.rotated(self.name, kind)))
+
+
+def _eigenvectors(factor: Tensor) -> Tensor | None:
+    return None if factor.dim() == 1 else symmetric_eigh(factor)[1]
 
 
 @register_approximation

@@ -17,9 +17,9 @@ class _DiagonalOutput(Approximation):
     """Φ ⊗ Ψ with a diagonal Ψ of trace 1."""
 
     def factors(self, layer: BlockShape, sums: LayerSums, kind: str) -> tuple[Tensor, Tensor]:
-        """(Φ [d, d], Ψ [m, m]); a layer whose units are all dead has Ψ = I/m."""
+        """(Φ [d, d], the diagonal of Ψ [m]); a layer whose units are all dead has Ψ = I/m."""
         inputs, outputs = self.statistics(layer, kind)
-        return sums.mean(inputs), torch.diag(unit_trace(sums.mean(outputs)))
+        return sums.mean(inputs), unit_trace(sums.mean(outputs))
 
     def build(self, layer: BlockShape, sums: LayerSums, kind: str) -> KroneckerOperator:
         """Φ ⊗ Ψ."""

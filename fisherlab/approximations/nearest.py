@@ -11,6 +11,7 @@ from fisherlab.operators import KroneckerOperator, LinearOperator
 from fisherlab.statistics import LayerSums, Statistic
 
 _ITERATIONS = 500
+_CONVERGED = 1e-14  # relative change of the singular value
 
 
 @register_approximation
@@ -40,11 +41,10 @@ class NearestKronecker(Approximation):
         B = torch.eye(exact.outputs, dtype=exact.dtype, device=exact.device)
         A, scale = _direction(exact.contract_output(B))
         for _ in range(_ITERATIONS):
+            before = scale
             B, scale = _direction(exact.contract_input(A))
-            A_next, scale = _direction(exact.contract_output(B))
-            change = float(torch.linalg.norm(A_next - A))
-            A = A_next
-            if change < 8 * torch.finfo(A.dtype).eps:
+            A, scale = _direction(exact.contract_output(B))
+            if float((scale - before).abs()) <= _CONVERGED * float(scale):
                 break
         return KroneckerOperator(A * scale, B)
 

@@ -2,8 +2,6 @@
 
 from typing import ClassVar
 
-import torch
-
 from fisherlab.approximations.base import Approximation, register_approximation
 from fisherlab.layers import BlockShape
 from fisherlab.operators import DiagonalOperator, KroneckerOperator
@@ -17,6 +15,7 @@ class Diagonal(Approximation):
     name: ClassVar[str] = "diagonal"
     formula: ClassVar[str] = "diag(F), F_jj = E[Σ_c V∘V]"
     source: ClassVar[str] = "the diagonal of F itself"
+    for_vectors: ClassVar[bool] = True
 
     def statistics(self, layer: BlockShape, kind: str) -> tuple[Statistic, ...]:
         """E[V∘V]."""
@@ -45,7 +44,7 @@ class FOOF(Approximation):
     def build(self, layer: BlockShape, sums: LayerSums, kind: str) -> KroneckerOperator:
         """A ⊗ I."""
         A = sums.mean(*self.statistics(layer, kind))
-        return KroneckerOperator(A, torch.eye(layer.outputs, dtype=A.dtype, device=A.device))
+        return KroneckerOperator(A, A.new_ones(layer.outputs))
 
 
 @register_approximation
@@ -72,5 +71,5 @@ class NGPlus(Approximation):
         trace = sums.mean(*self.statistics(layer, kind))
         small = layer.outputs <= layer.inputs
         other = layer.inputs if small else layer.outputs
-        identity = torch.eye(other, dtype=trace.dtype, device=trace.device)
+        identity = trace.new_ones(other)
         return KroneckerOperator(identity, trace) if small else KroneckerOperator(trace, identity)

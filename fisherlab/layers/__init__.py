@@ -1,5 +1,6 @@
 """A module seen as s = W a: adapters, discovery, coverage and the activation that follows."""
 
+from fisherlab.layers import convolution as _convolution  # noqa: F401
 from fisherlab.layers.activation import (
     ACTIVATIONS,
     NETWORK_OUTPUT,
@@ -7,18 +8,25 @@ from fisherlab.layers.activation import (
     find_activations,
     slope_of,
 )
+from fisherlab.layers.adapter import Adapter, register_layer
+from fisherlab.layers.attention import spelled_out
 from fisherlab.layers.discovery import Layers, find_layers, select_layers
-from fisherlab.layers.view import BlockShape, LayerView
+from fisherlab.layers.view import BlockShape, LayerView, Mask, Use
 
 __all__ = [
     "ACTIVATIONS",
     "NETWORK_OUTPUT",
     "Activation",
+    "Adapter",
     "BlockShape",
     "LayerView",
     "Layers",
+    "Mask",
+    "Use",
     "find_activations",
     "find_layers",
+    "register_layer",
     "select_layers",
     "slope_of",
+    "spelled_out",
 ]

@@ -42,6 +42,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 NETWORK_OUTPUT = "the network's output"
 
+Call = tuple[str, int]
+
 _NODES = {
     "Relu": "relu",
     "LeakyRelu": "leaky-relu",
@@ -99,24 +101,26 @@ def slope_of(name: str, s: Tensor) -> Tensor:
         return torch.autograd.grad(ACTIVATIONS[name](s).sum(), s)[0]
 
 
-def find_activations(output: Tensor, edges: Mapping[str, Any]) -> dict[str, Activation]:
-    """The activation after each layer, from the graph of the network's output.
+def find_activations(output: Tensor, edges: Mapping[Call, Any]) -> dict[Call, Activation]:
+    """The activation after each call of a layer, from the graph of the network's output.
 
     Args:
         output: the network's output, with its graph.
-        edges: for each layer the `GradientEdge` of its output.
+        edges: for each call (layer, place) the `GradientEdge` of its output.
 
     Raises:
         InputError: for a layer that does not reach the output; names it.
     """
     places = {name: (edge.node, edge.output_nr) for name, edge in edges.items()}
+    root = output.grad_fn, output.output_nr
     consumers = _consumers(output.grad_fn, set(places.values()))
-    for name, place in places.items():
-        if not consumers[place] and place != (output.grad_fn, output.output_nr):
+    reach = {call for call, place in places.items() if consumers[place] or place == root}
+    for layer in {layer for layer, _ in edges}:
+        if not any(call[0] == layer for call in reach):
             raise InputError(
-                f"layer {name!r} does not reach the model's output; leave it out with layers= or exclude="
+                f"layer {layer!r} does not reach the model's output; leave it out with layers= or exclude="
             )
-    return {name: _activation_of(consumers[place]) for name, place in places.items()}
+    return {call: _activation_of(consumers[place]) for call, place in places.items()}
 
 
 def _consumers(root: Any, wanted: set[tuple[Any, int]]) -> dict[tuple[Any, int], list[Any]]:

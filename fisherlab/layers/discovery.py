@@ -1,15 +1,20 @@
 """Which parameters have a Fisher block, under which name, and why the others have none."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.layers.activation import ACTIVATIONS
-from fisherlab.layers.view import LayerView
+from fisherlab.layers.adapter import Adapter, adapter_of
+from fisherlab.layers.attention import PARTS, projection
+from fisherlab.layers.linear import LINEAR, EmbeddingAdapter
+from fisherlab.layers.norm import NormAdapter
+from fisherlab.layers.view import LayerView, Mask
 
 if TYPE_CHECKING:
     import pandas
@@ -61,8 +66,14 @@ class Layers(Mapping[str, LayerView]):
         ]
         return Layers(views, parameters)
 
+    def with_mask(self, names: Iterable[str], mask: Mask) -> "Layers":
+        """The layers with a mask of the positions of those named."""
+        masked = set(names)
+        views = [v.with_mask(mask) if v.name in masked else v for v in self.values()]
+        return Layers(views, self._parameters)
+
     def coverage(self) -> "pandas.DataFrame":
-        """A row a parameter: `parameter, layer, activation, covered, reason`.
+        """A row a parameter and layer: `parameter, layer, activation, covered, reason`.
 
         `reason` says why a parameter is in no block, or why a layer's activation is the identity.
         `activation` is empty until it is named or a forward pass has found it
@@ -87,6 +98,7 @@ def find_layers(
     *,
     bias: str = "joint",
     activations: Mapping[str, str] | None = None,
+    masks: Mapping[str, Mask] | None = None,
 ) -> Layers:
     """The layers of a model that have a Fisher block.
 
@@ -98,6 +110,8 @@ def find_layers(
             its own, named `<layer>.bias`; `ignore`: in no block.
         activations: the activation that follows a layer, by layer name, where the graph is not to be
             asked.
+        masks: for names or globs of layers a function from the model's inputs to a bool [n, t], True where
+            a position is valid; others, on which the loss does not depend, leave every sum and count.
 
     Returns:
         A mapping from layer name to its view, with `.coverage()`.
@@ -108,22 +122,8 @@ def find_layers(
     """
     _check_arguments(model, bias)
     include, exclude = _globs("include", include), _globs("exclude", exclude)
-    views: list[LayerView] = []
-    parameters: list[_Covered] = []
-    owners = _owners(model)
-    for module_name, module in model.named_modules():
-        own = dict(module.named_parameters(module_name, recurse=False))
-        tied = {name for name, parameter in own.items() if len(owners[id(parameter)]) > 1}
-        parameters += [
-            _Covered(name, "", "tied: also " + ", ".join(owners[id(own[name])] - {name}))
-            for name in own
-            if name in tied
-        ]
-        own = {name: parameter for name, parameter in own.items() if name not in tied}
-        found, covered = _views_of(module_name, module, own, bias)
-        views += found
-        parameters += covered
-    everything = Layers(views, parameters)
+    views, parameters = _Finder(model, bias).find()
+    everything = _with_masks(Layers(views, parameters), masks or {})
     names = match_names(everything, include)
     names = [n for n in names if not any(fnmatchcase(n, glob) for glob in exclude)]
     chosen = _named_activations(everything.select(names), activations or {})
@@ -138,12 +138,13 @@ def select_layers(
     *,
     bias: str = "joint",
     activations: Mapping[str, str] | None = None,
+    masks: Mapping[str, Mask] | None = None,
 ) -> Layers:
     """The `layers=` argument of the public functions: None, names, globs, or layers found before."""
     if isinstance(layers, Layers):
         return _named_activations(layers, activations or {})
     include = ("*",) if layers is None else layers
-    return find_layers(model, include, bias=bias, activations=activations)
+    return find_layers(model, include, bias=bias, activations=activations, masks=masks)
 
 
 def match_names(names: Iterable[str], globs: Iterable[str]) -> list[str]:
@@ -174,53 +175,201 @@ def _globs(argument: str, globs: Iterable[str]) -> tuple[str, ...]:
     return globs
 
 
-def _owners(model: nn.Module) -> dict[int, set[str]]:
-    """For each parameter, by identity, all of its names."""
-    owners: dict[int, set[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), set()).add(name)
-    return owners
+@dataclass(frozen=True)
+class _Owned:
+    """A parameter of a module that an adapter sees, or a part of one."""
+
+    module_name: str
+    module: nn.Module
+    adapter: Adapter
+    role: str  # "weight" or "bias"
+    part: str | None = None
 
 
-def _views_of(
-    module_name: str, module: nn.Module, own: Mapping[str, nn.Parameter], bias: str
-) -> tuple[list[LayerView], list[_Covered]]:
-    """The blocks of one module and a line on each of its parameters."""
-    frozen = {name for name, parameter in own.items() if not parameter.requires_grad}
-    covered = [_Covered(name, "", "frozen (requires_grad is False)") for name in sorted(frozen)]
-    free = {name.rpartition(".")[2]: name for name in own if name not in frozen}
-    # A subclass with a forward of its own may compute anything.
-    if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
-        reason = f"{type(module).__name__} is not supported"
-        return [], covered + [_Covered(name, "", reason) for name in free.values()]
-    extra = [name for short, name in free.items() if short not in ("weight", "bias")]
-    covered += [_Covered(name, "", "neither weight nor bias") for name in extra]
-    weight, offset = free.get("weight"), free.get("bias")
-    if offset is not None and bias == "ignore":
-        covered.append(_Covered(offset, "", "biases are ignored"))
-        offset = None
-    blocks: list[tuple[str, str | None, str | None]] = []
-    if bias == "joint" and weight is not None:
-        blocks.append((module_name, weight, offset))
-    else:
-        if weight is not None:
-            blocks.append((module_name, weight, None))
-        if offset is not None:
-            blocks.append((f"{module_name}.bias".lstrip("."), None, offset))
-    views = [
-        LayerView(
-            name=name,
-            module_name=module_name,
-            module=module,
-            weight=w,
-            bias=b,
-            outputs=module.out_features,
-            inputs=(module.in_features if w else 0) + (1 if b else 0),
+def _owned_by(module_name: str, module: nn.Module) -> list[tuple[str, _Owned]]:
+    """The short names of a module's parameters that have a place in a block."""
+    if isinstance(module, nn.MultiheadAttention) and "forward" not in vars(module):
+        found = []
+        for part in PARTS if type(module).forward is nn.MultiheadAttention.forward else ():
+            weight = projection(module, part)[0]
+            owner = partial(_Owned, module_name, module, LINEAR, part=part)
+            found += [(weight, owner(role="weight")), ("in_proj_bias", owner(role="bias"))]
+        return found
+    adapter = adapter_of(module)
+    if adapter is None or adapter.refusal(module):
+        return []
+    return [(role, _Owned(module_name, module, adapter, role)) for role in ("weight", "bias")]
+
+
+class _Finder:
+    """Walks a model once and says of every parameter where it belongs."""
+
+    def __init__(self, model: nn.Module, bias: str) -> None:
+        self._bias = bias
+        self._modules = list(model.named_modules())
+        self._names = {id(p): name for name, p in model.named_parameters()}
+        self._attention = _children_of_attention(self._modules)
+        self._owners: dict[tuple[int, str | None], list[_Owned]] = {}
+        self._strangers: dict[int, list[str]] = {}
+        for module_name, module in self._modules:
+            owned: dict[str, list[_Owned]] = {}
+            for short, owner in _owned_by(module_name, module):
+                owned.setdefault(short, []).append(owner)
+            for short, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                for owner in owned.get(short, []):
+                    self._owners.setdefault((id(parameter), owner.part), []).append(owner)
+                if short not in owned:
+                    self._strangers.setdefault(id(parameter), []).append(_joined(module_name, short))
+        self.views: list[LayerView] = []
+        self._reasons: dict[str, str] = {}
+        self._layers: dict[str, list[str]] = {}
+
+    def find(self) -> tuple[list[LayerView], list[_Covered]]:
+        """The blocks in the order of the modules, and a line a parameter."""
+        done: set[tuple[int, str | None]] = set()
+        for module_name, module in self._modules:
+            parts = PARTS if isinstance(module, nn.MultiheadAttention) else (None,)
+            for part in parts:
+                self._visit(module_name, module, part, done)
+            for short, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._explain(module, short, parameter)
+        covered = [
+            _Covered(name, layer, self._reasons.get(name, ""))
+            for name in self._names.values()
+            for layer in self._layers.get(name, [""])
+        ]
+        return self.views, covered
+
+    def _visit(
+        self, module_name: str, module: nn.Module, part: str | None, done: set[tuple[int, str | None]]
+    ) -> None:
+        own = {o.role: (short, o) for short, o in _owned_by(module_name, module) if o.part == part}
+        usable: dict[str, tuple[nn.Parameter, list[_Owned]]] = {}
+        for role, (short, _) in own.items():
+            parameter = module._parameters.get(short)
+            if parameter is not None and (id(parameter), part) not in done and self._free(parameter, part):
+                usable[role] = parameter, self._owners[id(parameter), part]
+        if self._bias == "ignore" and "bias" in usable:
+            self._reasons[self._names[id(usable.pop("bias")[0])]] = "biases are ignored"
+        done |= {(id(parameter), part) for parameter, _ in usable.values()}
+        base = _joined(module_name, part)
+        together = len(usable) == 2 and _modules_of(usable["weight"][1]) == _modules_of(usable["bias"][1])
+        if self._bias == "joint" and together:
+            self._add(base, part, usable)
+            return
+        for role, found in usable.items():
+            self._add(base if role == "weight" else _joined(base, "bias"), part, {role: found})
+
+    def _free(self, parameter: nn.Parameter, part: str | None) -> bool:
+        """Whether a parameter can be in a block; else the reason is noted."""
+        name = self._names[id(parameter)]
+        owners = self._owners[id(parameter), part]
+        strangers = self._strangers.get(id(parameter), [])
+        if not parameter.requires_grad:
+            self._reasons[name] = "frozen (requires_grad is False)"
+        elif strangers:
+            self._reasons[name] = "tied: also " + ", ".join(strangers)
+        elif parameter.is_complex():
+            self._reasons[name] = "complex parameters are not supported"
+        elif not _alike(owners):
+            kinds = " and ".join(dict.fromkeys(type(o.module).__name__ for o in owners))
+            self._reasons[name] = f"tied between {kinds}, which see it in different ways"
+        return name not in self._reasons
+
+    def _add(self, name: str, part: str | None, found: dict[str, tuple[nn.Parameter, list[_Owned]]]) -> None:
+        owners = next(iter(found.values()))[1]
+        first = owners[0]
+        view = _view(name, first, {role: self._names[id(p)] for role, (p, _) in found.items()})
+        attention = self._attention.get(first.module_name)
+        self.views.append(
+            replace(
+                view,
+                modules=tuple(owner.module for owner in owners),
+                attention=attention,
+                batch_dim=None if attention is None else int(not attention.batch_first),
+            )
         )
-        for name, w, b in blocks
-    ]
-    covered += [_Covered(p, view.name, "") for view in views for p in view.parameters]
-    return views, covered
+        for parameter, _ in found.values():
+            parameter_name = self._names[id(parameter)]
+            self._layers.setdefault(parameter_name, []).append(name)
+            if len(owners) > 1:
+                others = ", ".join(owner.module_name for owner in owners[1:])
+                self._reasons[parameter_name] = f"tied: summed over {others} too"
+
+    def _explain(self, module: nn.Module, short: str, parameter: nn.Parameter) -> None:
+        """Why a parameter that no adapter sees is in no block."""
+        name = self._names[id(parameter)]
+        if name in self._reasons or name in self._layers:
+            return
+        if not parameter.requires_grad:
+            self._reasons[name] = "frozen (requires_grad is False)"
+            return
+        adapter = adapter_of(module)
+        refusal = "" if adapter is None else adapter.refusal(module)
+        if refusal:
+            self._reasons[name] = refusal
+        elif adapter is None and not isinstance(module, nn.MultiheadAttention):
+            self._reasons[name] = f"{type(module).__name__} is not supported"
+        else:
+            self._reasons[name] = "neither weight nor bias"
+
+
+def _view(name: str, owner: _Owned, parameters: Mapping[str, str]) -> LayerView:
+    module, part = owner.module, owner.part
+    weight, bias = parameters.get("weight"), parameters.get("bias")
+    rows = bias_rows = None
+    if part is None:
+        outputs, inputs = owner.adapter.shape(module)
+        groups = owner.adapter.groups(module) if weight else 1
+    else:
+        weight_name, rows, bias_rows = projection(module, part)
+        outputs, groups = module.embed_dim, 1  # type: ignore[assignment]
+        inputs = module.get_parameter(weight_name).shape[1]
+    vector = isinstance(owner.adapter, NormAdapter)
+    if vector:
+        outputs, inputs = outputs * len(parameters), 1
+    else:
+        inputs = (inputs if weight else 0) + (1 if bias else 0)
+    return LayerView(
+        name=name,
+        outputs=outputs,
+        inputs=inputs,
+        groups=groups,
+        vector=vector,
+        one_hot=isinstance(owner.adapter, EmbeddingAdapter),
+        module_name=owner.module_name,
+        adapter=owner.adapter,
+        weight=weight,
+        bias=bias,
+        rows=rows,
+        bias_rows=bias_rows,
+        part=part,
+    )
+
+
+def _children_of_attention(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, nn.MultiheadAttention]:
+    """The attention module of its own name and of that of its out-projection."""
+    found: dict[str, nn.MultiheadAttention] = {}
+    for name, module in modules:
+        if isinstance(module, nn.MultiheadAttention):
+            found[name] = found[_joined(name, "out_proj")] = module
+    return found
+
+
+def _alike(owners: Iterable[_Owned]) -> bool:
+    """Whether all of them see the parameter as the same matrix."""
+    return len({(type(o.adapter), o.part, o.adapter.groups(o.module)) for o in owners}) == 1
+
+
+def _modules_of(owners: Iterable[_Owned]) -> list[int]:
+    return [id(owner.module) for owner in owners]
+
+
+def _joined(name: str, last: str | None) -> str:
+    return name if last is None else f"{name}.{last}".lstrip(".")
 
 
 def _named_activations(layers: Layers, activations: Mapping[str, str]) -> Layers:
@@ -230,6 +379,12 @@ def _named_activations(layers: Layers, activations: Mapping[str, str]) -> Layers
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
     return layers.with_activations(activations, dict.fromkeys(activations, "named by the user"))
+
+
+def _with_masks(layers: Layers, masks: Mapping[str, Mask]) -> Layers:
+    for glob, mask in masks.items():
+        layers = layers.with_mask(match_names(layers, [glob]), mask)
+    return layers
 
 
 def _no_layers(chosen: Layers) -> InputError:

@@ -1,17 +1,24 @@
-"""One layer as the matrix W of s = W a, and the one layout that the rest of fisherlab works in.
+"""One block of parameters as the matrix W of s = W a, and the one layout that fisherlab works in.
 
-Whatever the module, its inputs become `a [n, t, d]` and its output gradients `g [c, n, t, m]`:
-n samples, t positions, d inputs (a joint bias is the last of them, with input 1), m outputs,
+Whatever the module, its inputs become `a [n, t, G·d]` and its output gradients `g [c, n, t, G·m/G]`:
+n samples, t positions, d inputs a group (a joint bias is the last of them, with input 1), m outputs,
 c columns. Nothing outside this package knows module types.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import InputError
+from fisherlab.layers.adapter import Adapter
+from fisherlab.layers.norm import NormAdapter
+from fisherlab.operators.inputs import Inputs, OneHot
+
+Mask = Callable[[Any], Tensor]
+"""From the model's inputs to a bool [n, t]: which positions of a layer are valid."""
 
 
 @dataclass(frozen=True)
@@ -20,44 +27,83 @@ class BlockShape:
 
     Attributes:
         name: the layer's name.
-        outputs: m.
-        inputs: d, a bias counted.
+        outputs: m, of all groups.
+        inputs: d of one group, a bias counted.
+        groups: G; the block is block-diagonal over them, each of m/G outputs.
+        vector: whether it is a vector (a norm's scale and shift), for which only the exact block and its
+            diagonal are of interest.
+        one_hot: whether its inputs are indices (an embedding).
     """
 
     name: str
     outputs: int
     inputs: int
+    groups: int = 1
+    vector: bool = False
+    one_hot: bool = False
 
     @property
     def size(self) -> int:
         """D = m·d."""
         return self.outputs * self.inputs
 
+    @property
+    def shape(self) -> "BlockShape":
+        """The name and size alone."""
+        return BlockShape(self.name, self.outputs, self.inputs, self.groups, self.vector, self.one_hot)
+
+    @property
+    def group(self) -> "BlockShape":
+        """The shape of one of the G blocks."""
+        return BlockShape(self.name, self.outputs // self.groups, self.inputs, 1, self.vector, self.one_hot)
+
+
+@dataclass(frozen=True)
+class Use:
+    """One call of a layer in a forward pass: its first argument and its output."""
+
+    input: Tensor
+    output: Tensor
+
 
 @dataclass(frozen=True)
 class LayerView(BlockShape):
-    """A block of parameters [m, d] of one module.
+    """A block of parameters [m, d] of one module, or of several that share them.
 
     Attributes:
-        name: the module's name in `named_modules()`; a separate bias block adds `.bias`.
-        module_name: the module's own name.
-        module: the module.
+        module_name: the name of the (first) module.
+        modules: the modules; more than one where parameters are shared.
+        adapter: how the modules are seen.
         weight: the full name of the weight parameter in the block, or None.
         bias: the full name of the bias parameter in the block, or None; it is the last column.
+        rows: the rows of the weight that belong to the block; None: all.
+        bias_rows: the entries of the bias that belong to it; None: all.
+        part: `q`, `k` or `v` of an attention module; None: the module itself.
+        attention: the attention module that the block belongs to, whose projections its own forward does
+            not call one by one.
+        batch_dim: the dimension that counts samples; None: that of the model.
         activation: the name of the element-wise function that follows, where the user gave it;
             None: found from the graph of a forward pass.
+        mask: gives the valid positions; None: all.
     """
 
-    module_name: str
-    module: nn.Module
-    weight: str | None
-    bias: str | None
+    module_name: str = ""
+    modules: tuple[nn.Module, ...] = ()
+    adapter: Adapter | None = None
+    weight: str | None = None
+    bias: str | None = None
+    rows: slice | None = None
+    bias_rows: slice | None = None
+    part: str | None = None
+    attention: nn.MultiheadAttention | None = None
+    batch_dim: int | None = None
     activation: str | None = None
+    mask: Mask | None = None
 
     @property
     def family(self) -> str:
         """The module's type name, as shown in tables."""
-        return type(self.module).__name__
+        return type(self.modules[0]).__name__
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -68,38 +114,90 @@ class LayerView(BlockShape):
         """The same block with the activation that follows it named."""
         return replace(self, activation=activation)
 
-    def to_inputs(self, x: Tensor, samples: int, batch_dim: int = 0) -> Tensor:
-        """The module's input as a [n, t, d]; a leading k·n is read as n × k positions.
+    def with_mask(self, mask: Mask) -> "LayerView":
+        """The same block with a mask of its positions."""
+        return replace(self, mask=mask)
+
+    def to_inputs(self, use: Use, samples: int, batch_dim: int = 0) -> Inputs:
+        """A call's input as a [n, t, G·d]; a leading k·n is read as n × k positions.
 
         Raises:
             InputError: where the batch dimension is no multiple of the number of samples.
         """
-        a = self._by_position(x.unsqueeze(0), samples, batch_dim)[0]
-        if self.bias is None:
-            return a
-        ones = a.new_ones(*a.shape[:-1], 1)
-        return ones if self.weight is None else torch.cat([a, ones], dim=-1)
+        use = Use(self._rows_first(use.input, 0, batch_dim), self._rows_first(use.output, 0, batch_dim))
+        rows = self._rows_a_sample(use.output, samples)
+        if self.weight is None:
+            positions = self._adapter.outputs(self._module, use.output.unsqueeze(0)).shape[2]
+            return use.output.new_ones(samples, rows * positions, 1)
+        a = self._adapter.inputs(self._module, use.input, use.output)
+        if self.bias is not None and not self.vector:
+            a = _with_ones(a, self.groups)
+        if isinstance(a, OneHot):
+            return OneHot(a.indices.reshape(samples, -1), a.size, a.dtype)
+        return a.reshape(samples, -1, a.shape[-1])
 
-    def to_outputs(self, g: Tensor, samples: int, batch_dim: int = 0) -> Tensor:
-        """C tensors shaped as the module's output, [c, …], as [c, n, t, m]."""
-        return self._by_position(g, samples, batch_dim)
+    def to_outputs(self, g: Tensor, use: Use, samples: int, batch_dim: int = 0) -> Tensor:
+        """C tensors shaped as the call's output, [c, …], as [c, n, t, m]."""
+        g = self._rows_first(g, 1, batch_dim)
+        self._rows_a_sample(g[0], samples)
+        if isinstance(self._adapter, NormAdapter):
+            shaped = self._of_norm(g, self._rows_first(use.input, 0, batch_dim))
+        else:
+            shaped = self._adapter.outputs(self._module, g)
+        return shaped.reshape(len(g), samples, -1, shaped.shape[-1])
 
     def to_matrix(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """Gradients by parameter name, with any leading dimensions, as one [..., m, d] matrix."""
         parts = []
         if self.weight is not None:
-            parts.append(gradients[self.weight])
+            weight = gradients[self.weight]
+            if self.rows is not None:
+                weight = weight[..., self.rows, :]
+            parts.append(self._adapter.matrix(self._module, weight))
         if self.bias is not None:
-            parts.append(gradients[self.bias].unsqueeze(-1))
+            bias = gradients[self.bias]
+            if self.vector:
+                parts.append(self._adapter.matrix(self._module, bias))
+            else:
+                parts.append((bias if self.bias_rows is None else bias[..., self.bias_rows]).unsqueeze(-1))
+        return torch.cat(parts, dim=-2 if self.vector else -1)
+
+    @property
+    def _module(self) -> nn.Module:
+        return self.modules[0]
+
+    @property
+    def _adapter(self) -> Adapter:
+        assert self.adapter is not None
+        return self.adapter
+
+    def _of_norm(self, g: Tensor, x: Tensor) -> Tensor:
+        assert isinstance(self.adapter, NormAdapter)
+        parts = []
+        if self.weight is not None:
+            parts.append(self.adapter.summed(self._module, g * self.adapter.normalised(self._module, x)))
+        if self.bias is not None:
+            parts.append(self.adapter.summed(self._module, g))
         return torch.cat(parts, dim=-1)
 
-    def _by_position(self, x: Tensor, samples: int, batch_dim: int) -> Tensor:
-        shape = x.shape[1:]
-        if len(shape) < 2 or shape[batch_dim] % samples:
+    def _rows_first(self, x: Tensor, leading: int, batch_dim: int) -> Tensor:
+        """The dimension that counts samples moved to the place after the leading ones."""
+        dim = batch_dim if self.batch_dim is None else self.batch_dim
+        if dim == 0 or self._adapter.sample_first or x.dim() - leading <= abs(dim):
+            return x
+        return x.movedim(leading + dim if dim > 0 else dim, leading)
+
+    def _rows_a_sample(self, x: Tensor, samples: int) -> int:
+        if x.dim() < 2 or len(x) % samples:
             raise InputError(
-                f"layer {self.name!r} sees a tensor of shape {list(shape)} for {samples} samples; "
+                f"layer {self.name!r} sees a tensor of shape {list(x.shape)} for {samples} samples; "
                 "name the dimension that counts samples with batch_dim"
             )
-        if batch_dim != 0:
-            x = x.movedim(batch_dim + 1 if batch_dim >= 0 else batch_dim, 1)
-        return x.reshape(len(x), samples, -1, x.shape[-1])
+        return len(x) // samples
+
+
+def _with_ones(a: Inputs, groups: int) -> Tensor:
+    """A last input 1 in every group."""
+    assert isinstance(a, Tensor)
+    by_group = a.unflatten(-1, (groups, -1))
+    return torch.cat([by_group, by_group.new_ones(*by_group.shape[:-1], 1)], dim=-1).flatten(-2)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
+from fisherlab import distributed
 from fisherlab.collect import Collector, LayerBatch, Needs
-from fisherlab.statistics.sums import LayerSums, Statistic
-
-Basis = tuple[Tensor, Tensor]
+from fisherlab.operators.inputs import cat
+from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, Statistic
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class LayerWork:
         samples: only the first so many samples of the data; None: all.
         keep: the (a, g) of the first so many samples are kept as they are.
         keep_kinds: the kinds of g kept.
+        lazy: nothing is summed in the pass: all samples are kept, and the sums are made from them.
         scratch: further numbers a sample that the statistics make, so that batches stay small.
     """
 
@@ -32,6 +33,7 @@ class LayerWork:
     samples: int | None = None
     keep: int = 0
     keep_kinds: frozenset[str] = frozenset()
+    lazy: bool = False
     scratch: int = 0
 
     def __post_init__(self) -> None:
@@ -42,7 +44,7 @@ class LayerWork:
     def kinds(self) -> frozenset[str]:
         """The kinds of g that the first pass needs."""
         needed = {s.kind for s in self.statistics if s.kind is not None}
-        return frozenset(needed | self.keep_kinds)
+        return frozenset(needed | self.keep_kinds | ({self.kind} if self.lazy and self.bases else set()))
 
 
 @dataclass
@@ -51,16 +53,40 @@ class Gathered:
 
     Attributes:
         sums: one `LayerSums` (all), or three (all, half, other half) where halves were asked for and have
-            samples.
+            samples; none yet for lazy work, see `unfolded`.
         kept: the (a, g) that were kept; None where none were.
     """
 
     sums: list[LayerSums]
     kept: LayerBatch | None = None
 
+    def unfolded(self, halves: bool) -> "Gathered":
+        """The sums of lazy work, from the samples kept, which are in float64 from here on."""
+        if self.sums:
+            return self
+        assert self.kept is not None
+        kept = self.kept.double()
+        parts = [kept.half(0), kept.half(1)] if halves else []
+        parts = parts if all(len(part.a) for part in parts) else []
+        return Gathered([KeptSums(part) for part in (kept, *parts)], kept)
+
+
+class Keeper(Protocol):
+    """Where the sums of a pass are kept while it goes on, so that another can go on from them."""
+
+    def state(self) -> "tuple[int, int, dict[str, LayerSums]] | None":
+        """The pass (1 or 2), the samples that it has read, and the sums; None: nothing is kept."""
+
+    def tick(self, stage: int, done: int, sums: Mapping[str, LayerSums]) -> None:
+        """Called after every batch with what `state` gives."""
+
 
 def gather(
-    collector: Collector, work: Mapping[str, LayerWork], *, halves: bool = False
+    collector: Collector,
+    work: Mapping[str, LayerWork],
+    *,
+    halves: bool = False,
+    keeper: Keeper | None = None,
 ) -> dict[str, Gathered]:
     """Runs the passes that the work needs, at most two for all layers together.
 
@@ -68,39 +94,101 @@ def gather(
         collector: the model, its layers and its data.
         work: for each layer what to sum.
         halves: also sum the two halves of the samples apart.
+        keeper: keeps unfinished sums; without halves and kept samples only.
     """
     parts = {name: [LayerSums() for _ in range(2 if halves else 1)] for name in work}
+    stage, done = 1, None
+    state = None if keeper is None else keeper.state()
+    if state is not None:
+        stage, done, known = state
+        parts = {name: [known[name]] for name in work}
     kept: dict[str, list[LayerBatch]] = {name: [] for name in work}
-    needs = {name: task.kinds for name, task in work.items()}
-    scratch = sum(task.scratch for task in work.values())
-    for batches in collector.passes(needs, "statistics", scratch):
-        for name, task in work.items():
-            batch = _limited(batches[name], task)
-            _keep(kept[name], batch, task)
-            for sums, part in zip(parts[name], _split(batch, halves), strict=True):
-                sums.count(part)
-                sums.add(task.statistics, part)
-    gathered = {name: Gathered(_with_total(sums), _joined(kept[name])) for name, sums in parts.items()}
-    _second_pass(collector, work, gathered)
+    if stage == 1:
+        _first_pass(collector, work, parts, kept, halves, keeper, done)
+        done = None
+    gathered = {
+        name: Gathered([] if work[name].lazy else _with_total(sums), _joined(kept[name]))
+        for name, sums in parts.items()
+    }
+    _second_pass(collector, work, gathered, keeper, done)
     return gathered
 
 
-def _second_pass(
-    collector: Collector, work: Mapping[str, LayerWork], gathered: Mapping[str, Gathered]
+def _first_pass(
+    collector: Collector,
+    work: Mapping[str, LayerWork],
+    parts: Mapping[str, list[LayerSums]],
+    kept: dict[str, list[LayerBatch]],
+    halves: bool,
+    keeper: Keeper | None,
+    begin: int | None,
 ) -> None:
-    needs: Needs = {n: frozenset({task.kind}) for n, task in work.items() if task.bases}
+    needs = {name: task.kinds for name, task in work.items()}
+    scratch = sum(task.scratch for task in work.values())
+    for batches in collector.passes(needs, "statistics", scratch, begin):
+        for name, task in work.items():
+            batch = _limited(batches[name], task)
+            _keep(kept[name], batch, task)
+            if task.lazy:
+                continue
+            for sums, part in zip(parts[name], _split(batch, halves), strict=True):
+                sums.count(part)
+                sums.add(task.statistics, part)
+        if keeper is not None:
+            keeper.tick(1, _end(batches), {name: sums[0] for name, sums in parts.items()})
+    _over_processes(parts, kept)
+
+
+def _second_pass(
+    collector: Collector,
+    work: Mapping[str, LayerWork],
+    gathered: Mapping[str, Gathered],
+    keeper: Keeper | None,
+    begin: int | None,
+) -> None:
+    needs: Needs = {n: frozenset({task.kind}) for n, task in work.items() if task.bases and not task.lazy}
     if not needs:
         return
-    for name in needs:
+    for name in needs if begin is None else ():
         for sums in gathered[name].sums:
             sums.bases = {method: basis(sums) for method, basis in work[name].bases.items()}
-    for batches in collector.passes(needs, "second moments"):
+    for batches in collector.passes(needs, "second moments", begin=begin):
         for name in needs:
             task, totals = work[name], gathered[name].sums
             batch = _limited(batches[name], task)
             parts = [batch, *_split(batch, True)] if len(totals) == 3 else [batch]
             for part, total in zip(parts, totals, strict=True):
                 total.add([total.rotated(method, task.kind) for method in task.bases], part)
+        if keeper is not None:
+            keeper.tick(2, _end(batches), {name: found.sums[0] for name, found in gathered.items()})
+    rotated = [
+        total.values[total.rotated(method, work[name].kind).key]
+        for name in needs
+        for total in gathered[name].sums
+        for method in work[name].bases
+    ]
+    distributed.add_up(rotated)
+
+
+def _end(batches: Mapping[str, LayerBatch]) -> int:
+    """The samples of the data up to the end of a batch."""
+    batch = next(iter(batches.values()))
+    return batch.start + len(batch.a)
+
+
+def _over_processes(parts: Mapping[str, list[LayerSums]], kept: dict[str, list[LayerBatch]]) -> None:
+    """The sums of all processes, and the samples that they kept."""
+    if distributed.size() == 1:
+        return
+    for name, sums in parts.items():
+        for one in sums:
+            one.samples, one.positions = (
+                sum(counts)
+                for counts in zip(*distributed.gather_all((one.samples, one.positions)), strict=True)
+            )
+            distributed.add_up([one.values[key] for key in sorted(one.values)])
+        everyone = distributed.gather_all([batch for batch in kept[name] if len(batch.a)])
+        kept[name] = [batch for own in everyone for batch in own]
 
 
 def _with_total(parts: list[LayerSums]) -> list[LayerSums]:
@@ -121,13 +209,16 @@ def _split(batch: LayerBatch, halves: bool) -> list[LayerBatch]:
 
 def _keep(kept: list[LayerBatch], batch: LayerBatch, task: LayerWork) -> None:
     if batch.start < task.keep:
-        head = batch.head(task.keep)
-        g = {kind: head.g[kind].clone() for kind in task.keep_kinds}
-        kept.append(LayerBatch(head.start, head.a.clone(), g))
+        kinds = task.kinds if task.lazy else task.keep_kinds
+        kept.append(batch.head(task.keep).copied(kinds))
 
 
 def _joined(batches: list[LayerBatch]) -> LayerBatch | None:
     if not batches:
         return None
-    g = {kind: torch.cat([b.g[kind] for b in batches], dim=1) for kind in batches[0].g}
-    return LayerBatch(0, torch.cat([b.a for b in batches]), g)
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    g = {kind: torch.cat([b.g[kind] for b in batches], dim=1) for kind in first.g}
+    valid = None if first.valid is None else torch.cat([b.valid for b in batches if b.valid is not None])
+    return LayerBatch(0, cat([b.a for b in batches]), g, first.groups, valid)

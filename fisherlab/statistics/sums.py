@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +9,15 @@ from torch import Tensor
 
 from fisherlab.collect import LayerBatch
 from fisherlab.errors import InputError
+from fisherlab.layers import BlockShape
 from fisherlab.statistics.moments import rotated_square
 
 Compute = Callable[[Tensor, Any], Tensor]
 
+Basis = tuple[Tensor | None, Tensor | None]
+
 ROTATED = "rotated/"
+_SMALL = 2**21  # numbers in a sum that is remembered
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,46 @@ class Statistic:
         return self.name if self.kind is None else f"{self.name}/{self.kind}"
 
     def __call__(self, batch: LayerBatch) -> Tensor:
-        """The sum over one batch, in the model's dtype."""
-        if self.kind is None:
-            return self.compute(batch.a, None)
-        return self.compute(batch.a, batch.g[self.kind])
+        """The sum over one batch, in the model's dtype; [G, …] for G > 1 groups."""
+        if batch.groups == 1:
+            return self._of_group(batch, 0)
+        return torch.stack([self._of_group(batch.group(g), g) for g in range(batch.groups)])
+
+    def numbers(self, layer: BlockShape) -> int:
+        """How many numbers the sum has, by computing that of one sample of zeros without storage."""
+        shape = layer.group
+        g = None if self.kind is None else torch.zeros(1, 1, 1, shape.outputs, device="meta")
+        try:
+            found = self.compute(torch.zeros(1, 1, shape.inputs, device="meta"), g)
+        except (RuntimeError, NotImplementedError):  # a statistic that reads values
+            return layer.groups * (shape.size + shape.inputs**2 + shape.outputs**2)
+        return layer.groups * found.numel()
+
+    def _of_group(self, batch: LayerBatch, group: int) -> Tensor:
+        return self.compute(batch.a, None if self.kind is None else batch.g[self.kind])
+
+
+@dataclass(frozen=True)
+class Rotated(Statistic):
+    """Σ (U_Bᵀ V U_A)∘² in a basis of its own for every group."""
+
+    bases: Basis = field(compare=False, repr=False, default=(None, None))
+
+    def _of_group(self, batch: LayerBatch, group: int) -> Tensor:
+        assert self.kind is not None
+        bases = of_group(self.bases, group) if self.grouped else self.bases
+        return rotated_square(batch.a, batch.g[self.kind], *bases)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the bases are [G, …]."""
+        return any(U is not None and U.dim() == 3 for U in self.bases)
+
+
+def of_group(bases: Basis, group: int) -> Basis:
+    """The bases of one group; None, the identity, is that of every group."""
+    U_A, U_B = (None if U is None else U[group] for U in bases)
+    return U_A, U_B
 
 
 @dataclass
@@ -49,20 +88,21 @@ class LayerSums:
 
     Attributes:
         samples: N.
-        positions: N·T.
-        values: for each statistic's key its sum.
-        bases: for each two-pass method the eigenvectors (U_A, U_B) that its second pass rotates by.
+        positions: N·T, the positions that count.
+        values: for each statistic's key its sum; [G, …] for G > 1 groups.
+        bases: for each two-pass method the eigenvectors (U_A, U_B) that its second pass rotates by; None
+            where that is the identity.
     """
 
     samples: int = 0
     positions: int = 0
     values: dict[str, Tensor] = field(default_factory=dict)
-    bases: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    bases: dict[str, Basis] = field(default_factory=dict)
 
     def count(self, batch: LayerBatch) -> None:
         """Counts a batch; once a pass over the data, in the first pass only."""
         self.samples += batch.a.shape[0]
-        self.positions += batch.a.shape[0] * batch.a.shape[1]
+        self.positions += batch.positions
 
     def add(self, statistics: Iterable[Statistic], batch: LayerBatch) -> None:
         """Adds a batch to these statistics."""
@@ -87,9 +127,19 @@ class LayerSums:
             )
         return self.values[statistic.key]
 
+    def has(self, statistic: Statistic) -> bool:
+        """Whether `sum` can give it."""
+        return statistic.key in self.values
+
     def mean(self, statistic: Statistic) -> Tensor:
         """The sum over samples by N."""
         return self.sum(statistic) / self.samples
+
+    def group(self, place: int) -> "LayerSums":
+        """The sums of one of the groups."""
+        values = {key: value[place] for key, value in self.values.items()}
+        bases = {name: of_group(basis, place) for name, basis in self.bases.items()}
+        return LayerSums(self.samples, self.positions, values, bases)
 
     def __add__(self, other: "LayerSums") -> "LayerSums":
         """The sums over both sets of samples.
@@ -100,8 +150,7 @@ class LayerSums:
         bases = {
             name: basis
             for name, basis in self.bases.items()
-            if name in other.bases
-            and all(torch.equal(u, v) for u, v in zip(basis, other.bases[name], strict=True))
+            if name in other.bases and all(map(_same, basis, other.bases[name]))
         }
         values = {
             key: value + other.values[key]
@@ -112,8 +161,44 @@ class LayerSums:
 
     def rotated(self, name: str, kind: str) -> Statistic:
         """The second pass of a two-pass method: Σ (U_Bᵀ V U_A)∘² in its basis."""
-        U_A, U_B = self.bases[name]
-        return Statistic(ROTATED + name, partial(rotated_square, U_A=U_A, U_B=U_B), kind)
+        return Rotated(ROTATED + name, _needs_bases, kind, self.bases[name])
+
+
+class KeptSums(LayerSums):
+    """The sums of samples that are all kept, each made when it is asked for, in float64."""
+
+    def __init__(self, batch: LayerBatch) -> None:
+        super().__init__()
+        self.batch = batch
+        self.count(batch)
+        self._cached: dict[str, Tensor] = {}
+
+    def sum(self, statistic: Statistic) -> Tensor:
+        """The sum over samples; small ones are remembered."""
+        if statistic.key in self._cached:
+            return self._cached[statistic.key]
+        found = statistic(self.batch)
+        if found.numel() <= _SMALL:
+            self._cached[statistic.key] = found
+        return found
+
+    def has(self, statistic: Statistic) -> bool:
+        """Whether the labels that it needs were kept."""
+        return statistic.kind is None or statistic.kind in self.batch.g
+
+    def group(self, place: int) -> "KeptSums":
+        """The sums of one of the groups."""
+        sums = KeptSums(self.batch.group(place))
+        sums.bases = {name: of_group(basis, place) for name, basis in self.bases.items()}
+        return sums
+
+
+def _needs_bases(a: Tensor, g: Tensor) -> Tensor:
+    raise NotImplementedError("a rotated sum needs its bases")
+
+
+def _same(U: Tensor | None, V: Tensor | None) -> bool:
+    return U is V if U is None or V is None else torch.equal(U, V)
 
 
 def _owner(key: str) -> str:

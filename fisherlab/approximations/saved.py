@@ -1,0 +1,268 @@
+"""Statistics as an object that can be merged, saved, read again and gone on from."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherlab.approximations.base import Approximation, build_operator, create
+from fisherlab.data import hash_of
+from fisherlab.errors import InputError
+from fisherlab.layers import BlockShape
+from fisherlab.operators import LinearOperator
+from fisherlab.statistics import LayerSums
+
+_FORMAT = "fisherlab-statistics-2"
+_SAVE_SECONDS = 30.0
+_SIDES = ("input basis", "output basis")
+_SHARED = ("model_sha256", "likelihood", "dtype", "statistics")
+
+
+@dataclass
+class Statistics:
+    """Sums over samples for every layer: mergeable, saveable, and enough to build approximations.
+
+    Attributes:
+        shapes: for each layer its name and size.
+        sums: for each layer its `LayerSums`.
+        kind: the labels.
+        about: the model's class and hash, the data's hash, the likelihood, the dtype, the drawn labels and
+            a hash of what was summed.
+    """
+
+    shapes: dict[str, BlockShape]
+    sums: dict[str, LayerSums]
+    kind: str
+    about: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """The model's class name."""
+        return self.about.get("model", "")
+
+    @property
+    def samples(self) -> int:
+        """N."""
+        return next(iter(self.sums.values())).samples
+
+    def build(self, approximation: str | Approximation, **options: Any) -> dict[str, LinearOperator]:
+        """The operators of one approximation, layer by layer.
+
+        Raises:
+            InputError: where the statistics that it needs were not collected.
+        """
+        method = create(approximation, **options)
+        return {
+            name: self.build_layer(method, name) for name, shape in self.shapes.items() if method.fits(shape)
+        }
+
+    def build_layer(self, method: Approximation, name: str) -> LinearOperator:
+        """The operator of one approximation for one layer; raises as `build`."""
+        if method.from_exact:
+            raise InputError(
+                f"{method.name} is made from the exact block, not from statistics; use fisherlab.approximate"
+            )
+        if method.two_pass and method.name not in self.sums[name].bases:
+            raise InputError(
+                f"the statistics hold no second pass for {method.name}; collect with "
+                f"approximations=({method.name!r},)"
+            )
+        return build_operator(method, self.shapes[name], self.sums[name], method.label_kind(self.kind))
+
+    def can_build(self, method: Approximation) -> bool:
+        """Whether the sums that a method needs are there, for every layer that it is meant for."""
+        kind = method.label_kind(self.kind)
+        fitting = [name for name, shape in self.shapes.items() if method.fits(shape)]
+        return not method.from_exact and all(
+            all(self.sums[n].has(s) for s in method.statistics(self.shapes[n].group, kind))
+            and (not method.two_pass or method.name in self.sums[n].bases)
+            for n in fitting
+        )
+
+    def fitting(self, model: nn.Module, layers: Mapping[str, BlockShape], kind: str) -> "Statistics":
+        """The statistics of these layers, if they are those of this model.
+
+        Raises:
+            InputError: names what differs.
+        """
+        if self.about.get("model_sha256") != model_hash(model):
+            raise InputError("the statistics were made from other weights; collect them again")
+        if self.kind != kind:
+            raise InputError(
+                f"the statistics are of the kind {self.kind!r}, not {kind!r}; collect them again"
+            )
+        for name, layer in layers.items():
+            if self.shapes.get(name) != layer.shape:
+                raise InputError(f"the statistics hold no layer {name!r} of this shape; collect them again")
+        shapes = {name: self.shapes[name] for name in layers}
+        return Statistics(shapes, {name: self.sums[name] for name in layers}, self.kind, self.about)
+
+    def __add__(self, other: "Statistics") -> "Statistics":
+        """The statistics over both sets of samples.
+
+        Second moments in a basis (EKFAC, TEKFAC) are kept only where both sides share the basis.
+
+        Raises:
+            InputError: where layers, kinds or models differ.
+        """
+        if self.shapes != other.shapes or self.kind != other.kind:
+            raise InputError("statistics of different layers or kinds cannot be merged")
+        for key in _SHARED:
+            if self.about.get(key) != other.about.get(key):
+                raise InputError(f"statistics with another {key} cannot be merged")
+        sums = {name: self.sums[name] + other.sums[name] for name in self.sums}
+        both = {
+            key: f"{self.about[key]}+{other.about[key]}" for key in ("data", "labels") if key in self.about
+        }
+        return Statistics(self.shapes, sums, self.kind, {**self.about, **both})
+
+    def checked(self, about: Mapping[str, str], path: str | os.PathLike[str]) -> "Statistics":
+        """The statistics themselves, if they were made from what `about` says.
+
+        Raises:
+            InputError: names what differs.
+        """
+        for key, value in about.items():
+            if value and self.about.get(key) != value:
+                raise InputError(
+                    f"the statistics in {str(path)!r} were made with another {key.replace('_', ' ')}; "
+                    "delete the file or give another path"
+                )
+        return self
+
+    def save(self, path: str | os.PathLike[str], progress: Mapping[str, int] | None = None) -> None:
+        """Writes a safetensors file with a header; beside the target, then renamed.
+
+        Args:
+            path: where.
+            progress: how far unfinished statistics have come.
+        """
+        from safetensors.torch import save_file
+
+        tensors: dict[str, Tensor] = {}
+        layers = []
+        for place, (name, shape) in enumerate(self.shapes.items()):
+            sums = self.sums[name]
+            for key, value in sums.values.items():
+                tensors[f"{place}|sum|{key}"] = value.contiguous()
+            for method, basis in sums.bases.items():
+                for side, U in zip(_SIDES, basis, strict=True):
+                    tensors[f"{place}|{side}|{method}"] = torch.empty(0) if U is None else U.contiguous()
+            layers.append({**asdict(shape), "samples": sums.samples, "positions": sums.positions})
+        header: dict[str, Any] = {"kind": self.kind, "about": self.about, "layers": layers}
+        header |= {"torch": torch.__version__, "progress": dict(progress or {})}
+        metadata = {"format": _FORMAT, "header": json.dumps(header)}
+        path = Path(path)
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            save_file(tensors, beside, metadata)
+            Path(beside).replace(path)
+        except BaseException:
+            Path(beside).unlink()
+            raise
+
+
+def load_statistics(path: str | os.PathLike[str]) -> Statistics:
+    """Statistics from a file that `Statistics.save` wrote.
+
+    Raises:
+        InputError: for a file that is missing, damaged, or something else.
+    """
+    return _load(path)[0]
+
+
+class Keeper:
+    """Keeps the sums of an unfinished collection in `<path>.part`.
+
+    Args:
+        path: where the statistics will be saved.
+        shapes: the layers.
+        kind: the labels.
+        about: what the sums depend on; a file made with anything else is refused.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        shapes: dict[str, BlockShape],
+        kind: str,
+        about: dict[str, str],
+    ) -> None:
+        self._path = Path(f"{os.fspath(path)}.part")
+        self._shapes, self._kind, self._about = shapes, kind, about
+        self._saved = time.monotonic()
+
+    def state(self) -> tuple[int, int, dict[str, LayerSums]] | None:
+        """The pass, the samples that it has read, and the sums."""
+        if not self._path.exists():
+            return None
+        found, progress = _load(self._path)
+        found.checked(self._about, self._path)
+        return progress["stage"], progress["done"], found.sums
+
+    def tick(self, stage: int, done: int, sums: Mapping[str, LayerSums]) -> None:
+        """Saves the sums where the last time is half a minute ago."""
+        if time.monotonic() - self._saved < _SAVE_SECONDS:
+            return
+        Statistics(self._shapes, dict(sums), self._kind, self._about).save(
+            self._path, {"stage": stage, "done": done}
+        )
+        self._saved = time.monotonic()
+
+    def finish(self) -> None:
+        """Removes the file."""
+        self._path.unlink(missing_ok=True)
+
+
+def model_hash(model: nn.Module) -> str:
+    """The sha256 of a model's parameters and buffers with their names, in hexadecimal."""
+    return hash_of(model.state_dict())
+
+
+def _load(path: str | os.PathLike[str]) -> tuple[Statistics, dict[str, int]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise InputError(f"there is no statistics file {str(path)!r}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{str(path)!r} is damaged or no safetensors file ({error})") from error
+    if metadata.get("format") != _FORMAT:
+        raise InputError(f"{str(path)!r} does not hold statistics of this version of fisherlab")
+    try:
+        header = json.loads(metadata["header"])
+        return _from_header(header, tensors), header["progress"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{str(path)!r} is damaged: its header cannot be read ({error})") from error
+
+
+def _from_header(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statistics:
+    shapes: dict[str, BlockShape] = {}
+    sums: dict[str, LayerSums] = {}
+    own: dict[int, list[tuple[str, str, Tensor]]] = {place: [] for place in range(len(header["layers"]))}
+    for name, tensor in tensors.items():
+        layer, what, key = name.split("|", 2)
+        own[int(layer)].append((what, key, tensor))
+    for place, fields in enumerate(header["layers"]):
+        samples, positions = fields.pop("samples"), fields.pop("positions")
+        shape = BlockShape(**fields)
+        values = {key: tensor for what, key, tensor in own[place] if what == "sum"}
+        sides = [{key: U for what, key, U in own[place] if what == side} for side in _SIDES]
+        bases = {key: (_basis(U_A), _basis(sides[1][key])) for key, U_A in sides[0].items()}
+        shapes[shape.name], sums[shape.name] = shape, LayerSums(samples, positions, values, bases)
+    return Statistics(shapes, sums, header["kind"], header["about"])
+
+
+def _basis(U: Tensor) -> Tensor | None:
+    return U if U.numel() else None

@@ -1,0 +1,63 @@
+"""torch.distributed as the passes use it: every process takes a share of the samples, sums are added up."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """The number of this process; 0 without a process group."""
+    return dist.get_rank() if _up() else 0
+
+
+def size() -> int:
+    """How many processes there are; 1 without a process group."""
+    return dist.get_world_size() if _up() else 1
+
+
+def share(samples: int) -> tuple[int, int]:
+    """The samples [start, stop) of this process, of so many in all."""
+    return samples * rank() // size(), samples * (rank() + 1) // size()
+
+
+def add_up(values: list[Tensor]) -> None:
+    """Each tensor becomes the sum of all processes' tensors, in place."""
+    if size() > 1:
+        for value in values:
+            dist.all_reduce(value)
+
+
+def gather_all(value: T) -> list[T]:
+    """All processes' values, in the order of the processes."""
+    if size() == 1:
+        return [value]
+    found: list[T | None] = [None] * size()
+    dist.all_gather_object(found, value)
+    return found  # type: ignore[return-value]
+
+
+@contextmanager
+def launched() -> Iterator[None]:
+    """Joins the processes that torchrun started, if it did, for the time of the block."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _up():
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _up() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,119 @@
+"""`nn.MultiheadAttention` written out, so that its projections can be seen while it runs."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fisherlab.errors import InputError
+
+PARTS = ("q", "k", "v")
+
+Record = Callable[[nn.Module, str, Tensor, Tensor], None]
+"""Told of every projection: the module, its part, input and output."""
+
+
+def projection(module: Any, part: str) -> tuple[str, slice | None, slice]:
+    """The weight of q, k or v: its name, its rows in that parameter, and its rows in `in_proj_bias`."""
+    place, size = PARTS.index(part), module.embed_dim
+    rows = slice(place * size, (place + 1) * size)
+    if module._qkv_same_embed_dim:
+        return "in_proj_weight", rows, rows
+    return f"{part}_proj_weight", None, rows
+
+
+@contextmanager
+def spelled_out(modules: list[nn.Module], record: Record) -> Iterator[None]:
+    """While it is open these attention modules call their projections one by one."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module in modules:
+            module.forward = partial(_forward, module, record)  # type: ignore[method-assign]
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module in modules:
+            module.__dict__.pop("forward", None)
+
+
+def _forward(
+    module: Any,
+    record: Record,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """The arguments and the result of `nn.MultiheadAttention.forward` in evaluation mode."""
+    if query.dim() != 3:
+        raise InputError("nn.MultiheadAttention is analysed with batches; give its inputs three dimensions")
+    projected = []
+    for part, x in zip(PARTS, (query, key, value), strict=True):
+        projected.append(_project(module, part, x))
+        record(module, part, x, projected[-1])
+    if not module.batch_first:
+        projected = [x.transpose(0, 1) for x in projected]
+    q, k, v = projected
+    n, target, _ = q.shape
+    k, v, extra = _with_extra(module, k, v)
+    mask = _mask(module, q, k.shape[1] - extra, key_padding_mask, attn_mask)
+    if mask is not None and extra:
+        mask = functional.pad(mask, (0, extra))
+    heads = [x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for x in (q, k, v)]
+    scores = heads[0] @ heads[1].mT / math.sqrt(heads[0].shape[-1])
+    weights = torch.softmax(scores if mask is None else scores + mask, -1)
+    mixed = (weights @ heads[2]).transpose(1, 2).reshape(n, target, module.embed_dim)
+    output = module.out_proj(mixed if module.batch_first else mixed.transpose(0, 1))
+    if not need_weights:
+        return output, None
+    return output, weights.mean(1) if average_attn_weights else weights
+
+
+def _project(module: Any, part: str, x: Tensor) -> Tensor:
+    name, rows, bias_rows = projection(module, part)
+    weight = getattr(module, name) if rows is None else getattr(module, name)[rows]
+    bias = None if module.in_proj_bias is None else module.in_proj_bias[bias_rows]
+    return functional.linear(x, weight, bias)
+
+
+def _with_extra(module: Any, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Keys and values with `bias_k`, `bias_v` and a zero position, and how many were added."""
+    added = 0
+    if module.bias_k is not None:
+        k = torch.cat([k, module.bias_k.expand(len(k), 1, -1)], 1)
+        v = torch.cat([v, module.bias_v.expand(len(v), 1, -1)], 1)
+        added += 1
+    if module.add_zero_attn:
+        k, v = (torch.cat([x, x.new_zeros(len(x), 1, x.shape[-1])], 1) for x in (k, v))
+        added += 1
+    return k, v, added
+
+
+def _mask(
+    module: Any, q: Tensor, keys: int, padding: Tensor | None, attention: Tensor | None
+) -> Tensor | None:
+    """Both masks as numbers to be added to the scores, [n or 1, heads or 1, target, source]."""
+    masks = []
+    if padding is not None:
+        masks.append(_additive(padding, q.dtype)[:, None, None, :])
+    if attention is not None:
+        additive = _additive(attention, q.dtype)
+        by_head = additive.unflatten(0, (len(q), module.num_heads)) if additive.dim() == 3 else additive
+        masks.append(by_head.expand(*by_head.shape[:-1], keys))
+    return sum(masks[1:], masks[0]) if masks else None
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, -math.inf)
+    return mask.to(dtype)

@@ -1,0 +1,118 @@
+"""Convolutions, plain and transposed, in one to three dimensions: a_t is the patch under position t."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fisherlab.errors import InputError
+from fisherlab.layers.adapter import Adapter, register_layer
+
+
+class ConvolutionAdapter(Adapter):
+    """W is weight.flatten(1) [out, in/G·k]; any stride, padding mode, dilation and groups."""
+
+    modules: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    sample_first: ClassVar[bool] = True
+
+    def shape(self, module: Any) -> tuple[int, int]:
+        """[out_channels, in_channels/G · kernel size]."""
+        return module.out_channels, module.weight[0].numel()
+
+    def groups(self, module: Any) -> int:
+        """G."""
+        return module.groups
+
+    def inputs(self, module: Any, x: Tensor, output: Tensor) -> Tensor:
+        """The padded input unfolded, channels before places of the kernel: [l, t, in·k]."""
+        _check_dimensions(module, x)
+        padded = _padded(module, x)
+        return patches(padded, module.kernel_size, module.stride, module.dilation)
+
+    def outputs(self, module: Any, g: Tensor) -> Tensor:
+        """[c, l, out, …] as [c, l, t, out]."""
+        return g.flatten(3).transpose(2, 3)
+
+
+class TransposedConvolutionAdapter(Adapter):
+    """W is weight.transpose(0, 1).flatten(1) [out, in/G·k], group by group.
+
+    Position t of the output sees the inputs, with `stride − 1` zeros between them, under the flipped kernel.
+    """
+
+    modules: ClassVar[tuple[type[nn.Module], ...]] = (
+        nn.ConvTranspose1d,
+        nn.ConvTranspose2d,
+        nn.ConvTranspose3d,
+    )
+    sample_first: ClassVar[bool] = True
+
+    def shape(self, module: Any) -> tuple[int, int]:
+        """[out_channels, in_channels/G · kernel size]."""
+        return module.out_channels, module.weight[:, 0].numel() // module.groups
+
+    def groups(self, module: Any) -> int:
+        """G."""
+        return module.groups
+
+    def inputs(self, module: Any, x: Tensor, output: Tensor) -> Tensor:
+        """[l, t, in·k]; the output's size decides the padding on the right (`output_size`)."""
+        _check_dimensions(module, x)
+        spaced = x.new_zeros(
+            *x.shape[:2],
+            *((size - 1) * step + 1 for size, step in zip(x.shape[2:], module.stride, strict=True)),
+        )
+        places: tuple[Any, ...] = (..., *(slice(None, None, step) for step in module.stride))
+        spaced[places] = x
+        sides: list[int] = []
+        for place, size in enumerate(output.shape[2:]):
+            reach = module.dilation[place] * (module.kernel_size[place] - 1)
+            left = reach - module.padding[place]
+            right = size + reach - spaced.shape[2 + place] - left
+            sides = [left, right, *sides]
+        dimensions = len(module.kernel_size)
+        unfolded = patches(
+            functional.pad(spaced, sides), module.kernel_size, (1,) * dimensions, module.dilation
+        )
+        kernel = unfolded.unflatten(-1, (x.shape[1], *module.kernel_size))
+        return kernel.flip(tuple(range(-dimensions, 0))).flatten(2)
+
+    def outputs(self, module: Any, g: Tensor) -> Tensor:
+        """[c, l, out, …] as [c, l, t, out]."""
+        return g.flatten(3).transpose(2, 3)
+
+    def matrix(self, module: Any, weight: Tensor) -> Tensor:
+        """[..., in, out/G, k…] as [..., out, in/G·k]."""
+        flat = weight.flatten(weight.dim() - len(module.kernel_size))
+        grouped = flat.unflatten(-3, (module.groups, -1)).transpose(-3, -2)
+        return grouped.flatten(-4, -3).flatten(-2)
+
+
+def patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """The values under a kernel at each place of x [l, channels, …]: [l, t, channels·k]."""
+    dimensions = len(kernel)
+    for place, (size, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        x = x.unfold(2 + place, spread * (size - 1) + 1, step)[..., ::spread]
+    places, kernels = range(2, 2 + dimensions), range(2 + dimensions, 2 + 2 * dimensions)
+    ordered = x.permute(0, *places, 1, *kernels)
+    return ordered.flatten(1 + dimensions).flatten(1, dimensions)
+
+
+def _padded(module: Any, x: Tensor) -> Tensor:
+    sides = module._reversed_padding_repeated_twice
+    if not any(sides):
+        return x
+    return functional.pad(x, sides, "constant" if module.padding_mode == "zeros" else module.padding_mode)
+
+
+def _check_dimensions(module: Any, x: Tensor) -> None:
+    if x.dim() != len(module.kernel_size) + 2:
+        raise InputError(
+            f"a {type(module).__name__} sees a tensor of shape {list(x.shape)}; give inputs with a "
+            "first dimension for the samples"
+        )
+
+
+for _adapter in (ConvolutionAdapter(), TransposedConvolutionAdapter()):
+    register_layer(_adapter)

@@ -1,0 +1,88 @@
+"""The scale and shift of normalisation layers: y = γ∘x̂ + β."""
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fisherlab.layers.adapter import Adapter, register_layer
+
+
+class NormAdapter(Adapter):
+    """A sample's gradients are vectors: Σ_t g_t∘x̂_t for the scale, Σ_t g_t for the shift.
+
+    As s = W a with a = 1 and one position: `outputs` are those vectors, [c, l, 1, p].
+    """
+
+    def shape(self, module: nn.Module) -> tuple[int, int]:
+        """[p, 1], p the entries of the scale."""
+        return module.get_parameter("weight").numel(), 1
+
+    def inputs(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        """Ones [l, 1, 1]."""
+        return output.new_ones(len(x), 1, 1)
+
+    def outputs(self, module: nn.Module, g: Tensor) -> Tensor:
+        """Sums over all positions, [c, l, …] as [c, l, 1, p]: the gradients of the shift."""
+        return self.summed(module, g)
+
+    def matrix(self, module: nn.Module, weight: Tensor) -> Tensor:
+        """[..., p, 1]."""
+        return weight.flatten(weight.dim() - module.get_parameter("weight").dim()).unsqueeze(-1)
+
+    def normalised(self, module: Any, x: Tensor) -> Tensor:
+        """x̂: the module's output with scale 1 and shift 0."""
+        raise NotImplementedError
+
+    def summed(self, module: nn.Module, g: Tensor) -> Tensor:
+        """[c, l, …] summed over the dimensions that share the scale: [c, l, 1, p]."""
+        raise NotImplementedError
+
+
+class ChannelNormAdapter(NormAdapter):
+    """Batch, group and instance norm: an entry a channel, the second dimension."""
+
+    modules: ClassVar[tuple[type[nn.Module], ...]] = (
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.BatchNorm3d,
+        nn.GroupNorm,
+        nn.InstanceNorm1d,
+        nn.InstanceNorm2d,
+        nn.InstanceNorm3d,
+    )
+    sample_first: ClassVar[bool] = True
+
+    def normalised(self, module: Any, x: Tensor) -> Tensor:
+        """By the running moments, or those of each sample."""
+        if isinstance(module, nn.GroupNorm):
+            return functional.group_norm(x, module.num_groups, eps=module.eps)
+        moments = module.running_mean, module.running_var
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+            return functional.batch_norm(x, *moments, training=moments[0] is None, eps=module.eps)
+        return functional.instance_norm(x, *moments, use_input_stats=moments[0] is None, eps=module.eps)
+
+    def summed(self, module: nn.Module, g: Tensor) -> Tensor:
+        """Over everything after the channels."""
+        return g.flatten(3).sum(3).unsqueeze(2) if g.dim() > 3 else g.unsqueeze(2)
+
+
+class LastNormAdapter(NormAdapter):
+    """Layer and RMS norm: an entry for each of the last dimensions, `normalized_shape`."""
+
+    modules: ClassVar[tuple[type[nn.Module], ...]] = (nn.LayerNorm, nn.RMSNorm)
+
+    def normalised(self, module: Any, x: Tensor) -> Tensor:
+        """By the moments of each position."""
+        if isinstance(module, nn.RMSNorm):
+            return functional.rms_norm(x, module.normalized_shape, eps=module.eps)
+        return functional.layer_norm(x, module.normalized_shape, eps=module.eps)
+
+    def summed(self, module: Any, g: Tensor) -> Tensor:
+        """Over the positions between the first dimension and the last ones."""
+        entries = g.flatten(g.dim() - len(module.normalized_shape))
+        return entries.reshape(*entries.shape[:2], -1, entries.shape[-1]).sum(2, keepdim=True)
+
+
+for _adapter in (ChannelNormAdapter(), LastNormAdapter()):
+    register_layer(_adapter)
