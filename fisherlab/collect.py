@@ -31,7 +31,8 @@ LAYERWISE_COLUMNS = "layerwise-columns"
 
 _COINS = 4096
 _BATCH_BYTES = 32 * 2**20
-_ACTIVATION_BYTES = 256 * 2**20
+_LARGE_BATCH_BYTES = 384 * 2**20
+_LEAST_SAMPLES = 16
 _LIVE = 4  # tensors of a layer's size that a batched backward holds at once
 _MOST_SAMPLES = 8192
 
@@ -438,9 +439,9 @@ class Collector:
             widest = max([widest, *(self.shapes.columns[kind] for kind in kinds if kind in LABEL_KINDS)])
             inputs = 1 if view.one_hot else view.groups * view.inputs
             total += size * t * (inputs + view.outputs * (1 + 2 * columns))
-        passes = self.pass_bytes(widest)
-        most = min(_BATCH_BYTES // max(1, total), _ACTIVATION_BYTES // max(1, passes))
-        return max(1, min(_MOST_SAMPLES, most))
+        least = min(_LEAST_SAMPLES, _LARGE_BATCH_BYTES // max(1, total + self.pass_bytes(widest)))
+        most = min(_BATCH_BYTES // max(1, total), _MOST_SAMPLES)
+        return max(1, least, most)
 
     def pass_bytes(self, columns: int) -> int:
         """About what one sample's passes take with so many label columns sent back at once."""

@@ -1,5 +1,6 @@
 """What `compare` measures: layers in groups that fit the memory limit, and every layer once it is read."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ from fisherlab.targets import (
     main_statistics,
     main_target,
 )
+
+log = logging.getLogger("fisherlab")
 
 T = TypeVar("T")
 
@@ -92,6 +95,7 @@ class Experiment:
         if self.statistics is not None:
             held = self.statistics
             self._extra = [method for method in self._extra if method.from_exact or held.can_build(method)]
+        self._diagonal = Diagonal()
         self._keepable = self.memory // 4
 
     def results(self) -> dict[str, LayerResult]:
@@ -101,7 +105,9 @@ class Experiment:
             work = {name: self._work(name) for name in names}
             gathered = gather(self.collector, work, halves=True)
             for name in names:
+                started = time.perf_counter()
                 found[name] = self._layer(name, gathered.pop(name).unfolded(halves=True))
+                log.debug("layer %s: measured in %.1f s", name, time.perf_counter() - started)
         return {name: found[name] for name in self.plans}
 
     def coupling(self) -> Tensor:
@@ -185,10 +191,10 @@ class Experiment:
 
     def _methods(self, view: LayerView) -> list[Approximation]:
         """The methods of a layer's records and waterfall; a norm's block has its diagonal alone."""
-        return [Diagonal()] if view.vector else [*self.asked, *self._extra]
+        return [self._diagonal] if view.vector else [*self.asked, *self._extra]
 
     def _asked(self, view: LayerView) -> Sequence[Approximation]:
-        return [Diagonal()] if view.vector else self.asked
+        return [self._diagonal] if view.vector else self.asked
 
     def _identity(self, view: LayerView) -> bool:
         return self.collector.activations[view.name].name == "identity"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab import datasets
-from fisherlab.data import each, tensors_of
+from fisherlab.data import ModelInputs, called, each, tensors_of
 from fisherlab.datasets import Dataset
 from fisherlab.datasets.dataset import Inputs
 from fisherlab.errors import InputError
@@ -188,10 +188,13 @@ def prepare(
         model.load_state_dict(result.state)
         weights = _Origin(result.description, result.sha256, result.steps)
     convert = partial(_converted, dtype=dtype, device=device)
+    inputs = each(spec.preprocess(used), convert)
+    if checkpoint is None and not on_the_spot and not imported and settle_norms(model, inputs):
+        weights = _Origin("init, batch norms settled on the samples", "", 0)
     return Prepared(
         name=name,
         model=model,
-        inputs=each(spec.preprocess(used), convert),
+        inputs=inputs,
         targets=convert(spec.targets(used)),
         likelihood=spec.likelihood,
         dataset=used,
@@ -209,6 +212,31 @@ class _Origin(NamedTuple):
     description: str
     sha256: str
     step: int | None
+
+
+def settle_norms(model: nn.Module, inputs: ModelInputs) -> bool:
+    """Gives the batch norms of an untrained network the moments of these inputs.
+
+    With the moments 0 and 1 that they start with, evaluation mode is another network than the one that
+    training starts from, and a deep one's outputs are huge.
+
+    Returns:
+        Whether the model has batch norms.
+    """
+    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))]
+    momenta = [norm.momentum for norm in norms]
+    if not norms:
+        return False
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    model.train()
+    with torch.no_grad():
+        called(model, inputs)
+    model.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return True
 
 
 def _converted(values: Tensor, dtype: torch.dtype | None, device: str | torch.device) -> Tensor:
