@@ -337,9 +337,7 @@ class Collector:
                 slope = self._outputs(given[name], name, kind, calls)
                 given[name].g[kind] = self._of_slope(slope, kind, name, generators)
 
-    def _outputs(
-        self, batch: LayerBatch, name: str, kind: str, calls: list[tuple[Use, Tensor]]
-    ) -> Tensor:
+    def _outputs(self, batch: LayerBatch, name: str, kind: str, calls: list[tuple[Use, Tensor]]) -> Tensor:
         """What came back to the outputs of a layer's calls as g [c, n, t, m]."""
         view = self.layers[name]
         pieces = [view.to_outputs(g, use, len(batch.a), self.batch_dim) for use, g in calls]

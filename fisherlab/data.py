@@ -53,7 +53,7 @@ class Batches:
 
     def __init__(self, data: Any, samples_dim: int = 0) -> None:
         self._dim = samples_dim
-        self._tensors = isinstance(data, (Tensor, dict)) or _is_pair(data)
+        self._tensors = isinstance(data, (Tensor, Mapping)) or _is_pair(data)
         if not self._tensors and not isinstance(data, Iterable):
             raise InputTypeError(
                 "data must be a pair (inputs, targets) of tensors or an iterable of such batches, "
@@ -148,7 +148,7 @@ class Batches:
             yield inputs, targets
 
     def _split(self, batch: Any, index: int) -> Batch:
-        if isinstance(batch, (Tensor, dict)):
+        if isinstance(batch, Tensor) or (isinstance(batch, Mapping) and _are_inputs(batch)):
             return _plain(batch), None
         if _is_pair(batch):
             return _plain(batch[0]), batch[1]

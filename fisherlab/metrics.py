@@ -119,9 +119,7 @@ def trace_ratio(F: LinearOperator, approximation: LinearOperator) -> float:
     return float(approximation.trace()) / trace
 
 
-def diagonal_error(
-    F: LinearOperator | Tensor, approximation: LinearOperator, scaled: bool = False
-) -> float:
+def diagonal_error(F: LinearOperator | Tensor, approximation: LinearOperator, scaled: bool = False) -> float:
     """‖diag F − c diag F̂‖₂ / ‖diag F‖₂ with c = 1, or the best c where `scaled`.
 
     Args:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from reference import Case, gradients, jacobian, names_of
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import fisherlab as fl
 from fisherlab.collect import Collector, LayerBatch, half_of
@@ -89,10 +90,14 @@ def test_large_samples_make_small_batches(categorical, monkeypatch):
     needs = {"0": frozenset({"predictive"})}
     source = collector(categorical)
     per_sample = 8 * (7 + 5 * (1 + 2 * 2))
-    monkeypatch.setattr("fisherlab.collect._BATCH_BYTES", 10 * per_sample)
-    assert source._samples(needs, 0) == 10
-    assert source._samples(needs, per_sample // 8) == 5
-    assert source._samples(needs, 100 * per_sample // 8) == 1
+    monkeypatch.setattr("fisherlab.collect._BATCH_BYTES", 40 * per_sample)
+    assert source._samples(needs, 0) == 40
+    assert source._samples(needs, per_sample // 8) == 20
+    # a few samples are worth more memory, up to a bound
+    assert source._samples(needs, 100 * per_sample // 8) == 16
+    monkeypatch.setattr("fisherlab.collect._LARGE_BATCH_BYTES", 5 * (101 * per_sample + source.pass_bytes(2)))
+    assert source._samples(needs, 100 * per_sample // 8) == 5
+    assert source._samples(needs, 10_000 * per_sample // 8) == 1
 
 
 def test_halves_and_heads_go_by_the_index_in_the_data():
@@ -129,7 +134,10 @@ def test_integer_inputs_stay_integers():
     model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2))
     x = torch.randint(5, (7, 2))
     F = fl.exact_fisher(model, (x, torch.arange(7) % 2))
-    assert list(F) == ["2"]
+    counts = torch.nn.functional.one_hot(x, 5).double()
+    assert list(F) == ["0", "2"]
+    a = one_pass(Case(model, x, torch.arange(7) % 2, "categorical"), "predictive")["0"][0].a
+    assert torch.equal(a.dense().double(), counts)
 
 
 def test_a_module_called_by_keyword_is_seen():
@@ -144,6 +152,138 @@ def test_a_module_called_by_keyword_is_seen():
     model, x = Keyword(), torch.randn(4, 3)
     expected = fl.exact_fisher(nn.Sequential(model.inner), (x, None))["0"]
     assert torch.equal(fl.exact_fisher(model, (x, None))["inner"].dense(), expected.dense())
+
+
+# --- masks and models with several inputs ---------------------------------------------------------------
+
+
+class MeanOfSome(nn.Module):
+    """The mean over the positions [n, t, 3] whose last entry is positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = valid_of(x).to(x.dtype).unsqueeze(-1)
+        return self.head((self.inner(x).tanh() * weights).sum(1) / 4)
+
+
+def valid_of(x: Tensor) -> Tensor:
+    return x[..., 2] > 0
+
+
+@pytest.fixture
+def some() -> Case:
+    return Case(MeanOfSome().double(), torch.randn(6, 4, 3).double(), Y, "categorical")
+
+
+def test_masked_positions_are_zero_and_not_counted(some):
+    layers = fl.find_layers(some.model, masks={"inner": valid_of})
+    source = Collector(some.model, layers, some.data, Categorical())
+    kinds = frozenset({"predictive", "layerwise", "layerwise:2"})
+    (batches,) = source.passes(dict.fromkeys(layers, kinds), "")
+    batch, valid = batches["inner"], valid_of(some.inputs)
+    assert 0 < batch.positions == int(valid.sum()) < 24
+    assert batch.half(0).positions + batch.half(1).positions == batch.positions
+    assert batch.head(2).positions == int(valid[:2].sum())
+    assert torch.equal(batch.a[~valid], torch.zeros(24 - batch.positions, 4).double())
+    whole = one_pass(some, "predictive")["inner"][0]
+    assert torch.equal(batch.a[valid], whole.a[valid])
+    for kind in kinds:
+        assert not batch.g[kind][:, ~valid].any()
+        assert (batch.g[kind][:, valid] != 0).any()
+    assert torch.equal(batch.g["predictive"], whole.g["predictive"])
+    assert batches["head"].positions == 6
+    sums = fl.collect_statistics(some.model, some.data, layers=layers).sums
+    assert [sums[name].positions for name in ("inner", "head")] == [batch.positions, 6]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (lambda x: x[..., 2], "must be a bool"),
+        (lambda x: valid_of(x)[:, :3], r"shape \[2, 3\]; .* \[2, 4\]"),
+        (lambda x: valid_of(x) & False, "hides positions that the loss depends on"),
+    ],
+    ids=["numbers", "shape", "hiding"],
+)
+def test_masks_that_do_not_fit_are_refused(some, mask, message):
+    layers = fl.find_layers(some.model, masks={"inner": mask})
+    with pytest.raises(InputError, match=f"the mask of layer 'inner' .*{message}"):
+        fl.exact_fisher(some.model, (some.inputs[:2], some.targets[:2]), layers=layers)
+
+
+def test_ignored_tokens_have_no_gradient_of_their_own():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5)).double()
+    targets = torch.randint(5, (6, 4))
+    targets[torch.rand(6, 4) < 0.4] = -100
+    case = Case(model, torch.randn(6, 4, 3).double(), targets, "token-categorical")
+    ignored = targets == -100
+    for kind in ("predictive", "empirical", "monte-carlo"):
+        g = one_pass(case, kind)["0"][0].g[kind]
+        assert not g[:, ignored].any()
+        assert g[:, ~ignored].abs().sum((0, 2)).all()
+
+
+class Gated(nn.Module):
+    """Two inputs: what passes, and how much of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.gate, self.head = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.head(self.inner(x).tanh() * self.gate(scale).sigmoid())
+
+
+class Joined(nn.Module):
+    """The same network with its inputs side by side."""
+
+    def __init__(self, model: Gated) -> None:
+        super().__init__()
+        self.inner, self.gate, self.head = model.inner, model.gate, model.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Gated.forward(self, x[:, :3], x[:, 3:])
+
+
+@pytest.fixture(scope="module")
+def gated() -> tuple[Gated, Tensor, Tensor, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    model = Gated().double()
+    x, scale = torch.randn(6, 3).double(), torch.randn(6, 2).double()
+    F = fl.exact_fisher(Joined(model), (torch.cat([x, scale], 1), Y))
+    return model, x, scale, {name: block.dense() for name, block in F.items()}
+
+
+@pytest.mark.parametrize("method", ["auto", "per-sample", "gram"])
+@pytest.mark.parametrize("form", ["tuple", "dictionary", "batches", "loader", "no targets"])
+def test_models_with_several_inputs(gated, form, method):
+    model, x, scale, expected = gated
+    named = {"scale": scale, "x": x}
+    parts = zip(x.split(4), scale.split(4), Y.split(4), strict=True)
+    samples = [((one, two), y) for one, two, y in zip(x, scale, Y, strict=True)]
+    data = {
+        "tuple": ((x, scale), Y),
+        "dictionary": (named, Y),
+        "batches": [({"x": one, "scale": two}, y) for one, two, y in parts],
+        "loader": DataLoader(samples, batch_size=4),
+        "no targets": named,
+    }[form]
+    found = fl.exact_fisher(model, data, method=method)
+    assert list(found) == ["inner", "gate", "head"]
+    for name, block in found.items():
+        assert torch.allclose(block.dense(), expected[name], rtol=1e-12, atol=1e-14)
+
+
+def test_every_function_takes_several_inputs(gated):
+    model, x, scale, _ = gated
+    joined = fl.compare(Joined(model), (torch.cat([x, scale], 1), Y), ("kfac", "ekfac"), spectra=False)
+    for data in (((x, scale), Y), ({"x": x, "scale": scale}, Y)):
+        records = fl.compare(model, data, ("kfac", "ekfac"), spectra=False).records
+        for column in ("relative_error", "direction_cosine"):
+            assert records[column].tolist() == pytest.approx(joined.records[column].tolist(), rel=1e-10)
 
 
 def test_progress_is_reported(categorical):
@@ -209,13 +349,19 @@ def test_a_layer_that_does_not_reach_the_output_is_refused_by_name(method):
     refuses(Aside(), InputError, "spare", method=method)
 
 
-def test_a_layer_called_twice_is_refused_by_name():
+def test_the_calls_of_a_layer_are_its_positions():
     class Twice(Model):
         def forward(self, x):
-            return self.two(self.one(self.one(self.spare(x))))
+            return self.two(self.one(self.one(self.spare(x)).tanh()))
 
-    refuses(Twice(), InputError, "layer 'one' is called more than once")
-    assert list(fl.exact_fisher(Twice(), (X, Y), layers=("two", "spare"))) == ["two", "spare"]
+    case = Case(Twice().double(), torch.randn(6, 3).double(), Y, "categorical")
+    for layer, (batch,) in one_pass(case, "empirical").items():
+        assert batch.a.shape[1] == (2 if layer == "one" else 1)
+        expected = gradients(case, names_of(layer, case.model))
+        assert torch.allclose(vectors(batch, "empirical")[0], expected, atol=1e-13)
+    inner = case.model.spare(case.inputs)
+    calls = torch.stack([inner, case.model.one(inner).tanh()], 1)
+    assert torch.allclose(one_pass(case, "empirical")["one"][0].a[..., :3], calls)
 
 
 class Centred(nn.Module):

@@ -58,6 +58,30 @@ def test_a_pair_of_two_batches_of_two_tensors_is_read_as_batches():
     assert joined(Batches([X, Y]))[1] == [11]
 
 
+@pytest.mark.parametrize("form", [tuple, list, dict])
+@pytest.mark.parametrize("targets", [Y, None], ids=["targets", "none"])
+def test_several_inputs_are_cut_alike(form, targets):
+    other = torch.arange(11).flip(0)
+    inputs = {"x": X, "other": other} if form is dict else form([X, other])
+    whole = Batches((inputs, targets))
+    assert whole.samples == whole.count() == 11
+    for batches in (whole, Batches([(inputs, targets)])):
+        parts = list(batches.batches(4))
+        assert [batches.size(part) for part, _ in parts] == [4, 4, 3]
+        assert {type(part) for part, _ in parts} == {dict if form is dict else tuple}
+        names = ("x", "other") if form is dict else (0, 1)
+        for name, values in zip(names, (X, other), strict=True):
+            assert torch.equal(torch.cat([part[name] for part, _ in parts]), values)
+        assert all((y is None) == (targets is None) for _, y in parts)
+
+
+def test_a_dictionary_alone_is_inputs_without_targets():
+    for data in ({"x": X}, [{"x": X[:6]}, {"x": X[6:]}]):
+        parts = list(Batches(data).batches(100))
+        assert torch.equal(torch.cat([part["x"] for part, _ in parts]), X)
+        assert all(y is None for _, y in parts)
+
+
 def test_another_dimension_can_count_samples():
     x = torch.arange(30.0).reshape(3, 5, 2)
     parts = list(Batches((x, torch.arange(5)), 1).batches(2))
@@ -154,6 +178,18 @@ def test_passes_that_differ_are_found_out(second):
         joined(batches)
 
 
+@pytest.mark.parametrize("form", [tuple, dict])
+def test_a_second_input_that_changes_is_found_out(form):
+    def batch(other):
+        return ({"x": X, "y": other} if form is dict else (X, other)), Y
+
+    batches = Batches(Changing([batch(X)], [batch(X.flip(0))]))
+    list(batches.batches(100))
+    with pytest.raises(InputError, match=r"differ between two passes \(batch 0\)"):
+        list(batches.batches(100))
+    assert Batches(batch(X)).fingerprint() != Batches(batch(X.flip(0))).fingerprint()
+
+
 def test_labels_that_change_are_found_out():
     first, second = [(X, Y)], [(X, Y.flip(0))]
     batches = Batches(Changing(first, second))
@@ -190,13 +226,24 @@ def test_inputs_and_targets_must_be_as_many():
         Batches((X, torch.tensor(3)))
 
 
+@pytest.mark.parametrize("inputs", [(X, Y[:5]), {"x": X, "other": Y[:5]}])
+def test_several_inputs_must_have_as_many_samples(inputs):
+    with pytest.raises(InputError, match="the inputs of batch 0 have 11 and 5 samples"):
+        Batches((inputs, Y))
+
+
+def test_a_second_input_that_is_not_finite_is_refused():
+    with pytest.raises(InputError, match="the inputs of batch 0 hold values that are not finite"):
+        Batches(((X, X / 0), Y))
+
+
 @pytest.mark.parametrize("data", [3, None, object()])
 def test_things_that_are_no_data_are_refused(data):
     with pytest.raises(InputTypeError, match="data must be a pair"):
         Batches(data)
 
 
-@pytest.mark.parametrize("batch", [{"x": X}, (X, Y, Y), "text", (X, [1, 2])])
+@pytest.mark.parametrize("batch", [{"x": [1, 2]}, {}, (X, Y, Y), "text", (X, [1, 2])])
 def test_batches_of_another_form_are_refused(batch):
     with pytest.raises(InputTypeError, match="batch 0 of the data is a"):
         joined(Batches([batch]))

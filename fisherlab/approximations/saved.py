@@ -118,10 +118,10 @@ class Statistics:
             if self.about.get(key) != other.about.get(key):
                 raise InputError(f"statistics with another {key} cannot be merged")
         sums = {name: self.sums[name] + other.sums[name] for name in self.sums}
-        both = {
-            key: f"{self.about[key]}+{other.about[key]}" for key in ("data", "labels") if key in self.about
-        }
-        return Statistics(self.shapes, sums, self.kind, {**self.about, **both})
+        about = dict(self.about)
+        for key in ("data", "labels"):
+            about[key] = "+".join(filter(None, (self.about.get(key), other.about.get(key))))
+        return Statistics(self.shapes, sums, self.kind, about)
 
     def checked(self, about: Mapping[str, str], path: str | os.PathLike[str]) -> "Statistics":
         """The statistics themselves, if they were made from what `about` says.

@@ -27,8 +27,7 @@ class ConvolutionAdapter(Adapter):
     def inputs(self, module: Any, x: Tensor, output: Tensor) -> Tensor:
         """The padded input unfolded, channels before places of the kernel: [l, t, in·k]."""
         _check_dimensions(module, x)
-        padded = _padded(module, x)
-        return patches(padded, module.kernel_size, module.stride, module.dilation)
+        return patches(_padded(module, x), module.kernel_size, module.stride, module.dilation)
 
     def outputs(self, module: Any, g: Tensor) -> Tensor:
         """[c, l, out, …] as [c, l, t, out]."""
@@ -90,8 +89,16 @@ class TransposedConvolutionAdapter(Adapter):
 
 
 def patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """The values under a kernel at each place of x [l, channels, …]: [l, t, channels·k]."""
+    """The values under a kernel at each place of x [l, channels, …]: [l, t, channels·k].
+
+    In one and two dimensions it is a view of a tensor [l, channels·k, t].
+    """
     dimensions = len(kernel)
+    if dimensions == 1:
+        return patches(x.unsqueeze(2), (1, *kernel), (1, *stride), (1, *dilation))
+    if dimensions == 2:
+        sizes = (tuple(kernel), tuple(dilation), (0, 0), tuple(stride))
+        return functional.unfold(x, *sizes).mT
     for place, (size, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True)):
         x = x.unfold(2 + place, spread * (size - 1) + 1, step)[..., ::spread]
     places, kernels = range(2, 2 + dimensions), range(2 + dimensions, 2 + 2 * dimensions)

@@ -199,5 +199,9 @@ class LayerView(BlockShape):
 def _with_ones(a: Inputs, groups: int) -> Tensor:
     """A last input 1 in every group."""
     assert isinstance(a, Tensor)
-    by_group = a.unflatten(-1, (groups, -1))
-    return torch.cat([by_group, by_group.new_ones(*by_group.shape[:-1], 1)], dim=-1).flatten(-2)
+    if a.stride(-1) == 1:
+        by_group = a.unflatten(-1, (groups, -1))
+        return torch.cat([by_group, by_group.new_ones(*by_group.shape[:-1], 1)], dim=-1).flatten(-2)
+    columns = a.mT.unflatten(-2, (groups, -1))
+    ones = columns.new_ones(*columns.shape[:2], 1, columns.shape[-1])
+    return torch.cat([columns, ones], dim=-2).flatten(-3, -2).mT

@@ -201,8 +201,23 @@ def second_moment(a: Inputs, weights: Tensor | None = None) -> Tensor:
     if isinstance(a, OneHot):
         values = a.valid if weights is None else weights * a.valid
         return values.new_zeros(a.size).index_add_(0, a.safe, values.flatten())
+    if weights is None:
+        return row_moment(a)
     rows = a.reshape(-1, a.shape[-1])
-    return rows.T @ (rows if weights is None else rows * weights.reshape(-1, 1))
+    return rows.T @ (rows * weights.reshape(-1, 1))
+
+
+def row_moment(x: Tensor) -> Tensor:
+    """Σ x xᵀ over all rows of x [..., t, k]: [k, k].
+
+    Rows that lie in memory column by column (unfolded images, gradients of channels) are not copied.
+    """
+    positions, width = x.shape[-2:]
+    if x.dim() > 2 and positions >= width and x.stride(-2) == 1 and x.stride(-1) >= positions:
+        samples = x.flatten(0, -3)
+        return torch.bmm(samples.mT, samples).sum(0)
+    rows = x.reshape(-1, width)
+    return rows.T @ rows
 
 
 def pair_moment(a: Inputs, weights: Tensor) -> Tensor:

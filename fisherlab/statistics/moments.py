@@ -27,6 +27,7 @@ from fisherlab.operators.inputs import (
     OneHot,
     pair_moment,
     rotated,
+    row_moment,
     sample_gradients,
     second_moment,
     squared_norms,
@@ -46,7 +47,7 @@ def input_moment(a: Inputs, _: Tensor | None) -> Tensor:
 
 def output_moment(_: Inputs, g: Tensor) -> Tensor:
     """Σ_n Σ_c Σ_t g gᵀ, [m, m]."""
-    return _gram(g)
+    return row_moment(g)
 
 
 def input_moment_reduced(a: Inputs, _: Tensor | None) -> Tensor:
@@ -55,12 +56,12 @@ def input_moment_reduced(a: Inputs, _: Tensor | None) -> Tensor:
         samples, positions, _d = a.shape
         weight = torch.full((), 1 / positions**2, dtype=a.dtype, device=a.device)
         return pair_moment(a, weight.expand(samples, positions, positions))
-    return _gram(a.mean(1))
+    return row_moment(a.mean(1))
 
 
 def output_moment_reduced(_: Inputs, g: Tensor) -> Tensor:
     """Σ_n Σ_c ĝ ĝᵀ with ĝ the sum over positions, [m, m]."""
-    return _gram(g.sum(2))
+    return row_moment(g.sum(2))
 
 
 def input_trace(a: Inputs, g: Tensor) -> Tensor:
@@ -155,11 +156,6 @@ def gradients(a: Inputs, g: Tensor) -> Tensor:
 
 def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
-
-
-def _gram(x: Tensor) -> Tensor:
-    x = _flat(x)
-    return x.T @ x
 
 
 def _parts(g: Tensor, width: int) -> Iterator[slice]:

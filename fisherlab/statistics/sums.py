@@ -12,7 +12,7 @@ from fisherlab.errors import InputError
 from fisherlab.layers import BlockShape
 from fisherlab.statistics.moments import rotated_square
 
-Compute = Callable[[Tensor, Any], Tensor]
+Compute = Callable[[Any, Any], Tensor]
 
 Basis = tuple[Tensor | None, Tensor | None]
 

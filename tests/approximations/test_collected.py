@@ -119,8 +119,12 @@ def test_the_header_says_what_is_in_the_file(statistics, tmp_path):
     with safe_open(tmp_path / "sums", "pt") as file:
         header = json.loads(file.metadata()["header"])
     assert header["kind"] == "predictive"
-    assert header["model"] == "Sequential"
-    assert header["layers"] == [["0", 5, 7, 40, 40], ["2", 4, 5, 40, 40], ["4", 3, 5, 40, 40]]
+    assert header["about"] == statistics.about
+    assert header["about"]["model"] == "Sequential"
+    assert (header["about"]["likelihood"], header["about"]["dtype"]) == ("categorical", "float64")
+    sizes = [(layer["name"], layer["outputs"], layer["inputs"]) for layer in header["layers"]]
+    assert sizes == [("0", 5, 7), ("2", 4, 5), ("4", 3, 5)]
+    assert {(layer["samples"], layer["positions"]) for layer in header["layers"]} == {(40, 40)}
 
 
 @pytest.mark.parametrize("bias", ["separate"])
@@ -164,13 +168,16 @@ def test_files_that_are_missing_damaged_or_foreign_are_refused(statistics, tmp_p
     for path in (text, cut, empty):
         with pytest.raises(InputError, match="is damaged or no safetensors file"):
             fl.load_statistics(path)
-    with pytest.raises(InputError, match="does not hold statistics of fisherlab"):
+    with pytest.raises(InputError, match="does not hold statistics of this version of fisherlab"):
         fl.load_statistics(foreign)
 
 
-@pytest.mark.parametrize("header", ["{", "{}", '{"layers": [["0"]], "kind": "predictive", "model": "x"}'])
-def test_a_header_that_makes_no_sense_is_refused(tmp_path, header):
-    path = tmp_path / "bad"
-    save_file({"w": torch.zeros(2)}, path, {"format": "fisherlab-statistics-1", "header": header})
-    with pytest.raises(InputError, match="bad"):
+@pytest.mark.parametrize("header", ["{", "{}", '{"layers": [["0"]], "kind": "predictive", "about": {}}'])
+def test_a_header_that_makes_no_sense_is_refused(statistics, tmp_path, header):
+    path = tmp_path / "sums"
+    statistics.save(path)
+    with safe_open(path, "pt") as file:
+        form = file.metadata()["format"]
+    save_file({"0|sum|w": torch.zeros(2)}, path, {"format": form, "header": header})
+    with pytest.raises(InputError, match="sums' is damaged: its header cannot be read"):
         fl.load_statistics(path)

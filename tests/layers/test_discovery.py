@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fisherlab as fl
 from fisherlab.errors import InputError, InputTypeError
-from fisherlab.layers import BlockShape
+from fisherlab.layers import BlockShape, Use
 
 
 class Mixed(nn.Module):
@@ -34,31 +34,41 @@ def reasons(layers) -> dict[str, str]:
     return dict(zip(table["parameter"], table["reason"], strict=True))
 
 
+def use_of(x: Tensor) -> Use:
+    """A call of a layer with four outputs."""
+    return Use(x, x.new_zeros(*x.shape[:-1], 4))
+
+
 def test_layers_in_the_order_of_the_modules(mixed):
     layers = fl.find_layers(mixed)
-    assert list(layers) == ["first", "body.0", "body.2", "tied_in.bias"]
+    assert list(layers) == ["first", "norm", "body.0", "body.2", "tied_in", "tied_in.bias"]
     view = layers["first"]
     assert (view.outputs, view.inputs, view.size) == (4, 4, 16)
     assert view.parameters == ("first.weight", "first.bias")
     assert layers["body.0"].parameters == ("body.0.weight",)
     assert (layers["body.0"].inputs, layers["body.2"].inputs) == (4, 5)
-    assert view.family == "Linear"
-    assert len(layers) == 4
+    assert (view.family, layers["norm"].family) == ("Linear", "LayerNorm")
+    assert layers["norm"].parameters == ("norm.weight", "norm.bias")
+    assert layers["tied_in"].parameters == ("tied_in.weight",)
+    assert layers["tied_in"].modules == (mixed.tied_in, mixed.tied_out)
+    assert len(layers) == 6
 
 
 def test_coverage_has_a_row_for_every_parameter_once(mixed):
     table = fl.find_layers(mixed).coverage()
     assert list(table.columns) == ["parameter", "layer", "activation", "covered", "reason"]
-    names = [name for name, _ in mixed.named_parameters(remove_duplicate=False)]
+    names = [name for name, _ in mixed.named_parameters()]
     assert sorted(table["parameter"]) == sorted(names)
+    covered = dict(zip(table["parameter"], table["covered"], strict=True))
+    assert covered == {name: name != "scale" for name in names}
 
 
 def test_coverage_gives_the_reason(mixed):
     found = reasons(fl.find_layers(mixed))
     assert found["first.weight"] == ""
-    assert found["norm.weight"] == "LayerNorm is not supported"
-    assert found["tied_out.weight"] == "tied: also tied_in.weight"
-    assert found["tied_in.weight"] == "tied: also tied_out.weight"
+    assert found["norm.weight"] == ""
+    assert found["tied_in.weight"] == "tied: summed over tied_out too"
+    assert found["tied_in.bias"] == ""
     assert found["scale"] == "Mixed is not supported"
 
 
@@ -95,7 +105,7 @@ def test_modes_of_the_bias(bias):
 def test_globs_choose_and_exclude(mixed):
     assert list(fl.find_layers(mixed, "body.*")) == ["body.0", "body.2"]
     assert list(fl.find_layers(mixed, ("first", "body.2"))) == ["first", "body.2"]
-    assert list(fl.find_layers(mixed, exclude=("body.*", "tied*"))) == ["first"]
+    assert list(fl.find_layers(mixed, exclude=("body.*", "tied*"))) == ["first", "norm"]
     assert list(fl.find_layers(mixed, "body.?", exclude="body.0")) == ["body.2"]
     found = reasons(fl.find_layers(mixed, "first"))
     assert found["body.0.weight"] == "not selected"
@@ -129,7 +139,7 @@ def test_wrong_arguments(mixed):
     ("model", "message"),
     [
         (nn.Sequential(nn.ReLU()), "the model has no parameters"),
-        (nn.Sequential(nn.LayerNorm(3)), "LayerNorm is not supported"),
+        (nn.Sequential(nn.Bilinear(3, 3, 2)), "Bilinear is not supported"),
         (nn.Linear(2, 2).requires_grad_(False), "frozen"),
     ],
 )
@@ -184,20 +194,44 @@ def test_activations_named_by_the_user(mixed):
     assert table["reason"]["first.weight"] == "named by the user"
 
 
+def test_masks_go_to_the_layers_they_are_given_for(mixed):
+    def first(x):
+        return x[..., 0] > 0
+
+    def second(x):
+        return x[..., 1] > 0
+
+    layers = fl.find_layers(mixed, exclude="tied*", masks={"body.*": first, "body.2": second})
+    masks = {name: view.mask for name, view in layers.items()}
+    assert masks == {"first": None, "norm": None, "body.0": first, "body.2": second}
+    with pytest.raises(InputError, match=r"unknown layer 'bdy\.0'; did you mean body\.0"):
+        fl.find_layers(mixed, masks={"bdy.0": first})
+
+
 def test_a_view_of_other_shapes_is_refused(mixed):
     view = fl.find_layers(mixed)["first"]
-    assert view.to_inputs(torch.zeros(5, 7, 3), 5).shape == (5, 7, 4)
-    assert view.to_inputs(torch.zeros(10, 3), 5).shape == (5, 2, 4)
-    with pytest.raises(InputError, match=r"layer 'first' sees a tensor of shape \[7, 3\] for 5 samples"):
-        view.to_inputs(torch.zeros(7, 3), 5)
+    assert view.to_inputs(use_of(torch.zeros(5, 7, 3)), 5).shape == (5, 7, 4)
+    assert view.to_inputs(use_of(torch.zeros(10, 3)), 5).shape == (5, 2, 4)
+    with pytest.raises(InputError, match=r"layer 'first' sees a tensor of shape \[7, 4\] for 5 samples"):
+        view.to_inputs(use_of(torch.zeros(7, 3)), 5)
 
 
 def test_leading_factors_are_positions_of_a_sample(mixed):
     view = fl.find_layers(mixed, bias="ignore")["body.0"]
     x = torch.arange(24.0).reshape(6, 4)
-    assert torch.equal(view.to_inputs(x, 3)[1], x[2:4])
+    assert torch.equal(view.to_inputs(use_of(x), 3)[1], x[2:4])
     g = torch.arange(48.0).reshape(2, 6, 4)
-    assert torch.equal(view.to_outputs(g, 3)[1, 2], g[1, 4:6])
+    assert torch.equal(view.to_outputs(g, use_of(x), 3)[1, 2], g[1, 4:6])
+
+
+@pytest.mark.parametrize("batch_dim", [1, -2])
+def test_samples_can_be_counted_by_another_dimension(mixed, batch_dim):
+    view = fl.find_layers(mixed, bias="ignore")["body.0"]
+    x = torch.arange(24.0).reshape(3, 2, 4)
+    a = view.to_inputs(use_of(x), 2, batch_dim)
+    assert torch.equal(a, x.transpose(0, 1))
+    g = torch.arange(48.0).reshape(2, 3, 2, 4)
+    assert torch.equal(view.to_outputs(g, use_of(x), 2, batch_dim), g.transpose(1, 2))
 
 
 def test_gradients_make_one_matrix(mixed):
