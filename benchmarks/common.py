@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -35,6 +36,14 @@ def rounds(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
             contender()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def compare_times(seconds: dict[str, list[float]], own: str) -> dict[str, tuple[float, float]]:
+    """For each contender the median of its seconds, and the median over rounds of its time over `own`'s."""
+    return {
+        name: (median(times), median(t / o for t, o in zip(times, seconds[own], strict=True)))
+        for name, times in seconds.items()
+    }
 
 
 def peak_memory(script: str, *arguments: str) -> float:

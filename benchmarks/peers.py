@@ -183,9 +183,11 @@ def _curvlinops(kind: type, model: nn.Module, layers: list[str], loader: Loader)
     return kind(
         model,
         nn.CrossEntropyLoss(),
-        [model.get_submodule(layer).weight for layer in layers],
+        [parameter for layer in layers for parameter in model.get_submodule(layer).parameters()],
         loader,
         fisher_type="type-2",
+        kfac_approx="expand",
+        separate_weight_and_bias=False,
         check_deterministic=False,
         num_per_example_loss_terms=1,
         num_data=len(loader.dataset),

@@ -24,6 +24,7 @@ from fisherlab.progress import Progress
 from fisherlab.result import About, Comparison
 
 _MOST_OPERATIONS = 1e13
+_MOST_CONTRACTION = 4e10
 
 
 def compare(
@@ -100,6 +101,7 @@ def compare(
         copies=3,
         together=False,
         most_operations=_MOST_OPERATIONS,
+        most_contraction=_MOST_CONTRACTION,
     )
     for plan in plans.values():
         if on_plan is not None:

@@ -4,6 +4,7 @@ F_l = (1/N) Σ_n Σ_c vec(V_{n,c}) vec(V_{n,c})ᵀ. A cost model picks the way f
 memory limit; the three agree to rounding.
 """
 
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -174,6 +175,7 @@ def make_plans(
     copies: int = 1,
     together: bool = True,
     most_operations: float | None = None,
+    most_contraction: float = math.inf,
 ) -> dict[str, Plan]:
     """The way to compute every layer's exact block, small blocks first, under one memory limit.
 
@@ -187,11 +189,14 @@ def make_plans(
         together: whether all layers' blocks are held at once, or one at a time.
         most_operations: for the backward passes of the exact expectation; above, one label a sample is
             drawn for every layer. None: no bound.
+        most_contraction: operations of one contraction of a Gram operator with a Kronecker product; above,
+            one label a sample is drawn for that layer.
     """
     if max_columns < 1:
         raise InputError(f"max_columns must be at least 1, not {max_columns}")
     drawn = _why_drawn(collector, kind, memory, most_operations) if kind == "predictive" else ""
-    chooser = _Chooser(collector, "drawn" if drawn else kind, method, max_columns, copies, drawn)
+    kind = "drawn" if drawn else kind
+    chooser = _Chooser(collector, kind, method, max_columns, most_contraction, copies, drawn)
     plans: dict[str, Plan] = {}
     left = memory
     for view in sorted(collector.layers.values(), key=lambda v: v.size):
@@ -231,6 +236,7 @@ class _Chooser:
     kind: str
     method: str
     max_columns: int
+    most_contraction: float
     copies: int
     drawn: str
 
@@ -285,6 +291,10 @@ class _Chooser:
     def _gram(self, view: LayerView, dense_bytes: int) -> Plan:
         kind, note = self.kind, self.drawn
         samples, columns = self.collector.batches.count(), self.collector.shapes.columns[kind]
+        work = self._contraction(view, samples or self.max_columns, columns)
+        if columns > 1 and work > self.most_contraction:
+            note = f"a contraction of its {columns} label columns a sample would take {work:.1g} operations; "
+            note, kind, columns = note + "one label a sample is drawn", "drawn", 1
         if samples is None or samples * columns > self.max_columns:
             if columns > 1:
                 note = f"the block would need {bytes_text(dense_bytes)}; one label a sample is drawn"
@@ -309,6 +319,13 @@ class _Chooser:
         by_positions = 2.0 * (samples * t) ** 2 * (view.groups * view.inputs + columns**2 * view.outputs)
         by_vectors = 2.0 * total * view.size * (total + t)
         return min(by_positions, by_vectors)
+
+    def _contraction(self, view: LayerView, samples: int, columns: int) -> float:
+        """Of Σ ⟨V, B V A⟩, by gradients or by inner products of positions."""
+        t, d, m = self.collector.shapes.positions[view.name], view.inputs, view.group.outputs
+        by_vectors = columns * m * d * (t + m + d)
+        by_positions = t * d * d + columns * t * m * m + t * t * (d + columns * m)
+        return 2.0 * samples * view.groups * min(by_vectors, by_positions)
 
     def _layerwise(self, view: LayerView, memory: int) -> Plan:
         if self.method in ("gram", "per-sample"):

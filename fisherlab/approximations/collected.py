@@ -87,8 +87,10 @@ def collect_statistics(
     sums = {name: gathered[name].sums[0] for name in chosen}
     about["data"] = collector.batches.fingerprint()
     statistics = Statistics({n: view.shape for n, view in chosen.items()}, sums, kind, about)
-    if path is not None and distributed.rank() == 0:
-        statistics.save(path)
+    if path is not None:
+        if distributed.rank() == 0:
+            statistics.save(path)
+        distributed.gather_all(None)  # no process goes on before the file is there
     if keeper is not None:
         keeper.finish()
     return statistics
@@ -96,15 +98,20 @@ def collect_statistics(
 
 def _identity(collector: Collector, work: Mapping[str, LayerWork], kind: str) -> dict[str, str]:
     """What the sums depend on; statistics with the same are sums of the same terms."""
-    wanted = {n: [*(s.key for s in task.statistics), *task.bases] for n, task in work.items()}
+    wanted = []
+    for name, task in sorted(work.items()):
+        view = collector.layers[name]
+        keys = [*(statistic.key for statistic in task.statistics), *task.bases]
+        wanted.append((view.shape, view.activation, keys))
     return {
+        "kind": kind,
         "model": type(collector.model).__name__,
         "model_sha256": model_hash(collector.model),
         "data": collector.batches.fingerprint(),
         "likelihood": collector.likelihood.name,
         "dtype": str(collector.dtype).removeprefix("torch."),
         "labels": collector.labels,
-        "statistics": hashlib.sha256(repr(sorted(wanted.items())).encode()).hexdigest(),
+        "statistics": hashlib.sha256(repr(wanted).encode()).hexdigest(),
     }
 
 

@@ -11,7 +11,8 @@ from fisherlab.operators import KroneckerOperator, LinearOperator
 from fisherlab.statistics import LayerSums, Statistic
 
 _ITERATIONS = 500
-_CONVERGED = 1e-14  # relative change of the singular value
+_CONVERGED, _CONVERGED_LARGE = 1e-14, 1e-10  # relative change of the singular value
+_LARGE = 4096
 
 
 @register_approximation
@@ -40,11 +41,12 @@ class NearestKronecker(Approximation):
         """The leading singular pair of R(F)."""
         B = torch.eye(exact.outputs, dtype=exact.dtype, device=exact.device)
         A, scale = _direction(exact.contract_output(B))
+        enough = _CONVERGED if exact.shape[0] <= _LARGE else _CONVERGED_LARGE
         for _ in range(_ITERATIONS):
             before = scale
             B, scale = _direction(exact.contract_input(A))
             A, scale = _direction(exact.contract_output(B))
-            if float((scale - before).abs()) <= _CONVERGED * float(scale):
+            if float((scale - before).abs()) <= enough * float(scale):
                 break
         return KroneckerOperator(A * scale, B)
 

@@ -35,6 +35,13 @@ def factor_inner(first: Tensor, second: Tensor) -> Tensor:
     return dot64(factor_diagonal(first), factor_diagonal(second))
 
 
+def factor_difference(first: Tensor, second: Tensor) -> Tensor:
+    """F − G, a vector where both factors are diagonal."""
+    if first.ndim == second.ndim:
+        return first - second
+    return as_matrix(first) - as_matrix(second)
+
+
 def factor_svec(factor: Tensor) -> Tensor:
     """`svec` of the factor, [k(k+1)/2]."""
     if factor.ndim == 2:

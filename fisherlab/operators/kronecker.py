@@ -19,6 +19,7 @@ from fisherlab.operators.factors import (
     damped_factor,
     diagonal_in,
     factor_diagonal,
+    factor_difference,
     factor_eigh,
     factor_inner,
     factor_inverse,
@@ -92,6 +93,19 @@ class KroneckerOperator(LinearOperator):
     def frobenius_norm(self) -> Tensor:
         """‖A‖ ‖B‖."""
         return norm64(self.A) * norm64(self.B)
+
+    def difference_norm(self, other: LinearOperator) -> Tensor:
+        """‖A⊗B − C⊗D‖ from (A − C)⊗B + C⊗(B − D), with D brought to the norm of B; else as in the base class."""
+        norms = [norm64(self.B), norm64(other.B)] if isinstance(other, KroneckerOperator) else []
+        if not isinstance(other, KroneckerOperator) or not all(float(norm) > 0 for norm in norms):
+            return super().difference_norm(other)
+        self._check_same_size(other)
+        scale = norms[0] / norms[1]
+        C, D = other.A / scale, other.B * scale
+        inputs, outputs = factor_difference(self.A, C), factor_difference(self.B, D)
+        squared = (norm64(inputs) * norm64(self.B)) ** 2 + (norm64(C) * norm64(outputs)) ** 2
+        squared += 2 * factor_inner(inputs, C) * factor_inner(self.B, outputs)
+        return squared.clamp(min=0).sqrt()
 
     def eigenvalues(self) -> Tensor:
         """The products of the factors' eigenvalues, sorted, [D]."""
