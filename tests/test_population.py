@@ -7,7 +7,13 @@ from torch import Tensor
 from fisherlab.collect import half_of
 from fisherlab.metrics import relative_error
 from fisherlab.operators import DenseOperator, KroneckerOperator, LinearOperator
-from fisherlab.population import Halves, sample_norms, self_product
+from fisherlab.population import (
+    Halves,
+    layerwise_norms,
+    layerwise_self_product,
+    sample_norms,
+    self_product,
+)
 
 
 class Population:
@@ -211,3 +217,48 @@ def test_the_jackknife_works_on_the_first_samples_alone(population):
     assert two.error == pytest.approx(one.error, rel=1e-12)
     assert two.standard_error != one.standard_error
     assert two.standard_error == pytest.approx(one.standard_error, rel=0.3)
+
+
+def test_the_jackknife_is_that_of_estimates_with_a_sample_left_out(population):
+    """From the definition: every sample left out of the pairs and of its half's mean, with the fits held."""
+    a, g = population.sample(30, torch.Generator().manual_seed(9))
+    halves, fits = halves_of(a, g), fits_of(a, g)
+    rows = (g.transpose(-1, -2) @ a).transpose(-1, -2).flatten(-2)
+    F = torch.einsum("cnd,cne->nde", rows, rows)
+    pairs = torch.einsum("nde,mde->nm", F, F)
+    side = half_of(0, 30)
+    own = sum(float(fit.dense().square().sum()) for fit in fits) / 2
+
+    def estimate(keep: Tensor) -> Tensor:
+        n = int(keep.sum())
+        chosen = pairs[keep][:, keep]
+        norm = (chosen.sum() - chosen.trace()) / (n * (n - 1))
+        cross = sum((F[keep & (side == h)].mean(0) * fits[1 - h].dense()).sum() for h in (0, 1)) / 2
+        return ((norm - 2 * cross + own) / norm).clamp(min=0).sqrt()
+
+    everyone = torch.ones(30, dtype=torch.bool)
+    found = halves.error(fits)
+    assert found.error == pytest.approx(float(estimate(everyone)), rel=1e-9)
+    without = torch.stack([estimate(everyone & (torch.arange(30) != n)) for n in range(30)])
+    assert found.standard_error == pytest.approx(float((29 * without.var(correction=0)).sqrt()), rel=1e-9)
+
+
+def test_without_norms_of_samples_there_is_no_standard_error(population):
+    a, g = population.sample(40, torch.Generator().manual_seed(10))
+    halves, fits = halves_of(a, g), fits_of(a, g)
+    expected = halves.error(fits).error
+    halves.norms = None
+    found = halves.error(fits)
+    assert found.error == pytest.approx(expected, rel=1e-9)
+    assert found.standard_error is None
+
+
+def test_norms_of_the_layerwise_fisher_of_single_samples(population):
+    """F_n = Σ_t (a_t a_tᵀ) ⊗ diag(φ'(s_t)²), one column for each unit and position."""
+    slope = population.g[:1]
+    found = layerwise_norms(population.a, slope)
+    columns = torch.diag_embed(slope[0].square())
+    blocks = torch.einsum("nti,ntk,ntjl->nijkl", population.a, population.a, columns)
+    expected = blocks.square().sum((1, 2, 3, 4))
+    assert torch.allclose(found, expected, rtol=1e-12)
+    assert layerwise_self_product(population.a, slope) == pytest.approx(float(expected.sum()))

@@ -95,7 +95,7 @@ class KroneckerOperator(LinearOperator):
         return norm64(self.A) * norm64(self.B)
 
     def difference_norm(self, other: LinearOperator) -> Tensor:
-        """‖A⊗B − C⊗D‖ from (A − C)⊗B + C⊗(B − D), with D brought to the norm of B; else as in the base class."""
+        """‖A⊗B − C⊗D‖ from (A − C)⊗B + C⊗(B − D), D brought to the norm of B; else as in the base class."""
         norms = [norm64(self.B), norm64(other.B)] if isinstance(other, KroneckerOperator) else []
         if not isinstance(other, KroneckerOperator) or not all(float(norm) > 0 for norm in norms):
             return super().difference_norm(other)

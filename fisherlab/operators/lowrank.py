@@ -79,9 +79,10 @@ def range_eigh(matrix: Tensor, found: Range) -> tuple[Tensor, Tensor]:
     rank = len(found.scales)
     basis = found.whole_basis()
     values, vectors = torch.linalg.eigh(_inside(matrix, basis[:, :rank]))
-    basis[:, :rank] = basis[:, :rank] @ vectors
-    values, order = torch.cat([values, values.new_zeros(len(matrix) - rank)]).sort()
-    return values, basis.index_select(1, order)
+    own, zeros = basis[:, :rank] @ vectors, values.new_zeros(len(matrix) - rank)
+    negative = int((values < 0).sum())
+    ascending = torch.cat([values[:negative], zeros, values[negative:]])
+    return ascending, torch.cat([own[:, :negative], basis[:, rank:], own[:, negative:]], dim=1)
 
 
 def _inside(matrix: Tensor, basis: Tensor) -> Tensor:

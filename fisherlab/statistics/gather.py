@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from fisherlab import distributed
 from fisherlab.collect import Collector, LayerBatch, Needs
@@ -132,8 +133,9 @@ def _first_pass(
             if task.lazy:
                 continue
             for sums, part in zip(parts[name], _split(batch, halves), strict=True):
-                sums.count(part)
-                sums.add(task.statistics, part)
+                if len(part.a):
+                    sums.count(part)
+                    sums.add(task.statistics, part)
         if keeper is not None:
             keeper.tick(1, _end(batches), {name: sums[0] for name, sums in parts.items()})
     _over_processes(parts, kept)
@@ -158,16 +160,14 @@ def _second_pass(
             batch = _limited(batches[name], task)
             parts = [batch, *_split(batch, True)] if len(totals) == 3 else [batch]
             for part, total in zip(parts, totals, strict=True):
-                total.add([total.rotated(method, task.kind) for method in task.bases], part)
+                if len(part.a):
+                    total.add([total.rotated(method, task.kind) for method in task.bases], part)
         if keeper is not None:
             keeper.tick(2, _end(batches), {name: found.sums[0] for name, found in gathered.items()})
-    rotated = [
-        total.values[total.rotated(method, work[name].kind).key]
-        for name in needs
-        for total in gathered[name].sums
-        for method in work[name].bases
-    ]
-    distributed.add_up(rotated)
+    for name in needs:
+        for total in gathered[name].sums:
+            keys = [total.rotated(method, work[name].kind).key for method in work[name].bases]
+            _add_up(total.values, keys)
 
 
 def _end(batches: Mapping[str, LayerBatch]) -> int:
@@ -186,17 +186,26 @@ def _over_processes(parts: Mapping[str, list[LayerSums]], kept: dict[str, list[L
                 sum(counts)
                 for counts in zip(*distributed.gather_all((one.samples, one.positions)), strict=True)
             )
-            distributed.add_up([one.values[key] for key in sorted(one.values)])
+            _add_up(one.values)
         everyone = distributed.gather_all([batch for batch in kept[name] if len(batch.a)])
         kept[name] = [batch for own in everyone for batch in own]
 
 
+def _add_up(values: dict[str, Tensor], only: Sequence[str] | None = None) -> None:
+    """Sums over all processes, in place; a process that saw no sample adds zeros."""
+    if distributed.size() == 1:
+        return
+    own = {key: (v.shape, v.device) for key, v in values.items() if only is None or key in only}
+    known = {key: form for forms in distributed.gather_all(own) for key, form in forms.items()}
+    for key, (shape, device) in known.items():
+        values.setdefault(key, torch.zeros(shape, dtype=torch.float64, device=device))
+    distributed.add_up([values[key] for key in sorted(known)])
+
+
 def _with_total(parts: list[LayerSums]) -> list[LayerSums]:
     """(all, half, other half); only (all) where a half has no sample."""
-    if len(parts) == 1:
-        return parts
-    total = parts[0] + parts[1]
-    return [total, *parts] if all(sums.samples for sums in parts) else [total]
+    filled = [sums for sums in parts if sums.samples]
+    return filled if len(filled) < 2 else [parts[0] + parts[1], *parts]
 
 
 def _limited(batch: LayerBatch, task: LayerWork) -> LayerBatch:

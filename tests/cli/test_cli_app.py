@@ -88,9 +88,10 @@ def test_a_whole_run_as_a_process_of_its_own(start, place):
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_exits_130_and_leaves_nothing(start, place: Path, signal_number):
     process = start("compare", "--model", "small_nets:slow", "--out", "run")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (place / "working").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert (place / "working").exists()
     process.send_signal(signal_number)
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 130

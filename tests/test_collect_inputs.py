@@ -1,0 +1,156 @@
+"""What a pass gives where positions are masked, and for models with several inputs."""
+
+import pytest
+import torch
+from reference import Case
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import fisherlab as fl
+from fisherlab.collect import Collector, LayerBatch
+from fisherlab.errors import InputError
+from fisherlab.likelihoods import as_likelihood
+
+Y = torch.arange(6) % 2
+
+
+def one_pass(case: Case, kind: str, **options) -> dict[str, LayerBatch]:
+    layers = fl.find_layers(case.model, **options)
+    source = Collector(case.model, layers, case.data, as_likelihood(case.likelihood))
+    (batches,) = source.passes(dict.fromkeys(layers, frozenset({kind})), "")
+    return batches
+
+
+# --- masks ----------------------------------------------------------------------------------------------
+
+
+class MeanOfSome(nn.Module):
+    """The mean over the positions [n, t, 3] whose last entry is positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = valid_of(x).to(x.dtype).unsqueeze(-1)
+        return self.head((self.inner(x).tanh() * weights).sum(1) / 4)
+
+
+def valid_of(x: Tensor) -> Tensor:
+    return x[..., 2] > 0
+
+
+@pytest.fixture
+def some() -> Case:
+    return Case(MeanOfSome().double(), torch.randn(6, 4, 3).double(), Y, "categorical")
+
+
+def test_masked_positions_are_zero_and_not_counted(some):
+    masks, valid = {"inner": valid_of}, valid_of(some.inputs)
+    batches = one_pass(some, "predictive", masks=masks)
+    batch = batches["inner"]
+    assert 0 < batch.positions == int(valid.sum()) < 24
+    assert batch.half(0).positions + batch.half(1).positions == batch.positions
+    assert batch.head(2).positions == int(valid[:2].sum())
+    assert torch.equal(batch.a[~valid], torch.zeros(24 - batch.positions, 4).double())
+    whole = one_pass(some, "predictive")["inner"]
+    assert torch.equal(batch.a[valid], whole.a[valid])
+    for kind in ("predictive", "layerwise", "layerwise:2"):
+        g = one_pass(some, kind, masks=masks)["inner"].g[kind]
+        assert not g[:, ~valid].any()
+        assert g[:, valid].abs().sum((0, 2)).all()
+    assert torch.equal(batch.g["predictive"], whole.g["predictive"])
+    assert batches["head"].positions == 6
+    layers = fl.find_layers(some.model, masks=masks)
+    sums = fl.collect_statistics(some.model, some.data, layers=layers).sums
+    assert [sums[name].positions for name in ("inner", "head")] == [batch.positions, 6]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (lambda x: x[..., 2], "must be a bool"),
+        (lambda x: valid_of(x)[:, :3], r"shape \[2, 3\]; .* \[2, 4\]"),
+        (lambda x: valid_of(x) & False, "hides positions that the loss depends on"),
+    ],
+    ids=["numbers", "shape", "hiding"],
+)
+def test_masks_that_do_not_fit_are_refused(some, mask, message):
+    layers = fl.find_layers(some.model, masks={"inner": mask})
+    with pytest.raises(InputError, match=f"the mask of layer 'inner' .*{message}"):
+        fl.exact_fisher(some.model, (some.inputs[:2], some.targets[:2]), layers=layers)
+
+
+def test_ignored_tokens_have_no_gradient_of_their_own():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5)).double()
+    targets = torch.randint(5, (6, 4))
+    targets[torch.rand(6, 4) < 0.4] = -100
+    case = Case(model, torch.randn(6, 4, 3).double(), targets, "token-categorical")
+    ignored = targets == -100
+    for kind in ("predictive", "empirical", "monte-carlo"):
+        g = one_pass(case, kind)["0"].g[kind]
+        assert not g[:, ignored].any()
+        assert g[:, ~ignored].abs().sum((0, 2)).all()
+
+
+# --- several inputs ---------------------------------------------------------------------------------------
+
+
+class Gated(nn.Module):
+    """Two inputs: what passes, and how much of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.gate, self.head = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.head(self.inner(x).tanh() * self.gate(scale).sigmoid())
+
+
+class Joined(nn.Module):
+    """The same network with its inputs side by side."""
+
+    def __init__(self, model: Gated) -> None:
+        super().__init__()
+        self.inner, self.gate, self.head = model.inner, model.gate, model.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Gated.forward(self, x[:, :3], x[:, 3:])
+
+
+@pytest.fixture(scope="module")
+def gated() -> tuple[Gated, Tensor, Tensor, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    model = Gated().double()
+    x, scale = torch.randn(6, 3).double(), torch.randn(6, 2).double()
+    F = fl.exact_fisher(Joined(model), (torch.cat([x, scale], 1), Y))
+    return model, x, scale, {name: block.dense() for name, block in F.items()}
+
+
+@pytest.mark.parametrize("method", ["auto", "per-sample", "gram"])
+@pytest.mark.parametrize("form", ["tuple", "dictionary", "batches", "loader", "no targets"])
+def test_models_with_several_inputs(gated, form, method):
+    model, x, scale, expected = gated
+    named = {"scale": scale, "x": x}
+    parts = zip(x.split(4), scale.split(4), Y.split(4), strict=True)
+    samples = [((one, two), y) for one, two, y in zip(x, scale, Y, strict=True)]
+    data = {
+        "tuple": ((x, scale), Y),
+        "dictionary": (named, Y),
+        "batches": [({"x": one, "scale": two}, y) for one, two, y in parts],
+        "loader": DataLoader(samples, batch_size=4),
+        "no targets": named,
+    }[form]
+    found = fl.exact_fisher(model, data, method=method)
+    assert list(found) == ["inner", "gate", "head"]
+    for name, block in found.items():
+        assert torch.allclose(block.dense(), expected[name], rtol=1e-12, atol=1e-14)
+
+
+def test_every_function_takes_several_inputs(gated):
+    model, x, scale, _ = gated
+    joined = fl.compare(Joined(model), (torch.cat([x, scale], 1), Y), ("kfac", "ekfac"), spectra=False)
+    for data in (((x, scale), Y), ({"x": x, "scale": scale}, Y)):
+        records = fl.compare(model, data, ("kfac", "ekfac"), spectra=False).records
+        for column in ("relative_error", "direction_cosine"):
+            assert records[column].tolist() == pytest.approx(joined.records[column].tolist(), rel=1e-10)
