@@ -98,9 +98,7 @@ def records(name: str, samples: int, minutes: float) -> pd.DataFrame:
         checkpoint = train(made.model, name, MODELS[name], minutes) if trained else made.checkpoint
         about = About(name, made.dataset.label, checkpoint=checkpoint, step=None, seed=0)
         started = time.perf_counter()
-        comparison = fl.compare(
-            made.model, made.data, METHODS, made.likelihood, spectra=False, about=about
-        )
+        comparison = fl.compare(made.model, made.data, METHODS, made.likelihood, spectra=False, about=about)
         print(f"{name}: {checkpoint}: compared in {time.perf_counter() - started:.0f} s", flush=True)
         found.append(comparison.records[KEPT])
     return pd.concat(found)
@@ -126,8 +124,8 @@ def write_table() -> None:
         "",
         "Made by `python benchmarks/errors_by_model.py`; numbers of every layer are in `errors/<model>.csv`.",
         "Medians over thirds of the layers (norm layers left out: their only approximation is the diagonal);",
-        "relative error, scaled error (best common factor), tr F̂/tr F, cosine with the exact damped step, share",
-        "of its decrease (damping 0.1 × mean eigenvalue, traces matched). In-sample errors, predictive labels or",
+        "relative error, scaled error (best common factor), tr F̂/tr F, cosine with the exact damped step,",
+        "share of its decrease (damping 0.1 × mean eigenvalue, traces matched). In-sample errors, predictive or",
         f"one drawn label a sample where a record's note says so. Machine of the last run: {machine()}.",
         "LNGD has no common scale with the Fisher of the loss: read its scaled error.",
         "",
@@ -142,8 +140,8 @@ def write_table() -> None:
         drawn = frame[frame["kind"] == "monte-carlo"]["layer"].nunique()
         lines += [
             f"Data: {frame['dataset'].iloc[0]}, {frame['samples'].max()} samples, seed 0, "
-            f"{frame['dtype'].iloc[0]}. {states}. {frame['layer'].nunique()} layers, {drawn} of them with drawn "
-            "labels.",
+            f"{frame['dtype'].iloc[0]}. {states}. {frame['layer'].nunique()} layers, {drawn} of them with "
+            "drawn labels.",
             "",
             "| | layers | approximation | error | scaled | trace ratio | cosine | share |",
             "|---|---|---|---|---|---|---|---|",

@@ -58,6 +58,9 @@ RECORD_COLUMNS = [
     "note",
 ]
 
+_WHOLE = ("samples", "columns", "bytes", "note", "method")
+_NUMBERS = [c for c in RECORD_COLUMNS[RECORD_COLUMNS.index("relative_error") :] if c not in _WHOLE]
+
 DIRECTION_COLUMNS = ("layer", "approximation", "damping", "direction_cosine", "decrease_share")
 
 _LARGEST_PICTURE = 4096
@@ -168,9 +171,10 @@ class Comparison:
             for result in self.results.values()
             for (approximation, target), measured in result.measured.items()
         ]
-        return pd.DataFrame(rows, columns=list(RECORD_COLUMNS)).convert_dtypes(
+        table = pd.DataFrame(rows, columns=list(RECORD_COLUMNS)).convert_dtypes(
             convert_string=False, convert_floating=False
         )
+        return table.astype(dict.fromkeys(_NUMBERS, "float64"))
 
     @cached_property
     def directions(self) -> pd.DataFrame:

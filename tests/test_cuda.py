@@ -57,4 +57,6 @@ def test_records(pair):
     right = fl.compare(*cpu, names, likelihood, spectra=False).records
     found = fl.compare(*gpu, names, likelihood, spectra=False).records
     for column in ("relative_error", "scaled_error", "trace_exact", "trace_approx"):
-        assert found[column].to_numpy() == pytest.approx(right[column].to_numpy(), rel=1e-6, abs=1e-9, nan_ok=True)
+        assert found[column].to_numpy() == pytest.approx(
+            right[column].to_numpy(), rel=1e-6, abs=1e-9, nan_ok=True
+        )
