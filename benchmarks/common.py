@@ -25,9 +25,11 @@ def network(samples: int, dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor, 
     return made.model, made.inputs, made.targets, made.dataset.label
 
 
-def rounds(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def rounds(
+    contenders: dict[str, Callable[[], Any]], repeats: int, *, warm_up: bool = True
+) -> dict[str, list[float]]:
     """Seconds of each contender, run in turn, `repeats` times after one warm-up."""
-    for contender in contenders.values():
+    for contender in contenders.values() if warm_up else ():
         contender()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):

@@ -126,7 +126,7 @@ def best_batches(method, model, inputs, targets, own):
         made = {str(size): contender(name, method, model, inputs, targets, size) for size in sizes}
         try:
             notes[name] = f"{difference(method, made[str(sizes[0])](), own):.0e}"
-            seconds = rounds(made, 1)
+            seconds = rounds(made, 1, warm_up=False)
         except Exception as error:  # whatever a peer raises is its result here
             notes[name] = f"fails: {type(error).__name__}"
             continue

@@ -91,6 +91,11 @@ def compare(
         generator=generator,
         progress=progress,
     )
+    if statistics is not None:
+        statistics = statistics.fitting(model, chosen, kind)
+        for method in methods:
+            if not method.from_exact and not statistics.can_build(method):
+                raise InputError(f"the statistics do not hold what {method.name} needs; collect them with it")
     limit = parse_bytes(memory)
     plans = make_plans(
         collector,
@@ -109,11 +114,6 @@ def compare(
     has_targets = collector.batches.first(1)[1] is not None
     if not has_targets:
         _refuse_empirical(methods)
-    if statistics is not None:
-        statistics = statistics.fitting(model, chosen, kind)
-        for method in methods:
-            if not method.from_exact and not statistics.can_build(method):
-                raise InputError(f"the statistics do not hold what {method.name} needs; collect them with it")
     experiment = Experiment(collector, plans, methods, has_targets, limit, spectra, progress, statistics)
     return Comparison(
         results=experiment.results(),

@@ -13,7 +13,7 @@ from torch import Tensor
 from fisherlab.errors import InputError, NotSupportedError, NumericalError, bytes_text
 from fisherlab.operators import EigenKroneckerOperator, GramOperator, GroupedOperator, LinearOperator
 
-_MOST_OPERATIONS = 1e11
+_MOST_OPERATIONS = 2e10
 _MOST_ITERATED = 5e6
 _LARGEST_DENSE = 4096
 _RESTARTS = 40
