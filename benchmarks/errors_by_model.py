@@ -126,7 +126,8 @@ def write_table() -> None:
         "Medians over thirds of the layers (norm layers left out: their only approximation is the diagonal);",
         "relative error, scaled error (best common factor), tr F̂/tr F, cosine with the exact damped step,",
         "share of its decrease (damping 0.1 × mean eigenvalue, traces matched). In-sample errors, predictive",
-        f"labels or one drawn label a sample where a record's note says so. Machine of the last run: {machine()}.",
+        "labels or one drawn label a sample where a record's note says so. "
+        f"Machine of the last run: {machine()}.",
         "LNGD has no common scale with the Fisher of the loss: read its scaled error.",
         "",
     ]
