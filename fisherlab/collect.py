@@ -479,7 +479,7 @@ def _known(gradients: Tensor | None, call: Seen, columns: Tensor) -> Tensor:
 def _valid(view: LayerView, inputs: ModelInputs, a: Inputs) -> Tensor | None:
     """The positions of a layer that count: those of its own mask, and indices that are no padding."""
     valid = None
-    if view.mask is not None:
+    if view.mask is not None and not view.vector:  # a norm's sums have no positions left
         valid = view.mask(inputs)
         if valid.dtype != torch.bool or valid.shape != a.shape[:2]:
             raise InputError(

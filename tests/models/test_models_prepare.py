@@ -6,10 +6,12 @@ import pytest
 import torch
 from model_cases import image_set, states_equal, text_set, translation_set
 from safetensors.torch import save_file
+from torch import nn
 
 from fisherlab import models
 from fisherlab.errors import InputError
 from fisherlab.layers import find_layers
+from fisherlab.models.loading import settle_norms
 
 SMALL = {
     "cifar10": lambda: image_set("cifar10", (3, 32, 32)),
@@ -57,7 +59,9 @@ def test_a_model_fits_its_data(name: str, asked) -> None:
     assert outputs.shape[:-1] == prepared.targets.shape
     assert outputs.isfinite().all()
     assert prepared.targets.max() < outputs.shape[-1]
-    assert prepared.checkpoint == "init"
+    norms = any(isinstance(module, nn.BatchNorm2d) for module in prepared.model.modules())
+    settled = ", batch norms settled on the samples" if norms else ""
+    assert prepared.checkpoint == "init" + settled
     assert not prepared.model.training
     assert prepared.likelihood == ("token-categorical" if name in TEXT else "categorical")
     assert asked == [{"name": DATA[name], "data_dir": None, "samples": 2, "seed": 5}]
@@ -132,3 +136,15 @@ def test_every_parameter_of_every_model_has_a_layer() -> None:
     for name in models.names():
         coverage = find_layers(models.spec(name).build()).coverage()
         assert coverage["covered"].all(), name
+
+
+def test_batch_norms_are_settled_on_the_samples():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3)).eval()
+    inputs = torch.randn(20, 3, 5, 5) * 3 + 1
+    assert settle_norms(model, inputs)
+    outputs = model(inputs).transpose(0, 1).flatten(1)
+    assert torch.allclose(outputs.mean(1), torch.zeros(4), atol=1e-5)
+    assert torch.allclose(outputs.var(1), torch.ones(4), atol=1e-3)
+    assert model[1].momentum == 0.3
+    assert not any(module.training for module in model.modules())
+    assert not settle_norms(nn.Linear(3, 2), torch.randn(2, 3))
