@@ -114,7 +114,14 @@ def thirds(frame: pd.DataFrame) -> pd.DataFrame:
     stage[layers[-1]] = "last layer"
     main["stage"] = main["layer"].map(stage)
     main["state"] = ["init" if text.startswith("init") else "trained" for text in main["checkpoint"]]
-    numbers = ["relative_error", "scaled_error", "trace_ratio", "direction_cosine", "decrease_share"]
+    numbers = [
+        "relative_error",
+        "scaled_error",
+        "population_error",
+        "trace_ratio",
+        "direction_cosine",
+        "decrease_share",
+    ]
     keys = ["model", "state", "stage", "approximation"]
     return main.groupby(keys, sort=False)[numbers].median().reset_index()
 
@@ -130,7 +137,9 @@ def write_table() -> None:
         "share of its decrease (damping 0.1 × mean eigenvalue, traces matched). In-sample errors, predictive",
         "labels or one drawn label a sample where a record's note says so. "
         f"Machine of the last run: {machine()}.",
-        "LNGD has no common scale with the Fisher of the loss: read its scaled error.",
+        "LNGD has no common scale with the Fisher of the loss: read its scaled error. Where labels are drawn,",
+        "F has one column a sample, and the in-sample errors and shares mostly measure sampling: read the",
+        "population error there (–: the estimate is negative in most layers, more samples are needed).",
         "",
     ]
     for name in MODELS:
@@ -146,12 +155,13 @@ def write_table() -> None:
             f"{frame['dtype'].iloc[0]}. {states}. {frame['layer'].nunique()} layers, {drawn} of them with "
             "drawn labels.",
             "",
-            "| | layers | approximation | error | scaled | trace ratio | cosine | share |",
-            "|---|---|---|---|---|---|---|---|",
+            "| | layers | approximation | error | scaled | population | trace ratio | cosine | share |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for row in thirds(frame).itertuples():
-            numbers = (row.relative_error, row.scaled_error, row.trace_ratio, row.direction_cosine)
-            shown = " | ".join(f"{x:.3g}" for x in (*numbers, row.decrease_share))
+            numbers = (row.relative_error, row.scaled_error, row.population_error, row.trace_ratio)
+            shares = (row.direction_cosine, row.decrease_share)
+            shown = " | ".join("–" if x != x else f"{x:.3g}" for x in (*numbers, *shares))
             lines.append(f"| {row.state} | {row.stage} | {row.approximation} | {shown} |")
         lines.append("")
     (RESULTS / "errors.md").write_text("\n".join(lines), encoding="utf-8")
