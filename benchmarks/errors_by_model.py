@@ -137,8 +137,8 @@ def write_table() -> None:
         "share of its decrease (damping 0.1 × mean eigenvalue, traces matched). In-sample errors, predictive",
         "labels or one drawn label a sample where a record's note says so. "
         f"Machine of the last run: {machine()}.",
-        "LNGD has no common scale with the Fisher of the loss: read its scaled error. Where labels are drawn,",
-        "F has one column a sample, and the in-sample errors and shares mostly measure sampling: read the",
+        "LNGD has no common scale with the Fisher of the loss: read its scaled error. Where labels are",
+        "drawn, F has one column a sample, and the in-sample errors and shares mostly measure sampling: read the",
         "population error there (–: the estimate is negative in most layers, more samples are needed).",
         "",
     ]
