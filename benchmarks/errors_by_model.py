@@ -139,7 +139,8 @@ def write_table() -> None:
         f"Machine of the last run: {machine()}.",
         "LNGD has no common scale with the Fisher of the loss: read its scaled error. Where labels are",
         "drawn, F has one column a sample, and the in-sample errors and shares mostly measure sampling:",
-        "read the population error there (–: the estimate is negative in most layers, more samples are needed).",
+        "read the population error there (–: the estimate is negative in most layers, more samples are",
+        "needed).",
         "",
     ]
     for name in MODELS:
