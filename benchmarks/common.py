@@ -48,6 +48,36 @@ def compare_times(seconds: dict[str, list[float]], own: str) -> dict[str, tuple[
     }
 
 
+def contender_rows(
+    first: list[str],
+    times: dict[str, tuple[float, float]],
+    batches: dict[str, int],
+    notes: dict[str, str],
+    memory: Callable[[str], float],
+    *,
+    digits: int,
+) -> list[list[str]]:
+    """Rows of a table, a contender each, fastest first, then those that failed; they are printed too.
+
+    Args:
+        first: what all rows begin with.
+        times: for each contender its seconds and its ratio, see `compare_times`.
+        batches: the batch size of each.
+        notes: its difference from fisherlab's result, or why it gives none.
+        memory: from a contender's name to its MiB.
+        digits: of the ratio, after the point.
+    """
+    rows = []
+    for name in sorted(times, key=lambda name: times[name]):
+        seconds, ratio = times[name]
+        row = [*first, name, "" if name == "fisherlab" else str(batches[name])]
+        numbers = [f"{1000 * seconds:.0f}", f"{ratio:.{digits}f}", f"{memory(name):.0f}"]
+        rows.append([*row, *numbers, notes.get(name, "")])
+    rows += [[*first, name, "", "", "", "", note] for name, note in notes.items() if name not in batches]
+    print(*(" | ".join(row) for row in rows), sep="\n", flush=True)
+    return rows
+
+
 def peak_memory(script: str, *arguments: str) -> float:
     """MiB above the state before the work, of a contender in a process of its own."""
     command = [sys.executable, script, "--memory", *arguments]

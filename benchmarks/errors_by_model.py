@@ -21,7 +21,7 @@ from torch.nn import functional
 import fisherlab as fl
 from fisherlab.data import called, each
 from fisherlab.models import prepare
-from fisherlab.result import About
+from fisherlab.result import RECORD_COLUMNS, About
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 MODELS = {
@@ -38,34 +38,18 @@ MODELS = {
 
 _MOST_STEPS = 1000
 METHODS = ("kfac", "ekfac", "tkfac", "lngd", "nearest-kronecker")
-KEPT = [
-    "model",
-    "dataset",
-    "checkpoint",
-    "step",
-    "seed",
-    "dtype",
-    "layer",
-    "module",
-    "outputs",
-    "inputs",
-    "positions",
-    "groups",
-    "approximation",
-    "kind",
-    "target",
-    "samples",
-    "columns",
-    "method",
-    "relative_error",
-    "scaled_error",
-    "population_error",
-    "population_error_se",
-    "trace_ratio",
-    "direction_cosine",
-    "decrease_share",
-    "note",
-]
+_LEFT_OUT = {
+    "best_scale",
+    "gap_to_nearest",
+    "trace_exact",
+    "trace_approx",
+    "diagonal_error",
+    "damping",
+    "preconditioned_condition",
+    "seconds",
+    "bytes",
+}
+KEPT = [column for column in RECORD_COLUMNS if column not in _LEFT_OUT]
 
 
 def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

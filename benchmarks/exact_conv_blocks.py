@@ -12,7 +12,16 @@ import copy
 import functools
 
 import torch
-from common import RESULTS, compare_times, machine, peak_memory, report_peak, rounds, write_table
+from common import (
+    RESULTS,
+    compare_times,
+    contender_rows,
+    machine,
+    peak_memory,
+    report_peak,
+    rounds,
+    write_table,
+)
 from kronecker_statistics_networks import network
 from peers import Loader, backpack_blocks, nngeometry_blocks, torch_func_blocks
 from torch import nn
@@ -103,14 +112,14 @@ def measure(case, samples, dtype, repeats):
     times = compare_times(rounds(made, repeats), "fisherlab")
     kind = str(dtype).removeprefix("torch.")
     first = [CASES[case][2], f"{len(own)}×{len(own)}", str(samples), kind]
-    rows = []
-    for name in sorted(times, key=lambda name: times[name]):
-        seconds, ratio = times[name]
-        memory = peak_memory(__file__, name, case, str(samples), kind, str(batches[name]))
-        row = [*first, name, "" if name == "fisherlab" else str(batches[name])]
-        rows.append([*row, f"{1000 * seconds:.0f}", f"{ratio:.1f}", f"{memory:.0f}", notes.get(name, "")])
-    rows += [[*first, name, "", "", "", "", note] for name, note in notes.items() if name not in batches]
-    print(*(" | ".join(row) for row in rows), sep="\n", flush=True)
+    rows = contender_rows(
+        first,
+        times,
+        batches,
+        notes,
+        lambda name: peak_memory(__file__, name, case, str(samples), kind, str(batches[name])),
+        digits=1,
+    )
     return rows, label
 
 

@@ -72,6 +72,11 @@ class LayerBatch:
             g[kind] = values[..., place * m : (place + 1) * m]
         return LayerBatch(self.start, self.a[..., place * d : (place + 1) * d], g, 1, self.valid)
 
+    @property
+    def parts(self) -> "list[LayerBatch]":
+        """The G blocks."""
+        return [self.group(place) for place in range(self.groups)]
+
     def half(self, half: int) -> "LayerBatch":
         """The samples in one half (0 or 1) of the data, see `half_of`."""
         chosen = (half_of(self.start, len(self.a)) == half).nonzero().squeeze(1)
@@ -344,12 +349,13 @@ class Collector:
         g = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
         if batch.valid is None:
             return g
-        hidden = g.masked_fill(batch.valid[None, :, :, None], 0.0)
-        if batch.start == 0 and kind in LABEL_KINDS and not view.one_hot and bool(hidden.any()):
+        valid = batch.valid[None, :, :, None]
+        checked = batch.start == 0 and kind in LABEL_KINDS and not view.one_hot
+        if checked and bool(g.masked_fill(valid, 0.0).any()):
             raise InputError(
                 f"the mask of layer {name!r} hides positions that the loss depends on; leave them in"
             )
-        return g - hidden
+        return g.masked_fill(~valid, 0.0)
 
     def _find_activations(
         self, outputs: Tensor, seen: Mapping[str, list[Seen]], names: Iterable[str]
@@ -432,14 +438,17 @@ class Collector:
         total = size * scratch
         widest = 1
         for name, kinds in needs.items():
-            view, t = self.layers[name], self.shapes.positions[name]
             columns = sum(self.label_columns_of(kind, name) for kind in kinds)
             widest = max([widest, *(self.shapes.columns[kind] for kind in kinds if kind in LABEL_KINDS)])
-            inputs = 1 if view.one_hot else view.groups * view.inputs
-            total += size * t * (inputs + view.outputs * (1 + 2 * columns))
+            total += size * self.numbers(name, 1 + 2 * columns)
         least = min(_LEAST_SAMPLES, _LARGE_BATCH_BYTES // max(1, total + self.pass_bytes(widest)))
         most = min(_BATCH_BYTES // max(1, total), _MOST_SAMPLES)
         return max(1, least, most)
+
+    def numbers(self, layer: str, columns: int) -> int:
+        """How many numbers a sample's a and g take in one layer, with so many label columns."""
+        view = self.layers[layer]
+        return self.shapes.positions[layer] * (view.input_numbers + columns * view.outputs)
 
     def pass_bytes(self, columns: int) -> int:
         """About what one sample's passes take with so many label columns sent back at once."""

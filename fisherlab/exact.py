@@ -31,10 +31,10 @@ from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.operators import (
     DenseOperator,
     GramOperator,
-    GroupedOperator,
     LinearOperator,
     PackedOperator,
     UnitBlockOperator,
+    joined,
 )
 from fisherlab.operators.packing import packed_size, smat
 from fisherlab.progress import Progress
@@ -304,14 +304,10 @@ class _Chooser:
                 note = (note + "; " if note else "") + f"the first {self.max_columns}{count} samples are used"
                 samples = self.max_columns
         total = samples * columns
-        held = _DOUBLE * self.copies * self._kept_numbers(view, samples, columns)
+        held = _DOUBLE * self.copies * samples * self.collector.numbers(view.name, columns)
         held += _DOUBLE * 2 * view.groups * total**2
         operations = self._gram_operations(view, samples, columns)
         return Plan(view.name, "gram", kind, samples, total, operations, held, note)
-
-    def _kept_numbers(self, view: LayerView, samples: int, columns: int) -> int:
-        inputs = 1 if view.one_hot else view.groups * view.inputs
-        return samples * self.collector.shapes.positions[view.name] * (inputs + columns * view.outputs)
 
     def _gram_operations(self, view: LayerView, samples: int, columns: int) -> float:
         """Of K, by inner products of positions or of gradients."""
@@ -369,27 +365,24 @@ def build_block(view: LayerView, plan: Plan, sums: LayerSums) -> LinearOperator:
     """The operator of a plan from the sums of its pass."""
     statistic = block_statistic(plan)
     assert statistic is not None
-    return _by_group(view, sums.mean(statistic), partial(_operator, plan.method))
+    return by_group(view, sums.mean(statistic), partial(_operator, plan.method))
 
 
 def gram_block(kept: LayerBatch, kind: str) -> LinearOperator:
     """The Gram operator of the samples kept; one a group."""
-    parts = [kept.group(place) for place in range(kept.groups)]
-    grams = [GramOperator(part.a, part.g[kind]) for part in parts]
-    return grams[0] if kept.groups == 1 else GroupedOperator(grams)
+    return joined([GramOperator(part.a, part.g[kind]) for part in kept.parts])
 
 
 def layerwise_block(view: LayerView, block: Tensor) -> LinearOperator:
     """(1/N) Σ_n Σ_t (a aᵀ) ⊗ diag(φ'(s)²) from its packed blocks [m, d(d+1)/2]; [G, …] for groups."""
-    return _by_group(view, block, partial(_operator, "layerwise"))
+    return by_group(view, block, partial(_operator, "layerwise"))
 
 
-def _by_group(
+def by_group(
     view: LayerView, block: Tensor, operator: Callable[[BlockShape, Tensor], LinearOperator]
 ) -> LinearOperator:
-    if view.groups == 1:
-        return operator(view, block)
-    return GroupedOperator([operator(view.group, part) for part in block])
+    """The operator that a function makes of a sum; of a grouped layer, whose sums are [G, …], one a group."""
+    return joined([operator(view.group, part) for part in (block if view.groups > 1 else [block])])
 
 
 def _operator(method: str, shape: BlockShape, block: Tensor) -> LinearOperator:
@@ -406,12 +399,12 @@ def _per_sample(collector: Collector, view: LayerView, kind: str) -> LinearOpera
     total = torch.zeros(view.groups, size, size, dtype=torch.float64, device=collector.device)
     samples = 0
     for matrices, count in _gradient_matrices(collector, view, kind):
-        by_group = matrices.double().unflatten(1, (view.groups, -1)).transpose(0, 1)
-        rows = by_group.transpose(-1, -2).flatten(2)
+        grouped = matrices.double().unflatten(1, (view.groups, -1)).transpose(0, 1)
+        rows = grouped.transpose(-1, -2).flatten(2)
         total.baddbmm_(rows.mT, rows)
         samples += count
     block = total / samples
-    return _by_group(view, block if view.groups > 1 else block[0], partial(_operator, "per-sample"))
+    return by_group(view, block if view.groups > 1 else block[0], partial(_operator, "per-sample"))
 
 
 def _gradient_matrices(collector: Collector, view: LayerView, kind: str) -> Iterator[tuple[Tensor, int]]:

@@ -28,7 +28,7 @@ from fisherlab.exact import Plan, gram_block
 from fisherlab.layers import LayerView
 from fisherlab.measure import Measured, Target, measure
 from fisherlab.metrics import errors, spectrum
-from fisherlab.operators import GroupedOperator, LinearOperator
+from fisherlab.operators import LinearOperator, blocks_of
 from fisherlab.progress import Progress, bar
 from fisherlab.result import LayerResult
 from fisherlab.statistics import Gathered, LayerWork, gather
@@ -147,15 +147,9 @@ class Experiment:
         work, view = self._work(name), self.collector.layers[name]
         size = torch.finfo(self.collector.dtype).bits // 8
         columns = sum(self.collector.label_columns_of(kind, name) for kind in work.kinds)
-        inputs = 1 if view.one_hot else view.groups * view.inputs
-        positions = self.collector.shapes.positions[name]
         samples = min(work.keep, self.collector.batches.count() or work.keep)
-        kept = size * samples * positions * (inputs + columns * view.outputs)
-        if work.lazy:
-            return kept
-        sums = sum(statistic.numbers(view) for statistic in work.statistics)
-        bases = len(work.bases) * (view.inputs**2 + view.group.outputs**2 + view.size) * view.groups
-        return kept + 3 * 8 * (sums + bases)
+        kept = size * samples * self.collector.numbers(name, columns)
+        return kept if work.lazy else kept + 3 * 8 * work.numbers(view)
 
     def _work(self, name: str) -> LayerWork:
         if name not in self._works:
@@ -185,8 +179,7 @@ class Experiment:
         columns = self.collector.label_columns_of(columns_kind(plan.kind), view.name)
         if self._aims_at_layerwise(view):
             columns += self.collector.label_columns_of(LAYERWISE_COLUMNS, view.name)
-        inputs = 1 if view.one_hot else view.groups * view.inputs
-        numbers = self.collector.shapes.positions[view.name] * (inputs + columns * view.outputs)
+        numbers = self.collector.numbers(view.name, columns)
         return max(_LEAST_KEPT, min(_MOST_KEPT, _KEPT_BYTES // (8 * numbers)))
 
     def _methods(self, view: LayerView) -> list[Approximation]:
@@ -329,7 +322,7 @@ class Experiment:
 
     def _let_go(self, result: LayerResult) -> None:
         """Drops a layer's operators where they are too large to be drawn, or many layers hold theirs."""
-        held = sum(8 * view_size(operator) for operator in result.operators.values())
+        held = 2 * 8 * result.view.size**2 * len(result.operators)  # its own numbers, and those of a picture
         if result.view.size > _LARGEST_KEPT or held > self._keepable:
             result.operators.clear()
         else:
@@ -340,19 +333,13 @@ class Experiment:
         assert gathered.kept is not None
         kept = gathered.kept.head(self._coupling_samples(kind)).double()
         operator = gram_block(LayerBatch(0, kept.a, {kind: kept.g[kind]}, kept.groups), kind)
-        blocks = operator.blocks if isinstance(operator, GroupedOperator) else [operator]
-        return torch.stack([block.gram() for block in blocks]).sum(0)  # type: ignore[attr-defined]
+        return torch.stack([block.gram() for block in blocks_of(operator)]).sum(0)  # type: ignore[attr-defined]
 
     def _coupling_samples(self, kind: str) -> int:
         same = [name for name, plan in self.plans.items() if plan.kind == kind]
         columns = self.collector.label_columns_of(kind, same[0])
         most = min(_COUPLING_COLUMNS, int((self.memory / (64 * len(self.plans))) ** 0.5))
         return max(1, min([most // columns, *(self._work(name).keep for name in same)]))
-
-
-def view_size(operator: LinearOperator) -> int:
-    """Numbers of the operator and of the dense matrix that a picture makes of it, at most."""
-    return 2 * operator.shape[0] ** 2
 
 
 def _try(compute: Callable[[], T]) -> T | None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fisherlab import metrics
-from fisherlab.errors import FisherlabError, MemoryLimitError, NumericalError, bytes_text
-from fisherlab.operators import DenseOperator, GroupedOperator, LinearOperator, PackedOperator
+from fisherlab.errors import FisherlabError, MemoryLimitError, bytes_text
+from fisherlab.operators import DenseOperator, LinearOperator, PackedOperator, blocks_of
 from fisherlab.population import Halves
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -51,18 +51,6 @@ class Target:
         self.unit = self.trace / self.exact.shape[0]
         self._steps: dict[float, Tensor] = {}
 
-    def trace_ratio(self, trace: float) -> float:
-        """Tr F̂ / tr F."""
-        if self.trace == 0:
-            raise NumericalError("the block is zero: its trace ratio is not defined")
-        return trace / self.trace
-
-    def matching_scale(self, trace: float) -> float:
-        """Tr F / tr F̂."""
-        if not trace > 0:
-            raise NumericalError("the approximation is zero: it cannot be matched to a trace")
-        return self.trace / trace
-
     @cached_property
     def norm(self) -> float:
         """‖F‖."""
@@ -76,8 +64,11 @@ class Target:
     @property
     def dense_bytes(self) -> int:
         """What directions, spectra and pictures of the block take at once, where they are dense."""
-        blocks = self.exact.blocks if isinstance(self.exact, GroupedOperator) else [self.exact]
-        dense = sum(b.shape[0] ** 2 for b in blocks if isinstance(b, (PackedOperator, DenseOperator)))
+        dense = sum(
+            block.shape[0] ** 2
+            for block in blocks_of(self.exact)
+            if isinstance(block, (PackedOperator, DenseOperator))
+        )
         return _DENSE_COPIES * 8 * dense
 
     @property
@@ -144,7 +135,7 @@ def measure(
     values["damping"] = target.damping
     values["bytes"] = stored_bytes(approximation)
     with _noted(notes):
-        values["trace_ratio"] = target.trace_ratio(values["trace_approx"])
+        values["trace_ratio"] = metrics.quotient_of_traces(target.trace, values["trace_approx"])
         found = metrics.errors(F, approximation, target.norm)
         values["relative_error"], values["scaled_error"], values["best_scale"] = found
         values["diagonal_error"] = metrics.diagonal_error(target.diagonal, approximation)
@@ -159,7 +150,7 @@ def measure(
     sweep: list[dict[str, float]] = []
     preconditioned = None
     with _noted(notes):
-        matched = approximation * target.matching_scale(values["trace_approx"])
+        matched = approximation * metrics.matching_scale(target.trace, values["trace_approx"])
         target.check_memory()
         with _noted(notes):
             sweep = _sweep(target, matched)
@@ -180,9 +171,7 @@ def measure(
 
 def stored_bytes(operator: LinearOperator) -> int:
     """What the operator's own tensors take."""
-    if isinstance(operator, GroupedOperator):
-        return sum(stored_bytes(block) for block in operator.blocks)
-    held = {id(v): v for v in _tensors(vars(operator))}
+    held = {id(v): v for block in blocks_of(operator) for v in _tensors(vars(block))}
     return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
 
 

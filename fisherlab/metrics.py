@@ -3,7 +3,7 @@
 F is the exact block, F̂ the approximation; both of dimension D = m·d. All products are summed in float64.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import InputError, NotSupportedError, NumericalError, bytes_text
-from fisherlab.operators import EigenKroneckerOperator, GramOperator, GroupedOperator, LinearOperator
+from fisherlab.operators import (
+    EigenKroneckerOperator,
+    GramOperator,
+    GroupedOperator,
+    LinearOperator,
+    blocks_of,
+)
 
 _MOST_OPERATIONS = 2e10
 _MOST_ITERATED = 5e6
@@ -101,9 +107,7 @@ def errors(F: LinearOperator, approximation: LinearOperator, norm: float | None 
 
 def is_gram(F: LinearOperator) -> bool:
     """Whether F, or every group of it, is in Gram form."""
-    if isinstance(F, GroupedOperator):
-        return all(isinstance(block, GramOperator) for block in F.blocks)
-    return isinstance(F, GramOperator)
+    return all(isinstance(block, GramOperator) for block in blocks_of(F))
 
 
 def cosine(F: LinearOperator, approximation: LinearOperator) -> float:
@@ -113,10 +117,14 @@ def cosine(F: LinearOperator, approximation: LinearOperator) -> float:
 
 def trace_ratio(F: LinearOperator, approximation: LinearOperator) -> float:
     """Tr F̂ / tr F."""
-    trace = float(F.trace())
-    if trace == 0:
+    return quotient_of_traces(float(F.trace()), float(approximation.trace()))
+
+
+def quotient_of_traces(exact: float, approximate: float) -> float:
+    """`trace_ratio` of traces that are known."""
+    if exact == 0:
         raise NumericalError("the block is zero: its trace ratio is not defined")
-    return float(approximation.trace()) / trace
+    return approximate / exact
 
 
 def diagonal_error(F: LinearOperator | Tensor, approximation: LinearOperator, scaled: bool = False) -> float:
@@ -143,10 +151,18 @@ def trace_matched(F: LinearOperator, approximation: LinearOperator) -> LinearOpe
     Raises:
         NumericalError: where tr F̂ is not positive.
     """
-    trace = float(approximation.trace())
-    if not trace > 0:
+    return approximation * matching_scale(float(F.trace()), float(approximation.trace()))
+
+
+def matching_scale(exact: float, approximate: float) -> float:
+    """The factor of `trace_matched` from traces that are known.
+
+    Raises:
+        NumericalError: where tr F̂ is not positive.
+    """
+    if not approximate > 0:
         raise NumericalError("the approximation is zero: it cannot be matched to a trace")
-    return approximation * (float(F.trace()) / trace)
+    return exact / approximate
 
 
 def mean_eigenvalue(F: LinearOperator) -> float:
@@ -230,7 +246,9 @@ def preconditioned_spectrum(F: LinearOperator, approximation: LinearOperator, da
         NotSupportedError: where the work or the block is too large.
     """
     if isinstance(F, GroupedOperator):
-        parts = zip(F.blocks, _blocks_of(approximation), strict=True)
+        if not isinstance(approximation, GroupedOperator):
+            raise InputError("a block of groups is compared with an approximation of as many groups")
+        parts = zip(F.blocks, approximation.blocks, strict=True)
         return torch.cat([preconditioned_spectrum(*part, damping) for part in parts]).sort().values
     if isinstance(F, GramOperator):
         matrix = _gram_preconditioned(F, approximation, damping)
@@ -337,12 +355,6 @@ def _gram_preconditioned(F: GramOperator, approximation: LinearOperator, damping
         )
     matrix = approximation.inverse(damping).gram_products(F)
     return (matrix + matrix.T) / 2
-
-
-def _blocks_of(F: LinearOperator) -> Sequence[LinearOperator]:
-    if not isinstance(F, GroupedOperator):
-        raise InputError("a block of groups is compared with an approximation of as many groups")
-    return F.blocks
 
 
 def _norm(F: LinearOperator) -> float:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from fisherlab.collect import LayerBatch
-from fisherlab.exact import Plan, block_statistic, build_block, gram_block, layerwise_block
+from fisherlab.exact import Plan, block_statistic, build_block, by_group, gram_block, layerwise_block
 from fisherlab.layers import LayerView
 from fisherlab.measure import Target
-from fisherlab.operators import GroupedOperator, KroneckerOperator, LinearOperator
+from fisherlab.operators import KroneckerOperator, LinearOperator
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.packing import packed_size
 from fisherlab.population import (
@@ -93,8 +93,7 @@ class _Kept:
 
     def norms(self) -> Tensor:
         """‖F_n‖², [k]."""
-        parts = [self._all.group(place) for place in range(self._all.groups)]
-        return torch.stack([sample_norms(part.a, part.g[self._kind]) for part in parts]).sum(0)
+        return _norms(sample_norms, self._all, self._kind)
 
     def quadratics(self, operator: LinearOperator, half: int | None) -> Tensor:
         """⟨F_n, G⟩ of the samples in a half, or of all."""
@@ -109,10 +108,7 @@ def layerwise_target(view: LayerView, gathered: Gathered, memory: int, identity:
     halves = None
     if len(blocks) == 3:
         kept = _few(view, gathered.kept)
-        own = None
-        if kept is not None:
-            parts = [kept.group(place) for place in range(kept.groups)]
-            own = torch.stack([layerwise_norms(p.a, p.g["layerwise"]) for p in parts]).sum(0)
+        own = None if kept is None else _norms(layerwise_norms, kept, "layerwise")
         halves = _halves(blocks, gathered, norms, own, partial(_layerwise_quadratics, kept))
     return Target("layerwise", blocks[0], _gradient(gathered), halves, memory)
 
@@ -120,10 +116,12 @@ def layerwise_target(view: LayerView, gathered: Gathered, memory: int, identity:
 def _layerwise_block(view: LayerView, block: Tensor, identity: bool) -> LinearOperator:
     if not identity:
         return layerwise_block(view, block)
-    units = view.group.outputs
-    if view.groups == 1:
-        return KroneckerOperator(block, block.new_ones(units))
-    return GroupedOperator([KroneckerOperator(A, A.new_ones(units)) for A in block])
+    return by_group(view, block, lambda shape, A: KroneckerOperator(A, A.new_ones(shape.outputs)))
+
+
+def _norms(of: Callable[[Inputs, Tensor], Tensor], kept: LayerBatch, kind: str) -> Tensor:
+    """‖F_n‖² of every sample, [k]: the sum over groups of what a function gives of (a, g)."""
+    return torch.stack([of(part.a, part.g[kind]) for part in kept.parts]).sum(0)
 
 
 def _few(view: LayerView, kept: LayerBatch | None) -> LayerBatch | None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from fisherlab.collect import LAYERWISE_COLUMNS
 from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.layers import BlockShape
-from fisherlab.operators import GroupedOperator, LinearOperator
+from fisherlab.operators import LinearOperator, blocks_of, joined
 from fisherlab.statistics import Basis, KeptSums, LayerSums, Statistic
 
 
@@ -73,8 +73,7 @@ def build_operator(method: Approximation, layer: BlockShape, sums: LayerSums, ki
     """F̂ of a layer from its sums; of a grouped layer one product a group."""
     if layer.groups == 1:
         return _build(method, layer, sums, kind)
-    parts = [_build(method, layer.group, sums.group(g), kind) for g in range(layer.groups)]
-    return GroupedOperator(parts)
+    return joined([_build(method, layer.group, sums.group(g), kind) for g in range(layer.groups)])
 
 
 def _build(method: Approximation, layer: BlockShape, sums: LayerSums, kind: str) -> LinearOperator:
@@ -87,9 +86,7 @@ def _build(method: Approximation, layer: BlockShape, sums: LayerSums, kind: str)
 
 def build_from_block(method: Approximation, exact: LinearOperator) -> LinearOperator:
     """F̂ from the exact block, for methods with `from_exact`; of a grouped layer one a group."""
-    if isinstance(exact, GroupedOperator):
-        return GroupedOperator([method.from_block(block) for block in exact.blocks])
-    return method.from_block(exact)
+    return joined([method.from_block(block) for block in blocks_of(exact)])
 
 
 _REGISTRY: dict[str, type[Approximation]] = {}

@@ -117,12 +117,7 @@ def _identity(collector: Collector, work: Mapping[str, LayerWork], kind: str) ->
 
 def _check_memory(collector: Collector, work: Mapping[str, LayerWork], kind: str, memory: int) -> None:
     """Refuses sums, or label columns, that do not fit."""
-    held = 0
-    for name, task in work.items():
-        layer = collector.layers[name]
-        held += sum(statistic.numbers(layer) for statistic in task.statistics)
-        bases = 0 if layer.one_hot else layer.groups * layer.inputs**2
-        held += len(task.bases) * (bases + layer.groups * layer.group.outputs**2 + layer.size)
+    held = sum(task.numbers(collector.layers[name]) for name, task in work.items())
     if 8 * held > memory:
         raise MemoryLimitError(
             f"the statistics would need {bytes_text(8 * held)}, more than the memory limit of "

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from fisherlab.errors import InputError
 from fisherlab.layers import BlockShape
 from fisherlab.operators import LinearOperator
 from fisherlab.statistics import LayerSums
+from fisherlab.writing import beside
 
 _FORMAT = "fisherlab-statistics-2"
 _SAVE_SECONDS = 30.0
@@ -159,15 +159,8 @@ class Statistics:
         header: dict[str, Any] = {"kind": self.kind, "about": self.about, "layers": layers}
         header |= {"torch": torch.__version__, "progress": dict(progress or {})}
         metadata = {"format": _FORMAT, "header": json.dumps(header)}
-        path = Path(path)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            save_file(tensors, beside, metadata)
-            Path(beside).replace(path)
-        except BaseException:
-            Path(beside).unlink()
-            raise
+        with beside(Path(path)) as part:
+            save_file(tensors, part, metadata)
 
 
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fisherlab.datasets.places import cache_dir, find
 from fisherlab.datasets.source import DataFile, Request, Source
-from fisherlab.datasets.store import write
 from fisherlab.errors import FisherlabError
+from fisherlab.writing import write
 
 log = logging.getLogger("fisherlab")
 

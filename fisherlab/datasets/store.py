@@ -1,15 +1,15 @@
-"""What took time to make is kept in the cache: written beside its place and renamed."""
+"""What took time to make is kept in the cache."""
 
 import io
 import logging
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fisherlab.writing import write
 
 log = logging.getLogger("fisherlab")
 
@@ -20,22 +20,6 @@ def keep(path: Path, payload: bytes) -> None:
         write(path, payload)
     except OSError as error:
         log.warning("%s could not be kept in the cache: %s", path.name, error)
-
-
-def write(path: Path, payload: bytes) -> None:
-    """Write beside `path` and rename, so that a file that exists is complete.
-
-    Raises:
-        OSError: if this cannot be done.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(payload)
-        Path(beside).replace(path)
-    finally:
-        Path(beside).unlink(missing_ok=True)
 
 
 def cached_array(path: Path, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:

@@ -48,6 +48,11 @@ class BlockShape:
         return self.outputs * self.inputs
 
     @property
+    def input_numbers(self) -> int:
+        """How many numbers the inputs of one position take; an index is one."""
+        return 1 if self.one_hot else self.groups * self.inputs
+
+    @property
     def shape(self) -> "BlockShape":
         """The name and size alone."""
         return BlockShape(self.name, self.outputs, self.inputs, self.groups, self.vector, self.one_hot)

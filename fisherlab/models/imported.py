@@ -18,13 +18,13 @@ from fisherlab.models.seeding import seeded
 class Imported(NamedTuple):
     """What a factory gave: a model, and its own data and likelihood if it gave them.
 
-    A library's model has no data of its own; `library` names where it comes from.
+    A library's model has no data of its own; `from_package` names where it comes from.
     """
 
     model: nn.Module
     data: tuple[Inputs, Tensor] | None
     likelihood: Any
-    library: str = ""
+    from_package: str = ""
 
 
 def is_import(name: str) -> bool:

@@ -170,7 +170,7 @@ def prepare(
 
     wanted = spec.default_samples if samples is None else samples
     on_the_spot = checkpoint is None and trained and spec.recipe is not None
-    if imported and not imported.library and data is None:
+    if imported and not imported.from_package and data is None:
         dataset = _imported_dataset(name, imported)
     else:
         few = None if on_the_spot else wanted  # training takes them all
@@ -254,11 +254,11 @@ def _imported_spec(name: str, imported: Imported) -> ModelSpec:
     return ModelSpec(
         name=name,
         build=lambda: imported.model,
-        dataset="imagenet" if imported.library else name,
+        dataset="imagenet" if imported.from_package else name,
         likelihood=imported.likelihood,
-        preprocess=colour_images if imported.library else _inputs,
+        preprocess=colour_images if imported.from_package else _inputs,
         targets=classes,
-        default_samples=4 if imported.library else None,
+        default_samples=4 if imported.from_package else None,
         description="imported",
         source=name,
     )

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +17,7 @@ from fisherlab.errors import InputError
 from fisherlab.models.checkpoints import check_weights, read_weights
 from fisherlab.models.registry import ModelSpec, Recipe
 from fisherlab.models.seeding import seeded
+from fisherlab.writing import write
 
 log = logging.getLogger("fisherlab")
 
@@ -129,7 +128,7 @@ def _configuration_hash(spec: ModelSpec, dataset: Dataset, seed: int) -> str:
 
 
 def _store(path: Path, state: dict[str, Tensor], steps: int) -> str:
-    """Write the weights beside `path` and rename; returns their sha256.
+    """Write the weights to `path`; returns their sha256.
 
     A cache that cannot be written costs only the training next time, so it is a warning.
     """
@@ -137,14 +136,7 @@ def _store(path: Path, state: dict[str, Tensor], steps: int) -> str:
 
     payload = save(state, metadata={"step": str(steps)})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(payload)
-            Path(beside).replace(path)
-        finally:
-            Path(beside).unlink(missing_ok=True)
+        write(path, payload)
     except OSError as error:
         log.warning("the trained network could not be cached in %s: %s", path.parent, error)
     return hashlib.sha256(payload).hexdigest()

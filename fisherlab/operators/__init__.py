@@ -9,7 +9,7 @@ from fisherlab.operators.dense import DenseOperator
 from fisherlab.operators.diagonal import DiagonalOperator
 from fisherlab.operators.eigenkronecker import EigenKroneckerOperator
 from fisherlab.operators.gram import GramOperator
-from fisherlab.operators.grouped import GroupedOperator
+from fisherlab.operators.grouped import GroupedOperator, blocks_of, joined
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.kronecker import KroneckerOperator
 from fisherlab.operators.packed import PackedOperator
@@ -28,6 +28,8 @@ __all__ = [
     "OneHot",
     "PackedOperator",
     "UnitBlockOperator",
+    "blocks_of",
+    "joined",
     "packed_size",
     "smat",
     "svec",

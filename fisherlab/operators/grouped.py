@@ -197,5 +197,15 @@ class GroupedOperator(LinearOperator):
         return self._sum(own.inner(block) for own, block in pairs)
 
 
+def joined(blocks: Sequence[LinearOperator]) -> LinearOperator:
+    """The operator of a layer from those of its groups: the only one itself, else a `GroupedOperator`."""
+    return blocks[0] if len(blocks) == 1 else GroupedOperator(blocks)
+
+
+def blocks_of(F: LinearOperator) -> Sequence[LinearOperator]:
+    """The operators of a layer's groups: the inverse of `joined`."""
+    return F.blocks if isinstance(F, GroupedOperator) else (F,)
+
+
 def _part(B: Tensor, rows: slice) -> Tensor:
     return B[rows] if B.ndim == 1 else B[rows, rows]

@@ -35,7 +35,8 @@ class OneHot:
             raise InputError(
                 f"one-hot inputs have int64 indices [n, t], not {indices.dtype} {list(indices.shape)}."
             )
-        lowest, highest = (int(x) for x in indices.aminmax()) if indices.numel() else (0, -1)
+        known = indices.numel() and not indices.is_meta
+        lowest, highest = (int(x) for x in indices.aminmax()) if known else (0, -1)
         if lowest < -1 or highest >= size:
             raise InputError(
                 f"the indices of one-hot inputs of size {size} go from -1 to {size - 1}, "

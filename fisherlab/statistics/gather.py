@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fisherlab import distributed
 from fisherlab.collect import Collector, LayerBatch, Needs
+from fisherlab.layers import BlockShape
 from fisherlab.operators.inputs import cat
 from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, Statistic
 
@@ -46,6 +47,12 @@ class LayerWork:
         """The kinds of g that the first pass needs."""
         needed = {s.kind for s in self.statistics if s.kind is not None}
         return frozenset(needed | self.keep_kinds | ({self.kind} if self.lazy and self.bases else set()))
+
+    def numbers(self, layer: BlockShape) -> int:
+        """How many numbers the sums of both passes and the bases take."""
+        inputs = 0 if layer.one_hot else layer.inputs**2
+        basis = layer.groups * (inputs + layer.group.outputs**2) + layer.size
+        return sum(statistic.numbers(layer) for statistic in self.statistics) + len(self.bases) * basis
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """A statistic is a named sum over samples; a layer's sums are what one or more passes made of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from fisherlab.collect import LayerBatch
 from fisherlab.errors import InputError
 from fisherlab.layers import BlockShape
+from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.statistics.moments import rotated_square
 
 Compute = Callable[[Any, Any], Tensor]
@@ -26,12 +28,13 @@ class Statistic:
 
     Attributes:
         name: statistics with one name and kind are one: they are computed once.
-        compute: takes a [n, t, d] and g [c, n, t, m] and gives the sum over the n samples.
+        compute: takes a [n, t, d] and g [c, n, t, m] and gives the sum over the n samples; a sequence: one
+            for each group.
         kind: whose labels g is from (see `fisherlab.collect`); None where only a is used.
     """
 
     name: str
-    compute: Compute = field(compare=False, repr=False)
+    compute: Compute | Sequence[Compute] = field(compare=False, repr=False)
     kind: str | None = None
 
     @property
@@ -41,39 +44,27 @@ class Statistic:
 
     def __call__(self, batch: LayerBatch) -> Tensor:
         """The sum over one batch, in the model's dtype; [G, …] for G > 1 groups."""
-        if batch.groups == 1:
-            return self._of_group(batch, 0)
-        return torch.stack([self._of_group(batch.group(g), g) for g in range(batch.groups)])
+        found = [
+            compute(part.a, None if self.kind is None else part.g[self.kind])
+            for compute, part in zip(self._computes(batch.groups), batch.parts, strict=True)
+        ]
+        return found[0] if batch.groups == 1 else torch.stack(found)
 
     def numbers(self, layer: BlockShape) -> int:
         """How many numbers the sum has, by computing that of one sample of zeros without storage."""
         shape = layer.group
         g = None if self.kind is None else torch.zeros(1, 1, 1, shape.outputs, device="meta")
+        a: Inputs = torch.zeros(1, 1, shape.inputs, device="meta")
+        if layer.one_hot:
+            a = OneHot(torch.zeros(1, 1, dtype=torch.int64, device="meta"), shape.inputs, a.dtype)
         try:
-            found = self.compute(torch.zeros(1, 1, shape.inputs, device="meta"), g)
+            found = self._computes(layer.groups)[0](a, g)
         except (RuntimeError, NotImplementedError):  # a statistic that reads values
             return layer.groups * (shape.size + shape.inputs**2 + shape.outputs**2)
         return layer.groups * found.numel()
 
-    def _of_group(self, batch: LayerBatch, group: int) -> Tensor:
-        return self.compute(batch.a, None if self.kind is None else batch.g[self.kind])
-
-
-@dataclass(frozen=True)
-class Rotated(Statistic):
-    """Σ (U_Bᵀ V U_A)∘² in a basis of its own for every group."""
-
-    bases: Basis = field(compare=False, repr=False, default=(None, None))
-
-    def _of_group(self, batch: LayerBatch, group: int) -> Tensor:
-        assert self.kind is not None
-        bases = of_group(self.bases, group) if self.grouped else self.bases
-        return rotated_square(batch.a, batch.g[self.kind], *bases)
-
-    @property
-    def grouped(self) -> bool:
-        """Whether the bases are [G, …]."""
-        return any(U is not None and U.dim() == 3 for U in self.bases)
+    def _computes(self, groups: int) -> Sequence[Compute]:
+        return [self.compute] * groups if callable(self.compute) else self.compute
 
 
 def of_group(bases: Basis, group: int) -> Basis:
@@ -160,8 +151,12 @@ class LayerSums:
         return LayerSums(self.samples + other.samples, self.positions + other.positions, values, bases)
 
     def rotated(self, name: str, kind: str) -> Statistic:
-        """The second pass of a two-pass method: Σ (U_Bᵀ V U_A)∘² in its basis."""
-        return Rotated(ROTATED + name, _needs_bases, kind, self.bases[name])
+        """The second pass of a two-pass method: Σ (U_Bᵀ V U_A)∘² in its basis, of every group in its own."""
+        bases = self.bases[name]
+        groups = [len(U) for U in bases if U is not None and U.dim() == 3]
+        own = [of_group(bases, group) for group in range(groups[0])] if groups else [bases]
+        computes = [partial(rotated_square, U_A=U_A, U_B=U_B) for U_A, U_B in own]
+        return Statistic(ROTATED + name, computes, kind)
 
 
 class KeptSums(LayerSums):
@@ -191,10 +186,6 @@ class KeptSums(LayerSums):
         sums = KeptSums(self.batch.group(place))
         sums.bases = {name: of_group(basis, place) for name, basis in self.bases.items()}
         return sums
-
-
-def _needs_bases(a: Tensor, g: Tensor) -> Tensor:
-    raise NotImplementedError("a rotated sum needs its bases")
 
 
 def _same(U: Tensor | None, V: Tensor | None) -> bool:

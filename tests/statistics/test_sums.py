@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fisherlab.approximations import DEFAULT_APPROXIMATIONS, create_all
 from fisherlab.collect import Collector, LayerBatch, half_of
 from fisherlab.errors import InputError
-from fisherlab.layers import find_layers
+from fisherlab.layers import BlockShape, find_layers
 from fisherlab.likelihoods import Categorical
+from fisherlab.operators.inputs import OneHot
 from fisherlab.statistics import LayerSums, LayerWork, Statistic, gather, moments
 
 A = Statistic("input-moment", moments.input_moment)
@@ -170,3 +172,17 @@ def test_a_second_pass_sums_in_the_basis_of_each_part(collector):
         assert S.sum() > 0
         assert sums.bases["own"][0].shape == (5, 5)
     assert not torch.allclose(parts[1].bases["own"][1].abs(), parts[2].bases["own"][1].abs())
+
+
+def test_sizes_of_sums_are_known_before_they_are_made():
+    g = torch.randn(2, 5, 3, 4)
+    for one_hot, a in (
+        (False, torch.randn(5, 3, 6)),
+        (True, OneHot(torch.randint(6, (5, 3)), 6, torch.float32)),
+    ):
+        layer = BlockShape("layer", 4, 6, one_hot=one_hot)
+        for method in create_all(DEFAULT_APPROXIMATIONS):
+            kind = method.label_kind("predictive")
+            for statistic in method.statistics(layer, kind):
+                found = statistic(LayerBatch(0, a, {kind: g}))
+                assert statistic.numbers(layer) == found.numel(), (one_hot, statistic.key)
