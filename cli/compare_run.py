@@ -114,8 +114,8 @@ def _compare(config: CompareConfig, prepared: "Prepared", progress: bool) -> "Co
     import torch
 
     from fisherlab.comparison import compare
-    from fisherlab.exact import Plan
     from fisherlab.layers import find_layers
+    from fisherlab.plans import Plan
     from fisherlab.result import About
 
     def on_plan(plan: Plan) -> None:

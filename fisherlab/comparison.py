@@ -15,11 +15,11 @@ from fisherlab.approximations import (
 )
 from fisherlab.collect import Collector
 from fisherlab.errors import InputError
-from fisherlab.exact import DEFAULT_COLUMNS, DEFAULT_MEMORY, Plan, make_plans, parse_bytes
 from fisherlab.experiment import Experiment
 from fisherlab.layers import Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.models.loading import NamedPair
+from fisherlab.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, Plan, make_plans, parse_bytes
 from fisherlab.progress import Progress
 from fisherlab.result import About, Comparison
 

@@ -90,8 +90,8 @@ class CompareConfig:
                 that this machine does not have.
         """
         from fisherlab.approximations import DEFAULT_APPROXIMATIONS, create_all
-        from fisherlab.exact import parse_bytes
         from fisherlab.likelihoods import as_likelihood, check_kind
+        from fisherlab.plans import parse_bytes
 
         approximations = self.approximations or DEFAULT_APPROXIMATIONS
         create_all(approximations)

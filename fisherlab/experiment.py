@@ -22,13 +22,15 @@ from fisherlab.approximations import (
     create,
     layer_work,
 )
-from fisherlab.collect import LAYERWISE_COLUMNS, Collector, LayerBatch
+from fisherlab.batch import LayerBatch
+from fisherlab.collect import LAYERWISE_COLUMNS, Collector
 from fisherlab.errors import FisherlabError, bytes_text
-from fisherlab.exact import Plan, gram_block
+from fisherlab.exact import gram_block
 from fisherlab.layers import LayerView
 from fisherlab.measure import Measured, Target, measure
 from fisherlab.metrics import errors, spectrum
 from fisherlab.operators import LinearOperator, blocks_of
+from fisherlab.plans import Plan
 from fisherlab.progress import Progress, bar
 from fisherlab.result import LayerResult
 from fisherlab.statistics import Gathered, LayerWork, gather

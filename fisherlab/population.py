@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fisherlab.collect import half_of
+from fisherlab.batch import half_of
 from fisherlab.operators import LinearOperator
 from fisherlab.operators.inputs import (
     Inputs,
@@ -47,7 +47,7 @@ class Halves:
 
     Attributes:
         exact: F on all N samples.
-        halves: F on the samples of each half (`fisherlab.collect.half_of`).
+        halves: F on the samples of each half (`fisherlab.batch.half_of`).
         counts: how many samples each half has.
         self_products: Σ_n ‖F_n‖².
         norms: ‖F_n‖² of the first samples, [k], from which the jackknife's terms come; None: no

@@ -10,10 +10,10 @@ import pandas as pd
 from torch import Tensor
 
 from fisherlab.errors import InputError, NotSupportedError, bytes_text, unknown
-from fisherlab.exact import Plan
 from fisherlab.layers import Layers, LayerView
 from fisherlab.measure import Measured
 from fisherlab.operators import LinearOperator
+from fisherlab.plans import Plan
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,13 +6,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fisherlab.collect import LayerBatch
-from fisherlab.exact import Plan, block_statistic, build_block, by_group, gram_block, layerwise_block
+from fisherlab.batch import LayerBatch
+from fisherlab.exact import block_statistic, build_block, by_group, gram_block, layerwise_block
 from fisherlab.layers import LayerView
 from fisherlab.measure import Target
 from fisherlab.operators import KroneckerOperator, LinearOperator
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.packing import packed_size
+from fisherlab.plans import Plan
 from fisherlab.population import (
     Halves,
     layerwise_norms,

@@ -6,7 +6,8 @@ from reference import Case, gradients, jacobian, names_of
 from torch import Tensor, nn
 
 import fisherlab as fl
-from fisherlab.collect import Collector, LayerBatch, half_of
+from fisherlab.batch import LayerBatch, half_of
+from fisherlab.collect import Collector
 from fisherlab.errors import InputError, InputTypeError, NumericalError
 from fisherlab.likelihoods import Categorical, as_likelihood
 

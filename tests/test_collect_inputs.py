@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import fisherlab as fl
-from fisherlab.collect import Collector, LayerBatch
+from fisherlab.batch import LayerBatch
+from fisherlab.collect import Collector
 from fisherlab.errors import InputError
 from fisherlab.likelihoods import as_likelihood
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab import metrics
-from fisherlab.collect import half_of
+from fisherlab.batch import half_of
 from fisherlab.errors import InputError
 
 NAMES = ("kfac", "ekfac", "tkfac", "lngd", "lngd-lr", "nearest-kronecker", "ngplus", "diagonal")

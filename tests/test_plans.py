@@ -7,8 +7,8 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.collect import Collector
-from fisherlab.exact import Plan, make_plans
 from fisherlab.likelihoods import as_likelihood
+from fisherlab.plans import Plan, make_plans
 
 DRAWN = r"one label a sample \(a token\) is drawn"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fisherlab.collect import half_of
+from fisherlab.batch import half_of
 from fisherlab.metrics import relative_error
 from fisherlab.operators import DenseOperator, KroneckerOperator, LinearOperator
 from fisherlab.population import (

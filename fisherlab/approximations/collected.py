@@ -21,10 +21,11 @@ from fisherlab.approximations.base import (
 from fisherlab.approximations.saved import Keeper, Statistics, load_statistics, model_hash
 from fisherlab.collect import Collector
 from fisherlab.errors import MemoryLimitError, bytes_text
-from fisherlab.exact import DEFAULT_COLUMNS, DEFAULT_MEMORY, exact_fisher, parse_bytes
+from fisherlab.exact import exact_fisher
 from fisherlab.layers import BlockShape, Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.operators import LinearOperator
+from fisherlab.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, parse_bytes
 from fisherlab.progress import Progress
 from fisherlab.statistics import Basis, LayerSums, LayerWork, gather
 

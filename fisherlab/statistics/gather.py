@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fisherlab import distributed
-from fisherlab.collect import Collector, LayerBatch, Needs
+from fisherlab.batch import LayerBatch
+from fisherlab.collect import Collector, Needs
 from fisherlab.layers import BlockShape
 from fisherlab.operators.inputs import cat
 from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, Statistic

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherlab.collect import LayerBatch
+from fisherlab.batch import LayerBatch
 from fisherlab.errors import InputError
 from fisherlab.layers import BlockShape
 from fisherlab.operators.inputs import Inputs, OneHot

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from fisherlab.approximations import DEFAULT_APPROXIMATIONS, create_all
-from fisherlab.collect import Collector, LayerBatch, half_of
+from fisherlab.batch import LayerBatch, half_of
+from fisherlab.collect import Collector
 from fisherlab.errors import InputError
 from fisherlab.layers import BlockShape, find_layers
 from fisherlab.likelihoods import Categorical

@@ -1,0 +1,100 @@
+"""What one batch gave one layer, and which half of the data its samples are in."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fisherlab.operators.inputs import Inputs
+
+_COINS = 4096
+
+
+@dataclass
+class LayerBatch:
+    """What one batch gave one layer.
+
+    Attributes:
+        start: the index of the first sample in the data.
+        a: inputs [n, t, G·d].
+        g: for each kind of label the output gradients [c, n, t, m].
+        groups: G.
+        valid: bool [n, t], the positions that count; None: all. a and g are zero at the others.
+    """
+
+    start: int
+    a: Inputs
+    g: dict[str, Tensor] = field(default_factory=dict)
+    groups: int = 1
+    valid: Tensor | None = None
+
+    @property
+    def positions(self) -> int:
+        """How many positions count."""
+        return self.a.shape[0] * self.a.shape[1] if self.valid is None else int(self.valid.sum())
+
+    def group(self, place: int) -> "LayerBatch":
+        """One of the G blocks."""
+        if self.groups == 1:
+            return self
+        assert isinstance(self.a, Tensor)
+        d = self.a.shape[-1] // self.groups
+        g = {}
+        for kind, values in self.g.items():
+            m = values.shape[-1] // self.groups
+            g[kind] = values[..., place * m : (place + 1) * m]
+        return LayerBatch(self.start, self.a[..., place * d : (place + 1) * d], g, 1, self.valid)
+
+    @property
+    def parts(self) -> "list[LayerBatch]":
+        """The G blocks."""
+        return [self.group(place) for place in range(self.groups)]
+
+    def half(self, half: int) -> "LayerBatch":
+        """The samples in one half (0 or 1) of the data, see `half_of`."""
+        chosen = (half_of(self.start, len(self.a)) == half).nonzero().squeeze(1)
+        return self._select(chosen.to(self.a.device))
+
+    def head(self, samples: int) -> "LayerBatch":
+        """The samples with an index in the data below `samples`."""
+        return self._select(slice(0, max(0, samples - self.start)))
+
+    def copied(self, kinds: Iterable[str]) -> "LayerBatch":
+        """A copy of its own, with these kinds of g."""
+        g = {kind: self.g[kind].clone(memory_format=torch.contiguous_format) for kind in kinds}
+        return LayerBatch(self.start, self.a.clone(), g, self.groups, self.valid)
+
+    def double(self) -> "LayerBatch":
+        """In float64."""
+        g = {kind: values.double() for kind, values in self.g.items()}
+        return LayerBatch(self.start, self.a.double(), g, self.groups, self.valid)
+
+    def _select(self, part: slice | Tensor) -> "LayerBatch":
+        return LayerBatch(
+            self.start,
+            self.a[part],
+            {kind: g[:, part] for kind, g in self.g.items()},
+            self.groups,
+            None if self.valid is None else self.valid[part],
+        )
+
+
+def half_of(start: int, count: int) -> Tensor:
+    """Which half of the data (0 or 1) samples start, …, start + count − 1 are in.
+
+    Of each pair of neighbours one goes to either half, by a fixed coin: the halves are as large as each
+    other and alike, also where the order of the data has a period (MNIST's training set alternates
+    between two groups of writers).
+    """
+    indices = torch.arange(start, start + count)
+    pairs = indices // 2
+    blocks = [_coins(block) for block in range(start // (2 * _COINS), (start + count) // (2 * _COINS) + 1)]
+    coins = torch.cat(blocks)[pairs - start // (2 * _COINS) * _COINS]
+    return (indices + coins) % 2
+
+
+@lru_cache(maxsize=64)
+def _coins(block: int) -> Tensor:
+    return torch.randint(2, (_COINS,), generator=torch.Generator().manual_seed(block))
