@@ -17,9 +17,7 @@ from fisherlab.batch import LayerBatch
 from fisherlab.capture import unchanged
 from fisherlab.collect import Collector
 from fisherlab.data import ModelInputs, called, each, tensors_of
-from fisherlab.errors import (
-    unknown,
-)
+from fisherlab.errors import unknown
 from fisherlab.layers import BlockShape, Layers, LayerView, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.operators import (
