@@ -98,7 +98,7 @@ class Experiment:
             held = self.statistics
             self._extra = [method for method in self._extra if method.from_exact or held.can_build(method)]
         self._diagonal = Diagonal()
-        self._keepable = self.memory // 4
+        self._keepable, self._keepable_alone = self.memory // 4, self.memory // 2
 
     def results(self) -> dict[str, LayerResult]:
         """The numbers of every layer, in the order of the layers."""
@@ -323,12 +323,18 @@ class Experiment:
                 result.spectra[name] = values[-len(exact.eigenvalues) :]
 
     def _let_go(self, result: LayerResult) -> None:
-        """Drops a layer's operators where they are too large to be drawn, or many layers hold theirs."""
+        """Drops a layer's operators where they are too large to be drawn, or many layers hold theirs.
+
+        A quarter of the memory limit is for the operators of many layers, half of it for one that alone
+        needs more than that quarter.
+        """
         held = 2 * 8 * result.view.size**2 * len(result.operators)  # its own numbers, and those of a picture
-        if result.view.size > _LARGEST_KEPT or held > self._keepable:
-            result.operators.clear()
-        else:
+        if result.view.size <= _LARGEST_KEPT and held <= self._keepable:
             self._keepable -= held
+        elif result.view.size <= _LARGEST_KEPT and self.memory // 4 < held <= self._keepable_alone:
+            self._keepable_alone = 0
+        else:
+            result.operators.clear()
 
     def _gram(self, gathered: Gathered, kind: str) -> Tensor:
         """The Gram matrix over the first samples, as many as all layers with these labels kept."""

@@ -97,6 +97,16 @@ def test_operators_are_kept_as_far_as_the_limit_reaches(categorical):
     assert all(result.operators for result in compared(categorical, spectra=False).results.values())
 
 
+def test_one_layer_above_its_share_of_the_limit_is_kept_beside_the_small_ones(categorical):
+    """Otherwise a network of one large layer and small ones would have no picture of the large one."""
+    first = compared(categorical, spectra=False).results["0"]
+    needed = 16 * len(first.operators) * first.view.size**2
+    c = compared(categorical, memory=3 * needed, spectra=False)
+    assert all(result.operators for result in c.results.values())
+    few = compared(categorical, memory=needed, spectra=False)
+    assert not few.results["0"].operators
+
+
 # --- the layer-wise Fisher ------------------------------------------------------------------------------
 
 
