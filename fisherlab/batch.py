@@ -1,39 +1,73 @@
 """What one batch gave one layer, and which half of the data its samples are in."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from fisherlab.operators.inputs import Inputs
+from fisherlab.operators.patches import Patches
 
 _COINS = 4096
 
 
-@dataclass
 class LayerBatch:
     """What one batch gave one layer.
 
-    Attributes:
+    Args:
         start: the index of the first sample in the data.
-        a: inputs [n, t, G·d].
+        a: inputs [n, t, G·d], patches of images, or a function that makes either when they are asked for.
         g: for each kind of label the output gradients [c, n, t, m].
         groups: G.
         valid: bool [n, t], the positions that count; None: all. a and g are zero at the others.
+        fresh: whether the samples are seen for the first time; a batch whose label columns come in parts
+            is fresh in its first part.
     """
 
-    start: int
-    a: Inputs
-    g: dict[str, Tensor] = field(default_factory=dict)
-    groups: int = 1
-    valid: Tensor | None = None
+    def __init__(
+        self,
+        start: int,
+        a: "Inputs | Patches | Callable[[], Inputs | Patches]",
+        g: Mapping[str, Tensor] | None = None,
+        groups: int = 1,
+        valid: Tensor | None = None,
+        fresh: bool = True,
+    ) -> None:
+        self.start, self.g, self.groups = start, dict(g or {}), groups
+        self.valid, self.fresh = valid, fresh
+        self._a = a
+
+    @property
+    def inputs(self) -> Inputs | Patches:
+        """The inputs as the layer gives them, without unfolding an image."""
+        if callable(self._a):
+            self._a = self._a()
+        return self._a
+
+    @property
+    def a(self) -> Inputs:
+        """Inputs [n, t, G·d]."""
+        if isinstance(self.inputs, Patches):
+            self._a = self.inputs.unfolded()
+        return cast(Inputs, self.inputs)
+
+    @property
+    def samples(self) -> int:
+        """N."""
+        known = next(iter(self.g.values()), None)
+        return self.inputs.shape[0] if known is None else known.shape[1]
 
     @property
     def positions(self) -> int:
         """How many positions count."""
-        return self.a.shape[0] * self.a.shape[1] if self.valid is None else int(self.valid.sum())
+        samples, positions = self.inputs.shape[:2]
+        return samples * positions if self.valid is None else int(self.valid.sum())
+
+    def part(self, g: Mapping[str, Tensor], fresh: bool) -> "LayerBatch":
+        """The same inputs with some columns of g."""
+        return LayerBatch(self.start, self._a, g, self.groups, self.valid, fresh)
 
     def group(self, place: int) -> "LayerBatch":
         """One of the G blocks."""
@@ -45,7 +79,7 @@ class LayerBatch:
         for kind, values in self.g.items():
             m = values.shape[-1] // self.groups
             g[kind] = values[..., place * m : (place + 1) * m]
-        return LayerBatch(self.start, self.a[..., place * d : (place + 1) * d], g, 1, self.valid)
+        return LayerBatch(self.start, self.a[..., place * d : (place + 1) * d], g, 1, self.valid, self.fresh)
 
     @property
     def parts(self) -> "list[LayerBatch]":
@@ -54,11 +88,13 @@ class LayerBatch:
 
     def half(self, half: int) -> "LayerBatch":
         """The samples in one half (0 or 1) of the data, see `half_of`."""
-        chosen = (half_of(self.start, len(self.a)) == half).nonzero().squeeze(1)
+        chosen = (half_of(self.start, self.samples) == half).nonzero().squeeze(1)
         return self._select(chosen.to(self.a.device))
 
     def head(self, samples: int) -> "LayerBatch":
         """The samples with an index in the data below `samples`."""
+        if self.start + self.samples <= samples:
+            return self
         return self._select(slice(0, max(0, samples - self.start)))
 
     def copied(self, kinds: Iterable[str]) -> "LayerBatch":
@@ -78,6 +114,7 @@ class LayerBatch:
             {kind: g[:, part] for kind, g in self.g.items()},
             self.groups,
             None if self.valid is None else self.valid[part],
+            self.fresh,
         )
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from fisherlab.layers import Layers, LayerView, Use, slope_of, spelled_out
 
+_SMALL_PASS = 2**17
+
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
@@ -92,20 +94,31 @@ def _keep(view: LayerView, seen: dict[str, list[Seen]], x: Tensor, output: Tenso
     seen[view.name].append(Seen(x.detach(), output, edge, slope))
 
 
-def backward(outputs: Tensor, edges: list[Any], columns: Tensor, keep: bool) -> tuple[Tensor | None, ...]:
-    """Sends columns [c, n, …] back from the outputs: for each edge a gradient [c, …], or None without a path.
+def backward(
+    outputs: Tensor, edges: list[Any], columns: Tensor, keep: bool, numbers: int
+) -> Iterator[tuple[int, tuple[Tensor | None, ...]]]:
+    """Sends columns [c, n, …] back from the outputs: for each edge gradients [c', …], or None without a path.
+
+    Columns go one by one where a pass has enough to do; torch's batched backward cuts convolutions, norms and
+    softmax into columns itself, and copies. Small passes go together, for the calls would take the time.
 
     Args:
         outputs: the network's outputs [n, …], with their graph.
         edges: `GradientEdge`s of the layers' outputs.
-        columns: [c, n, …], all of them go in one batched call.
+        columns: [c, n, …].
         keep: whether the graph is needed again.
+        numbers: how many numbers a pass computes.
+
+    Yields:
+        c' and the gradients [c', …] of the first c' columns, then of the next, and so on.
     """
-    if len(columns) > 1:
+    if len(columns) > 1 and numbers < _SMALL_PASS:
         gradients = torch.autograd.grad(
             outputs, edges, columns, retain_graph=keep, is_grads_batched=True, allow_unused=True
         )
-    else:
-        gradients = torch.autograd.grad(outputs, edges, columns[0], retain_graph=keep, allow_unused=True)
-        gradients = tuple(None if g is None else g.unsqueeze(0) for g in gradients)
-    return gradients
+        yield len(columns), gradients
+        return
+    for place, column in enumerate(columns):
+        again = keep or place + 1 < len(columns)
+        gradients = torch.autograd.grad(outputs, edges, column, retain_graph=again, allow_unused=True)
+        yield 1, tuple(None if g is None else g.unsqueeze(0) for g in gradients)

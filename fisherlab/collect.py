@@ -8,6 +8,7 @@ formed. Whole samples are cut so that a batch stays under the memory limit.
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from fisherlab.errors import InputError, InputTypeError, NumericalError
 from fisherlab.layers import NETWORK_OUTPUT, Activation, Layers, LayerView, Use, find_activations
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.operators.inputs import Inputs, OneHot
+from fisherlab.operators.patches import Patches
 from fisherlab.progress import Progress, bar
 
 LABEL_KINDS = ("predictive", "monte-carlo", "drawn", "empirical")
@@ -29,7 +31,7 @@ LABEL_KINDS = ("predictive", "monte-carlo", "drawn", "empirical")
 
 LAYERWISE_COLUMNS = "layerwise-columns"
 
-_BATCH_BYTES = 32 * 2**20
+_BATCH_BYTES = 64 * 2**20
 _LARGE_BATCH_BYTES = 384 * 2**20
 _LEAST_SAMPLES = 16
 _LIVE = 4  # tensors of a layer's size that a batched backward holds at once
@@ -134,16 +136,33 @@ class Collector:
             begin: the first sample; None: the first of the share.
 
         Yields:
-            For each layer in `needs` its `LayerBatch`.
+            For each layer in `needs` its `LayerBatch`; a caller that takes the layers out one by one (`pop`)
+            lets go of their unfolded inputs as it goes.
 
         Raises:
             NumericalError: where the network gives values that are not finite; names the layer and
                 the batch.
         """
+        for parts in self._passes(needs, what, self._samples(needs, scratch), begin):
+            yield _whole(list(parts))
+
+    def passes_in_parts(
+        self, needs: Needs, what: str, begin: int | None = None
+    ) -> Iterator[Iterator[dict[str, LayerBatch]]]:
+        """The same as `passes`, with each batch in parts that are sums over columns and need little memory.
+
+        Yields:
+            For each batch its parts: the inputs and layer-wise g of all layers, which are fresh, then the
+            label columns as they come back through the network.
+        """
+        yield from self._passes(needs, what, self._samples(needs, in_parts=True), begin)
+
+    def _passes(
+        self, needs: Needs, what: str, most: int, begin: int | None
+    ) -> Iterator[Iterator[dict[str, LayerBatch]]]:
         first, stop = self.share()
         start = first if begin is None else begin
         generators = Generators(self._seed, start)
-        most = self._samples(needs, scratch)
         with (
             unchanged(self.model),
             bar(self._progress, what, None if stop is None else stop - first) as report,
@@ -208,28 +227,41 @@ class Collector:
         generators: Generators,
         start: int,
         index: int,
-    ) -> dict[str, LayerBatch]:
+    ) -> Iterator[dict[str, LayerBatch]]:
+        """A batch in parts: the inputs and layer-wise g first, then label columns as they come back."""
         samples = self.batches.size(inputs)
         seen, outputs = self._forward(inputs, index)
         if targets is not None:
             self.likelihood.check(outputs, targets)
-        given = {}
-        for name in needs:
-            view = self.layers[name]
-            a = self._inputs(name, seen[name], samples)
-            valid = _valid(view, inputs, a)
-            given[name] = LayerBatch(start, _masked(a, valid), {}, view.groups, valid)
-        self._layerwise(given, needs, seen, outputs, generators)
+        given = {name: self._given(name, inputs, seen[name], samples, start) for name in needs}
+        self._layerwise(given, needs, seen, outputs, generators, samples)
+        yield {name: batch.part(batch.g, True) for name, batch in given.items()}
         wanted = [kind for kind in LABEL_KINDS if any(kind in kinds for kinds in needs.values())]
         for kind in wanted:
             columns = self.columns(kind, outputs.detach(), targets, generators)
             names = [name for name, kinds in needs.items() if kind in kinds]
             edges = [call.edge for name in names for call in seen[name]]
-            gradients = iter(backward(outputs, edges, columns, keep=kind != wanted[-1]))
-            for name in names:
-                calls = [(call.use, _known(next(gradients), call, columns)) for call in seen[name]]
-                given[name].g[kind] = self._outputs(given[name], name, kind, calls)
-        return given
+            numbers = samples * self.shapes.activations
+            for count, found in backward(outputs, edges, columns, kind != wanted[-1], numbers):
+                gradients = iter(found)
+                part = {}
+                for name in names:
+                    calls = [(call.use, _known(next(gradients), call, count)) for call in seen[name]]
+                    g = self._outputs(given[name], name, kind, calls, samples)
+                    part[name] = given[name].part({kind: g}, False)
+                yield part
+
+    def _given(
+        self, name: str, inputs: ModelInputs, calls: list[Seen], samples: int, start: int
+    ) -> LayerBatch:
+        """A layer's inputs, made when they are asked for where no position is left out."""
+        view = self.layers[name]
+        make = partial(self._inputs, name, calls, samples)
+        if view.mask is None and not view.one_hot:
+            return LayerBatch(start, make, {}, view.groups)
+        a = make()
+        valid = _valid(view, inputs, a)
+        return LayerBatch(start, _masked(a, valid), {}, view.groups, valid)
 
     def _layerwise(
         self,
@@ -238,6 +270,7 @@ class Collector:
         seen: Mapping[str, list[Seen]],
         outputs: Tensor,
         generators: Generators,
+        samples: int,
     ) -> None:
         wanted = {n: sorted(k for k in needs[n] if k.startswith("layerwise")) for n in needs}
         names = [name for name, kinds in wanted.items() if kinds]
@@ -250,13 +283,15 @@ class Collector:
                     if activation.reason == NETWORK_OUTPUT and "+categorical" in kind:
                         slope = _categorical_slope(outputs)
                     calls.append((call.use, slope.unsqueeze(0)))
-                slope = self._outputs(given[name], name, kind, calls)
+                slope = self._outputs(given[name], name, kind, calls, samples)
                 given[name].g[kind] = self._of_slope(slope, kind, name, generators)
 
-    def _outputs(self, batch: LayerBatch, name: str, kind: str, calls: list[tuple[Use, Tensor]]) -> Tensor:
+    def _outputs(
+        self, batch: LayerBatch, name: str, kind: str, calls: list[tuple[Use, Tensor]], samples: int
+    ) -> Tensor:
         """What came back to the outputs of a layer's calls as g [c, n, t, m]."""
         view = self.layers[name]
-        pieces = [view.to_outputs(g, use, len(batch.a), self.batch_dim) for use, g in calls]
+        pieces = [view.to_outputs(g, use, samples, self.batch_dim) for use, g in calls]
         g = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
         if batch.valid is None:
             return g
@@ -331,7 +366,7 @@ class Collector:
     def _second_twice(self, x: Tensor) -> Tensor:
         return x.narrow(self.batch_dim, 1, 1).expand_as(x).contiguous()
 
-    def _inputs(self, name: str, calls: list[Seen], samples: int) -> Inputs:
+    def _inputs(self, name: str, calls: list[Seen], samples: int) -> Inputs | Patches:
         view = self.layers[name]
         return _side_by_side([view.to_inputs(call.use, samples, self.batch_dim) for call in calls])
 
@@ -343,18 +378,19 @@ class Collector:
             named[name] = Activation(", ".join(kinds), "" if given else found[0].reason)
         return named
 
-    def _samples(self, needs: Needs, scratch: int) -> int:
+    def _samples(self, needs: Needs, scratch: int = 0, in_parts: bool = False) -> int:
         """How many samples a batch may have for its a and g, and the passes themselves, to stay in bounds."""
         size = torch.finfo(self.dtype).bits // 8
-        total = size * scratch
-        widest = 1
+        largest, held, columns = 0, scratch, 1
         for name, kinds in needs.items():
-            columns = sum(self.label_columns_of(kind, name) for kind in kinds)
-            widest = max([widest, *(self.shapes.columns[kind] for kind in kinds if kind in LABEL_KINDS)])
-            total += size * self.numbers(name, 1 + 2 * columns)
-        least = min(_LEAST_SAMPLES, _LARGE_BATCH_BYTES // max(1, total + self.pass_bytes(widest)))
-        most = min(_BATCH_BYTES // max(1, total), _MOST_SAMPLES)
-        return max(1, least, most)
+            largest = max(largest, self.numbers(name, 0))
+            labels = {kind: self.label_columns_of(kind, name) for kind in kinds}
+            if in_parts:
+                labels = {kind: min(count, 1) for kind, count in labels.items()}
+            columns = max([columns, *(count for kind, count in labels.items() if kind in LABEL_KINDS)])
+            held += self.numbers(name, sum(labels.values())) - self.numbers(name, 0)
+        needed = size * (2 * largest + held) + self.pass_bytes(1)
+        return max(1, min(_BATCH_BYTES // needed, _MOST_SAMPLES))
 
     def numbers(self, layer: str, columns: int) -> int:
         """How many numbers a sample's a and g take in one layer, with so many label columns."""
@@ -380,23 +416,38 @@ class Collector:
         return values.to(device=self.device, dtype=dtype)
 
 
-def _side_by_side(calls: list[Inputs]) -> Inputs:
+def _whole(parts: list[dict[str, LayerBatch]]) -> dict[str, LayerBatch]:
+    """A batch with all its columns."""
+    whole = {}
+    for name, fresh in parts[0].items():
+        columns: dict[str, list[Tensor]] = {}
+        for part in parts[1:]:
+            if name in part:
+                for kind, piece in part.pop(name).g.items():
+                    columns.setdefault(kind, []).append(piece)
+        joined = {kind: one[0] if len(one) == 1 else torch.cat(one) for kind, one in columns.items()}
+        whole[name] = fresh.part({**fresh.g, **joined}, True)
+    return whole
+
+
+def _side_by_side(calls: list[Inputs | Patches]) -> Inputs | Patches:
     """The positions of several calls, one after another."""
     first = calls[0]
     if len(calls) == 1:
         return first
+    calls = [a.unfolded() if isinstance(a, Patches) else a for a in calls]
     if isinstance(first, OneHot):
         indices = [a.indices for a in calls if isinstance(a, OneHot)]
         return OneHot(torch.cat(indices, dim=1), first.size, first.dtype)
     return torch.cat([a for a in calls if isinstance(a, Tensor)], dim=1)
 
 
-def _known(gradients: Tensor | None, call: Seen, columns: Tensor) -> Tensor:
+def _known(gradients: Tensor | None, call: Seen, columns: int) -> Tensor:
     """The gradients of a call; zero where the outputs do not depend on it."""
-    return call.output.new_zeros(len(columns), *call.output.shape) if gradients is None else gradients
+    return call.output.new_zeros(columns, *call.output.shape) if gradients is None else gradients
 
 
-def _valid(view: LayerView, inputs: ModelInputs, a: Inputs) -> Tensor | None:
+def _valid(view: LayerView, inputs: ModelInputs, a: Inputs | Patches) -> Tensor | None:
     """The positions of a layer that count: those of its own mask, and indices that are no padding."""
     valid = None
     if view.mask is not None and not view.vector:  # a norm's sums have no positions left
@@ -411,9 +462,11 @@ def _valid(view: LayerView, inputs: ModelInputs, a: Inputs) -> Tensor | None:
     return valid
 
 
-def _masked(a: Inputs, valid: Tensor | None) -> Inputs:
+def _masked(a: Inputs | Patches, valid: Tensor | None) -> Inputs | Patches:
     if valid is None:
         return a
+    if isinstance(a, Patches):
+        a = a.unfolded()
     if isinstance(a, OneHot):
         return OneHot(a.indices.masked_fill(~valid, -1), a.size, a.dtype)
     return a * valid.unsqueeze(-1)
@@ -449,9 +502,9 @@ def _check_weights(model: nn.Module) -> None:
             )
 
 
-def _check_rows(whose: str, a: Inputs, other: Inputs) -> None:
+def _check_rows(whose: str, a: Inputs | Patches, other: Inputs | Patches) -> None:
     """`other` was made from the same batch with sample 0 replaced by sample 1."""
-    a, other = (x.indices if isinstance(x, OneHot) else x for x in (a, other))
+    a, other = map(_numbers, (a, other))
     tolerance = 0.0
     if a.is_floating_point():
         tolerance = 1e3 * torch.finfo(a.dtype).eps * max(float(a.abs().max()), 1e-30)
@@ -461,6 +514,12 @@ def _check_rows(whose: str, a: Inputs, other: Inputs) -> None:
             f"the rows that {whose} do not each belong to one sample: the model mixes "
             "samples, draws random numbers, or counts samples in another dimension (batch_dim)"
         )
+
+
+def _numbers(a: Inputs | Patches) -> Tensor:
+    if isinstance(a, OneHot):
+        return a.indices
+    return a.images if isinstance(a, Patches) else a
 
 
 def _not_finite(seen: Mapping[str, list[Seen]], index: int) -> NumericalError:

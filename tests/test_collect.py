@@ -89,15 +89,36 @@ def test_batches_are_cut_and_know_where_they_start(trained, monkeypatch):
 def test_large_samples_make_small_batches(categorical, monkeypatch):
     needs = {"0": frozenset({"predictive"})}
     source = collector(categorical)
-    per_sample = 8 * (7 + 5 * (1 + 2 * 2))
-    monkeypatch.setattr("fisherlab.collect._BATCH_BYTES", 40 * per_sample)
-    assert source._samples(needs, 0) == 40
-    assert source._samples(needs, per_sample // 8) == 20
-    # a few samples are worth more memory, up to a bound
-    assert source._samples(needs, 100 * per_sample // 8) == 16
-    monkeypatch.setattr("fisherlab.collect._LARGE_BATCH_BYTES", 5 * (101 * per_sample + source.pass_bytes(2)))
-    assert source._samples(needs, 100 * per_sample // 8) == 5
-    assert source._samples(needs, 10_000 * per_sample // 8) == 1
+    own = 8 * (2 * 7 + 5 * 2) + source.pass_bytes(1)  # a twice, g of two columns, and a pass
+    monkeypatch.setattr("fisherlab.collect._BATCH_BYTES", 40 * own)
+    assert source._samples(needs) == 40
+    assert source._samples(needs, own // 8) == 20
+    assert source._samples(needs, in_parts=True) == 40 * own // (own - 8 * 5)
+    assert source._samples(needs, 10_000 * own) == 1
+
+
+@pytest.mark.parametrize("kind", ["predictive", "monte-carlo"])
+def test_columns_one_by_one_are_columns_together(sequences, kind, monkeypatch):
+    together = one_pass(sequences, kind, draws=3)
+    monkeypatch.setattr("fisherlab.capture._SMALL_PASS", 0)
+    for layer, (batch,) in one_pass(sequences, kind, draws=3).items():
+        assert torch.allclose(batch.g[kind], together[layer][0].g[kind], atol=1e-14)
+
+
+def test_parts_of_a_batch_are_the_batch(sequences, monkeypatch):
+    monkeypatch.setattr("fisherlab.capture._SMALL_PASS", 0)
+    whole = one_pass(sequences, "predictive")
+    source = collector(sequences)
+    needs = {name: frozenset({"predictive"}) for name in source.layers}
+    (parts,) = source.passes_in_parts(needs, "test")
+    fresh, *columns = parts
+    assert [batch.fresh for part in (fresh, *columns) for batch in part.values()] == [True] * 3 + [False] * 6
+    for name, batch in fresh.items():
+        assert not batch.g
+        assert torch.equal(batch.a, whole[name][0].a)
+        g = torch.cat([part[name].g["predictive"] for part in columns])
+        assert torch.equal(g, whole[name][0].g["predictive"])
+        assert torch.equal(columns[-1][name].a, batch.a)
 
 
 def test_halves_and_heads_go_by_the_index_in_the_data():

@@ -35,11 +35,11 @@ class KFAC(Approximation):
         if self.sharing == "reduce":
             return (
                 Statistic("input-moment-reduced", moments.input_moment_reduced),
-                Statistic("output-moment-reduced", moments.output_moment_reduced, kind),
+                Statistic("output-moment-reduced", moments.output_moment_reduced, kind, inputs=False),
             )
         return (
             Statistic("input-moment", moments.input_moment),
-            Statistic("output-moment", moments.output_moment, kind),
+            Statistic("output-moment", moments.output_moment, kind, inputs=False),
         )
 
     def factors(self, layer: BlockShape, sums: LayerSums, kind: str) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fisherlab.errors import InputTypeError
 from fisherlab.operators.inputs import Inputs
+from fisherlab.operators.patches import Patches
 
 
 class Adapter(ABC):
@@ -45,8 +46,8 @@ class Adapter(ABC):
         """(m, d) of the weight seen as a matrix, without a bias; d is that of one group."""
 
     @abstractmethod
-    def inputs(self, module: nn.Module, x: Tensor, output: Tensor) -> Inputs:
-        """The module's first argument x [l, …] as a [l, t, groups·d], group by group."""
+    def inputs(self, module: nn.Module, x: Tensor, output: Tensor) -> Inputs | Patches:
+        """The module's first argument x [l, …] as a [l, t, groups·d], group by group; or as patches."""
 
     @abstractmethod
     def outputs(self, module: nn.Module, g: Tensor) -> Tensor:

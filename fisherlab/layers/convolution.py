@@ -1,6 +1,5 @@
 """Convolutions, plain and transposed, in one to three dimensions: a_t is the patch under position t."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -8,6 +7,7 @@ from torch.nn import functional
 
 from fisherlab.errors import InputError
 from fisherlab.layers.adapter import Adapter, register_layer
+from fisherlab.operators.patches import Patches
 
 
 class ConvolutionAdapter(Adapter):
@@ -24,10 +24,11 @@ class ConvolutionAdapter(Adapter):
         """G."""
         return module.groups
 
-    def inputs(self, module: Any, x: Tensor, output: Tensor) -> Tensor:
-        """The padded input unfolded, channels before places of the kernel: [l, t, in·k]."""
+    def inputs(self, module: Any, x: Tensor, output: Tensor) -> Tensor | Patches:
+        """The padded input as patches, channels before places of the kernel: [l, t, in·k]."""
         _check_dimensions(module, x)
-        return patches(_padded(module, x), module.kernel_size, module.stride, module.dilation)
+        found = Patches(_padded(module, x), module.kernel_size, module.stride, module.dilation)
+        return found if module.groups == 1 else found.unfolded()
 
     def outputs(self, module: Any, g: Tensor) -> Tensor:
         """[c, l, out, …] as [c, l, t, out]."""
@@ -71,9 +72,8 @@ class TransposedConvolutionAdapter(Adapter):
             right = size + reach - spaced.shape[2 + place] - left
             sides = [left, right, *sides]
         dimensions = len(module.kernel_size)
-        unfolded = patches(
-            functional.pad(spaced, sides), module.kernel_size, (1,) * dimensions, module.dilation
-        )
+        padded = functional.pad(spaced, sides)
+        unfolded = Patches(padded, module.kernel_size, (1,) * dimensions, module.dilation).unfolded()
         kernel = unfolded.unflatten(-1, (x.shape[1], *module.kernel_size))
         return kernel.flip(tuple(range(-dimensions, 0))).flatten(2)
 
@@ -86,24 +86,6 @@ class TransposedConvolutionAdapter(Adapter):
         flat = weight.flatten(weight.dim() - len(module.kernel_size))
         grouped = flat.unflatten(-3, (module.groups, -1)).transpose(-3, -2)
         return grouped.flatten(-4, -3).flatten(-2)
-
-
-def patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """The values under a kernel at each place of x [l, channels, …]: [l, t, channels·k].
-
-    In one and two dimensions it is a view of a tensor [l, channels·k, t].
-    """
-    dimensions = len(kernel)
-    if dimensions == 1:
-        return patches(x.unsqueeze(2), (1, *kernel), (1, *stride), (1, *dilation))
-    if dimensions == 2:
-        sizes = (tuple(kernel), tuple(dilation), (0, 0), tuple(stride))
-        return functional.unfold(x, *sizes).mT
-    for place, (size, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True)):
-        x = x.unfold(2 + place, spread * (size - 1) + 1, step)[..., ::spread]
-    places, kernels = range(2, 2 + dimensions), range(2 + dimensions, 2 + 2 * dimensions)
-    ordered = x.permute(0, *places, 1, *kernels)
-    return ordered.flatten(1 + dimensions).flatten(1, dimensions)
 
 
 def _padded(module: Any, x: Tensor) -> Tensor:

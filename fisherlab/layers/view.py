@@ -5,7 +5,7 @@ n samples, t positions, d inputs a group (a joint bias is the last of them, with
 c columns. Nothing outside this package knows module types.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from fisherlab.errors import InputError
 from fisherlab.layers.adapter import Adapter
 from fisherlab.layers.norm import NormAdapter
 from fisherlab.operators.inputs import Inputs, OneHot
+from fisherlab.operators.patches import Patches
 
 Mask = Callable[[Any], Tensor]
 """From the model's inputs to a bool [n, t]: which positions of a layer are valid."""
@@ -123,18 +124,21 @@ class LayerView(BlockShape):
         """The same block with a mask of its positions."""
         return replace(self, mask=mask)
 
-    def to_inputs(self, use: Use, samples: int, batch_dim: int = 0) -> Inputs:
-        """A call's input as a [n, t, G·d]; a leading k·n is read as n × k positions.
+    def to_inputs(self, use: Use, samples: int, batch_dim: int = 0) -> Inputs | Patches:
+        """A call's input as a [n, t, G·d] or patches; a leading k·n is read as n × k positions.
 
         Raises:
             InputError: where the batch dimension is no multiple of the number of samples.
         """
         use = Use(self._rows_first(use.input, 0, batch_dim), self._rows_first(use.output, 0, batch_dim))
-        rows = self._rows_a_sample(use.output, samples)
+        rows = self._rows_a_sample(use.output.shape, samples)
         if self.weight is None:
             positions = self._adapter.outputs(self._module, use.output.unsqueeze(0)).shape[2]
             return use.output.new_ones(samples, rows * positions, 1)
         a = self._adapter.inputs(self._module, use.input, use.output)
+        if isinstance(a, Patches):
+            patches = a if self.bias is None else a.with_ones()
+            return patches if rows == 1 else patches.unfolded().reshape(samples, -1, patches.shape[2])
         if self.bias is not None and not self.vector:
             a = _with_ones(a, self.groups)
         if isinstance(a, OneHot):
@@ -144,12 +148,12 @@ class LayerView(BlockShape):
     def to_outputs(self, g: Tensor, use: Use, samples: int, batch_dim: int = 0) -> Tensor:
         """C tensors shaped as the call's output, [c, …], as [c, n, t, m]."""
         g = self._rows_first(g, 1, batch_dim)
-        self._rows_a_sample(g[0], samples)
+        self._rows_a_sample(g.shape[1:], samples)
         if isinstance(self._adapter, NormAdapter):
             shaped = self._of_norm(g, self._rows_first(use.input, 0, batch_dim))
         else:
             shaped = self._adapter.outputs(self._module, g)
-        return shaped.reshape(len(g), samples, -1, shaped.shape[-1])
+        return shaped.reshape(g.shape[0], samples, -1, shaped.shape[-1])
 
     def to_matrix(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """Gradients by parameter name, with any leading dimensions, as one [..., m, d] matrix."""
@@ -192,13 +196,13 @@ class LayerView(BlockShape):
             return x
         return x.movedim(leading + dim if dim > 0 else dim, leading)
 
-    def _rows_a_sample(self, x: Tensor, samples: int) -> int:
-        if x.dim() < 2 or len(x) % samples:
+    def _rows_a_sample(self, shape: Sequence[int], samples: int) -> int:
+        if len(shape) < 2 or shape[0] % samples:
             raise InputError(
-                f"layer {self.name!r} sees a tensor of shape {list(x.shape)} for {samples} samples; "
+                f"layer {self.name!r} sees a tensor of shape {list(shape)} for {samples} samples; "
                 "name the dimension that counts samples with batch_dim"
             )
-        return len(x) // samples
+        return shape[0] // samples
 
 
 def _with_ones(a: Inputs, groups: int) -> Tensor:

@@ -15,13 +15,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fisherlab.operators.factors import times_factor
+from fisherlab.operators.factors import into_basis, rows_into_basis, times_factor
 from fisherlab.operators.inputs import (
     Inputs,
     OneHot,
     by_sample,
     pair_moment,
     position_products,
+    rotated,
     sample_gradients,
     second_moment,
     squared_norms,
@@ -64,6 +65,26 @@ def squared_gradients(a: Inputs, g: Tensor) -> Tensor:
         return total.to(g.dtype)
     pieces = (V.square_().flatten(0, 1).sum(0) for _, V in vector_pieces(a, g))
     return sum_pieces(pieces, g.new_zeros(g.shape[3], a.shape[2]))
+
+
+def rotated_squares(a: Inputs, g: Tensor, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
+    """Σ_n Σ_c (U_Bᵀ V U_A)∘², [m, d]; a basis None is the identity.
+
+    Of a sample, rotating a takes t·d² and rotating V by U_A c·m·d²; rotating g takes c·t·m² and rotating V by
+    U_B c·d·m²: V is rotated where positions are many.
+    """
+    classes, _, t, m = g.shape
+    d, U_B = a.shape[2], None if U_B is None else U_B.to(g.dtype)
+    if isinstance(a, OneHot) or t == 1 or _squares_by_pairs(a, g):
+        return squared_gradients(rotated(a, U_A), into_basis(g, U_B))
+    U_A = None if U_A is None else U_A.to(g.dtype)
+    inputs_last, outputs_last = classes * m < t, d < t
+    a = a if inputs_last else into_basis(a, U_A)
+    g = g if outputs_last else into_basis(g, U_B)
+    left, right = U_B if outputs_last else None, U_A if inputs_last else None
+    rotated_pieces = (rows_into_basis(left, into_basis(V, right)) for _, V in vector_pieces(a, g))
+    pieces = (V.square_().flatten(0, 1).sum(0) for V in rotated_pieces)
+    return sum_pieces(pieces, g.new_zeros(m, d))
 
 
 def weighted_squares(a: Inputs, g: Tensor, S: Tensor) -> Tensor:

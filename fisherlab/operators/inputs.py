@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import InputError
+from fisherlab.operators.numerics import gram
+
+_LARGE_PRODUCT = 2**21  # multiplications beside which one more call costs nothing
 
 
 class OneHot:
@@ -214,11 +217,11 @@ def row_moment(x: Tensor) -> Tensor:
     Rows that lie in memory column by column (unfolded images, gradients of channels) are not copied.
     """
     positions, width = x.shape[-2:]
-    if x.dim() > 2 and positions >= width and x.stride(-2) == 1 and x.stride(-1) >= positions:
+    by_columns = x.dim() > 2 and x.stride(-2) == 1 and x.stride(-1) >= positions >= width
+    if by_columns and x.stride(-3) != positions:
         samples = x.flatten(0, -3)
         return torch.bmm(samples.mT, samples).sum(0)
-    rows = x.reshape(-1, width)
-    return rows.T @ rows
+    return gram(x.reshape(-1, width))
 
 
 def pair_moment(a: Inputs, weights: Tensor) -> Tensor:
@@ -263,15 +266,20 @@ def sample_gradients(a: Inputs, g: Tensor, out: Tensor | None = None) -> Tensor:
         g: [c, n, t, m].
         out: a flat buffer of at least n·c·m·d entries for the result of tensors; None: a new one.
     """
-    classes, samples, _, m = g.shape
+    classes, samples, positions, m = g.shape
     d = a.shape[2]
-    rows = by_sample(g.detach())
     if isinstance(a, OneHot):
+        rows = by_sample(g.detach())
         values = rows * a.valid[..., None] if a.masked else rows
         first = d * torch.arange(samples, device=g.device)
         places = (a.indices.clamp(min=0) + first[:, None]).flatten()
         total = g.new_zeros(samples * d, classes * m).index_add_(0, places, values.flatten(0, 1))
         return total.view(samples, d, classes, m).permute(0, 2, 3, 1)
-    shape = (samples, classes * m, d)
-    place = g.new_empty(shape) if out is None else out[: samples * classes * m * d].view(shape)
-    return torch.bmm(rows.mT, a.detach(), out=place).view(samples, classes, m, d)
+    shape = (samples, classes, m, d)
+    V = g.new_empty(shape) if out is None else out[: samples * classes * m * d].view(shape)
+    if samples * positions * m * d < _LARGE_PRODUCT:
+        torch.bmm(by_sample(g.detach()).mT, a.detach(), out=V.flatten(1, 2))
+    else:  # no copy of g
+        for c in range(classes):
+            torch.bmm(g[c].detach().mT, a.detach(), out=V[:, c])
+    return V

@@ -13,6 +13,7 @@ CHUNK_BYTES = 256 * 2**20
 ENTRY_COST = 50.0  # multiplications that take as long as writing one number to memory and reading it
 _REDUCTION_ELEMENTS = 2**22
 _PANELS = 8
+_FEW_PANELS, _LEAST_MIRRORED = 4, 192
 _LEAST_PANEL = 128
 _SINGLE_ROUNDING = 1e-6
 
@@ -208,6 +209,19 @@ def add_product(total: Tensor, X: Tensor, Y: Tensor) -> None:
         total.addmm_(X, Y)
     else:
         total += X @ Y
+
+
+def gram(X: Tensor) -> Tensor:
+    """XᵀX for X [r, k], without computing most of the lower half of a large one."""
+    k = X.shape[1]
+    if k < _LEAST_MIRRORED:
+        return X.T @ X
+    out = X.new_empty(k, k)
+    panels = list(spans(k, 1, -(-k // _FEW_PANELS)))
+    for start, stop in panels:
+        torch.mm(X[:, start:stop].T, X[:, start:], out=out[start:stop, start:])
+        out[stop:, start:stop] = out[start:stop, stop:].T
+    return out
 
 
 def self_product(pieces: Iterable[Tensor], size: int, device: torch.device) -> Tensor:

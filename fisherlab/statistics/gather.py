@@ -1,6 +1,6 @@
 """The passes over data that fill the sums of all layers: one, or two where a method needs a basis."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -48,6 +48,11 @@ class LayerWork:
         """The kinds of g that the first pass needs."""
         needed = {s.kind for s in self.statistics if s.kind is not None}
         return frozenset(needed | self.keep_kinds | ({self.kind} if self.lazy and self.bases else set()))
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether the first pass may give it the label columns in parts."""
+        return not self.keep and not self.lazy and all(s.one_sided for s in self.statistics)
 
     def numbers(self, layer: BlockShape) -> int:
         """How many numbers the sums of both passes and the bases take."""
@@ -133,20 +138,40 @@ def _first_pass(
     begin: int | None,
 ) -> None:
     needs = {name: task.kinds for name, task in work.items()}
-    scratch = sum(task.scratch for task in work.values())
-    for batches in collector.passes(needs, "statistics", scratch, begin):
-        for name, task in work.items():
-            batch = _limited(batches[name], task)
-            _keep(kept[name], batch, task)
-            if task.lazy:
-                continue
-            for sums, part in zip(parts[name], _split(batch, halves), strict=True):
-                if len(part.a):
-                    sums.count(part)
-                    sums.add(task.statistics, part)
+    for batch_parts in _batches(collector, work, needs, begin):
+        for part in batch_parts:
+            done = _end(part)
+            for name in list(part):
+                _add(part.pop(name), work[name], parts[name], kept[name], halves)
         if keeper is not None:
-            keeper.tick(1, _end(batches), {name: sums[0] for name, sums in parts.items()})
+            keeper.tick(1, done, {name: sums[0] for name, sums in parts.items()})
     _over_processes(parts, kept)
+
+
+def _batches(
+    collector: Collector, work: Mapping[str, LayerWork], needs: Needs, begin: int | None
+) -> Iterator[Iterable[dict[str, LayerBatch]]]:
+    """The batches, each in parts where no layer needs all columns at once."""
+    if all(task.in_parts for task in work.values()):
+        yield from collector.passes_in_parts(needs, "statistics", begin)
+        return
+    scratch = sum(task.scratch for task in work.values())
+    for batch in collector.passes(needs, "statistics", scratch, begin):
+        yield (batch,)
+
+
+def _add(
+    batch: LayerBatch, task: LayerWork, sums: Sequence[LayerSums], kept: list[LayerBatch], halves: bool
+) -> None:
+    """What a batch, or a part of it, adds to a layer's sums and kept samples."""
+    batch = _limited(batch, task)
+    _keep(kept, batch, task)
+    if task.lazy:
+        return
+    for one, part in zip(sums, _split(batch, halves), strict=True):
+        if part.samples:
+            one.count(part)
+            one.add(task.statistics, part)
 
 
 def _second_pass(
@@ -163,15 +188,16 @@ def _second_pass(
         for sums in gathered[name].sums:
             sums.bases = {method: basis(sums) for method, basis in work[name].bases.items()}
     for batches in collector.passes(needs, "second moments", begin=begin):
+        done = _end(batches)
         for name in needs:
             task, totals = work[name], gathered[name].sums
-            batch = _limited(batches[name], task)
+            batch = _limited(batches.pop(name), task)
             parts = [batch, *_split(batch, True)] if len(totals) == 3 else [batch]
             for part, total in zip(parts, totals, strict=True):
-                if len(part.a):
+                if part.samples:
                     total.add([total.rotated(method, task.kind) for method in task.bases], part)
         if keeper is not None:
-            keeper.tick(2, _end(batches), {name: found.sums[0] for name, found in gathered.items()})
+            keeper.tick(2, done, {name: found.sums[0] for name, found in gathered.items()})
     for name in needs:
         for total in gathered[name].sums:
             keys = [total.rotated(method, work[name].kind).key for method in work[name].bases]
@@ -181,7 +207,7 @@ def _second_pass(
 def _end(batches: Mapping[str, LayerBatch]) -> int:
     """The samples of the data up to the end of a batch."""
     batch = next(iter(batches.values()))
-    return batch.start + len(batch.a)
+    return batch.start + batch.samples
 
 
 def _over_processes(parts: Mapping[str, list[LayerSums]], kept: dict[str, list[LayerBatch]]) -> None:

@@ -16,17 +16,16 @@ from torch import Tensor
 from fisherlab.operators.contractions import (
     input_contraction,
     output_contraction,
+    rotated_squares,
     squared_gradients,
     unit_squares,
     vector_pieces,
     weighted_moment,
 )
-from fisherlab.operators.factors import into_basis
 from fisherlab.operators.inputs import (
     Inputs,
     OneHot,
     pair_moment,
-    rotated,
     row_moment,
     sample_gradients,
     second_moment,
@@ -35,23 +34,26 @@ from fisherlab.operators.inputs import (
 )
 from fisherlab.operators.numerics import self_product
 from fisherlab.operators.packing import packed_size, packing_index, svec_gram, svec_outer
+from fisherlab.operators.patches import Patches
 
 _CHUNK_BYTES = 32 * 2**20
 _MOST_SAMPLES = 1024
 
 
-def input_moment(a: Inputs, _: Tensor | None) -> Tensor:
+def input_moment(a: Inputs | Patches, _: Tensor | None) -> Tensor:
     """Σ_n Σ_t a aᵀ, [d, d]; [d] for one-hot inputs."""
-    return second_moment(a)
+    return a.second_moment() if isinstance(a, Patches) else second_moment(a)
 
 
-def output_moment(_: Inputs, g: Tensor) -> Tensor:
+def output_moment(_: Inputs | None, g: Tensor) -> Tensor:
     """Σ_n Σ_c Σ_t g gᵀ, [m, m]."""
     return row_moment(g)
 
 
-def input_moment_reduced(a: Inputs, _: Tensor | None) -> Tensor:
+def input_moment_reduced(a: Inputs | Patches, _: Tensor | None) -> Tensor:
     """Σ_n ā āᵀ with ā the mean over positions, [d, d]."""
+    if isinstance(a, Patches):
+        a = a.unfolded()
     if isinstance(a, OneHot):
         samples, positions, _d = a.shape
         weight = torch.full((), 1 / positions**2, dtype=a.dtype, device=a.device)
@@ -59,7 +61,7 @@ def input_moment_reduced(a: Inputs, _: Tensor | None) -> Tensor:
     return row_moment(a.mean(1))
 
 
-def output_moment_reduced(_: Inputs, g: Tensor) -> Tensor:
+def output_moment_reduced(_: Inputs | None, g: Tensor) -> Tensor:
     """Σ_n Σ_c ĝ ĝᵀ with ĝ the sum over positions, [m, m]."""
     return row_moment(g.sum(2))
 
@@ -103,8 +105,8 @@ def squared_gradient(a: Inputs, g: Tensor) -> Tensor:
 
 
 def rotated_square(a: Inputs, g: Tensor, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
-    """Σ_n Σ_c (U_Bᵀ V U_A)∘², [m, d]; a and g are rotated, never V. A basis None is the identity."""
-    return squared_gradients(rotated(a, U_A), into_basis(g, None if U_B is None else U_B.to(g.dtype)))
+    """Σ_n Σ_c (U_Bᵀ V U_A)∘², [m, d]. A basis None is the identity."""
+    return rotated_squares(a, g, U_A, U_B)
 
 
 def gradient_sum(a: Inputs, g: Tensor) -> Tensor:

@@ -30,12 +30,15 @@ class Statistic:
         name: statistics with one name and kind are one: they are computed once.
         compute: takes a [n, t, d] and g [c, n, t, m] and gives the sum over the n samples; a sequence: one
             for each group.
-        kind: whose labels g is from (see `fisherlab.collect`); None where only a is used.
+        kind: whose labels g is from (see `fisherlab.collect`); None where only a is used, which may then be
+            `Patches`.
+        inputs: whether a is used; where it is not, compute is given None for it.
     """
 
     name: str
     compute: Compute | Sequence[Compute] = field(compare=False, repr=False)
     kind: str | None = None
+    inputs: bool = True
 
     @property
     def key(self) -> str:
@@ -44,11 +47,19 @@ class Statistic:
 
     def __call__(self, batch: LayerBatch) -> Tensor:
         """The sum over one batch, in the model's dtype; [G, …] for G > 1 groups."""
-        found = [
-            compute(part.a, None if self.kind is None else part.g[self.kind])
-            for compute, part in zip(self._computes(batch.groups), batch.parts, strict=True)
-        ]
+        computes = self._computes(batch.groups)
+        found = [self._of(part, compute) for compute, part in zip(computes, batch.parts, strict=True)]
         return found[0] if batch.groups == 1 else torch.stack(found)
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether it uses a alone or g alone, so that the label columns may come in parts."""
+        return self.kind is None or not self.inputs
+
+    def _of(self, batch: LayerBatch, compute: Compute) -> Tensor:
+        if self.kind is None:
+            return compute(batch.inputs, None)
+        return compute(batch.a if self.inputs else None, batch.g[self.kind])
 
     def numbers(self, layer: BlockShape) -> int:
         """How many numbers the sum has, by computing that of one sample of zeros without storage."""
@@ -91,13 +102,16 @@ class LayerSums:
     bases: dict[str, Basis] = field(default_factory=dict)
 
     def count(self, batch: LayerBatch) -> None:
-        """Counts a batch; once a pass over the data, in the first pass only."""
-        self.samples += batch.a.shape[0]
-        self.positions += batch.positions
+        """Counts a batch, in its first part; in the first pass over the data only."""
+        if batch.fresh:
+            self.samples += batch.samples
+            self.positions += batch.positions
 
     def add(self, statistics: Iterable[Statistic], batch: LayerBatch) -> None:
-        """Adds a batch to these statistics."""
+        """Adds a batch to these statistics; a part of one to those that it brings something new for."""
         for statistic in statistics:
+            if not (batch.fresh if statistic.kind is None else statistic.kind in batch.g):
+                continue
             term = statistic(batch)
             known = self.values.get(statistic.key)
             if known is None:

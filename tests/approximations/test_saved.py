@@ -268,13 +268,13 @@ def test_merging_other_sums_is_refused(dense):
 def passed(monkeypatch) -> list[int]:
     """The passes over the data, each with the first sample that it read."""
     begun: list[int] = []
-    original = fl.collect.Collector.passes
+    original = fl.collect.Collector._passes
 
-    def passes(self, needs, what, scratch=0, begin=None) -> Iterator:
+    def passes(self, needs, what, most, begin) -> Iterator:
         begun.append(begin or 0)
-        return original(self, needs, what, scratch, begin)
+        return original(self, needs, what, most, begin)
 
-    monkeypatch.setattr("fisherlab.collect.Collector.passes", passes)
+    monkeypatch.setattr("fisherlab.collect.Collector._passes", passes)
     return begun
 
 

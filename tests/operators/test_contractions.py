@@ -13,6 +13,7 @@ from fisherlab.operators import (
     KroneckerOperator,
     OneHot,
 )
+from fisherlab.operators.contractions import rotated_squares
 
 close = {"rtol": 1e-10, "atol": 1e-12}
 SHAPES = [(5, 2, 2, 4, 3), (4, 3, 7, 3, 2), (3, 1, 30, 2, 3)]  # n, c, t, d, m
@@ -135,3 +136,21 @@ def test_kept_numbers_survive_many_pieces(monkeypatch):
         F.contract_output(torch.eye(3).double()), F.contract_output(torch.ones(3).double()), **close
     )
     assert_allclose(F.dense(), J.T @ J / 5, **close)
+
+
+@pytest.mark.usefixtures("cost")
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 1, 9, 8, 3), (2, 4, 9, 8, 3)])
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize("identity", ["", "A", "B"])
+@pytest.mark.parametrize("large", [0, 2**40])
+def test_squares_of_rotated_gradients(shape, one_hot, identity, large, monkeypatch):
+    monkeypatch.setattr("fisherlab.operators.inputs._LARGE_PRODUCT", large)
+    a, g = parts(shape, one_hot=one_hot)
+    _, _, _, d, m = shape
+    torch.manual_seed(0)
+    U_A, U_B = (torch.linalg.qr(torch.randn(k, k).double()).Q for k in (d, m))
+    V = torch.einsum("cntm,ntd->cnmd", g, a.dense() if one_hot else a)
+    rotated = V if "A" in identity else V @ U_A
+    rotated = rotated if "B" in identity else U_B.T @ rotated
+    found = rotated_squares(a, g, None if "A" in identity else U_A, None if "B" in identity else U_B)
+    assert_allclose(found, rotated.square().sum((0, 1)), **close)
