@@ -29,6 +29,7 @@ _MODULES = (
     "metrics",
     "models",
     "operators",
+    "optim",
     "plots",
     "report",
     "statistics",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from fisherlab import metrics as metrics
     from fisherlab import models as models
     from fisherlab import operators as operators
+    from fisherlab import optim as optim
     from fisherlab import plots as plots
     from fisherlab import report as report
     from fisherlab import statistics as statistics

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.layers import Layers, LayerView, Use, slope_of, spelled_out
+from fisherlab.operators.inputs import Inputs, OneHot
+from fisherlab.operators.patches import Patches
 
 _SMALL_PASS = 2**17
 
@@ -122,3 +124,25 @@ def backward(
         again = keep or place + 1 < len(columns)
         gradients = torch.autograd.grad(outputs, edges, column, retain_graph=again, allow_unused=True)
         yield 1, tuple(None if g is None else g.unsqueeze(0) for g in gradients)
+
+
+def inputs_of(view: LayerView, calls: list[Use], samples: int, batch_dim: int) -> Inputs | Patches:
+    """The inputs of a layer's calls, the positions of one after those of another: a [n, t, G·d]."""
+    return _side_by_side([view.to_inputs(call, samples, batch_dim) for call in calls])
+
+
+def outputs_of(view: LayerView, calls: list[tuple[Use, Tensor]], samples: int, batch_dim: int) -> Tensor:
+    """Tensors [c, …] shaped as the outputs of a layer's calls, likewise: g [c, n, t, m]."""
+    pieces = [view.to_outputs(g, call, samples, batch_dim) for call, g in calls]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+
+def _side_by_side(calls: list[Inputs | Patches]) -> Inputs | Patches:
+    first = calls[0]
+    if len(calls) == 1:
+        return first
+    calls = [a.unfolded() if isinstance(a, Patches) else a for a in calls]
+    if isinstance(first, OneHot):
+        indices = [a.indices for a in calls if isinstance(a, OneHot)]
+        return OneHot(torch.cat(indices, dim=1), first.size, first.dtype)
+    return torch.cat([a for a in calls if isinstance(a, Tensor)], dim=1)

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from fisherlab import distributed
 from fisherlab.batch import LayerBatch
-from fisherlab.capture import Seen, backward, capture, unchanged
+from fisherlab.capture import Seen, backward, capture, inputs_of, outputs_of, unchanged
 from fisherlab.data import Batches, ModelInputs, called, each, is_finite
 from fisherlab.draws import normal
 from fisherlab.errors import InputError, InputTypeError, NumericalError
 from fisherlab.layers import NETWORK_OUTPUT, Activation, Layers, LayerView, Use, find_activations
-from fisherlab.likelihoods import Likelihood, label_columns
+from fisherlab.likelihoods import Likelihood, categorical_slope, label_columns
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.patches import Patches
 from fisherlab.progress import Progress, bar
@@ -281,7 +281,7 @@ class Collector:
                 for call, activation in zip(seen[name], found[name], strict=True):
                     slope = activation.slope(call.output) if call.slope is None else call.slope
                     if activation.reason == NETWORK_OUTPUT and "+categorical" in kind:
-                        slope = _categorical_slope(outputs)
+                        slope = categorical_slope(outputs.detach())
                     calls.append((call.use, slope.unsqueeze(0)))
                 slope = self._outputs(given[name], name, kind, calls, samples)
                 given[name].g[kind] = self._of_slope(slope, kind, name, generators)
@@ -291,8 +291,7 @@ class Collector:
     ) -> Tensor:
         """What came back to the outputs of a layer's calls as g [c, n, t, m]."""
         view = self.layers[name]
-        pieces = [view.to_outputs(g, use, samples, self.batch_dim) for use, g in calls]
-        g = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+        g = outputs_of(view, calls, samples, self.batch_dim)
         if batch.valid is None:
             return g
         valid = batch.valid[None, :, :, None]
@@ -367,8 +366,7 @@ class Collector:
         return x.narrow(self.batch_dim, 1, 1).expand_as(x).contiguous()
 
     def _inputs(self, name: str, calls: list[Seen], samples: int) -> Inputs | Patches:
-        view = self.layers[name]
-        return _side_by_side([view.to_inputs(call.use, samples, self.batch_dim) for call in calls])
+        return inputs_of(self.layers[name], [call.use for call in calls], samples, self.batch_dim)
 
     def _name_activations(self, outputs: Tensor, seen: Mapping[str, list[Seen]]) -> dict[str, Activation]:
         named = {}
@@ -430,18 +428,6 @@ def _whole(parts: list[dict[str, LayerBatch]]) -> dict[str, LayerBatch]:
     return whole
 
 
-def _side_by_side(calls: list[Inputs | Patches]) -> Inputs | Patches:
-    """The positions of several calls, one after another."""
-    first = calls[0]
-    if len(calls) == 1:
-        return first
-    calls = [a.unfolded() if isinstance(a, Patches) else a for a in calls]
-    if isinstance(first, OneHot):
-        indices = [a.indices for a in calls if isinstance(a, OneHot)]
-        return OneHot(torch.cat(indices, dim=1), first.size, first.dtype)
-    return torch.cat([a for a in calls if isinstance(a, Tensor)], dim=1)
-
-
 def _known(gradients: Tensor | None, call: Seen, columns: int) -> Tensor:
     """The gradients of a call; zero where the outputs do not depend on it."""
     return call.output.new_zeros(columns, *call.output.shape) if gradients is None else gradients
@@ -470,11 +456,6 @@ def _masked(a: Inputs | Patches, valid: Tensor | None) -> Inputs | Patches:
     if isinstance(a, OneHot):
         return OneHot(a.indices.masked_fill(~valid, -1), a.size, a.dtype)
     return a * valid.unsqueeze(-1)
-
-
-def _categorical_slope(outputs: Tensor) -> Tensor:
-    log_p = torch.log_softmax(outputs.detach(), -1)
-    return torch.exp(0.5 * log_p) * torch.sqrt(-torch.expm1(log_p))
 
 
 def unit_columns(slope: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fisherlab.errors import InputError, InputTypeError
@@ -115,6 +116,30 @@ class Clip(FactoredDamping):
             (trace_A / d).clamp(self.low, self.high),
             (trace_B / m).clamp(*self._output_bounds),
         )
+
+
+@dataclass(frozen=True)
+class Shift(FactoredDamping):
+    """Fixed λ_A and λ_B: with an identity as one factor, (0, λ) or (λ, 0) is λ of the whole matrix.
+
+    Args:
+        input: λ_A ≥ 0.
+        output: λ_B ≥ 0.
+
+    Raises:
+        InputError: one is negative or not finite.
+    """
+
+    input: float
+    output: float
+
+    def __post_init__(self) -> None:
+        _check_value("damping of the input factor", self.input)
+        _check_value("damping of the output factor", self.output)
+
+    def factors(self, trace_A: Tensor, d: int, trace_B: Tensor, m: int) -> tuple[Tensor, Tensor]:
+        """(λ_A, λ_B)."""
+        return torch.full_like(trace_A, self.input), torch.full_like(trace_B, self.output)
 
 
 Damping = Constant | FactoredDamping

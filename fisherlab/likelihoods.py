@@ -349,6 +349,12 @@ def as_likelihood(likelihood: "str | Likelihood") -> Likelihood:
     return _BUILT_IN[likelihood]()
 
 
+def categorical_slope(outputs: Tensor) -> Tensor:
+    """√(p(1 − p)) with p the softmax of the outputs: the slope that LNGD may take for the last layer."""
+    log_p = torch.log_softmax(outputs, -1)
+    return torch.exp(0.5 * log_p) * torch.sqrt(-torch.expm1(log_p))
+
+
 def label_columns(
     likelihood: Likelihood,
     kind: str,

@@ -5,12 +5,13 @@ from fisherlab.layers.activation import (
     ACTIVATIONS,
     NETWORK_OUTPUT,
     Activation,
+    activations_from,
     find_activations,
     slope_of,
 )
 from fisherlab.layers.adapter import Adapter, register_layer
 from fisherlab.layers.attention import spelled_out
-from fisherlab.layers.discovery import Layers, find_layers, select_layers
+from fisherlab.layers.discovery import Layers, find_layers, match_names, select_layers
 from fisherlab.layers.view import BlockShape, LayerView, Mask, Use
 
 __all__ = [
@@ -23,8 +24,10 @@ __all__ = [
     "Layers",
     "Mask",
     "Use",
+    "activations_from",
     "find_activations",
     "find_layers",
+    "match_names",
     "register_layer",
     "select_layers",
     "slope_of",

@@ -7,7 +7,7 @@ and so is an activation in place. A name given by the user is evaluated on s ins
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,21 +111,29 @@ def find_activations(output: Tensor, edges: Mapping[Call, Any]) -> dict[Call, Ac
     Raises:
         InputError: for a layer that does not reach the output; names it.
     """
-    places = {name: (edge.node, edge.output_nr) for name, edge in edges.items()}
-    root = output.grad_fn, output.output_nr
-    consumers = _consumers(output.grad_fn, set(places.values()))
-    reach = {call for call, place in places.items() if consumers[place] or place == root}
+    found = activations_from([output], edges)
     for layer in {layer for layer, _ in edges}:
-        if not any(call[0] == layer for call in reach):
+        if all(activation is None for call, activation in found.items() if call[0] == layer):
             raise InputError(
                 f"layer {layer!r} does not reach the model's output; leave it out with layers= or exclude="
             )
-    return {call: _activation_of(consumers[place]) for call, place in places.items()}
+    return {call: activation or _activation_of([]) for call, activation in found.items()}
 
 
-def _consumers(root: Any, wanted: set[tuple[Any, int]]) -> dict[tuple[Any, int], list[Any]]:
+def activations_from(outputs: Sequence[Tensor], edges: Mapping[Call, Any]) -> dict[Call, Activation | None]:
+    """The same from several outputs; None for a call that reaches none of them."""
+    places = {name: (edge.node, edge.output_nr) for name, edge in edges.items()}
+    roots = [(output.grad_fn, output.output_nr) for output in outputs if output.grad_fn is not None]
+    consumers = _consumers([node for node, _ in roots], set(places.values()))
+    return {
+        call: _activation_of(consumers[place]) if consumers[place] or place in roots else None
+        for call, place in places.items()
+    }
+
+
+def _consumers(roots: list[Any], wanted: set[tuple[Any, int]]) -> dict[tuple[Any, int], list[Any]]:
     found: dict[tuple[Any, int], list[Any]] = {edge: [] for edge in wanted}
-    seen, stack = {root}, [root]
+    seen, stack = set(roots), list(dict.fromkeys(roots))
     while stack:
         node = stack.pop()
         for place, edge in enumerate(node.next_functions):

@@ -57,6 +57,16 @@ class Adapter(ABC):
         """Tensors shaped as the weight, with any leading dimensions, as [..., m, d]."""
         return weight.flatten(weight.dim() - module.get_parameter("weight").dim() + 1)
 
+    def weight(self, module: nn.Module, matrix: Tensor) -> Tensor:
+        """The inverse of `matrix` for one matrix [m, d]: shaped as the weight."""
+        return matrix.reshape(module.get_parameter("weight").shape)
+
+    def applied(
+        self, module: nn.Module, x: Tensor, output: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor | None:
+        """The module's function of x with another weight and bias, without its hooks; None: by way of a."""
+        return None
+
     def groups(self, module: nn.Module) -> int:
         """G: the weight is a block-diagonal matrix of G blocks [m/G, d]."""
         return 1

@@ -34,6 +34,12 @@ class ConvolutionAdapter(Adapter):
         """[c, l, out, …] as [c, l, t, out]."""
         return g.flatten(3).transpose(2, 3)
 
+    def applied(self, module: Any, x: Tensor, output: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution of the padded input."""
+        convolve = getattr(functional, f"conv{len(module.kernel_size)}d")
+        padded = _padded(module, x)
+        return convolve(padded, weight, bias, module.stride, 0, module.dilation, module.groups)
+
 
 class TransposedConvolutionAdapter(Adapter):
     """W is weight.transpose(0, 1).flatten(1) [out, in/G·k], group by group.
@@ -86,6 +92,21 @@ class TransposedConvolutionAdapter(Adapter):
         flat = weight.flatten(weight.dim() - len(module.kernel_size))
         grouped = flat.unflatten(-3, (module.groups, -1)).transpose(-3, -2)
         return grouped.flatten(-4, -3).flatten(-2)
+
+    def weight(self, module: Any, matrix: Tensor) -> Tensor:
+        """[out, in/G·k] as [in, out/G, k…]."""
+        by_group = matrix.unflatten(0, (module.groups, -1)).unflatten(-1, (-1, *module.kernel_size))
+        return by_group.transpose(1, 2).flatten(0, 1)
+
+    def applied(self, module: Any, x: Tensor, output: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The transposed convolution to the size of the output."""
+        convolve = getattr(functional, f"conv_transpose{len(module.kernel_size)}d")
+        extra = []
+        for place, size in enumerate(output.shape[2:]):
+            reach = module.dilation[place] * (module.kernel_size[place] - 1) - 2 * module.padding[place]
+            extra.append(size - (x.shape[2 + place] - 1) * module.stride[place] - reach - 1)
+        own = module.stride, module.padding, tuple(extra), module.groups, module.dilation
+        return convolve(x, weight, bias, *own)
 
 
 def _padded(module: Any, x: Tensor) -> Tensor:

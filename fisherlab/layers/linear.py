@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fisherlab.errors import InputError
 from fisherlab.layers.adapter import Adapter, register_layer
@@ -32,6 +33,16 @@ class LinearAdapter(Adapter):
         """The weight itself."""
         return weight
 
+    def weight(self, module: nn.Module, matrix: Tensor) -> Tensor:
+        """The matrix itself."""
+        return matrix
+
+    def applied(
+        self, module: nn.Module, x: Tensor, output: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """X Wᵀ + b."""
+        return functional.linear(x, weight, bias)
+
 
 class EmbeddingAdapter(Adapter):
     """s = W a with one-hot a, which stay indices; W is the transposed weight [dim, num]."""
@@ -56,6 +67,10 @@ class EmbeddingAdapter(Adapter):
     def matrix(self, module: nn.Module, weight: Tensor) -> Tensor:
         """The transpose."""
         return weight.mT
+
+    def weight(self, module: nn.Module, matrix: Tensor) -> Tensor:
+        """The transpose."""
+        return matrix.mT
 
     def refusal(self, module: nn.Module) -> str:
         """Lookups that change the weight or its gradient are no linear map of it."""

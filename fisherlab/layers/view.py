@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fisherlab.errors import InputError
 from fisherlab.layers.adapter import Adapter
 from fisherlab.layers.norm import NormAdapter
-from fisherlab.operators.inputs import Inputs, OneHot
+from fisherlab.operators.inputs import Inputs, OneHot, dense_inputs
 from fisherlab.operators.patches import Patches
 
 Mask = Callable[[Any], Tensor]
@@ -170,6 +170,43 @@ class LayerView(BlockShape):
             else:
                 parts.append((bias if self.bias_rows is None else bias[..., self.bias_rows]).unsqueeze(-1))
         return torch.cat(parts, dim=-2 if self.vector else -1)
+
+    def to_parameters(self, matrix: Tensor) -> "list[tuple[str, slice | None, Tensor]]":
+        """A matrix [m, d] as (parameter, its rows or None for all, tensor of their shape), not of a norm."""
+        parts = []
+        if self.weight is not None:
+            columns = matrix if self.bias is None else matrix[:, :-1]
+            shaped = columns if self.part else self._adapter.weight(self._module, columns)
+            parts.append((self.weight, self.rows, shaped))
+        if self.bias is not None:
+            parts.append((self.bias, self.bias_rows, matrix[:, -1]))
+        return parts
+
+    def products(self, use: Use, g: Tensor, matrix: Tensor, samples: int, batch_dim: int = 0) -> Tensor:
+        """⟨D, V_n⟩ = Σ_t ⟨g_t, D a_t⟩ of a call for every sample, [n]: one more forward of the layer.
+
+        Args:
+            use: the call; of its output only the shape is read.
+            g: shaped as the call's output.
+            matrix: D [m, d].
+            samples: n.
+            batch_dim: the dimension that counts samples.
+        """
+        x, g = (self._rows_first(value, 0, batch_dim) for value in (use.input, g))
+        g = g.to(matrix.dtype)
+        applied = None
+        if self.weight is not None:
+            shaped = {role: tensor for role, _, tensor in self.to_parameters(matrix)}
+            weight, bias = shaped[self.weight], None if self.bias is None else shaped[self.bias]
+            applied = self._adapter.applied(self._module, x.to(matrix.dtype), use.output, weight, bias)
+        if applied is not None:
+            left, right = (value.reshape(samples, 1, -1) for value in (applied, g))
+            return torch.bmm(left, right.mT).flatten()
+        a = self.to_inputs(use, samples, batch_dim)
+        a = dense_inputs(a.unfolded() if isinstance(a, Patches) else a).to(matrix.dtype)
+        by_group = a.unflatten(-1, (self.groups, -1)), matrix.unflatten(0, (self.groups, -1))
+        outputs = torch.einsum("ntgd,gmd->ntgm", *by_group).flatten(2)
+        return (outputs * self.to_outputs(g.unsqueeze(0), use, samples, batch_dim)[0]).sum((1, 2))
 
     @property
     def _module(self) -> nn.Module:

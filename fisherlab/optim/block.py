@@ -1,0 +1,294 @@
+"""One layer of an optimizer: moving averages of its statistics, and the inverse made of them."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherlab import distributed
+from fisherlab.approximations import Approximation, build_operator
+from fisherlab.batch import LayerBatch
+from fisherlab.damping import Constant, Damping, FactoredDamping
+from fisherlab.errors import NumericalError
+from fisherlab.layers import LayerView, Use
+from fisherlab.operators import (
+    EigenKroneckerOperator,
+    KroneckerOperator,
+    LinearOperator,
+    blocks_of,
+    joined,
+)
+from fisherlab.operators.factors import factor_diagonal
+from fisherlab.operators.numerics import symmetric_eigenvalues
+from fisherlab.statistics import Basis, LayerSums, Statistic
+
+
+@dataclass
+class Seen:
+    """One call of a layer in a forward pass, and the gradient that came back to its output.
+
+    Attributes:
+        use: the call's input, and a stand-in for its output without numbers.
+        g: shaped as the output; None until the backward pass reaches it.
+    """
+
+    use: Use
+    g: Tensor | None = None
+
+
+@dataclass
+class Step:
+    """What a layer's part in the next step is made of.
+
+    Attributes:
+        direction: D [m, d].
+        gradient: ⟨D, ∇h⟩, 0-d.
+        squares: (1/N) Σ_n ⟨D, ∇ℓ_n⟩², 0-d; None for a fixed rate.
+        driven: what D was made of, where momentum is on the gradient.
+    """
+
+    direction: Tensor
+    gradient: Tensor
+    squares: Tensor | None = None
+    driven: Tensor | None = None
+
+
+@dataclass
+class Block:
+    """A layer's statistics and preconditioner.
+
+    Attributes:
+        view: the layer.
+        method: the approximation.
+        kind: the labels of its statistics.
+        average: moving averages of the sums a sample, by key of the statistic.
+        positions: the moving average of T.
+        bases: the eigenvectors of a method with two passes.
+        inverse: the damped inverse in use.
+    """
+
+    view: LayerView
+    method: Approximation
+    kind: str
+    average: dict[str, Tensor] = field(default_factory=dict)
+    positions: float = 0.0
+    bases: dict[str, Basis] = field(default_factory=dict)
+    inverse: LinearOperator | None = None
+
+    def __post_init__(self) -> None:
+        self._clear()
+        self._stale = True
+
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """The sums that the method reads; those in an eigenbasis apart."""
+        return self.method.statistics(self.view.group, self.kind)
+
+    @property
+    def wants_basis(self) -> bool:
+        """Whether the averages have changed since the eigenbasis was made."""
+        return self.method.two_pass and self._stale
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether second moments in the eigenbasis came, which need no new inverse of the factors."""
+        return self._rotated_samples > 0
+
+    @property
+    def observed(self) -> bool:
+        """Whether there is something to be averaged in."""
+        return bool(self._samples or self._rotated_samples)
+
+    @property
+    def known(self) -> bool:
+        """Whether there are statistics."""
+        return bool(self.average or self._new)
+
+    # --- statistics -------------------------------------------------------------------------------
+
+    def observe(self, batch: LayerBatch, decay: float, *, sums: bool, basis: bool) -> None:
+        """Adds a batch to what is to be averaged in this step.
+
+        Args:
+            batch: the layer's inputs and g.
+            decay: the weight of the old average.
+            sums: whether the statistics are due.
+            basis: whether a new eigenbasis is due.
+        """
+        if sums:
+            self._samples += batch.samples
+            self._positions += batch.positions
+            for statistic in self.statistics:
+                _add(self._new, statistic.key, statistic(batch))
+            self._stale = True
+        if not self.method.two_pass:
+            return
+        if basis and self._stale and not self._fresh_basis:
+            self._make_basis(decay)
+        if self.bases:
+            self._rotated_samples += batch.samples
+            rotated = LayerSums(bases=self.bases).rotated(self.method.name, self.kind)
+            _add(self._new_rotated, rotated.key, rotated(batch))
+
+    def average_in(self, decay: float) -> None:
+        """Moves the averages by what was observed since the last time."""
+        sums = self._sums(decay)
+        self.average, self.positions = sums.values, float(sums.positions)
+        self._clear()
+
+    @staticmethod
+    def add_up(blocks: "Iterable[Block]") -> None:
+        """What all processes observed in these layers, in each of them."""
+        blocks = [block for block in blocks if block.observed]
+        if distributed.size() == 1 or not blocks:
+            return
+        own = [(block._samples, block._positions, block._rotated_samples) for block in blocks]
+        for block, *counts in zip(blocks, *distributed.gather_all(own), strict=True):
+            totals = [sum(count) for count in zip(*counts, strict=True)]
+            block._samples, block._positions, block._rotated_samples = totals
+        for block in blocks:
+            for sums in (block._new, block._new_rotated):
+                distributed.add_up([sums[key] for key in sorted(sums)])
+
+    def invert(self, damping: Damping, decay: float) -> None:
+        """The damped inverse, with what was observed in this step counted in.
+
+        Raises:
+            NumericalError: where the statistics are not finite, or cannot be inverted; names the layer.
+        """
+        sums = self._sums(decay)
+        if not all(bool(value.isfinite().all()) for value in sums.values.values()):
+            raise NumericalError(
+                f"the statistics of layer {self.view.name!r} are not finite; lower the learning rate or "
+                "check the data"
+            )
+        try:
+            operator = build_operator(self.method, self.view, sums, self.kind)
+            self.inverse = operator.inverse(damping)
+        except NumericalError as error:
+            raise NumericalError(f"layer {self.view.name!r}: {error}") from error
+
+    def _make_basis(self, decay: float) -> None:
+        sums = self._sums(decay)
+        shape = self.view
+        groups = [sums] if shape.groups == 1 else [sums.group(g) for g in range(shape.groups)]
+        found = [self.method.basis(shape.group, one, self.kind) for one in groups]
+        stacked = [_stacked([basis[side] for basis in found if basis is not None]) for side in (0, 1)]
+        first = stacked if shape.groups > 1 else [None if U is None else U[0] for U in stacked]
+        self.bases = {self.method.name: (first[0], first[1])}
+        self._fresh_basis, self._stale = True, False
+        self._new_rotated.clear()
+        self._rotated_samples = 0
+
+    def _sums(self, decay: float) -> LayerSums:
+        """The averages with this step's observations, as the sums of one sample."""
+        values, positions = dict(self.average), self.positions
+        if self._samples:
+            values |= {k: _moved(self.average.get(k), v / self._samples, decay) for k, v in self._new.items()}
+            positions = _moved(positions or None, self._positions / self._samples, decay)
+        if self._rotated_samples:
+            weight = 0.0 if self._fresh_basis else decay
+            for key, value in self._new_rotated.items():
+                values[key] = _moved(self.average.get(key), value / self._rotated_samples, weight)
+        return LayerSums(1, positions, values, self.bases)  # type: ignore[arg-type]
+
+    def _clear(self) -> None:
+        self._new: dict[str, Tensor] = {}
+        self._new_rotated: dict[str, Tensor] = {}
+        self._samples = self._positions = self._rotated_samples = 0
+        self._fresh_basis = False
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What goes into a state_dict, as plain numbers and tensors."""
+        return {
+            "average": dict(self.average),
+            "positions": self.positions,
+            "basis": list(self.bases.get(self.method.name, ())),
+            "inverse": self.inverse_tensors(),
+            "stale": self._stale,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state` gave; what was observed since the last step is forgotten."""
+        self._clear()
+        self.average, self.positions = dict(state["average"]), state["positions"]
+        self.bases = {self.method.name: (state["basis"][0], state["basis"][1])} if state["basis"] else {}
+        self.load_inverse(state["inverse"])
+        self._stale = state["stale"]
+
+    def inverse_tensors(self) -> list[list[Tensor | None]]:
+        """The tensors of the inverse, a list a group."""
+        return [] if self.inverse is None else [_tensors(block) for block in blocks_of(self.inverse)]
+
+    def load_inverse(self, tensors: list[list[Tensor | None]], device: torch.device | None = None) -> None:
+        """The inverse from its tensors."""
+        moved = [[None if t is None else t.to(device) for t in block] for block in tensors]
+        self.inverse = joined([_operator(block) for block in moved]) if moved else None
+
+    def numbers(self, damping: Damping) -> dict[str, float]:
+        """Traces, damping and condition number, for logs."""
+        if not self.average:
+            return {}
+        operator = build_operator(self.method, self.view, self._sums(0.0), self.kind)
+        parts = [_factored(block, damping) for block in blocks_of(operator)]
+        return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
+
+
+def _factored(operator: LinearOperator, damping: Damping) -> dict[str, float]:
+    """Means over groups: traces of the factors, their damping, and the condition number."""
+    inverse = operator.inverse(damping)
+    if isinstance(operator, KroneckerOperator) and isinstance(damping, FactoredDamping):
+        A, B = (factor_diagonal(factor).sum() for factor in (operator.A, operator.B))
+        shifts: tuple[Any, Any] = damping.factors(A, operator.inputs, B, operator.outputs)
+        assert isinstance(inverse, KroneckerOperator)
+        condition = math.prod(_condition(factor) for factor in (inverse.A, inverse.B))
+        traces = float(A), float(B)
+    else:
+        assert isinstance(operator, EigenKroneckerOperator)
+        assert isinstance(damping, Constant)
+        traces, shifts = (float(operator.trace()), math.nan), (damping.value, math.nan)
+        damped = operator.S + damping.value
+        condition = float(damped.max() / damped.min())
+    return {
+        "trace_input": traces[0],
+        "trace_output": traces[1],
+        "damping_input": float(shifts[0]),
+        "damping_output": float(shifts[1]),
+        "condition": condition,
+    }
+
+
+def _condition(factor: Tensor) -> float:
+    values = factor if factor.ndim == 1 else symmetric_eigenvalues(factor)
+    return float(values.max() / values.min())
+
+
+def _tensors(inverse: LinearOperator) -> list[Tensor | None]:
+    if isinstance(inverse, KroneckerOperator):
+        return [inverse.A, inverse.B]
+    assert isinstance(inverse, EigenKroneckerOperator)
+    return [inverse.U_A, inverse.U_B, inverse.S]
+
+
+def _operator(tensors: list[Any]) -> LinearOperator:
+    return KroneckerOperator(*tensors) if len(tensors) == 2 else EigenKroneckerOperator(*tensors)
+
+
+def _add(sums: dict[str, Tensor], key: str, term: Tensor) -> None:
+    known = sums.get(key)
+    sums[key] = term if known is None else known.add_(term)
+
+
+def _moved(old: Any, new: Any, decay: float) -> Any:
+    """Decay · old + (1 − decay) · new; the first value as it is."""
+    return new if old is None else decay * old + (1 - decay) * new
+
+
+def _stacked(bases: list[Tensor | None]) -> Tensor | None:
+    known = [U for U in bases if U is not None]
+    return torch.stack(known) if known else None

@@ -1,0 +1,132 @@
+"""What an optimizer refuses: one sentence each, with the way out."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherlab.errors import InputError, InputTypeError, unknown
+from fisherlab.layers import Layers, find_layers
+from fisherlab.likelihoods import Categorical, Likelihood
+
+_CHOICES = {
+    "rate": ("layerwise", "fixed"),
+    "source": ("layerwise", "predictive", "empirical"),
+    "momentum_on": ("update", "gradient"),
+    "loss_reduction": ("mean", "sum"),
+    "weight_decay_mode": ("decoupled", "coupled"),
+}
+_COUNTS = ("statistics_every", "inverse_every", "rate_samples")
+_POSITIVE = ("lr", "other_lr", "max_rate")
+_NOT_NEGATIVE = ("weight_decay", "rate_damping")
+
+
+def check_model(model: Any) -> nn.Module:
+    """The model itself, taken out of DistributedDataParallel.
+
+    Raises:
+        InputTypeError: for parameters, or anything else that is no module.
+        InputError: for a compiled model, or complex parameters or ones with sparse gradients.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputTypeError(
+            "a fisherlab optimizer takes the model itself, not its parameters: LNGD(model, lr=0.1)"
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            where = f"module {name!r}" if name else "the model"
+            raise InputError(
+                f"{where} is compiled, which hides its layers; give the optimizer the model without "
+                "torch.compile"
+            )
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+            raise InputError(f"embedding {name!r} has sparse gradients; set sparse=False")
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise InputError(f"parameter {name!r} is complex; split it into real and imaginary parts")
+        if parameter.layout != torch.strided:
+            raise InputError(f"parameter {name!r} is sparse; make it dense")
+    return model
+
+
+def layers_of(
+    model: nn.Module, include: Iterable[str], exclude: Iterable[str], activations: Mapping[str, str] | None
+) -> Layers:
+    """The layers with a weight matrix; norms and embeddings are left to the step of other parameters."""
+    found = find_layers(model, include, exclude, activations=activations)
+    names = [name for name, view in found.items() if not (view.vector or view.one_hot)]
+    if not names:
+        raise InputError("no layer of the model has a weight matrix; use an optimizer of torch.optim")
+    return found.select(names)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises `InputError` for a value out of its range."""
+    for name, known in _CHOICES.items():
+        if name in settings and settings[name] not in known:
+            raise unknown(name, str(settings[name]), known)
+    for name in _COUNTS:
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, int) and value > 0):
+            raise InputError(f"{name} is {value!r}; give a whole number from 1 on")
+    for name in _POSITIVE:
+        _check(settings, name, 0, math.inf, "above 0", lambda value: value > 0)
+    for name in _NOT_NEGATIVE:
+        _check(settings, name, 0, math.inf, "0 or above", lambda value: value >= 0)
+    for name in ("momentum", "decay"):
+        _check(settings, name, 0, 1, "from 0 to below 1", lambda value: 0 <= value < 1)
+
+
+def _check(settings: Mapping[str, Any], name: str, low: float, high: float, words: str, fits: Any) -> None:
+    value = settings.get(name)
+    if value is None:
+        return
+    number = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
+    if not number or isinstance(value, bool) or not math.isfinite(value) or not fits(value):
+        raise InputError(f"{name} is {value!r}; give a finite number {words}")
+
+
+def check_reduction(likelihood: Likelihood, outputs: Tensor, gradient: Tensor, reduction: str) -> None:
+    """Finds a softmax cross-entropy whose reduction is the other one.
+
+    Its gradient at the outputs of sample n is p_n − e_{y_n}, over N for a mean: with the right factor, what
+    is left without p is −1 in one place.
+
+    Raises:
+        InputError: where the gradient fits the other reduction and not the one named.
+    """
+    if not isinstance(likelihood, Categorical) or outputs.dim() != 2 or outputs.shape[0] < 2:
+        return
+    p = torch.softmax(outputs.double(), -1)
+    factors = {"mean": float(len(outputs)), "sum": 1.0}
+    other = "sum" if reduction == "mean" else "mean"
+    if _is_label(p - factors[other] * gradient.double()) and not _is_label(
+        p - factors[reduction] * gradient.double()
+    ):
+        raise InputError(
+            f"the loss is the {other} over the batch; give loss_reduction={other!r}, or take its {reduction}"
+        )
+
+
+def _is_label(rows: Tensor) -> bool:
+    ones = torch.nn.functional.one_hot(rows.argmax(-1), rows.shape[-1])
+    return bool(((rows - ones).abs() < 1e-2).all())
+
+
+def check_contributions(layer: str, products: Tensor, whole: Tensor, precise: bool) -> None:
+    """Whether Σ_n ⟨D, contribution of sample n⟩ is ⟨D, ∇h⟩.
+
+    Raises:
+        InputError: names the layer.
+    """
+    total, scale = float(products.sum()), float(products.abs().sum()) + abs(float(whole))
+    if abs(total - float(whole)) > (1e-3 if precise else 5e-2) * scale:
+        raise InputError(
+            f"the gradient of layer {layer!r} is not made of what came back to its output ({total:.3g} of "
+            f"{float(whole):.3g}): its weight is used outside the module, the gradient was changed or kept "
+            "from an earlier backward pass, or a GradScaler was not given as scaler="
+        )

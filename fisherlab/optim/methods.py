@@ -1,0 +1,274 @@
+"""LNGD and its rivals: an approximation and a damping each, on the one base."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import nn
+
+from fisherlab import approximations
+from fisherlab.damping import Clip, Constant, Damping, Pi, Shift
+from fisherlab.errors import InputError, InputTypeError
+from fisherlab.layers import LayerView
+from fisherlab.likelihoods import Likelihood
+from fisherlab.optim.optimizer import NaturalGradient
+
+Bounds = tuple[float, float]
+
+
+class LNGD(NaturalGradient):
+    """The layer-wise natural gradient optimizer: D = (Ψ + λ_Ψ I)⁻¹ ∇h (Φ + λ_Φ I)⁻¹ and a rate a layer.
+
+    Φ = E[Σ_t ‖φ'(s_t)‖² a_t a_tᵀ] and Ψ_jj = E[Σ_t ‖a_t‖² φ'(s_tj)²]/tr Φ come from the forward pass alone;
+    λ = clip(tr/size, ν₁, ν₂) for each. Liu et al. 2024 (NeurIPS), algorithm 1.
+
+        optimizer = fisherlab.optim.LNGD(model)
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    Networks without norm layers need a wider damping and a slow start: damping=(1e-5, 1.0), lr=0.3 with a
+    warm-up of 100 steps or more, or a cap max_rate=1. A decaying learning rate is part of the method.
+
+    Args:
+        model: the network, not its parameters; called as usual, in training mode.
+        lr: α.
+        momentum: τ.
+        weight_decay: w; a bias in a layer's matrix decays with it, other parameters do not.
+        weight_decay_mode: `decoupled` (W ← W − lr·w·W) or `coupled` (w·W added to the gradient that D is
+            made of).
+        decay: the weight of the old value in the moving averages.
+        statistics_every: steps between refreshes of the statistics.
+        inverse_every: steps between inverses.
+        damping: (ν₁, ν₂) of both factors, or {"input": (ν₁, ν₂), "output": (ν₁, ν₂)}.
+        rate: `layerwise` (α_l by eqs. 12 and 13) or `fixed` (α_l = 1).
+        rate_damping: μ in the denominator of α_l.
+        max_rate: the largest α_l; None: no cap.
+        rate_samples: the samples of a batch that α_l is made of; None: all of the last (micro-)batch.
+        scaler: the `GradScaler` in use, if any.
+        source: `layerwise`; `predictive` takes g from the loss for one drawn label a sample (the ablation
+            lngd-lr), `empirical` from the loss itself.
+        sampling: `expected`, or the number of draws of layer-wise sampling.
+        momentum_on: `update`, or `gradient`: D is made of the moving gradient.
+        loss_reduction: whether the loss is the `mean` or the `sum` over the batch; both give the same steps.
+        likelihood: what the outputs mean, for drawn labels and for the checks of the first step.
+        other_lr: of parameters in no block (norms, embeddings); None: lr. Schedulers change both.
+        include: names or globs of layers with a block.
+        exclude: names or globs of layers left to the step of other parameters.
+        activations: the activation that follows a layer, by layer name; else the graph's.
+        last: slope at the network's output: `identity`, or `categorical` (√(p(1 − p))).
+        groups: settings of some layers: {"layers": "encoder.*", "lr": 0.01, "damping": (1e-5, 1.0)}.
+        batch_dim: the dimension of layers' inputs that counts samples.
+        seed: of drawn labels.
+
+    Raises:
+        InputError: for a value out of its range, an unknown layer, or a model that cannot be followed.
+        InputTypeError: for parameters in the place of the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.1,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.004,
+        weight_decay_mode: str = "decoupled",
+        decay: float = 0.95,
+        statistics_every: int = 10,
+        inverse_every: int = 10,
+        damping: Bounds | Mapping[str, Bounds] = (1e-5, 1e-2),
+        rate: str = "layerwise",
+        rate_damping: float = 1e-3,
+        max_rate: float | None = None,
+        rate_samples: int | None = None,
+        scaler: Any = None,
+        source: str = "layerwise",
+        sampling: str | int = "expected",
+        momentum_on: str = "update",
+        loss_reduction: str = "mean",
+        likelihood: str | Likelihood = "categorical",
+        other_lr: float | None = None,
+        include: Iterable[str] = ("*",),
+        exclude: Iterable[str] = (),
+        activations: Mapping[str, str] | None = None,
+        last: str = "identity",
+        groups: Sequence[Mapping[str, Any]] = (),
+        batch_dim: int = 0,
+        seed: int = 0,
+    ) -> None:
+        method = (
+            approximations.LNGD(sampling, activations, last)
+            if source == "layerwise"
+            else approximations.create("lngd-lr")
+        )
+        super().__init__(
+            model,
+            method,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            weight_decay_mode=weight_decay_mode,
+            decay=decay,
+            statistics_every=statistics_every,
+            inverse_every=inverse_every,
+            damping=damping,
+            rate=rate,
+            rate_damping=rate_damping,
+            max_rate=max_rate,
+            rate_samples=rate_samples,
+            scaler=scaler,
+            source=source,
+            momentum_on=momentum_on,
+            loss_reduction=loss_reduction,
+            likelihood=likelihood,
+            other_lr=other_lr,
+            include=include,
+            exclude=exclude,
+            activations=activations,
+            groups=groups,
+            batch_dim=batch_dim,
+            seed=seed,
+        )
+
+    def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:
+        """The mean eigenvalue of each factor, clipped."""
+        bounds = group["damping"]
+        if not isinstance(bounds, Mapping):
+            bounds = {"input": bounds, "output": bounds}
+        try:
+            (low, high), output = bounds["input"], bounds["output"]
+            return Clip(low, high, tuple(output))
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputTypeError(
+                "the damping of LNGD is a pair (lowest, highest), or {'input': pair, 'output': pair}, not "
+                f"{group['damping']!r}"
+            ) from error
+
+
+class _Loss(NaturalGradient):
+    """A method with the labels of the loss and one λ."""
+
+    method: ClassVar[type[approximations.Approximation]]
+    options: ClassVar[Mapping[str, Any]] = {}
+    sources: ClassVar[tuple[str, ...]] = ("predictive", "empirical")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.03,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.004,
+        weight_decay_mode: str = "decoupled",
+        decay: float = 0.95,
+        statistics_every: int = 10,
+        inverse_every: int = 10,
+        damping: float = 0.03,
+        rate: str = "fixed",
+        rate_damping: float = 1e-3,
+        max_rate: float | None = None,
+        rate_samples: int | None = None,
+        scaler: Any = None,
+        source: str | None = None,
+        momentum_on: str = "update",
+        loss_reduction: str = "mean",
+        likelihood: str | Likelihood = "categorical",
+        other_lr: float | None = None,
+        include: Iterable[str] = ("*",),
+        exclude: Iterable[str] = (),
+        groups: Sequence[Mapping[str, Any]] = (),
+        batch_dim: int = 0,
+        seed: int = 0,
+    ) -> None:
+        source = self.sources[0] if source is None else source
+        if source not in self.sources:
+            raise InputError(f"source is {source!r}; {type(self).__name__} takes {' or '.join(self.sources)}")
+        super().__init__(
+            model,
+            self.method(**self.options),
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            weight_decay_mode=weight_decay_mode,
+            decay=decay,
+            statistics_every=statistics_every,
+            inverse_every=inverse_every,
+            damping=damping,
+            rate=rate,
+            rate_damping=rate_damping,
+            max_rate=max_rate,
+            rate_samples=rate_samples,
+            scaler=scaler,
+            source=source,
+            momentum_on=momentum_on,
+            loss_reduction=loss_reduction,
+            likelihood=likelihood,
+            other_lr=other_lr,
+            include=include,
+            exclude=exclude,
+            groups=groups,
+            batch_dim=batch_dim,
+            seed=seed,
+        )
+
+    def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:
+        """λ shared between the factors by their traces."""
+        return Pi(_number(group["damping"]))
+
+
+class KFAC(_Loss):
+    """D = (B + (√λ/π) I)⁻¹ ∇h (A + π√λ I)⁻¹, π² = (tr A/d)/(tr B/m). Martens and Grosse 2015 (1503.05671).
+
+    Args: as for `LNGD`; `damping` is λ, `source` is `predictive` (one drawn label a sample) or `empirical`.
+    """
+
+    method = approximations.KFAC
+
+
+class EKFAC(_Loss):
+    """D = U_B [(U_Bᵀ ∇h U_A)/(S + λ)] U_Aᵀ in KFAC's eigenbasis. George et al. 2018 (1806.03884).
+
+    A new basis is made at steps of `inverse_every`; S then is the current batch's, and moves on from there.
+
+    Args: as for `KFAC`.
+    """
+
+    method = approximations.EKFAC
+
+    def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:
+        """λ added to S."""
+        return Constant(_number(group["damping"]))
+
+
+class TKFAC(_Loss):
+    """KFAC's step with the factors δP and Q, positions independent. Gao et al. 2021 (2011.10741).
+
+    Args: as for `KFAC`.
+    """
+
+    method = approximations.TKFAC
+    options: ClassVar[Mapping[str, Any]] = {"positions": "independent"}
+
+
+class NGPlus(_Loss):
+    """D = (E[V Vᵀ] + λI)⁻¹ ∇h where m ≤ d, else ∇h (E[VᵀV] + λI)⁻¹. Yang et al. 2021 (2106.07454).
+
+    Args: as for `KFAC`; the labels are always the data's.
+    """
+
+    method = approximations.NGPlus
+    sources: ClassVar[tuple[str, ...]] = ("empirical",)
+
+    def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:
+        """λ on the side of the second moment."""
+        value = _number(group["damping"])
+        return Shift(0.0, value) if view.group.outputs <= view.group.inputs else Shift(value, 0.0)
+
+
+def _number(damping: Any) -> float:
+    if isinstance(damping, bool) or not isinstance(damping, (int, float)):
+        raise InputTypeError(f"damping is a number λ, not {damping!r}")
+    return float(damping)

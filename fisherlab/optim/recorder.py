@@ -1,0 +1,258 @@
+"""What an optimizer sees of training: the inputs and gradients of layers, from the passes that happen anyway.
+
+Hooks are open only while the root module runs forward in training mode with gradients enabled: evaluation
+and the second forward of activation checkpointing add nothing. Gradients come to the outputs by hooks on the
+graph, with the user's own backward.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherlab.batch import LayerBatch
+from fisherlab.capture import Seen as Captured
+from fisherlab.capture import capture, inputs_of, outputs_of
+from fisherlab.draws import normal
+from fisherlab.errors import InputError
+from fisherlab.layers import NETWORK_OUTPUT, Layers, Use, activations_from
+from fisherlab.likelihoods import Likelihood, categorical_slope, label_columns
+from fisherlab.optim.block import Seen
+
+
+@dataclass(eq=False)
+class ForwardPass:
+    """One forward pass of the model; it lives as long as its graph.
+
+    Attributes:
+        samples: N.
+        layers: the calls of every layer that took part, until they were used.
+        refresh: whether statistics are due.
+        outputs: the model's output, detached, while first steps are checked.
+        output_gradient: what came back to it.
+        came: whether a backward pass has begun.
+    """
+
+    samples: int
+    layers: dict[str, list[Seen]]
+    refresh: bool
+    outputs: Tensor | None = None
+    output_gradient: Tensor | None = None
+    came: bool = False
+
+
+class Recorder:
+    """Follows a model through training.
+
+    Args:
+        model: the root module.
+        layers: the layers with a block.
+        likelihood: what the output means.
+        batch_dim: the dimension that counts samples.
+        kind: the labels of the statistics.
+        generator: source of drawn labels.
+        scaled: whether a `GradScaler` is known.
+        due: whether the next step refreshes statistics of one of these layers.
+        listens: whether gradients of outputs are wanted, given `due`.
+        observe: is given a layer's `LayerBatch` where statistics are due.
+        began: is told when the backward pass of a forward pass begins.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        likelihood: Likelihood,
+        batch_dim: int,
+        kind: str,
+        generator: torch.Generator,
+        scaled: bool,
+        due: Callable[[Iterable[str]], bool],
+        listens: Callable[[bool], bool],
+        observe: Callable[[str, LayerBatch], None],
+        began: Callable[[ForwardPass], None],
+    ) -> None:
+        self._layers, self._likelihood, self._batch_dim = layers, likelihood, batch_dim
+        self._kind, self._generator = kind, generator
+        self._due, self._listens, self._observe, self._began = due, listens, observe, began
+        self._passes: list[weakref.ref[ForwardPass]] = []
+        self.checks = True
+        self._model, self._scaled = model, scaled
+        self._handle = model.register_forward_pre_hook(self._open, with_kwargs=True)
+
+    def close(self) -> None:
+        """Stops following the model."""
+        self._handle.remove()
+
+    def came_back(self, name: str) -> "list[ForwardPass]":
+        """The passes whose gradients have come to a layer and were not used yet."""
+        alive = [one for one in (ref() for ref in self._passes) if one is not None]
+        return [one for one in alive if any(call.g is not None for call in one.layers.get(name, ()))]
+
+    def forget(self) -> None:
+        """Every pass so far."""
+        self._passes.clear()
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """That of a layer's statistics: float32, or its weights' where they have more digits."""
+        return torch.promote_types(
+            self._model.get_parameter(self._layers[name].parameters[0]).dtype, torch.float32
+        )
+
+    def batch(self, name: str, calls: list[Seen], samples: int, g: Mapping[str, Tensor]) -> LayerBatch:
+        """A layer's inputs, made when they are asked for, with g."""
+        view, dtype = self._layers[name], self.dtype_of(name)
+        uses = [Use(call.use.input.to(dtype), call.use.output) for call in calls]
+        return LayerBatch(0, lambda: inputs_of(view, uses, samples, self._batch_dim), g, view.groups)
+
+    def gradients(self, name: str, calls: list[Seen], samples: int, scale: float) -> Tensor:
+        """What came back to a layer's outputs, times a number, as g [1, n, t, m]."""
+        view, dtype = self._layers[name], self.dtype_of(name)
+        pairs = [(call.use, call.g.unsqueeze(0).to(dtype)) for call in calls if call.g is not None]
+        return outputs_of(view, pairs, samples, self._batch_dim) * scale
+
+    # --- a forward pass ---------------------------------------------------------------------------
+
+    def _open(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not (model.training and torch.is_grad_enabled()):
+            return
+        if not self._scaled and _half_precision(next(model.parameters()).device.type):
+            raise InputError(
+                "the model runs in float16, whose gradients are scaled; give the GradScaler in use as "
+                "scaler=, or use bfloat16"
+            )
+        stack = ExitStack()
+        seen = stack.enter_context(capture(self._layers))
+        samples = _samples(args, kwargs, self._batch_dim)
+
+        def done(module: nn.Module, _: Any, output: Any) -> None:
+            handle.remove()
+            stack.close()
+            if output is not None:
+                self._finish(seen, samples, output)
+
+        handle = model.register_forward_hook(done, always_call=True)
+
+    def _finish(self, seen: Mapping[str, list[Captured]], samples: int, output: Any) -> None:
+        outputs = [t for t in _tensors(output) if t.requires_grad]
+        if not outputs:
+            return
+        taken = {name: calls for name, calls in seen.items() if calls}
+        refresh = self._due(taken)
+        layers = {name: [Seen(_shape_only(call)) for call in calls] for name, calls in taken.items()}
+        record = ForwardPass(samples, layers, refresh)
+        if refresh and self._kind.startswith("layerwise"):
+            self._layerwise(record, taken, outputs)
+        elif refresh and self._kind == "drawn":
+            self._drawn(record, taken, output)
+        if self._listens(refresh):
+            for name, calls in taken.items():
+                for call, kept in zip(calls, layers[name], strict=True):
+                    _listen(call.edge, kept)
+        if self.checks and isinstance(output, Tensor):
+            record.outputs = output.detach()
+        for tensor in outputs:
+            tensor.register_hook(partial(self._begins, record))
+        self._passes = [ref for ref in self._passes if ref() is not None]
+        self._passes.append(weakref.ref(record))
+
+    def _begins(self, record: ForwardPass, g: Tensor) -> None:
+        if record.outputs is not None and record.outputs.shape == g.shape:
+            record.output_gradient = g.detach()
+        if not record.came:
+            record.came = True
+            self._began(record)
+
+    def _layerwise(
+        self, record: ForwardPass, taken: Mapping[str, list[Captured]], outputs: list[Tensor]
+    ) -> None:
+        """Statistics under layer-wise sampling: of the slope φ'(s), or of draws −φ'(s)∘ε/√k."""
+        edges = {
+            (name, place): call.edge for name, calls in taken.items() for place, call in enumerate(calls)
+        }
+        found = activations_from(outputs, edges)
+        draws = int(self._kind.partition(":")[2] or 0)
+        for name, calls in taken.items():
+            pairs = []
+            for place, call in enumerate(calls):
+                activation = found[name, place]
+                if activation is None:  # a call whose output is not used
+                    slope = torch.zeros_like(call.output)
+                else:
+                    slope = activation.slope(call.output) if call.slope is None else call.slope
+                    if activation.reason == NETWORK_OUTPUT and "+categorical" in self._kind:
+                        slope = categorical_slope(call.output.detach())
+                pairs.append((call.use, slope.detach().unsqueeze(0).to(self.dtype_of(name))))
+            g = outputs_of(self._layers[name], pairs, record.samples, self._batch_dim)
+            if draws:
+                noise = normal(g[0], draws, tuple(g.shape[2:]), self._generator)
+                g = noise.mul_(g).mul_(-(draws**-0.5))
+            self._observe(name, self.batch(name, record.layers[name], record.samples, {self._kind: g}))
+
+    def _drawn(self, record: ForwardPass, taken: Mapping[str, list[Captured]], output: Any) -> None:
+        """Statistics with one drawn label a sample, by a backward pass of their own."""
+        if not isinstance(output, Tensor):
+            raise InputError(
+                "source='predictive' draws labels from the model's output, which must be one tensor; use "
+                "source='empirical'"
+            )
+        scores = output.detach().to(torch.promote_types(output.dtype, torch.float32))
+        column = label_columns(self._likelihood, "monte-carlo", scores, None, 1, self._generator)[0]
+        edges = [call.edge for calls in taken.values() for call in calls]
+        with torch.autograd.set_multithreading_enabled(False):
+            gradients = torch.autograd.grad(
+                output, edges, column.to(output.dtype), retain_graph=True, allow_unused=True
+            )
+        by_call = iter(gradients)
+        for name, calls in taken.items():
+            for call, kept in zip(calls, record.layers[name], strict=True):
+                g = next(by_call)
+                kept.g = torch.zeros_like(call.output) if g is None else g
+            g = self.gradients(name, record.layers[name], record.samples, 1.0)
+            for kept in record.layers[name]:
+                kept.g = None
+            self._observe(name, self.batch(name, record.layers[name], record.samples, {self._kind: g}))
+
+
+def _listen(edge: Any, kept: Seen) -> None:
+    place = edge.output_nr  # not the edge: its node would hold itself
+
+    def arrived(gradients: tuple[Tensor, ...]) -> None:
+        if gradients[place] is not None:
+            kept.g = gradients[place].detach()
+
+    edge.node.register_prehook(arrived)
+
+
+def _half_precision(device: str) -> bool:
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+
+
+def _shape_only(call: Captured) -> Use:
+    """The call without the numbers of its output."""
+    output = call.output.detach()
+    return Use(call.input, output.new_empty(()).expand(output.shape))
+
+
+def _samples(args: tuple[Any, ...], kwargs: dict[str, Any], batch_dim: int) -> int:
+    for value in (*args, *kwargs.values()):
+        for tensor in _tensors(value):
+            if tensor.dim() > batch_dim:
+                return tensor.shape[batch_dim]
+    raise InputError("the model is called without a tensor whose first dimension could count samples")
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors in a model's argument or result."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for one in value.values() for t in _tensors(one)]
+    if isinstance(value, (tuple, list)):
+        return [t for one in value for t in _tensors(one)]
+    return []
