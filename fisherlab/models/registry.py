@@ -16,16 +16,20 @@ Mask = Callable[[Any], Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a default network is trained: Adam on the mean cross-entropy, at a constant rate.
+    """How a default network is trained: LNGD on the mean cross-entropy, at a constant rate after a warm-up.
 
     Attributes:
-        learning_rate: Adam's step size.
+        learning_rate: LNGD's step size.
+        warm_up: steps over which the rate grows linearly to it.
+        damping: the bounds (ν₁, ν₂) of both factors.
         batch: samples a step; the last batch of an epoch may be smaller.
         epochs: passes over the data, on data large enough for `least_steps`.
         least_steps: on smaller data, epochs are added until there are as many steps.
     """
 
     learning_rate: float
+    warm_up: int
+    damping: tuple[float, float]
     batch: int
     epochs: int
     least_steps: int

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from fisherlab.errors import InputError
 from fisherlab.models.checkpoints import check_weights, read_weights
 from fisherlab.models.registry import ModelSpec, Recipe
 from fisherlab.models.seeding import seeded
+from fisherlab.optim import LNGD
 from fisherlab.writing import write
 
 log = logging.getLogger("fisherlab")
@@ -29,7 +31,7 @@ class TrainedWeights(NamedTuple):
 
     Attributes:
         state: the state dict, float32 on the CPU.
-        description: for example "trained: adam, 5 epochs, 1,175 steps".
+        description: for example "trained: lngd, 5 epochs, 1,175 steps".
         steps: the number of steps.
         sha256: of the weights as a safetensors file.
         from_cache: whether they were read instead of trained.
@@ -64,7 +66,7 @@ def trained_weights(
     model = seeded(spec.build, seed)
     epochs = spec.recipe.epochs_for(len(dataset))
     steps = epochs * spec.recipe.steps_per_epoch(len(dataset))
-    description = f"trained: adam, {epochs} epochs, {steps:,} steps"
+    description = f"trained: lngd, {epochs} epochs, {steps:,} steps"
     path = cache_dir() / "trained" / f"{spec.name}-{_configuration_hash(spec, dataset, seed)}"
     path = path.with_suffix(".safetensors")
     if path.exists():
@@ -90,8 +92,10 @@ def _train(
     seed: int,
     progress: Progress | None,
 ) -> None:
-    """Train in place: Adam on the mean cross-entropy, samples shuffled anew each epoch."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, foreach=True)
+    """Train in place: LNGD on the mean cross-entropy, samples shuffled anew each epoch."""
+    optimizer = LNGD(model, recipe.learning_rate, damping=recipe.damping)
+    warm_up = partial(_warm_up, recipe.warm_up)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up)
     generator = torch.Generator().manual_seed(seed)
     epochs = recipe.epochs_for(len(inputs))
     steps = epochs * recipe.steps_per_epoch(len(inputs))
@@ -105,10 +109,16 @@ def _train(
                 optimizer.zero_grad()
                 cross_entropy(model(batch_inputs), batch_targets).backward()
                 optimizer.step()
+                schedule.step()
                 step += 1
                 if progress is not None:
                     progress(step, steps)
     model.eval()
+
+
+def _warm_up(steps: int, step: int) -> float:
+    """The factor of the learning rate in a step, counted from 0."""
+    return min(1.0, (step + 1) / steps)
 
 
 def _configuration_hash(spec: ModelSpec, dataset: Dataset, seed: int) -> str:
@@ -118,7 +128,7 @@ def _configuration_hash(spec: ModelSpec, dataset: Dataset, seed: int) -> str:
         "model": spec.name,
         "dataset": dataset.checksum,
         "samples": len(dataset),
-        "optimizer": "adam",
+        "optimizer": "lngd",
         "recipe": asdict(spec.recipe),
         "seed": seed,
         "torch": torch.__version__.split(".")[:2],

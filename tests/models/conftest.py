@@ -48,5 +48,5 @@ def linear() -> ModelSpec:
         default_samples=None,
         description="",
         source="",
-        recipe=Recipe(learning_rate=0.1, batch=16, epochs=10, least_steps=1),
+        recipe=Recipe(learning_rate=0.1, warm_up=10, damping=(1e-5, 1.0), batch=16, epochs=10, least_steps=1),
     )

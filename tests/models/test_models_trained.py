@@ -17,7 +17,7 @@ def test_the_trained_model_classifies(linear, blobs) -> None:
 def test_the_description_counts_epochs_and_steps(linear, blobs) -> None:
     seen = []
     result = trained_weights(linear, blobs, 0, progress=lambda *step: seen.append(step))
-    assert result.description == "trained: adam, 10 epochs, 30 steps"
+    assert result.description == "trained: lngd, 10 epochs, 30 steps"
     assert result.steps == 30
     assert seen == [(step, 30) for step in range(1, 31)]
 
@@ -26,7 +26,7 @@ def test_the_description_counts_epochs_and_steps(linear, blobs) -> None:
     ("samples", "epochs"), [(60_000, 5), (1437, 167), (256, 1000), (257, 500), (1, 1000)]
 )
 def test_small_data_get_more_epochs(samples: int, epochs: int) -> None:
-    recipe = Recipe(learning_rate=1.0, batch=256, epochs=5, least_steps=1000)
+    recipe = Recipe(learning_rate=1.0, warm_up=10, damping=(1e-5, 1.0), batch=256, epochs=5, least_steps=1000)
     assert recipe.epochs_for(samples) == epochs
 
 
