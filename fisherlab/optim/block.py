@@ -32,11 +32,16 @@ class Seen:
 
     Attributes:
         use: the call's input, and a stand-in for its output without numbers.
-        g: shaped as the output; None until the backward pass reaches it.
+        slot: where the gradient is put; the graph holds this list and nothing else of the call.
     """
 
     use: Use
-    g: Tensor | None = None
+    slot: list[Tensor] = field(default_factory=list)
+
+    @property
+    def g(self) -> Tensor | None:
+        """The gradient, shaped as the output; None until the backward pass reaches it."""
+        return self.slot[0] if self.slot else None
 
 
 @dataclass

@@ -262,11 +262,17 @@ class NaturalGradient(torch.optim.Optimizer):
             self._check_loss(came[-1])
             self._last[name] = [(one.samples, one.layers.pop(name)) for one in came]
             if not self._layerwise:
-                del self._last[name]
+                self._let_go(name)
             elif self._eager and distributed.size() == 1:
                 self._ready[name] = self._make_step(name, self._gradient(name) / self._scale)
                 self._versions[name] = self._version(name)
-                del self._last[name]
+                self._let_go(name)
+
+    def _let_go(self, name: str) -> None:
+        """Drops what was kept of a layer's calls."""
+        for _, calls in self._last.pop(name):
+            for call in calls:
+                call.slot.clear()
 
     def _own_scale(self, samples: int) -> float:
         """From the gradient of the user's loss to that of a sample's own log-likelihood."""
@@ -405,6 +411,8 @@ class NaturalGradient(torch.optim.Optimizer):
     def _go_on(self) -> None:
         for block in self._blocks.values():
             block.average_in(self._common["decay"])
+        for name in list(self._last):
+            self._let_go(name)
         self._steps += 1
         self._recorder.checks = False
         self._recorder.forget()

@@ -150,10 +150,12 @@ class Recorder:
             self._layerwise(record, taken, outputs)
         elif refresh and self._kind == "drawn":
             self._drawn(record, taken, output)
-        if self._listens(refresh):
+        if not self._listens(refresh):
+            record.layers.clear()
+        else:
             for name, calls in taken.items():
                 for call, kept in zip(calls, layers[name], strict=True):
-                    _listen(call.edge, kept)
+                    _listen(call.edge, kept.slot)
         if self.checks and isinstance(output, Tensor):
             record.outputs = output.detach()
         for tensor in outputs:
@@ -212,19 +214,19 @@ class Recorder:
         for name, calls in taken.items():
             for call, kept in zip(calls, record.layers[name], strict=True):
                 g = next(by_call)
-                kept.g = torch.zeros_like(call.output) if g is None else g
+                kept.slot[:] = [torch.zeros_like(call.output) if g is None else g]
             g = self.gradients(name, record.layers[name], record.samples, 1.0)
             for kept in record.layers[name]:
-                kept.g = None
+                kept.slot.clear()
             self._observe(name, self.batch(name, record.layers[name], record.samples, {self._kind: g}))
 
 
-def _listen(edge: Any, kept: Seen) -> None:
+def _listen(edge: Any, slot: list[Tensor]) -> None:
     place = edge.output_nr  # not the edge: its node would hold itself
 
     def arrived(gradients: tuple[Tensor, ...]) -> None:
         if gradients[place] is not None:
-            kept.g = gradients[place].detach()
+            slot[:] = [gradients[place].detach()]
 
     edge.node.register_prehook(arrived)
 

@@ -1,0 +1,116 @@
+"""What a step of LNGD and of KFAC costs beside SGD and Adam: time, and peak memory.
+
+    python benchmarks/optimizer_steps.py [--cases cifar-resnet20 encoder] [--repeats 20]
+
+All take the same forward and backward pass of the same network on the same batch. Steps that refresh
+statistics and inverses are timed apart from those that do not; a method's step at a refresh every k steps
+is their mix. Times are medians of rounds in which the contenders take turns.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable
+
+import torch
+from common import RESULTS, machine, peak_memory, report_peak, rounds, write_table
+from kronecker_statistics_networks import network
+from torch import nn
+
+from fisherlab.optim import KFAC, LNGD
+
+CASES = {"cifar-resnet20": ("sgd", 128), "encoder": ("adam", 64)}
+EVERY = (100, 10)
+NEVER = 10**9
+
+
+def optimizers(batch: int) -> dict[str, Callable[..., torch.optim.Optimizer]]:
+    """By name a function of the model and the steps between refreshes."""
+
+    def ours(kind: type[torch.optim.Optimizer], **options) -> Callable[..., torch.optim.Optimizer]:
+        return lambda model, every: kind(model, 1e-3, statistics_every=every, inverse_every=every, **options)
+
+    return {
+        "sgd": lambda model, every: torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9),
+        "adam": lambda model, every: torch.optim.Adam(model.parameters(), lr=1e-4),
+        "lngd": ours(LNGD),
+        "lngd, rate from a quarter": ours(LNGD, rate_samples=batch // 4),
+        "lngd-sample": ours(LNGD, rate="fixed"),
+        "kfac": ours(KFAC),
+    }
+
+
+def stepper(name: str, case: str, batch: int, every: int) -> Callable[[], None]:
+    """One step of training, after one that made statistics and inverses."""
+    model, inputs, targets, _ = network(case, batch, torch.float32)
+    model = copy.deepcopy(model).train()
+    optimizer = optimizers(batch)[name](model, every)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+
+    step()
+    return step
+
+
+def measure(case: str, repeats: int) -> list[list[str]]:
+    """Rows: ms of a plain step, of a step with a refresh, ratios to the reference, MiB."""
+    reference, batch = CASES[case]
+    names = list(optimizers(batch))
+    plain = rounds({name: stepper(name, case, batch, NEVER) for name in names}, repeats)
+    ours = [name for name in names if name not in ("sgd", "adam")]
+    fresh = rounds({name: stepper(name, case, batch, 1) for name in ours}, max(3, repeats // 4))
+    median = {name: float(torch.tensor(times).median()) for name, times in plain.items()}
+    refresh = {name: float(torch.tensor(times).median()) for name, times in fresh.items()}
+    memory = {name: peak_memory(__file__, name, case) for name in names}
+    rows = []
+    for name in names:
+        extra = refresh.get(name, median[name]) - median[name]
+        ratios = [(median[name] + extra / every) / median[reference] for every in EVERY]
+        row = [case, str(batch), name, f"{1e3 * median[name]:.0f}"]
+        row += [f"{1e3 * refresh[name]:.0f}" if name in refresh else ""]
+        row += [f"{ratio:.2f}" for ratio in ratios]
+        row += [f"{memory[name]:.0f}", f"{memory[name] / memory['sgd']:.2f}"]
+        print(" | ".join(row), flush=True)
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory:
+        name, case = arguments.memory
+        batch = CASES[case][1]
+        network(case, 2, torch.float32)  # imports are not the work
+        report_peak(lambda: stepper(name, case, batch, NEVER)())
+        return
+    rows = [row for case in arguments.cases for row in measure(case, arguments.repeats)]
+    notes = [
+        f"machine: {machine()}",
+        "networks: cifar-resnet20 (batch norm; ratios over SGD with momentum) and a Transformer encoder",
+        "encoder: 4 layers, 64 positions, width 128; ratios over Adam; all float32",
+        "step: forward, backward and step; refresh: one with new statistics and inverses; medians of rounds",
+        "every 100, every 10: the mix at that many steps between refreshes, over the reference",
+        "MiB: growth of the peak resident set over two steps, the first a refresh, in a process of its own",
+    ]
+    header = [
+        "network",
+        "batch",
+        "optimizer",
+        "step ms",
+        "refresh ms",
+        "every 100",
+        "every 10",
+        "MiB",
+        "of SGD",
+    ]
+    write_table(RESULTS / "optimizer_steps.md", "The cost of a step", notes, header, rows)
+
+
+if __name__ == "__main__":
+    main()
