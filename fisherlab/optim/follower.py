@@ -1,0 +1,390 @@
+"""From backward passes to each layer's direction D and what its rate is made of."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherlab import distributed
+from fisherlab.batch import LayerBatch
+from fisherlab.damping import Damping
+from fisherlab.errors import InputError, NumericalError
+from fisherlab.layers import Layers, Use
+from fisherlab.likelihoods import Likelihood
+from fisherlab.optim.block import Block, Seen, Step
+from fisherlab.optim.checks import check_contributions, check_reduction
+from fisherlab.optim.recorder import ForwardPass, Recorder
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all groups of an optimizer share; see `LNGD`."""
+
+    weight_decay_mode: str
+    decay: float
+    statistics_every: int
+    inverse_every: int
+    rate: str
+    rate_samples: int | None
+    momentum_on: str
+    loss_reduction: str
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether every layer has a rate of its own."""
+        return self.rate == "layerwise"
+
+    @property
+    def of_mean(self) -> bool:
+        """Whether the user's loss is a mean over the batch."""
+        return self.loss_reduction == "mean"
+
+    @property
+    def eager(self) -> bool:
+        """Whether D depends on the gradient and the inverse alone, so that it can be made as they come."""
+        return self.weight_decay_mode == "decoupled" and self.momentum_on == "update"
+
+
+class Follower:
+    """Keeps the blocks' statistics, and makes a `Step` of each layer as its gradient comes back.
+
+    Args:
+        model: the root module.
+        layers: the layers with a block.
+        blocks: by layer.
+        options: see `Options`.
+        likelihood: what the output means.
+        kind: the labels of the statistics.
+        batch_dim: the dimension that counts samples.
+        generator: source of drawn labels.
+        scaler: the `GradScaler` in use, or None.
+        settings: from a layer to its group.
+        damping: from a layer to its damping.
+        momentum: from a layer to its m [m, d].
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        blocks: Mapping[str, Block],
+        options: Options,
+        *,
+        likelihood: Likelihood,
+        kind: str,
+        batch_dim: int,
+        generator: torch.Generator,
+        scaler: Any,
+        settings: Callable[[str], Mapping[str, Any]],
+        damping: Callable[[str], Damping],
+        momentum: Callable[[str], Tensor],
+    ) -> None:
+        self.parameters = dict(model.named_parameters())
+        self.count = 0
+        self._layers, self._blocks, self._options = layers, blocks, options
+        self._likelihood, self._kind, self._batch_dim = likelihood, kind, batch_dim
+        self._scaler, self._settings, self._damping, self._momentum = scaler, settings, damping, momentum
+        self._watch()
+        self._recorder = Recorder(
+            model,
+            layers,
+            likelihood,
+            batch_dim,
+            kind,
+            generator,
+            scaler is not None,
+            due=self._due,
+            listens=lambda refresh: options.layerwise or (refresh and kind == "empirical"),
+            observe=self._observe,
+            began=self._begin,
+        )
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """That of a layer's statistics, direction and momentum."""
+        return self._recorder.dtype_of(name)
+
+    @property
+    def samples(self) -> int:
+        """How many samples came back since the last step."""
+        return self._samples
+
+    # --- the whole step ---------------------------------------------------------------------------
+
+    def steps(self) -> dict[str, Step]:
+        """D of every layer with a gradient, and what its rate is made of.
+
+        Raises:
+            InputError: without a fresh backward pass, or where a gradient has changed since.
+            NumericalError: where a gradient or a layer's statistics are not finite; names the layer.
+        """
+        if not self._fresh:
+            raise InputError("step() without a backward pass since the last one; call loss.backward() first")
+        names = [name for name in self._blocks if self._has_gradient(name)]
+        self._check_finite()
+        self._synchronise(names)
+        self._apart: dict[str, Tensor] = {}
+        steps = {name: self._step_of(name) for name in names}
+        self._check_rescaled()
+        return steps
+
+    def go_on(self) -> None:
+        """Counts a step, and forgets what it was made of."""
+        for block in self._blocks.values():
+            block.average_in(self._options.decay)
+        for name in list(self._last):
+            self._let_go(name)
+        self._recorder.checks = False
+        self.start_at(self.count + 1)
+
+    def start_at(self, count: int) -> None:
+        """Goes on after so many steps; what was made for another is forgotten."""
+        self.count = count
+        self._recorder.forget()
+        self._prepared.clear()
+        self._forget()
+
+    def _has_gradient(self, name: str) -> bool:
+        return any(self.parameters[p].grad is not None for p in self._trained(name))
+
+    def _check_finite(self) -> None:
+        named = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        largest = torch._foreach_norm(list(named.values()), math.inf)
+        by_device = torch.stack([value.float().to(largest[0].device) for value in largest])
+        if bool(by_device.isfinite().all()):
+            return
+        bad = [name for name, fine in zip(named, by_device.isfinite().tolist(), strict=True) if not fine]
+        layers = [name for name, view in self._layers.items() if set(view.parameters) & set(bad)]
+        where = f"layer {layers[0]!r}" if layers else f"parameter {bad[0]!r}"
+        raise NumericalError(
+            f"the gradient of {where} is not finite; no weight was changed: lower the learning rate, clip "
+            "the gradient, or look at the batch"
+        )
+
+    def _synchronise(self, names: Sequence[str]) -> None:
+        """With several processes: statistics over all of them, each inverting a share of the layers."""
+        if distributed.size() == 1:
+            return
+        Block.add_up(self._blocks.values())
+        due = [name for name in names if self._due_for(name)]
+        for name in due[distributed.rank() :: distributed.size()]:
+            self._prepare(name)
+        mine = {name: self._blocks[name].inverse_tensors() for name in self._prepared}
+        for share in distributed.gather_all(mine) if due else ():
+            for name, tensors in share.items():
+                device = self.parameters[self._layers[name].parameters[0]].device
+                self._blocks[name].load_inverse(tensors, device)
+                self._prepared.add(name)
+
+    def _step_of(self, name: str) -> Step:
+        """The step as it was made when the gradient came, or made anew where that has changed since."""
+        ready = self._ready.get(name)
+        if ready is not None and self._versions[name] == self._version(name):
+            return ready
+        step = self._make_step(name, self.gradient(name))
+        if self._options.layerwise and ready is not None:
+            ratio = (step.direction * ready.direction).sum() / ready.direction.square().sum()
+            apart = (step.direction - ratio * ready.direction).norm() / step.direction.norm()
+            self._apart[name] = torch.where(step.direction.norm() > 0, apart, 0.0)
+            assert ready.squares is not None
+            step.squares = ratio.square().nan_to_num() * ready.squares
+        return step
+
+    def _check_rescaled(self) -> None:
+        """A gradient that changed since its backward pass must have been multiplied by a number."""
+        if not self._apart:
+            return
+        apart = torch.stack(list(self._apart.values()))
+        if bool((apart > 1e-2).any()):
+            layer = list(self._apart)[int(apart.argmax())]
+            raise InputError(
+                f"the gradient of layer {layer!r} was changed after its backward pass by more than a factor, "
+                "so that the layer-wise rate no longer belongs to it; clip by norm, or use rate='fixed'"
+            )
+
+    # --- what happens during the user's passes ------------------------------------------------------
+
+    def _due(self, names: Iterable[str]) -> bool:
+        """Whether a forward pass with these layers is to give statistics."""
+        if self.count % self._options.statistics_every == 0:
+            return True
+        blocks = [self._blocks[name] for name in names]
+        return any(not block.known for block in blocks) or (
+            self._due_inverse() and any(block.wants_basis for block in blocks)
+        )
+
+    def _due_inverse(self) -> bool:
+        return self.count % self._options.inverse_every == 0
+
+    def _observe(self, name: str, batch: LayerBatch) -> None:
+        block = self._blocks[name]
+        due = self.count % self._options.statistics_every == 0 or not block.known
+        basis = self._due_inverse() or not block.bases
+        block.observe(batch, self._options.decay, sums=due, basis=basis)
+        self._prepared.discard(name)
+
+    def _watch(self) -> None:
+        """Hooks that tell when all gradients of a block are there."""
+        blocks_of: dict[str, list[str]] = {}
+        for name, view in self._layers.items():
+            for parameter in view.parameters:
+                blocks_of.setdefault(parameter, []).append(name)
+        for parameter, p in self.parameters.items():
+            if p.requires_grad:
+                p.register_post_accumulate_grad_hook(
+                    partial(self._arrive, parameter, blocks_of.get(parameter, []))
+                )
+        self._prepared: set[str] = set()
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was made for one step."""
+        self._ready: dict[str, Step] = {}
+        self._versions: dict[str, list[int]] = {}
+        self._arrived: dict[str, set[str]] = {}
+        self._last: dict[str, list[tuple[int, list[Seen]]]] = {}
+        self._samples, self._backwards, self._scale, self._fresh = 0, 0, 1.0, False
+
+    def _begin(self, one: ForwardPass) -> None:
+        """The backward pass of a forward pass begins."""
+        self._samples += one.samples
+        self._backwards += 1
+        if self._scaler is not None:
+            self._scale = float(self._scaler.get_scale())
+
+    def _arrive(self, parameter: str, names: Sequence[str], _: Tensor) -> None:
+        self._fresh = True
+        for name in names:
+            come = self._arrived.setdefault(name, set())
+            come.add(parameter)
+            if all(p in come for p in self._trained(name)):
+                del self._arrived[name]
+                self._complete(name)
+
+    def _trained(self, name: str) -> list[str]:
+        """The parameters of a block that are not frozen."""
+        return [p for p in self._layers[name].parameters if self.parameters[p].requires_grad]
+
+    @torch.no_grad()
+    def _complete(self, name: str) -> None:
+        """All gradients of a layer are there: its statistics, and its step where no process adds to it."""
+        came = self._recorder.came_back(name)
+        if not came:
+            return
+        with torch.autocast(self.parameters[self._layers[name].parameters[0]].device.type, enabled=False):
+            for one in came:
+                if one.refresh and self._kind == "empirical":
+                    scale = self._own_scale(one.samples) / self._scale
+                    g = self._recorder.gradients(name, one.layers[name], one.samples, scale)
+                    batch = self._recorder.batch(name, one.layers[name], one.samples, {self._kind: g})
+                    self._observe(name, batch)
+            self._check_loss(came[-1])
+            self._last[name] = [(one.samples, one.layers.pop(name)) for one in came]
+            if not self._options.layerwise:
+                self._let_go(name)
+            elif self._options.eager and distributed.size() == 1:
+                self._ready[name] = self._make_step(name, self.gradient(name) / self._scale)
+                self._versions[name] = self._version(name)
+                self._let_go(name)
+
+    def _let_go(self, name: str) -> None:
+        """Drops what was kept of a layer's calls."""
+        for _, calls in self._last.pop(name):
+            for call in calls:
+                call.slot.clear()
+
+    def _own_scale(self, samples: int) -> float:
+        """From the gradient of the user's loss to that of a sample's own log-likelihood."""
+        return float(samples) if self._options.of_mean else 1.0
+
+    def _check_loss(self, one: ForwardPass) -> None:
+        if self._recorder.checks and one.outputs is not None and one.output_gradient is not None:
+            check_reduction(
+                self._likelihood,
+                one.outputs,
+                one.output_gradient / self._scale,
+                self._options.loss_reduction,
+            )
+            one.outputs = None
+
+    # --- directions -------------------------------------------------------------------------------
+
+    def gradient(self, name: str) -> Tensor:
+        """∇h [m, d] from the parameters' gradients."""
+        view = self._layers[name]
+        gradients = {}
+        for parameter in view.parameters:
+            p = self.parameters[parameter]
+            gradients[parameter] = torch.zeros_like(p) if p.grad is None else p.grad
+        gradient = view.to_matrix(gradients).to(self._recorder.dtype_of(name))
+        return gradient if self._options.of_mean else gradient / self._samples
+
+    def _weights(self, name: str) -> Tensor:
+        view = self._layers[name]
+        weights = view.to_matrix({p: self.parameters[p].detach() for p in view.parameters})
+        return weights.to(self._recorder.dtype_of(name))
+
+    def _version(self, name: str) -> list[int]:
+        grads = [self.parameters[p].grad for p in self._trained(name)]
+        return [-1 if grad is None else grad._version for grad in grads]
+
+    def _prepare(self, name: str) -> None:
+        """The inverse of this step."""
+        block = self._blocks[name]
+        if self._due_for(name) and name not in self._prepared:
+            block.invert(self._damping(name), self._options.decay)
+            self._prepared.add(name)
+
+    def _due_for(self, name: str) -> bool:
+        """Whether this step has an inverse of its own."""
+        block = self._blocks[name]
+        return block.known and (self._due_inverse() or block.inverse is None or block.rescaled)
+
+    def _make_step(self, name: str, gradient: Tensor) -> Step:
+        """D, ⟨D, ∇h⟩ and the mean of ⟨D, ∇ℓ_n⟩² from a layer's gradient and its last samples."""
+        self._prepare(name)
+        block, group = self._blocks[name], self._settings(name)
+        driven = gradient
+        if self._options.weight_decay_mode == "coupled":
+            driven = gradient + group["weight_decay"] * self._weights(name)
+        if self._options.momentum_on == "gradient":
+            driven = self._momentum(name).mul(group["momentum"]).add_(driven)
+        direction = driven if block.inverse is None else block.inverse.apply(driven)
+        along = (direction * gradient).sum()
+        squares = self._squares(name, direction, along) if name in self._last else None
+        return Step(direction, along, squares, driven if self._options.momentum_on == "gradient" else None)
+
+    def _squares(self, name: str, direction: Tensor, along: Tensor) -> Tensor:
+        """(1/N) Σ_n ⟨D, ∇ℓ_n⟩² with ∇ℓ_n := N times the contribution of sample n to ∇h."""
+        view, found = self._layers[name], []
+        for samples, calls in self._last[name]:
+            most = min(samples, self._options.rate_samples or samples)
+            products = torch.zeros((), dtype=direction.dtype, device=direction.device)
+            for call in calls:
+                if call.g is not None:
+                    use, g, kept = _first(call, samples, most)
+                    products = products + view.products(use, g, direction, kept, self._batch_dim)
+            found.append(products)
+        products = torch.cat(found) / self._scale
+        mean = self._options.of_mean
+        if self._recorder.checks and self._backwards == 1 and most == samples and distributed.size() == 1:
+            gradients = [call.g for _, calls in self._last[name] for call in calls if call.g is not None]
+            precise = all(g.dtype.itemsize >= 4 for g in gradients)
+            check_contributions(name, products, along if mean else along * self._samples, precise)
+        squares = (products * self._samples if mean else products).square()
+        if distributed.size() == 1:
+            return squares.mean()
+        totals = torch.stack([squares.sum(), squares.new_tensor(float(len(squares)))])
+        distributed.add_up([totals])
+        return totals[0] / totals[1]
+
+
+def _first(call: Seen, samples: int, most: int) -> tuple[Use, Tensor, int]:
+    """The first samples of a call where each has one row, else all."""
+    assert call.g is not None
+    if most == samples or call.use.input.shape[0] != samples or call.g.shape[0] != samples:
+        return call.use, call.g, samples
+    return Use(call.use.input[:most], call.use.output[:most]), call.g[:most], most
