@@ -135,8 +135,6 @@ class Follower:
         """Counts a step, and forgets what it was made of."""
         for block in self._blocks.values():
             block.average_in(self._options.decay)
-        for name in list(self._last):
-            self._let_go(name)
         self._recorder.checks = False
         self.start_at(self.count + 1)
 
@@ -145,6 +143,12 @@ class Follower:
         self.count = count
         self._recorder.forget()
         self._prepared.clear()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Forgets the backward passes so far: the gradients are gone."""
+        for name in list(self._last):
+            self._let_go(name)
         self._forget()
 
     def _has_gradient(self, name: str) -> bool:
@@ -250,6 +254,8 @@ class Follower:
 
     def _begin(self, one: ForwardPass) -> None:
         """The backward pass of a forward pass begins."""
+        if not any(self._has_gradient(name) for name in self._blocks):
+            self.let_go()
         self._samples += one.samples
         self._backwards += 1
         if self._scaler is not None:
@@ -279,6 +285,8 @@ class Follower:
                 if one.refresh and self._kind == "empirical":
                     scale = self._own_scale(one.samples) / self._scale
                     g = self._recorder.gradients(name, one.layers[name], one.samples, scale)
+                    if self._scaler is not None and not bool(g.isfinite().all()):
+                        continue  # the scaler will skip this step
                     batch = self._recorder.batch(name, one.layers[name], one.samples, {self._kind: g})
                     self._observe(name, batch)
             self._check_loss(came[-1])

@@ -163,6 +163,11 @@ class NaturalGradient(torch.optim.Optimizer):
         self._follower.go_on()
         return loss
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Resets the gradients; backward passes before it count no more."""
+        super().zero_grad(set_to_none)
+        self._follower.let_go()
+
     @torch.no_grad()
     def precondition(self) -> None:
         """Puts α_l D in the place of every layer's gradient, and counts a step."""
