@@ -28,14 +28,16 @@ from fisherlab.errors import FisherlabError, bytes_text
 from fisherlab.exact import gram_block
 from fisherlab.layers import LayerView
 from fisherlab.measure import Measured, Target, measure
-from fisherlab.metrics import errors, spectrum
+from fisherlab.metrics import spectrum
 from fisherlab.operators import LinearOperator, blocks_of
+from fisherlab.operators.numerics import eigenvectors_kept
 from fisherlab.plans import Plan
 from fisherlab.progress import Progress, bar
 from fisherlab.result import LayerResult
 from fisherlab.statistics import Gathered, LayerWork, gather
 from fisherlab.targets import (
     GRADIENT,
+    added_up,
     layerwise_bytes,
     layerwise_operations,
     layerwise_statistics,
@@ -108,7 +110,8 @@ class Experiment:
             gathered = gather(self.collector, work, halves=True)
             for name in names:
                 started = time.perf_counter()
-                found[name] = self._layer(name, gathered.pop(name).unfolded(halves=True))
+                with eigenvectors_kept():
+                    found[name] = self._layer(name, added_up(gathered.pop(name).unfolded(halves=True)))
                 log.debug("layer %s: measured in %.1f s", name, time.perf_counter() - started)
         return {name: found[name] for name in self.plans}
 
@@ -240,23 +243,31 @@ class Experiment:
     ) -> None:
         view = result.view
         layerwise = {target.name: target for target in self._layerwise_targets(view, main, gathered)}
-        nearest = {name: _nearest_error(target.exact) for name, target in layerwise.items()}
-        known: dict[str, Fits] = {}
+        nearest = {name: _nearest_error(target) for name, target in layerwise.items()}
+        methods = self._methods(view)
         if not view.vector:
-            yardstick = next(m for m in self._methods(view) if m.name == NearestKronecker.name)
-            known[yardstick.name] = self._fits(view, main, yardstick, gathered)
-            nearest[main.name] = _shape_error(main.exact, known[yardstick.name].operators[0])
             result.waterfall = dict.fromkeys(WATERFALL)
-        result.operators["exact"] = main.exact
-        for done, method in enumerate(self._methods(view)):
-            fits = known.pop(method.name, None) or self._fits(view, main, method, gathered)
+        keeps = result.view.size <= _LARGEST_KEPT
+        exact = _try(partial(spectrum, main.exact)) if self.spectra and main.affordable else None
+        if exact is not None:
+            result.spectra["exact"] = exact.eigenvalues
+        if keeps:
+            result.operators["exact"] = main.exact
+        yardstick_first = sorted(methods, key=lambda method: method.name != NearestKronecker.name)
+        for done, method in enumerate(yardstick_first):
+            fits = self._fits(view, main, method, gathered)
+            if method.name == NearestKronecker.name:
+                nearest[main.name] = _shape_error(main, fits.operators[0])
             if method in self._asked(view):
                 self._measure(result, main, layerwise, method, fits, nearest)
+                if exact is not None:
+                    _add_spectrum(result, method.name, fits.operators[0])
+                if keeps:
+                    result.operators[method.name] = fits.operators[0]
             if method.name in result.waterfall:
                 result.waterfall[method.name] = self._scaled_error(result, main, method, fits)
             report(done + 1)
-        if self.spectra:
-            self._spectra(result, main)
+        _put_in_order(result, [method.name for method in methods])
 
     def _measure(
         self,
@@ -269,7 +280,6 @@ class Experiment:
     ) -> None:
         """The rows of one method."""
         operator, *halves = fits.operators
-        result.operators[method.name] = operator
         for target in (main, *layerwise.values()) if method.layerwise else (main,):
             spectra = self.spectra and target is main
             measured = measure(target, operator, halves or None, nearest.get(target.name), spectra=spectra)
@@ -308,19 +318,7 @@ class Experiment:
         measured = result.measured.get((method.name, main.name))
         if measured is not None:
             return measured.values.get("scaled_error")
-        return _shape_error(main.exact, fits.operators[0])
-
-    def _spectra(self, result: LayerResult, main: Target) -> None:
-        if not main.affordable:
-            return
-        exact = _try(partial(spectrum, main.exact))
-        if exact is None:
-            return
-        result.spectra["exact"] = exact.eigenvalues
-        for name, operator in result.operators.items():
-            values = None if name == "exact" else _try(operator.eigenvalues)
-            if values is not None:
-                result.spectra[name] = values[-len(exact.eigenvalues) :]
+        return _shape_error(main, fits.operators[0])
 
     def _let_go(self, result: LayerResult) -> None:
         """Drops a layer's operators where they are too large to be drawn, or many layers hold theirs.
@@ -357,10 +355,25 @@ def _try(compute: Callable[[], T]) -> T | None:
         return None
 
 
-def _nearest_error(exact: LinearOperator) -> float | None:
-    return _shape_error(exact, build_from_block(NearestKronecker(), exact))
+def _put_in_order(result: LayerResult, names: Sequence[str]) -> None:
+    """What was measured in the order of the methods, after the exact block."""
+    places = {name: place for place, name in enumerate(["exact", *names])}
+    result.measured = dict(sorted(result.measured.items(), key=lambda item: places[item[0][0]]))
+    result.operators = dict(sorted(result.operators.items(), key=lambda item: places[item[0]]))
+    result.spectra = dict(sorted(result.spectra.items(), key=lambda item: places[item[0]]))
 
 
-def _shape_error(exact: LinearOperator, approximation: LinearOperator) -> float | None:
-    found = _try(partial(errors, exact, approximation))
+def _add_spectrum(result: LayerResult, name: str, operator: LinearOperator) -> None:
+    """The largest eigenvalues of an approximation, as many as the exact block has."""
+    values = _try(operator.eigenvalues)
+    if values is not None:
+        result.spectra[name] = values[-len(result.spectra["exact"]) :]
+
+
+def _nearest_error(target: Target) -> float | None:
+    return _shape_error(target, build_from_block(NearestKronecker(), target.exact))
+
+
+def _shape_error(target: Target, approximation: LinearOperator) -> float | None:
+    found = _try(partial(target.errors, approximation))
     return None if found is None else found.scaled

@@ -49,12 +49,18 @@ class Target:
         """The dampings, and the exact steps at each, made once for all approximations."""
         self.trace = float(self.exact.trace())
         self.unit = self.trace / self.exact.shape[0]
-        self._steps: dict[float, Tensor] = {}
+        self._judged: tuple[LinearOperator, metrics.Errors] | None = None
 
     @cached_property
     def norm(self) -> float:
         """‖F‖."""
         return float(self.exact.frobenius_norm())
+
+    def errors(self, approximation: LinearOperator) -> metrics.Errors:
+        """The errors of an approximation; those of the latest one are remembered."""
+        if self._judged is None or self._judged[0] is not approximation:
+            self._judged = approximation, metrics.errors(self.exact, approximation, self.norm)
+        return self._judged[1]
 
     @cached_property
     def diagonal(self) -> Tensor:
@@ -94,12 +100,16 @@ class Target:
         """(F + λI)⁻¹ at the damping of the rows."""
         return self.exact.inverse(self.damping)
 
-    def step(self, damping: float) -> Tensor:
-        """(F + λI)⁻¹ ∇h."""
+    @property
+    def dampings(self) -> list[float]:
+        """Each λ of the sweep."""
+        return [factor * self.unit for factor in DAMPINGS]
+
+    @cached_property
+    def steps(self) -> list[Tensor]:
+        """(F + λI)⁻¹ ∇h for each of them."""
         assert self.gradient is not None
-        if damping not in self._steps:
-            self._steps[damping] = metrics.exact_step(self.exact, self.gradient, damping)
-        return self._steps[damping]
+        return metrics.exact_steps(self.exact, self.gradient, self.dampings)
 
 
 @dataclass
@@ -136,7 +146,7 @@ def measure(
     values["bytes"] = stored_bytes(approximation)
     with _noted(notes):
         values["trace_ratio"] = metrics.quotient_of_traces(target.trace, values["trace_approx"])
-        found = metrics.errors(F, approximation, target.norm)
+        found = target.errors(approximation)
         values["relative_error"], values["scaled_error"], values["best_scale"] = found
         values["diagonal_error"] = metrics.diagonal_error(target.diagonal, approximation)
         if nearest_error is not None and nearest_error > _ROUNDING:
@@ -190,10 +200,10 @@ def _sweep(target: Target, matched: LinearOperator) -> list[dict[str, float]]:
     if target.gradient is None:
         return []
     rows = []
-    for factor in DAMPINGS:
-        damping = factor * target.unit
-        step = matched.solve(target.gradient.to(matched.dtype), damping)
-        quality = metrics.step_quality(target.exact, target.step(damping), step, target.gradient, damping)
+    steps = list(matched.solves(target.gradient.to(matched.dtype), target.dampings))
+    curvatures = target.exact.quadratic(torch.stack(steps).to(target.exact.dtype))
+    for damping, best, step, curvature in zip(target.dampings, target.steps, steps, curvatures, strict=True):
+        quality = metrics.step_quality(curvature, best, step, target.gradient, damping)
         rows.append(
             {
                 "damping": damping,

@@ -3,7 +3,7 @@
 F is the exact block, F̂ the approximation; both of dimension D = m·d. All products are summed in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -185,36 +185,33 @@ def direction(
         gradient: ∇h [m, d].
         damping: λ > 0, the same in both.
     """
-    return step_quality(
-        F,
-        exact_step(F, gradient, damping),
-        trace_matched(F, approximation).solve(gradient.to(approximation.dtype), damping),
-        gradient,
-        damping,
-    )
+    (best,) = exact_steps(F, gradient, [damping])
+    step = trace_matched(F, approximation).solve(gradient.to(approximation.dtype), damping)
+    return step_quality(F.quadratic(step.to(F.dtype)), best, step, gradient, damping)
 
 
-def exact_step(F: LinearOperator, gradient: Tensor, damping: float) -> Tensor:
-    """(F + λI)⁻¹ ∇h [m, d]."""
+def exact_steps(F: LinearOperator, gradient: Tensor, dampings: Sequence[float]) -> list[Tensor]:
+    """(F + λI)⁻¹ ∇h [m, d] for each damping."""
     if gradient.shape != (F.outputs, F.inputs):
         raise InputError(
             f"the gradient has shape {list(gradient.shape)}; the block's is [{F.outputs}, {F.inputs}]"
         )
-    if not damping > 0:
-        raise InputError(f"the damping of a direction must be positive, not {damping}")
-    return F.solve(gradient.to(F.dtype), damping)
+    for damping in dampings:
+        if not damping > 0:
+            raise InputError(f"the damping of a direction must be positive, not {damping}")
+    return list(F.solves(gradient.to(F.dtype), dampings))
 
 
 def step_quality(
-    F: LinearOperator, best: Tensor, step: Tensor, gradient: Tensor, damping: float
+    curvature: Tensor, best: Tensor, step: Tensor, gradient: Tensor, damping: float
 ) -> Direction:
-    """`direction` for steps that are known: best = (F + λI)⁻¹ ∇h, step = (F̂ + λI)⁻¹ ∇h."""
+    """`direction` of what is known: best = (F + λI)⁻¹ ∇h, step = (F̂ + λI)⁻¹ ∇h, curvature = stepᵀ F step."""
     best, step, gradient = best.double(), step.double(), gradient.double()
     norms = torch.linalg.norm(best) * torch.linalg.norm(step)
     if not float(norms) > 0:
         raise NumericalError("the gradient is zero: directions are not defined")
-    curvature = F.quadratic(step.to(F.dtype)).double() + damping * step.square().sum()
-    gained = (step * gradient).sum().square() / curvature
+    damped = curvature.double() + damping * step.square().sum()
+    gained = (step * gradient).sum().square() / damped
     return Direction(float((best * step).sum() / norms), float(gained / (best * gradient).sum()))
 
 

@@ -23,6 +23,7 @@ from fisherlab.batch import half_of
 from fisherlab.operators import LinearOperator
 from fisherlab.operators.inputs import (
     Inputs,
+    OneHot,
     by_sample,
     position_products,
     sample_gradients,
@@ -154,9 +155,27 @@ def layerwise_norms(a: Inputs, slope: Tensor) -> Tensor:
     return torch.cat(pieces)
 
 
+def layerwise_norms_identity(a: Inputs, slope: Tensor) -> Tensor:
+    """`layerwise_norms` where φ is the identity and the slope 1: m ‖Σ_t a_t a_tᵀ‖² [n]."""
+    positions, inputs = a.shape[1:]
+    small = isinstance(a, OneHot) or positions <= inputs
+    width = (positions if small else inputs) ** 2
+    pieces = []
+    for start, stop in spans(len(a), 2 * width * slope.element_size()):
+        part = a[start:stop]
+        products = part.mT @ part if isinstance(part, Tensor) and not small else position_products(part)
+        pieces.append(products.double().square().sum((1, 2)))
+    return torch.cat(pieces) * slope.shape[-1]
+
+
 def layerwise_self_product(a: Inputs, slope: Tensor) -> Tensor:
     """Σ_n ‖F_n‖² of `layerwise_norms`, a sum over samples."""
     return layerwise_norms(a, slope).sum()
+
+
+def layerwise_self_product_identity(a: Inputs, slope: Tensor) -> Tensor:
+    """Σ_n ‖F_n‖² of `layerwise_norms_identity`."""
+    return layerwise_norms_identity(a, slope).sum()
 
 
 def self_product(a: Inputs, g: Tensor) -> Tensor:

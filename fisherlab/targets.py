@@ -1,7 +1,7 @@
 """The exact blocks that approximations are compared with, made from what the passes gathered."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -10,28 +10,35 @@ from fisherlab.batch import LayerBatch
 from fisherlab.exact import block_statistic, build_block, by_group, gram_block, layerwise_block
 from fisherlab.layers import LayerView
 from fisherlab.measure import Target
-from fisherlab.operators import KroneckerOperator, LinearOperator
+from fisherlab.operators import GramOperator, KroneckerOperator, LinearOperator, blocks_of
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.packing import packed_size
 from fisherlab.plans import Plan
 from fisherlab.population import (
     Halves,
     layerwise_norms,
+    layerwise_norms_identity,
     layerwise_self_product,
+    layerwise_self_product_identity,
     sample_norms,
     self_product,
 )
 from fisherlab.statistics import Gathered, KeptSums, Statistic, moments
+from fisherlab.statistics.sums import ROTATED
 
 GRADIENT = Statistic("gradient", moments.gradient_sum, "empirical")
 """Σ_n ∇ℓ_n with the data's labels."""
 
-_INPUT_MOMENT = Statistic("input-moment", moments.input_moment)
 _MOST_COLUMN_NUMBERS = 2**25
+_MOST_REMEMBERED = 2**24  # numbers in the sums of one half
 
 _LAYERWISE = (
     Statistic("block-layerwise", moments.unit_blocks, "layerwise"),
     Statistic("self-product-layerwise", layerwise_self_product, "layerwise"),
+)
+_LAYERWISE_IDENTITY = (
+    Statistic("input-moment", moments.input_moment),
+    Statistic("self-product-layerwise", layerwise_self_product_identity, "layerwise"),
 )
 
 
@@ -45,7 +52,7 @@ def main_statistics(plan: Plan) -> list[Statistic]:
 
 def layerwise_statistics(identity: bool) -> list[Statistic]:
     """The sums of the layer-wise Fisher and of its samples' norms; where φ is the identity it is A ⊗ I."""
-    return [_INPUT_MOMENT if identity else _LAYERWISE[0], _LAYERWISE[1]]
+    return list(_LAYERWISE_IDENTITY if identity else _LAYERWISE)
 
 
 def layerwise_bytes(view: LayerView, identity: bool) -> int:
@@ -72,7 +79,9 @@ def main_target(view: LayerView, plan: Plan, gathered: Gathered, memory: int) ->
     halves = None
     if len(blocks) == 3 and gathered.kept is not None:
         kept = _Kept(gathered, plan.kind)
-        halves = _halves(blocks, gathered, _self_products(plan), kept.norms(), kept.quadratics)
+        norms = kept.norms()
+        quadratics = partial(_gram_quadratics, blocks) if plan.method == "gram" else kept.quadratics
+        halves = _halves(blocks, gathered, _self_products(plan), norms, quadratics)
     return Target(
         "monte-carlo" if plan.kind == "drawn" else plan.kind,
         blocks[0],
@@ -83,14 +92,52 @@ def main_target(view: LayerView, plan: Plan, gathered: Gathered, memory: int) ->
     )
 
 
+class _Half(KeptSums):
+    """Sums of the samples of one half; the latest are remembered."""
+
+    def sum(self, statistic: Statistic) -> Tensor:
+        """The sum over samples."""
+        found = self._cached.pop(statistic.key) if statistic.key in self._cached else statistic(self.batch)
+        if not statistic.key.startswith(ROTATED):
+            self._cached[statistic.key] = found
+        while sum(known.numel() for known in self._cached.values()) > _MOST_REMEMBERED:
+            del self._cached[next(iter(self._cached))]
+        return found
+
+
+class _Both(KeptSums):
+    """Sums of all samples as those of the two halves added; second moments in a basis are made anew."""
+
+    def __init__(self, batch: LayerBatch, halves: Sequence[KeptSums]) -> None:
+        super().__init__(batch)
+        self._parts = halves
+
+    def sum(self, statistic: Statistic) -> Tensor:
+        """The sum over samples."""
+        if statistic.key.startswith(ROTATED):
+            return statistic(self.batch)
+        return self._parts[0].sum(statistic) + self._parts[1].sum(statistic)
+
+
+def added_up(gathered: Gathered) -> Gathered:
+    """Sums of samples that are kept, each made once: by halves, and of all by adding them."""
+    lazy = [sums for sums in gathered.sums if isinstance(sums, KeptSums)]
+    if len(lazy) != 3 or lazy[0].batch.groups > 1:
+        return gathered
+    halves = [_Half(sums.batch) for sums in lazy[1:]]
+    return Gathered([_Both(lazy[0].batch, halves), *halves], gathered.kept)
+
+
 class _Kept:
     """The samples kept, all of them and by halves, in float64."""
 
     def __init__(self, gathered: Gathered, kind: str) -> None:
         assert gathered.kept is not None
         self._kind, self._all = kind, gathered.kept.double()
-        lazy = [sums.batch for sums in gathered.sums[1:] if isinstance(sums, KeptSums)]
-        self._halves = lazy or [self._all.half(h) for h in (0, 1)]
+
+    @cached_property
+    def _halves(self) -> list[LayerBatch]:
+        return [self._all.half(h) for h in (0, 1)]
 
     def norms(self) -> Tensor:
         """‖F_n‖², [k]."""
@@ -102,15 +149,28 @@ class _Kept:
         return operator.quadratics(batch.a, batch.g[self._kind])
 
 
+def _gram_quadratics(blocks: Sequence[LinearOperator], operator: LinearOperator, half: int | None) -> Tensor:
+    """⟨F_n, G⟩ of the samples that Gram operators (all, half, other half) are made of."""
+    own = blocks[0] if half is None else blocks[1 + half]
+    pairs = zip(blocks_of(own), blocks_of(operator), strict=True)
+    return torch.stack(
+        [block.sample_quadratics(part) for block, part in pairs if isinstance(block, GramOperator)]
+    ).sum(0)
+
+
 def layerwise_target(view: LayerView, gathered: Gathered, memory: int, identity: bool) -> Target:
     """The layer-wise Fisher as a target; its samples' columns are one for each unit and position."""
-    block, norms = layerwise_statistics(identity)
+    block, self_products = layerwise_statistics(identity)
     blocks = [_layerwise_block(view, sums.mean(block), identity) for sums in gathered.sums]
     halves = None
     if len(blocks) == 3:
         kept = _few(view, gathered.kept)
-        own = None if kept is None else _norms(layerwise_norms, kept, "layerwise")
-        halves = _halves(blocks, gathered, norms, own, partial(_layerwise_quadratics, kept))
+        of = layerwise_norms_identity if identity else layerwise_norms
+        lazy = isinstance(gathered.sums[0], KeptSums)
+        known = gathered.kept if lazy else kept  # of all samples, where the sum over all needs them anyway
+        norms = None if known is None else _norms(of, known.double(), "layerwise")
+        halves = _halves(blocks, gathered, self_products, norms, partial(_layerwise_quadratics, kept))
+        halves.norms = None if kept is None or norms is None else norms[: len(kept.a)]
     return Target("layerwise", blocks[0], _gradient(gathered), halves, memory)
 
 
@@ -163,10 +223,17 @@ def _halves(
         exact=blocks[0],
         halves=blocks[1:],
         counts=[sums.samples for sums in gathered.sums[1:]],
-        self_products=float(gathered.sums[0].sum(self_products).sum()),
+        self_products=_total(norms, gathered, self_products),
         norms=norms,
         quadratics=quadratics,
     )
+
+
+def _total(norms: Tensor | None, gathered: Gathered, self_products: Statistic) -> float:
+    """Σ_n ‖F_n‖² over all samples."""
+    if norms is not None and len(norms) == gathered.sums[0].samples:
+        return float(norms.sum())
+    return float(gathered.sums[0].sum(self_products).sum())
 
 
 def _gradient(gathered: Gathered) -> Tensor | None:

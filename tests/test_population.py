@@ -10,7 +10,9 @@ from fisherlab.operators import DenseOperator, KroneckerOperator, LinearOperator
 from fisherlab.population import (
     Halves,
     layerwise_norms,
+    layerwise_norms_identity,
     layerwise_self_product,
+    layerwise_self_product_identity,
     sample_norms,
     self_product,
 )
@@ -262,3 +264,13 @@ def test_norms_of_the_layerwise_fisher_of_single_samples(population):
     expected = blocks.square().sum((1, 2, 3, 4))
     assert torch.allclose(found, expected, rtol=1e-12)
     assert layerwise_self_product(population.a, slope) == pytest.approx(float(expected.sum()))
+
+
+@pytest.mark.parametrize("positions", [1, 2, 9])
+def test_layerwise_norms_of_the_identity(positions):
+    generator = torch.Generator().manual_seed(7)
+    a = torch.randn(5, positions, 4, generator=generator, dtype=torch.float64)
+    slope = torch.ones(1, 5, positions, 3, dtype=torch.float64)
+    expected = layerwise_norms(a, slope)
+    torch.testing.assert_close(layerwise_norms_identity(a, slope), expected)
+    torch.testing.assert_close(layerwise_self_product_identity(a, slope), expected.sum())

@@ -71,8 +71,8 @@ class LNGD(_DiagonalOutput):
         """The partial trace and the diagonal; of the slope, or of the drawn g."""
         if self.sampling == "expected":
             return (
-                Statistic("input-trace-independent", moments.input_trace_independent, kind),
-                Statistic("output-trace-diagonal", moments.output_trace_diagonal, kind),
+                Statistic("input-trace-independent", moments.input_trace_independent, kind, patches=True),
+                Statistic("output-trace-diagonal", moments.output_trace_diagonal, kind, patches=True),
             )
         return (
             Statistic("input-trace", moments.input_trace, kind),

@@ -8,6 +8,7 @@ from torch import Tensor
 from fisherlab.approximations.base import Approximation, register_approximation
 from fisherlab.layers import BlockShape
 from fisherlab.operators import KroneckerOperator, LinearOperator
+from fisherlab.operators.rearranged import rearranged
 from fisherlab.statistics import LayerSums, Statistic
 
 _ITERATIONS = 500
@@ -39,20 +40,21 @@ class NearestKronecker(Approximation):
 
     def from_block(self, exact: LinearOperator) -> KroneckerOperator:
         """The leading singular pair of R(F)."""
-        B = torch.eye(exact.outputs, dtype=exact.dtype, device=exact.device)
-        A, scale = _direction(exact.contract_output(B))
+        if isinstance(exact, KroneckerOperator):
+            return exact
+        R = rearranged(exact)
+        A, scale = R.inputs(torch.eye(exact.outputs, dtype=exact.dtype, device=exact.device))
         enough = _CONVERGED if exact.shape[0] <= _LARGE else _CONVERGED_LARGE
         for _ in range(_ITERATIONS):
             before = scale
-            B, scale = _direction(exact.contract_input(A))
-            A, scale = _direction(exact.contract_output(B))
+            B = R.outputs(_scaled(A, scale))
+            B = _scaled(B, torch.linalg.norm(B))
+            A, scale = R.inputs(B)
             if float((scale - before).abs()) <= enough * float(scale):
                 break
-        return KroneckerOperator(A * scale, B)
+        return KroneckerOperator(R.matrix(A), B)
 
 
-def _direction(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A symmetric matrix by its norm, and the norm; a zero matrix stays as it is."""
-    matrix = (matrix + matrix.mT) / 2
-    norm = torch.linalg.norm(matrix)
-    return (matrix / norm if float(norm) > 0 else matrix), norm
+def _scaled(factor: Tensor, norm: Tensor) -> Tensor:
+    """A factor by its norm; zero stays as it is."""
+    return factor / norm if float(norm) > 0 else factor

@@ -82,7 +82,7 @@ class Activation:
     def slope(self, output: Tensor) -> Tensor:
         """φ'(s), shaped as the layer's output (only its shape is read: it may be overwritten)."""
         if self.node is None:
-            return torch.ones_like(output)
+            return torch.ones((), dtype=output.dtype, device=output.device).expand(output.shape)
         node, place = self.node
         gradients = node(torch.ones_like(output))
         return (gradients if isinstance(gradients, Tensor) else gradients[place]).detach()

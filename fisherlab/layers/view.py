@@ -169,7 +169,7 @@ class LayerView(BlockShape):
                 parts.append(self._adapter.matrix(self._module, bias))
             else:
                 parts.append((bias if self.bias_rows is None else bias[..., self.bias_rows]).unsqueeze(-1))
-        return torch.cat(parts, dim=-2 if self.vector else -1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2 if self.vector else -1)
 
     def to_parameters(self, matrix: Tensor) -> "list[tuple[str, slice | None, Tensor]]":
         """A matrix [m, d] as (parameter, its rows or None for all, tensor of their shape), not of a norm."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -274,6 +275,10 @@ class LinearOperator(ABC):
         self.check_matrix(M)
         return self.inverse(damping).apply(M)
 
+    def solves(self, M: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:
+        """`solve` at one damping λ > 0 after another; what does not depend on λ is done once."""
+        return (self.solve(M, damping) for damping in dampings)
+
     # --- contractions: what the inner products of all pairs are made of ---------------------------
 
     def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
@@ -308,12 +313,13 @@ class LinearOperator(ABC):
         """vec(V)ᵀ F vec(V) for V [..., m, d]: [...], in the operator's dtype."""
         return (V * self.apply(V)).sum((-2, -1))
 
-    def quadratics(self, a: Inputs, g: Tensor) -> Tensor:
+    def quadratics(self, a: Inputs, g: Tensor, held: Tensor | None = None) -> Tensor:
         """Σ_c vec(V_{n,c})ᵀ F vec(V_{n,c}) for each sample, V_{n,c} = Σ_t g_{c,n,t} a_{n,t}ᵀ.
 
         Args:
             a: layer inputs [n, t, d].
             g: output gradients [c, n, t, m].
+            held: all V [n, c, m, d] where they are known; None: made where they are needed.
 
         Returns:
             [n], float64.
@@ -324,7 +330,7 @@ class LinearOperator(ABC):
         check_sample_shapes(a, g)
         if a.shape[1] == 1:
             return self._outer_quadratics(dense_inputs(a)[:, 0], g[:, :, 0]).double()
-        return self._vector_quadratics(a, g)
+        return self._vector_quadratics(a, g, held)
 
     def gram_products(self, other: GramOperator) -> Tensor:
         """J F Jᵀ/N for the J of a Gram operator: products of all pairs of its columns in this F.
@@ -342,7 +348,9 @@ class LinearOperator(ABC):
         """`quadratics` for one position: a [n, d], g [c, n, m]."""
         return self._vector_quadratics(a[:, None], g[:, :, None])
 
-    def _vector_quadratics(self, a: Inputs, g: Tensor) -> Tensor:
+    def _vector_quadratics(self, a: Inputs, g: Tensor, held: Tensor | None = None) -> Tensor:
+        if held is not None:
+            return self.quadratic(held).double().sum(1)
         classes, samples = g.shape[:2]
         pieces = [
             self.quadratic(sample_vectors(a, g, start, stop))

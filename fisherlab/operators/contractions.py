@@ -5,7 +5,8 @@
 - by vectors: the V themselves, in pieces of bounded size.
 
 Where t = 1 no V is needed; one-hot inputs are merged first, so that their positions are orthogonal.
-Arguments: a [n, t, d] (`Inputs`), g [c, n, t, m]; factors as in `fisherlab.operators.factors`.
+Arguments: a [n, t, d] (`Inputs`), g [c, n, t, m], and `held`, all V [n, c, m, d] where somebody has them
+already; factors and bases as in `fisherlab.operators.factors`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fisherlab.operators.factors import into_basis, rows_into_basis, times_factor
+from fisherlab.operators.factors import factor_times, into_basis, rows_into_basis, times_factor
 from fisherlab.operators.inputs import (
     Inputs,
     OneHot,
@@ -27,14 +28,18 @@ from fisherlab.operators.inputs import (
     second_moment,
     squared_norms,
 )
-from fisherlab.operators.numerics import ENTRY_COST, add_product, spans, sum_pieces
+from fisherlab.operators.numerics import ENTRY_COST, add_product, spans, sum_pieces, symmetric_product
 
 _VECTOR_BYTES = 16 * 2**20  # of V at a time: memory that is written again and again
 _PAIR_BYTES = 64 * 2**20  # of pairs of positions
 
 
-def vector_pieces(a: Inputs, g: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """(samples, V [n, c, m, d]) piece by piece; each V is overwritten by the next."""
+def vector_pieces(a: Inputs, g: Tensor, held: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """(samples, V [n, c, m, d]) piece by piece, to be read; one not held is overwritten by the next."""
+    if held is not None:
+        for start, stop in spans(len(held), held[0].numel() * held.element_size(), _VECTOR_BYTES):
+            yield slice(start, stop), held[start:stop]
+        return
     classes, samples, positions, m = g.shape
     width = classes * m * a.shape[2]
     each = (width + classes * positions * m) * g.element_size()
@@ -50,7 +55,7 @@ def vector_pieces(a: Inputs, g: Tensor) -> Iterator[tuple[slice, Tensor]]:
 # --- second moments of the entries ----------------------------------------------------------------
 
 
-def squared_gradients(a: Inputs, g: Tensor) -> Tensor:
+def squared_gradients(a: Inputs, g: Tensor, held: Tensor | None = None) -> Tensor:
     """Σ_n Σ_c V∘V, [m, d]."""
     if isinstance(a, OneHot):
         a, g = a.merged(g)
@@ -58,36 +63,81 @@ def squared_gradients(a: Inputs, g: Tensor) -> Tensor:
         return g.new_zeros(a.size, g.shape[3]).index_add_(0, a.safe, squares).T
     if a.shape[1] == 1:
         return by_unit_squares(g)[:, 0].T @ a[:, 0].square()
-    if _squares_by_pairs(a, g):
+    if held is None and _squares_by_pairs(a, g):
         total = g.new_zeros(g.shape[3], a.shape[2], dtype=torch.float64)
         for _, P, Q in _pair_pieces(a, g):
             add_product(total, Q.T, P)
         return total.to(g.dtype)
-    pieces = (V.square_().flatten(0, 1).sum(0) for _, V in vector_pieces(a, g))
+    pieces = (V.square().flatten(0, 1).sum(0) for _, V in vector_pieces(a, g, held))
     return sum_pieces(pieces, g.new_zeros(g.shape[3], a.shape[2]))
 
 
-def rotated_squares(a: Inputs, g: Tensor, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
-    """Σ_n Σ_c (U_Bᵀ V U_A)∘², [m, d]; a basis None is the identity.
+def rotated_squares(
+    a: Inputs, g: Tensor, U_A: Tensor | None, U_B: Tensor | None, held: Tensor | None = None
+) -> Tensor:
+    """Σ_n Σ_c (U_Bᵀ V U_A)∘², [m, d]; a basis None is the identity."""
+    held = held if rotates_held(a, g, U_A, U_B, held) else None
+    if held is None and _rotates_parts(a, g):
+        return squared_gradients(rotated(a, U_A), into_basis(g, _like(U_B, g)))
+    pieces = (R.square().flatten(0, 1).sum(0) for _, R in rotated_pieces(a, g, U_A, U_B, held))
+    return sum_pieces(pieces, g.new_zeros(g.shape[3], a.shape[2]))
+
+
+def rotated_weighted_squares(
+    a: Inputs, g: Tensor, U_A: Tensor | None, U_B: Tensor | None, S: Tensor, held: Tensor | None = None
+) -> Tensor:
+    """Σ_c <S, (U_Bᵀ V U_A)∘²> of each sample, [n], for S [m, d]."""
+    held = held if rotates_held(a, g, U_A, U_B, held) else None
+    if held is None and _rotates_parts(a, g):
+        return weighted_squares(rotated(a, U_A), into_basis(g, _like(U_B, g)), S)
+    out = g.new_empty(len(a))
+    for part, R in rotated_pieces(a, g, U_A, U_B, held):
+        out[part] = (R.square().flatten(2) @ S.flatten()).sum(1)
+    return out
+
+
+def rotated_pieces(
+    a: Inputs, g: Tensor, U_A: Tensor | None, U_B: Tensor | None, held: Tensor | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """(samples, U_Bᵀ V U_A [n, c, m, d]) piece by piece, to be read, as `vector_pieces`.
 
     Of a sample, rotating a takes t·d² and rotating V by U_A c·m·d²; rotating g takes c·t·m² and rotating V by
     U_B c·d·m²: V is rotated where positions are many.
     """
+    U_A, U_B = _like(U_A, g), _like(U_B, g)
+    left, right = U_B, U_A
+    if held is None:
+        classes, _, t, m = g.shape
+        if classes * m >= t:
+            a, right = rotated(a, U_A), None
+        if a.shape[2] >= t:
+            g, left = into_basis(g, U_B), None
+    for part, V in vector_pieces(a, g, held):
+        yield part, rows_into_basis(left, into_basis(V, right))
+
+
+def rotates_held(a: Inputs, g: Tensor, U_A: Tensor | None, U_B: Tensor | None, held: Tensor | None) -> bool:
+    """Whether to rotate V that are known takes fewer operations than to make them anew from rotated parts."""
+    if held is None:
+        return False
     classes, _, t, m = g.shape
-    d, U_B = a.shape[2], None if U_B is None else U_B.to(g.dtype)
-    if isinstance(a, OneHot) or t == 1 or _squares_by_pairs(a, g):
-        return squared_gradients(rotated(a, U_A), into_basis(g, U_B))
-    U_A = None if U_A is None else U_A.to(g.dtype)
-    inputs_last, outputs_last = classes * m < t, d < t
-    a = a if inputs_last else into_basis(a, U_A)
-    g = g if outputs_last else into_basis(g, U_B)
-    left, right = U_B if outputs_last else None, U_A if inputs_last else None
-    rotated_pieces = (rows_into_basis(left, into_basis(V, right)) for _, V in vector_pieces(a, g))
-    pieces = (V.square_().flatten(0, 1).sum(0) for V in rotated_pieces)
-    return sum_pieces(pieces, g.new_zeros(m, d))
+    d = a.shape[2]
+    inputs, outputs = (0.0 if U is None else float(k) ** 2 for U, k in ((U_A, d), (U_B, m)))
+    sides = min(t, classes * m) * inputs + classes * min(t, d) * outputs
+    own = classes * (m * inputs + d * outputs)
+    return own < sides + classes * m * d * t
 
 
-def weighted_squares(a: Inputs, g: Tensor, S: Tensor) -> Tensor:
+def _rotates_parts(a: Inputs, g: Tensor) -> bool:
+    """Whether no V are made of the rotated a and g."""
+    return isinstance(a, OneHot) or g.shape[2] == 1 or _squares_by_pairs(a, g)
+
+
+def _like(U: Tensor | None, g: Tensor) -> Tensor | None:
+    return None if U is None else U.to(g.dtype)
+
+
+def weighted_squares(a: Inputs, g: Tensor, S: Tensor, held: Tensor | None = None) -> Tensor:
     """Σ_c <S, V∘V> of each sample, [n], for S [m, d]."""
     if isinstance(a, OneHot):
         a, g = a.merged(g)
@@ -96,12 +146,12 @@ def weighted_squares(a: Inputs, g: Tensor, S: Tensor) -> Tensor:
     if a.shape[1] == 1:
         return ((by_unit_squares(g)[:, 0] @ S) * a[:, 0].square()).sum(1)
     out = a.new_empty(len(a))
-    if _squares_by_pairs(a, g):
+    if held is None and _squares_by_pairs(a, g):
         for part, P, Q in _pair_pieces(a, g):
             out[part] = (P @ S.T).mul_(Q).sum(1).view(-1, _pairs(a.shape[1])).sum(1)
         return out
-    for part, V in vector_pieces(a, g):
-        out[part] = (V.square_().flatten(2) @ S.flatten()).sum(1)
+    for part, V in vector_pieces(a, g, held):
+        out[part] = (V.square().flatten(2) @ S.flatten()).sum(1)
     return out
 
 
@@ -155,7 +205,9 @@ def _fill_pairs(P: Tensor, Q: Tensor, a: Tensor, g: Tensor) -> None:
 # --- contractions with Kronecker factors ------------------------------------------------------------
 
 
-def kronecker_quadratics(a: Inputs, g: Tensor, A: Tensor | None = None, B: Tensor | None = None) -> Tensor:
+def kronecker_quadratics(
+    a: Inputs, g: Tensor, A: Tensor | None = None, B: Tensor | None = None, held: Tensor | None = None
+) -> Tensor:
     """Σ_c <V, B V A> of each sample, [n]; without factors Σ_c ‖V‖²."""
     if isinstance(a, OneHot) and (A is None or A.ndim == 1):
         a, g = a.merged(g)
@@ -165,33 +217,32 @@ def kronecker_quadratics(a: Inputs, g: Tensor, A: Tensor | None = None, B: Tenso
         inputs = position_products(a, A)[:, 0, 0] if isinstance(a, OneHot) else _row_quadratics(a[:, 0], A)
         return inputs * (times_factor(g, B) * g).sum((0, 2, 3))
     out = g.new_empty(len(a))
-    if isinstance(a, OneHot) or _quadratics_by_positions(a, g, A, B):
+    if isinstance(a, OneHot) or _quadratics_by_positions(a, g, A, B, held):
         for part in _position_spans(a, g):
             outputs = _gradient_products(g[:, part], B)
             out[part] = (outputs * position_products(a[part], A)).sum((1, 2))
         return out
-    for part, V in vector_pieces(a, g):
+    for part, V in vector_pieces(a, g, held):
         out[part] = _vector_quadratics(V, A, B)
     return out
 
 
-def input_contraction(a: Inputs, g: Tensor, B: Tensor | None = None) -> Tensor:
+def input_contraction(a: Inputs, g: Tensor, B: Tensor | None = None, held: Tensor | None = None) -> Tensor:
     """Σ_n Σ_c Vᵀ B V, [d, d]."""
     if a.shape[1] == 1 and isinstance(a, Tensor):
         return second_moment(a, (times_factor(g, B) * g).sum((0, 3)))
     zero = g.new_zeros(a.shape[2], a.shape[2])
-    if isinstance(a, OneHot) or _inputs_by_positions(a, g, B):
+    if isinstance(a, OneHot) or _inputs_by_positions(a, g, B, held):
         parts = _position_spans(a, g)
         return sum_pieces((pair_moment(a[p], _gradient_products(g[:, p], B)) for p in parts), zero)
-    others = vector_pieces(a, times_factor(g, B)) if B is not None else None
     pieces = (
-        V.flatten(0, 2).T @ (V if others is None else next(others)[1]).flatten(0, 2)
-        for _, V in vector_pieces(a, g)
+        symmetric_product(V.flatten(0, 2), (V if B is None else factor_times(B, V)).flatten(0, 2))
+        for _, V in vector_pieces(a, g, held)
     )
     return sum_pieces(pieces, zero)
 
 
-def output_contraction(a: Inputs, g: Tensor, A: Tensor | None = None) -> Tensor:
+def output_contraction(a: Inputs, g: Tensor, A: Tensor | None = None, held: Tensor | None = None) -> Tensor:
     """Σ_n Σ_c V A Vᵀ, [m, m]."""
     if isinstance(a, OneHot) and (A is None or A.ndim == 1):
         a, g = a.merged(g)
@@ -200,10 +251,10 @@ def output_contraction(a: Inputs, g: Tensor, A: Tensor | None = None) -> Tensor:
         weights = position_products(a, A)[:, 0] if isinstance(a, OneHot) else _row_quadratics(a, A)
         return weighted_moment(g, weights)
     zero = g.new_zeros(g.shape[3], g.shape[3])
-    if isinstance(a, OneHot) or _outputs_by_positions(a, g, A):
+    if isinstance(a, OneHot) or _outputs_by_positions(a, g, A, held):
         parts = _position_spans(a, g)
         return sum_pieces((_pair_moment(g[:, p], position_products(a[p], A)) for p in parts), zero)
-    pieces = (_outer_sum(times_factor(V, A), V) for _, V in vector_pieces(a, g))
+    pieces = (_outer_sum(times_factor(V, A), V) for _, V in vector_pieces(a, g, held))
     return sum_pieces(pieces, zero)
 
 
@@ -217,7 +268,7 @@ def unit_squares(a: Inputs, g: Tensor) -> Tensor:
     if _squares_of_units_by_positions(a, g):
         pieces = (g[:, p] * (position_products(a[p]) @ g[:, p]) for p in _position_spans(a, g))
         return sum_pieces((piece.sum((0, 1, 2)) for piece in pieces), zero)
-    return sum_pieces((V.square_().sum((0, 1, 3)) for _, V in vector_pieces(a, g)), zero)
+    return sum_pieces((V.square().sum((0, 1, 3)) for _, V in vector_pieces(a, g)), zero)
 
 
 def _pair_moment(g: Tensor, weights: Tensor) -> Tensor:
@@ -272,27 +323,35 @@ def _factor_cost(factor: Tensor | None, k: int) -> float:
     return float(k) ** factor.ndim
 
 
-def _quadratics_by_positions(a: Tensor, g: Tensor, A: Tensor | None, B: Tensor | None) -> bool:
+def _making(positions: int, held: Tensor | None) -> float:
+    """Multiplications for each entry of V."""
+    return positions + ENTRY_COST if held is None else ENTRY_COST
+
+
+def _quadratics_by_positions(
+    a: Tensor, g: Tensor, A: Tensor | None, B: Tensor | None, held: Tensor | None
+) -> bool:
     c, _, t, m = g.shape
     d = a.shape[2]
     inputs, outputs = _factor_cost(A, d), _factor_cost(B, m)
     positions = t * inputs + c * t * outputs + t**2 * (d + c * m)
-    return positions < c * m * d * (t + ENTRY_COST) + c * (m * inputs + d * outputs)
+    return positions < c * m * d * _making(t, held) + c * (m * inputs + d * outputs)
 
 
-def _inputs_by_positions(a: Tensor, g: Tensor, B: Tensor | None) -> bool:
+def _inputs_by_positions(a: Tensor, g: Tensor, B: Tensor | None, held: Tensor | None) -> bool:
     c, _, t, m = g.shape
     d = a.shape[2]
-    positions = t**2 * (d + c * m) + t * d**2
-    return positions < c * m * d * ((1 if B is None else 2) * (t + ENTRY_COST) + d)
+    outputs = _factor_cost(B, m)
+    positions = c * t * outputs + t**2 * (d + c * m) + t * d**2
+    return positions < c * m * d * (_making(t, held) + d) + c * d * outputs
 
 
-def _outputs_by_positions(a: Tensor, g: Tensor, A: Tensor | None) -> bool:
+def _outputs_by_positions(a: Tensor, g: Tensor, A: Tensor | None, held: Tensor | None) -> bool:
     c, _, t, m = g.shape
     d = a.shape[2]
     inputs = _factor_cost(A, d)
     positions = t * inputs + t**2 * (d + c * m) + c * t * m**2
-    return positions < c * m * d * (t + ENTRY_COST + m) + c * m * inputs
+    return positions < c * m * d * (_making(t, held) + m) + c * m * inputs
 
 
 def _squares_of_units_by_positions(a: Tensor, g: Tensor) -> bool:

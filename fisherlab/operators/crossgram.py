@@ -7,7 +7,7 @@ is made once; whichever takes fewer operations.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,14 +115,32 @@ def weighted_gram(pair: Gradients, S: Tensor) -> Tensor:
     """
     if pair.g.shape[2] == 1 and isinstance(pair.a, Tensor):
         return _weighted_outer_gram(pair.a[:, 0], pair.g[:, :, 0], S)
-    total = S.new_zeros(pair.count, pair.count, dtype=torch.float64)
-    each = 2 * pair.count * pair.a.shape[2] * pair.g.element_size()
-    for start, stop in spans(pair.g.shape[3], each, _BLOCK_BYTES):
-        V = pair.rows(start, stop)
+    blocks = list(
+        spans(pair.g.shape[3], 2 * pair.count * pair.a.shape[2] * pair.g.element_size(), _BLOCK_BYTES)
+    )
+    rows = (pair.rows(*block) for block in blocks)
+    return _sum_of_blocks(rows, blocks, pair.g.shape[0], S)
+
+
+def vectors_gram(V: Tensor, S: Tensor) -> Tensor:
+    """`weighted_gram` of V [n, c, m, d] that are known."""
+    blocks = list(spans(V.shape[2], V[:, :, 0].numel() * V.element_size(), _BLOCK_BYTES))
+    rows = (V[:, :, start:stop].flatten(2).flatten(0, 1) for start, stop in blocks)
+    return _sum_of_blocks(rows, blocks, V.shape[1], S)
+
+
+def _sum_of_blocks(
+    rows: Iterator[Tensor], blocks: Sequence[tuple[int, int]], classes: int, S: Tensor
+) -> Tensor:
+    """Σ V S Vᵀ over blocks of outputs, from rows sample by sample to the order c·n_samples + n."""
+    total = torch.zeros((), dtype=torch.float64, device=S.device)
+    for V, (start, stop) in zip(rows, blocks, strict=True):
+        if not total.dim():
+            total = total.new_zeros(len(V), len(V))
         add_product(total, V * S[start:stop].flatten(), V.T)
-    classes, samples = pair.g.shape[:2]
+    samples = len(total) // classes
     by_class = total.view(samples, classes, samples, classes).permute(1, 0, 3, 2)
-    return by_class.reshape(pair.count, pair.count).to(S.dtype)
+    return by_class.reshape(total.shape).to(S.dtype)
 
 
 def _weighted_outer_gram(a: Tensor, g: Tensor, S: Tensor) -> Tensor:

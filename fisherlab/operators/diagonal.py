@@ -97,10 +97,10 @@ class DiagonalOperator(LinearOperator):
         """diag(B)ᵀ S diag(A)."""
         return dot64(self.matrix, torch.outer(factor_diagonal(B), factor_diagonal(A)))
 
-    def quadratics(self, a: Inputs, g: Tensor) -> Tensor:
+    def quadratics(self, a: Inputs, g: Tensor, held: Tensor | None = None) -> Tensor:
         """Σ_c <S, V∘V>, without V where that is cheaper."""
         check_sample_shapes(a, g)
-        return weighted_squares(a, g, self.matrix).double()
+        return weighted_squares(a, g, self.matrix, held).double()
 
     def _dense_columns(self) -> Tensor:
         return torch.diag(self.diagonal())

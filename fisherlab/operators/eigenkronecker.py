@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
 from fisherlab.operators.base import LinearOperator
-from fisherlab.operators.contractions import weighted_squares
-from fisherlab.operators.crossgram import Gradients, weighted_gram
+from fisherlab.operators.contractions import rotated_pieces, rotated_weighted_squares, rotates_held
+from fisherlab.operators.crossgram import Gradients, vectors_gram, weighted_gram
 from fisherlab.operators.factors import (
     diagonal_in,
     into_basis,
@@ -26,6 +27,8 @@ from fisherlab.operators.packing import outer_rows, packed_size
 
 if TYPE_CHECKING:
     from fisherlab.operators.gram import GramOperator
+
+_ABSENT = 1e-18  # of a damping: what does not change it in float64
 
 
 class EigenKroneckerOperator(LinearOperator):
@@ -108,6 +111,30 @@ class EigenKroneckerOperator(LinearOperator):
         powered = damped_power(self.S, self._uniform(damping), p)
         return EigenKroneckerOperator(self.U_A, self.U_B, powered)
 
+    def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
+        """U_B [(U_Bᵀ M U_A) / (S + λ)] U_Aᵀ; for λ > 0 without rotating where S vanishes."""
+        value = self._uniform(damping)
+        return next(self.solves(M, [value])) if value > 0 else super().solve(M, damping)
+
+    def solves(self, M: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:
+        """`solve` with the coefficients UᵀM made once.
+
+        Columns of U_A where S is below rounding of every λ are left out: M outside the others is only divided
+        by λ.
+        """
+        self.check_matrix(M)
+        U_A, S, outside = self.U_A, self.S, None
+        kept = self.S.abs().amax(0) > _ABSENT * min(dampings)
+        if U_A is not None and 0 < 2 * int(kept.sum()) < self.inputs:
+            U_A, S = U_A[:, kept], self.S[:, kept]
+            outside = M - into_basis(M, U_A) @ U_A.T
+        coefficients = rows_into_basis(self.U_B, into_basis(M, U_A))
+        for damping in dampings:
+            solved = coefficients * damped_power(S, damping, -1.0)
+            solved = solved if self.U_B is None else self.U_B @ solved
+            solved = solved if U_A is None else solved @ U_A.T
+            yield solved if outside is None else solved + outside / damping
+
     def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
         """The squares of the rotations between the two bases, on both sides of S."""
         by_unit = squares_of(_rotation(U_B, self.U_B), self.S)
@@ -134,13 +161,17 @@ class EigenKroneckerOperator(LinearOperator):
         self.check_matrix(V)
         return (self.S * self._coefficients(V).square()).sum((-2, -1))
 
-    def quadratics(self, a: Inputs, g: Tensor) -> Tensor:
-        """Σ_c <S, (U_Bᵀ V U_A)∘²> from the rotated a U_A and g U_B, without V where that is cheaper."""
+    def quadratics(self, a: Inputs, g: Tensor, held: Tensor | None = None) -> Tensor:
+        """Σ_c <S, (U_Bᵀ V U_A)∘²> from the rotated a U_A and g U_B, or from V where that is cheaper."""
         check_sample_shapes(a, g)
-        return weighted_squares(rotated(a, self.U_A), into_basis(g, self.U_B), self.S).double()
+        return rotated_weighted_squares(a, g, self.U_A, self.U_B, self.S, held).double()
 
     def gram_products(self, other: GramOperator) -> Tensor:
         """<V, S∘V'> of all pairs of the rotated gradients."""
+        held = other.held
+        if held is not None and rotates_held(other.a, other.g, self.U_A, self.U_B, held):
+            pieces = rotated_pieces(other.a, other.g, self.U_A, self.U_B, held)
+            return vectors_gram(torch.cat([R for _, R in pieces]), self.S) * other.weight
         pair = Gradients(rotated(other.a, self.U_A), into_basis(other.g, self.U_B))
         return weighted_gram(pair, self.S) * other.weight
 

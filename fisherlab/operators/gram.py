@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import ClassVar
 
@@ -11,29 +11,29 @@ import torch
 from torch import Tensor
 
 from fisherlab.damping import DampingLike
-from fisherlab.errors import InputError, NotSupportedError, NumericalError
+from fisherlab.errors import InputError, NotSupportedError
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.contractions import (
     input_contraction,
     kronecker_quadratics,
     output_contraction,
+    rotated_squares,
     squared_gradients,
     vector_pieces,
 )
 from fisherlab.operators.crossgram import Gradients, tiles
-from fisherlab.operators.factors import into_basis
+from fisherlab.operators.graminverse import GramInverse, apply_factor
 from fisherlab.operators.inputs import (
     Inputs,
     OneHot,
     dense_inputs,
     layer_outputs,
-    rotated,
+    sample_gradients,
     weighted_sum,
 )
 from fisherlab.operators.layout import check_sample_shapes, sample_vectors
 from fisherlab.operators.numerics import (
     ENTRY_COST,
-    cholesky_apply,
     damped_cholesky,
     dot64,
     norm64,
@@ -101,9 +101,9 @@ class GramOperator(LinearOperator):
         """J vec(X): <V_{n,c}, X> for X [..., m, d], as [..., c, n]."""
         self.check_matrix(X)
         matrices = X.reshape(-1, *X.shape[-2:])
-        if self._held is not None:
-            products = matrices.flatten(1) @ self._held.flatten(1).T
-            return products.view(*X.shape[:-2], *self.g.shape[:2])
+        if self.held is not None:
+            products = matrices.flatten(1) @ self.held.flatten(2).flatten(0, 1).T
+            return products.view(*X.shape[:-2], *self.g.shape[1::-1]).mT
         if self._by_vectors(len(matrices)):
             found = matrices.new_empty(len(matrices), *self.g.shape[:2])
             for part, V in vector_pieces(self.a, self.g):
@@ -114,7 +114,8 @@ class GramOperator(LinearOperator):
         return found.view(*X.shape[:-2], *self.g.shape[:2])
 
     def _rows_by_outputs(self, matrices: Tensor) -> Tensor:
-        return torch.einsum("cntm,bntm->bcn", self.g, layer_outputs(self.a, matrices))
+        outputs = layer_outputs(self.a, matrices)
+        return (self.g.transpose(0, 1).flatten(2) @ outputs.transpose(0, 1).flatten(2).mT).permute(2, 1, 0)
 
     def combine(self, w: Tensor) -> Tensor:
         """Jᵀ w = Σ w_{c,n} V_{n,c} for w [..., c, n], as [..., m, d].
@@ -124,8 +125,8 @@ class GramOperator(LinearOperator):
         """
         self._check_weights(w)
         weights = w.reshape(-1, *w.shape[-2:]).to(self.dtype)
-        if self._held is not None:
-            found = weights.flatten(1) @ self._held.flatten(1)
+        if self.held is not None:
+            found = weights.mT.flatten(1) @ self.held.flatten(2).flatten(0, 1)
             return found.view(*w.shape[:-2], self.outputs, self.inputs)
         if self._by_vectors(len(weights)):
             found = sum_pieces(
@@ -146,6 +147,9 @@ class GramOperator(LinearOperator):
     @cached_property
     def _gram(self) -> Tensor:
         classes, samples = self.g.shape[:2]
+        if self.held is not None:
+            J = self.held.transpose(0, 1).flatten(2).flatten(0, 1)
+            return (J @ J.T).double().mul_(self.weight)
         K = torch.empty(classes, samples, classes, samples, dtype=torch.float64, device=self.device)
         for rows, columns, tile in tiles(self._gradients):
             K[:, rows, :, columns] = tile
@@ -168,15 +172,15 @@ class GramOperator(LinearOperator):
 
     def diagonal_matrix(self) -> Tensor:
         """(1/N) Σ V∘V."""
-        return squared_gradients(self.a, self.g) * self.weight
+        return squared_gradients(self.a, self.g, self.held) * self.weight
 
     def trace(self) -> Tensor:
         """(1/N) Σ ‖V‖²; for one position (1/N) Σ ‖a‖² ‖g‖²."""
-        return kronecker_quadratics(self.a, self.g).double().sum() * self.weight
+        return kronecker_quadratics(self.a, self.g, held=self.held).double().sum() * self.weight
 
     def frobenius_norm(self) -> Tensor:
         """‖K‖_F, by tiles of K."""
-        if "_gram" in self.__dict__:
+        if self.held is not None or "_gram" in self.__dict__:
             return norm64(self._gram)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for rows, columns, tile in tiles(self._gradients):
@@ -192,9 +196,11 @@ class GramOperator(LinearOperator):
         """‖J vec(V)‖²/N."""
         return self.rows(V).square().sum((-2, -1)) * self.weight
 
-    def quadratics(self, a: Inputs, g: Tensor) -> Tensor:
+    def quadratics(self, a: Inputs, g: Tensor, held: Tensor | None = None) -> Tensor:
         """Σ_c ‖J vec(V_{n,c})‖²/N, by inner products of all pairs of gradients."""
         check_sample_shapes(a, g)
+        if held is not None and self.held is not None:
+            return self.quadratic(held).double().sum(1)
         total = torch.zeros(g.shape[1], dtype=torch.float64, device=self.device)
         for samples, _, tile in tiles(Gradients(a, g), self._gradients):
             total[samples] += tile.square().sum((0, 2, 3))
@@ -202,7 +208,10 @@ class GramOperator(LinearOperator):
 
     def sample_quadratics(self, other: LinearOperator) -> Tensor:
         """Σ_c vec(V_{n,c})ᵀ G vec(V_{n,c}) for each sample: [n], float64, by the structure of G."""
-        return other.quadratics(self.a, self.g)
+        if other is self:
+            squares = self.gram().view(self.columns, *self.g.shape[:2]).square()
+            return squares.sum((0, 1)) / self.weight
+        return other.quadratics(self.a, self.g, self.held)
 
     # --- functions of F -------------------------------------------------------------------------
 
@@ -213,6 +222,14 @@ class GramOperator(LinearOperator):
             NumericalError: λ is zero, or K + λI is not finite.
         """
         return GramInverse(self, self._uniform(damping))
+
+    def solves(self, M: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:
+        """`solve` at each damping, with products by J for all of them at once."""
+        w = self.rows(M)
+        factors = [damped_cholesky(self.gram(), damping) for damping in dampings]
+        corrections = self.combine(torch.stack([apply_factor(factor, w) for factor in factors])) * self.weight
+        for damping, correction in zip(dampings, corrections, strict=True):
+            yield (M - correction) / damping
 
     def solve_combination(self, w: Tensor, damping: DampingLike) -> Tensor:
         """(F + λI)⁻¹ Jᵀ w = Jᵀ (K + λI)⁻¹ w, without cancellation at small λ.
@@ -230,7 +247,7 @@ class GramOperator(LinearOperator):
         """
         self._check_weights(w)
         factor = damped_cholesky(self.gram(), self._uniform(damping))
-        return self.combine(_apply_factor(factor, w))
+        return self.combine(apply_factor(factor, w))
 
     def power(self, p: float, damping: DampingLike = 0.0) -> LinearOperator:
         """Not supported.
@@ -255,26 +272,20 @@ class GramOperator(LinearOperator):
     # --- contractions ---------------------------------------------------------------------------
 
     def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
-        """The diagonal of the operator made of the rotated a U_A and g U_B."""
-        return squared_gradients(rotated(self.a, U_A), into_basis(self.g, U_B)) * self.weight
+        """(1/N) Σ (U_Bᵀ V U_A)∘²."""
+        return rotated_squares(self.a, self.g, U_A, U_B, self.held) * self.weight
 
     def contract_output(self, B: Tensor) -> Tensor:
         """(1/N) Σ Vᵀ B V; for one position (1/N) Σ (gᵀ B g) a aᵀ."""
-        if self._held is not None:
-            weighted = B @ self._held if B.ndim == 2 else B[:, None] * self._held
-            return self._held.flatten(0, 1).T @ weighted.flatten(0, 1) * self.weight
-        return input_contraction(self.a, self.g, B) * self.weight
+        return input_contraction(self.a, self.g, B, self.held) * self.weight
 
     def contract_input(self, A: Tensor) -> Tensor:
         """(1/N) Σ V A Vᵀ; for one position (1/N) Σ (aᵀ A a) g gᵀ."""
-        if self._held is not None:
-            weighted = self._held @ A if A.ndim == 2 else self._held * A
-            return torch.tensordot(weighted, self._held, dims=([0, 2], [0, 2])) * self.weight
-        return output_contraction(self.a, self.g, A) * self.weight
+        return output_contraction(self.a, self.g, A, self.held) * self.weight
 
     def inner_kronecker(self, A: Tensor, B: Tensor) -> Tensor:
         """(1/N) Σ <V, B V A>."""
-        return kronecker_quadratics(self.a, self.g, A, B).double().sum() * self.weight
+        return kronecker_quadratics(self.a, self.g, A, B, self.held).double().sum() * self.weight
 
     def unit_blocks(self) -> Tensor:
         """(1/N) Σ V[j] V[j]ᵀ for each unit j; for one position (1/N) Σ g_j² a aᵀ."""
@@ -285,7 +296,7 @@ class GramOperator(LinearOperator):
                 by_unit[start:stop].T @ svec_outer(a[start:stop]) for start, stop in spans(len(a), pairs)
             )
             return smat(sum_pieces(pieces), self.inputs) * self.weight
-        by_row = (V.flatten(0, 1).transpose(0, 1) for _, V in vector_pieces(self.a, self.g))
+        by_row = (V.flatten(0, 1).transpose(0, 1) for _, V in vector_pieces(self.a, self.g, self.held))
         blocks = (rows.mT @ rows for rows in by_row)
         return sum_pieces(blocks) * self.weight
 
@@ -303,13 +314,17 @@ class GramOperator(LinearOperator):
 
     # --- private --------------------------------------------------------------------------------
 
+    @property
+    def held(self) -> Tensor | None:
+        """All V [n, c, m, d] where they are small beside what making them again and again would cost."""
+        return self._held
+
     @cached_property
     def _held(self) -> Tensor | None:
-        """All V [C·n, m, d] where they are small beside what making them again and again would cost."""
         needed = self.columns * self.shape[0] * self.dtype.itemsize
         if self.pair_symmetric or isinstance(self.a, OneHot) or needed > _HELD_BYTES:
             return None
-        return self.vectors(0, self.columns)
+        return sample_gradients(self.a, self.g)
 
     @property
     def _gradients(self) -> Gradients:
@@ -343,54 +358,8 @@ class GramOperator(LinearOperator):
                 "use the operator itself (inner, solve, eigenvalues), or a larger memory=."
             )
         size = self.shape[0]
-        rows = (V.flatten(0, 1).mT.flatten(1) for _, V in vector_pieces(self.a, self.g))
+        rows = (V.flatten(0, 1).mT.flatten(1) for _, V in vector_pieces(self.a, self.g, self.held))
         return self_product(rows, size, self.device).mul_(self.weight).to(self.dtype)
 
     def _inner_with(self, other: LinearOperator) -> Tensor:
         return self.sample_quadratics(other).sum() * self.weight
-
-
-class GramInverse(LinearOperator):
-    """(F + λI)⁻¹ of a Gram operator: v ↦ [v − Jᵀ(K + λI)⁻¹ J v/N]/λ (Woodbury).
-
-    Args:
-        gram: the operator F.
-        damping: λ > 0.
-
-    Raises:
-        NumericalError: λ is zero, or K + λI is not finite.
-    """
-
-    def __init__(self, gram: GramOperator, damping: float):
-        if damping == 0:
-            raise NumericalError(
-                "the inverse of a Gram operator divides by the damping λ; use a λ above zero."
-            )
-        super().__init__(gram.outputs, gram.inputs, gram.dtype, gram.device)
-        self._source = gram
-        self._damping = damping
-        self._factor = damped_cholesky(gram.gram(), damping)
-        self._weight = 1.0
-
-    def apply(self, X: Tensor) -> Tensor:
-        """(F + λI)⁻¹ vec(X)."""
-        weights = _apply_factor(self._factor, self._source.rows(X))
-        correction = self._source.combine(weights) * self._source.weight
-        return (X - correction) * (self._weight / self._damping)
-
-    def scaled(self, factor: float) -> GramInverse:
-        """c·(F + λI)⁻¹."""
-        other = copy.copy(self)
-        other._weight = self._weight * factor
-        other.__dict__.pop("_dense_form", None)
-        return other
-
-    def diagonal_matrix(self) -> Tensor:
-        """The diagonal, by way of the dense matrix (small layers only)."""
-        return self._dense_form.diagonal_matrix()
-
-
-def _apply_factor(factor: Tensor, w: Tensor) -> Tensor:
-    """(K + λI)⁻¹ w for w [..., c, n], from the Cholesky factor of K + λI."""
-    right = w.reshape(-1, factor.shape[0]).T
-    return cholesky_apply(factor, right).T.reshape(w.shape)

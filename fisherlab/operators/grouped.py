@@ -117,6 +117,12 @@ class GroupedOperator(LinearOperator):
         solved = [block.solve(M[..., rows, :], damping) for block, rows in self._with_rows()]
         return torch.cat(solved, dim=-2)
 
+    def solves(self, M: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:
+        """Each block's solutions for its rows."""
+        self.check_matrix(M)
+        solved = [block.solves(M[..., rows, :], dampings) for block, rows in self._with_rows()]
+        return (torch.cat(parts, dim=-2) for parts in zip(*solved, strict=True))
+
     # --- contractions ---------------------------------------------------------------------------
 
     def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
@@ -143,13 +149,14 @@ class GroupedOperator(LinearOperator):
         """Those of all blocks."""
         return torch.cat([block.unit_blocks() for block in self.blocks])
 
-    def quadratics(self, a: Inputs, g: Tensor) -> Tensor:
+    def quadratics(self, a: Inputs, g: Tensor, held: Tensor | None = None) -> Tensor:
         """Σ_c Σ_k of the quadratic forms of block k with its own inputs and outputs, [n] float64.
 
         Args:
             a: [n, t, G·d], the inputs of each group after those of the one before; or [n, t, d] that all
                 groups see.
             g: [c, n, t, G·m].
+            held: not used: the V of the groups are apart.
 
         Raises:
             InputError: the shapes do not fit.

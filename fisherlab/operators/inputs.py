@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import InputError
-from fisherlab.operators.numerics import gram
+from fisherlab.operators.numerics import gram, symmetric_product
 
 _LARGE_PRODUCT = 2**21  # multiplications beside which one more call costs nothing
 
@@ -208,7 +208,7 @@ def second_moment(a: Inputs, weights: Tensor | None = None) -> Tensor:
     if weights is None:
         return row_moment(a)
     rows = a.reshape(-1, a.shape[-1])
-    return rows.T @ (rows * weights.reshape(-1, 1))
+    return symmetric_product(rows, rows * weights.reshape(-1, 1))
 
 
 def row_moment(x: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ def pair_moment(a: Inputs, weights: Tensor) -> Tensor:
         values = weights * (a.valid[..., None] * a.valid[:, None]) if a.masked else weights
         total = weights.new_zeros(a.size * a.size)
         return total.index_add_(0, places.flatten(), values.flatten()).view(a.size, a.size)
-    return a.reshape(-1, a.shape[-1]).T @ (weights @ a).reshape(-1, a.shape[-1])
+    return symmetric_product(a.reshape(-1, a.shape[-1]), (weights @ a).reshape(-1, a.shape[-1]))
 
 
 def layer_outputs(a: Inputs, X: Tensor) -> Tensor:

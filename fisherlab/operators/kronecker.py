@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -57,6 +58,8 @@ class KroneckerOperator(LinearOperator):
         super().__init__(B.shape[0], A.shape[0], A.dtype, A.device)
         self.A = A
         self.B = B
+        self._source: KroneckerOperator | None = None
+        self._weight = 1.0
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -74,8 +77,10 @@ class KroneckerOperator(LinearOperator):
         return times_factor(factor_times(self.B, X), self.A.T if self.A.ndim == 2 else self.A)
 
     def scaled(self, factor: float) -> KroneckerOperator:
-        """(c·A) ⊗ B."""
-        return KroneckerOperator(self.A * factor, self.B)
+        """(c·A) ⊗ B, with the eigenvectors of this operator."""
+        other = KroneckerOperator(self.A * factor, self.B)
+        other._source, other._weight = self._source or self, self._weight * factor
+        return other
 
     def diagonal_matrix(self) -> Tensor:
         """diag(B) diag(A)ᵀ."""
@@ -143,6 +148,10 @@ class KroneckerOperator(LinearOperator):
             return self.damped(damping).power(p)
         return self._eigen.power(p, damping)
 
+    def solves(self, M: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:
+        """`solve` from one eigendecomposition."""
+        return self._eigen.solves(M, dampings)
+
     def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
         """Entry (j, i) is (v_jᵀ B v_j)(u_iᵀ A u_i)."""
         return torch.outer(diagonal_in(U_B, self.B), diagonal_in(U_A, self.A))
@@ -163,10 +172,10 @@ class KroneckerOperator(LinearOperator):
         """B[j, j] A."""
         return factor_diagonal(self.B)[:, None, None] * as_matrix(self.A)
 
-    def quadratics(self, a: Inputs, g: Tensor) -> Tensor:
+    def quadratics(self, a: Inputs, g: Tensor, held: Tensor | None = None) -> Tensor:
         """Σ_c <V, B V A>, without V where that is cheaper."""
         check_sample_shapes(a, g)
-        return kronecker_quadratics(a, g, self.A, self.B).double()
+        return kronecker_quadratics(a, g, self.A, self.B, held).double()
 
     def gram_products(self, other: GramOperator) -> Tensor:
         """The inner products of the V with those of (a A, g B)."""
@@ -187,6 +196,8 @@ class KroneckerOperator(LinearOperator):
 
     @cached_property
     def _eigen(self) -> EigenKroneckerOperator:
+        if self._source is not None:
+            return self._source._eigen.scaled(self._weight)
         values_A, U_A = factor_eigh(self.A)
         values_B, U_B = factor_eigh(self.B)
         return EigenKroneckerOperator(U_A, U_B, torch.outer(values_B, values_A))

@@ -42,6 +42,23 @@ class Range(NamedTuple):
         return basis.addmm_(V, torch.linalg.solve_triangular(inverse, V.T, upper=True), alpha=-1)
 
 
+def holds(basis: Tensor, matrix: Tensor) -> bool:
+    """Whether the range of a symmetric matrix lies, to rounding, in the span of orthonormal columns [k, r].
+
+    As in `find_range`, what is left of the matrix outside is estimated by 16 Gaussian probes.
+    """
+    k = len(matrix)
+    generator = torch.Generator().manual_seed(0)
+    images = matrix @ torch.randn(k, _EXTRA, generator=generator, dtype=matrix.dtype).to(matrix.device)
+    left = torch.linalg.norm(images - basis @ (basis.T @ images)) / math.sqrt(_EXTRA)
+    return bool(left <= _rounding(matrix))
+
+
+def _rounding(matrix: Tensor) -> Tensor:
+    """10·√k·ε·‖A‖."""
+    return _ROUNDING * math.sqrt(len(matrix)) * torch.finfo(matrix.dtype).eps * torch.linalg.norm(matrix)
+
+
 def find_range(matrix: Tensor) -> Range | None:
     """The range of a symmetric matrix [k, k], if its rank is numerically far below k; else None.
 
@@ -59,8 +76,7 @@ def find_range(matrix: Tensor) -> Range | None:
     reflectors, scales = torch.geqrf(matrix @ probes)
     row_norms = reflectors[:columns].triu().double().square().sum(1)
     left = row_norms.flip(0).cumsum(0).flip(0) / torch.arange(columns, 0, -1, device=matrix.device)
-    rounding = _ROUNDING * math.sqrt(k) * torch.finfo(matrix.dtype).eps * torch.linalg.norm(matrix).double()
-    rank = int((left.sqrt() > rounding).sum())
+    rank = int((left.sqrt() > _rounding(matrix).double()).sum())
     kept = rank + _EXTRA
     if kept > columns - _EXTRA:
         return None
@@ -74,15 +90,24 @@ def range_eigenvalues(matrix: Tensor, found: Range) -> Tensor:
     return torch.cat([values, values.new_zeros(len(matrix) - rank)]).sort().values
 
 
-def range_eigh(matrix: Tensor, found: Range) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors; those of zero complete the basis."""
-    rank = len(found.scales)
-    basis = found.whole_basis()
+def range_eigh(matrix: Tensor, basis: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors; those of zero complete the basis.
+
+    Args:
+        matrix: [k, k], symmetric.
+        basis: orthogonal [k, k]; the first columns, as many as `rank`, hold the range.
+        rank: how many.
+    """
     values, vectors = torch.linalg.eigh(_inside(matrix, basis[:, :rank]))
-    own, zeros = basis[:, :rank] @ vectors, values.new_zeros(len(matrix) - rank)
+    zeros = values.new_zeros(len(matrix) - rank)
     negative = int((values < 0).sum())
     ascending = torch.cat([values[:negative], zeros, values[negative:]])
-    return ascending, torch.cat([own[:, :negative], basis[:, rank:], own[:, negative:]], dim=1)
+    whole = torch.empty_like(basis)
+    after = negative + len(zeros)
+    whole[:, :negative] = basis[:, :rank] @ vectors[:, :negative]
+    whole[:, negative:after] = basis[:, rank:]
+    whole[:, after:] = basis[:, :rank] @ vectors[:, negative:]
+    return ascending, whole
 
 
 def _inside(matrix: Tensor, basis: Tensor) -> Tensor:

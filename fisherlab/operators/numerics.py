@@ -1,13 +1,16 @@
 """Numerics shared by the operators: float64 reductions, factorisations that fail with a way out."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fisherlab.errors import NumericalError
-from fisherlab.operators.lowrank import find_range, range_eigenvalues, range_eigh
+from fisherlab.operators.lowrank import SMALLEST, find_range, holds, range_eigenvalues, range_eigh
 
 CHUNK_BYTES = 256 * 2**20
 ENTRY_COST = 50.0  # multiplications that take as long as writing one number to memory and reading it
@@ -15,7 +18,9 @@ _REDUCTION_ELEMENTS = 2**22
 _PANELS = 8
 _FEW_PANELS, _LEAST_MIRRORED = 4, 192
 _LEAST_PANEL = 128
+_TILE = 256
 _SINGLE_ROUNDING = 1e-6
+_KNOWN_BYTES = 512 * 2**20
 
 
 def spans(total: int, bytes_each: int, budget: int | None = None) -> Iterator[tuple[int, int]]:
@@ -47,8 +52,17 @@ def norm64(x: Tensor) -> Tensor:
 
 
 def symmetrised(matrix: Tensor) -> Tensor:
-    """(M + Mᵀ)/2 for [..., k, k]."""
-    return (matrix + matrix.mT) / 2
+    """(M + Mᵀ)/2 for [..., k, k]; large matrices by tiles that stay in the cache."""
+    k = matrix.shape[-1]
+    if matrix.ndim != 2 or k <= 2 * _TILE:
+        return (matrix + matrix.mT) / 2
+    out = torch.empty_like(matrix)
+    tiles = [slice(*span) for span in spans(k, 1, _TILE)]
+    for place, rows in enumerate(tiles):
+        for columns in tiles[place:]:
+            tile = torch.add(matrix[rows, columns], matrix[columns, rows].T).div_(2)
+            out[rows, columns], out[columns, rows] = tile, tile.T
+    return out
 
 
 def symmetric_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,6 +74,48 @@ def symmetric_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         NumericalError: an entry is not finite, or the decomposition does not converge in float64.
     """
+    known = _known.get()
+    if known is None or matrix.ndim != 2:
+        return _fresh_eigh(matrix)
+    return known.eigh(matrix)
+
+
+class _Known:
+    """The latest eigendecompositions up to a number of bytes, and the range of the latest of low rank."""
+
+    def __init__(self) -> None:
+        self.space: tuple[Tensor, int] | None = None
+        self._found: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    def eigh(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """`symmetric_eigh` of a matrix."""
+        key = (matrix.shape, matrix.dtype, hashlib.blake2b(matrix.cpu().contiguous().numpy().data).digest())
+        self._found[key] = self._found.pop(key) if key in self._found else _fresh_eigh(matrix)
+        while len(self._found) > 1 and self._bytes() > _KNOWN_BYTES:
+            del self._found[next(iter(self._found))]
+        return self._found[key]
+
+    def _bytes(self) -> int:
+        return sum(vectors.numel() * vectors.element_size() for _, vectors in self._found.values())
+
+
+_known: ContextVar[_Known | None] = ContextVar("eigenvectors", default=None)
+
+
+@contextmanager
+def eigenvectors_kept() -> Iterator[None]:
+    """Inside, `symmetric_eigh` decomposes equal matrices once: the latest, up to 512 MiB, are remembered.
+
+    Of matrices with one range of low rank it is looked for once too.
+    """
+    token = _known.set(_Known())
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
+def _fresh_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = _decomposed(matrix, _eigh)
     return _without_rounding(values), vectors
 
@@ -76,11 +132,23 @@ def _without_rounding(values: Tensor) -> Tensor:
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    found = find_range(matrix)
-    if found is None:
-        values, vectors = torch.linalg.eigh(matrix)
-        return values, vectors
-    return range_eigh(matrix, found)
+    known = _known.get()
+    space = None if known is None else known.space
+    if space is None or not _fits(matrix, *space):
+        found = find_range(matrix)
+        if found is None:
+            values, vectors = torch.linalg.eigh(matrix)
+            return values, vectors
+        space = found.whole_basis(), len(found.scales)
+        if known is not None:
+            known.space = space
+    return range_eigh(matrix, *space)
+
+
+def _fits(matrix: Tensor, basis: Tensor, rank: int) -> bool:
+    """Whether a space known from another matrix holds the range of this one."""
+    same = matrix.shape == basis.shape and matrix.dtype == basis.dtype and len(matrix) > SMALLEST
+    return same and holds(basis[:, :rank], matrix)
 
 
 def _eigvalsh(matrix: Tensor) -> Tensor:
@@ -180,8 +248,20 @@ def cholesky_apply(factor: Tensor, right: Tensor) -> Tensor:
 
 
 def damped_inverse(matrix: Tensor, damping: float | Tensor) -> Tensor:
-    """((M + Mᵀ)/2 + λI)⁻¹ for [..., k, k], by Cholesky (`damped_cholesky`)."""
-    return torch.cholesky_inverse(damped_cholesky(matrix, damping)).to(matrix.dtype)
+    """((M + Mᵀ)/2 + λI)⁻¹ for [..., k, k], by Cholesky (`damped_cholesky`).
+
+    Where rounding has made a singular M indefinite by more than λ, by its eigenvalues (`damped_power`).
+
+    Raises:
+        NumericalError: M + λI is singular, indefinite by more than rounding, or not finite.
+    """
+    try:
+        return torch.cholesky_inverse(damped_cholesky(matrix, damping)).to(matrix.dtype)
+    except NumericalError:
+        if not bool(matrix.isfinite().all()):
+            raise
+    values, vectors = symmetric_eigh(matrix)
+    return (vectors * damped_power(values, damping, -1.0)[..., None, :]) @ vectors.mT
 
 
 def sum_pieces(pieces: Iterable[Tensor], zero: Tensor | None = None) -> Tensor:
@@ -212,14 +292,19 @@ def add_product(total: Tensor, X: Tensor, Y: Tensor) -> None:
 
 
 def gram(X: Tensor) -> Tensor:
-    """XᵀX for X [r, k], without computing most of the lower half of a large one."""
+    """XᵀX for X [r, k]."""
+    return symmetric_product(X, X)
+
+
+def symmetric_product(X: Tensor, Y: Tensor) -> Tensor:
+    """XᵀY for X and Y [r, k] where it is symmetric; most of the lower half of a large one is mirrored."""
     k = X.shape[1]
     if k < _LEAST_MIRRORED:
-        return X.T @ X
+        return X.T @ Y
     out = X.new_empty(k, k)
     panels = list(spans(k, 1, -(-k // _FEW_PANELS)))
     for start, stop in panels:
-        torch.mm(X[:, start:stop].T, X[:, start:], out=out[start:stop, start:])
+        torch.mm(X[:, start:stop].T, Y[:, start:], out=out[start:stop, start:])
         out[stop:, start:stop] = out[start:stop, stop:].T
     return out
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fisherlab.operators.numerics import gram
+from fisherlab.operators.numerics import gram, spans, sum_pieces
+
+_CHUNK_BYTES = 8 * 2**20  # of patches at a time: memory that is written again and again
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,19 @@ class Patches:
 
     def second_moment(self) -> Tensor:
         """Σ_n Σ_t a aᵀ, [d, d]."""
-        if len(self.kernel) == 2 and self.kernel[0] > 1 and self.stride[0] == self.dilation[0] == 1:
-            return self._by_rows()
-        return gram(self.unfolded().flatten(0, 1))
+        by_rows = len(self.kernel) == 2 and self.kernel[0] > 1 and self.stride[0] == self.dilation[0] == 1
+        _, positions, width = self.shape
+        numbers = positions * width // (self.kernel[0] if by_rows else 1)
+        pieces = spans(len(self.images), numbers * self.images.element_size(), _CHUNK_BYTES)
+        parts = (replace(self, images=self.images[start:stop]) for start, stop in pieces)
+        return sum_pieces(
+            part._by_rows() if by_rows else gram(part.unfolded().flatten(0, 1)) for part in parts
+        )
+
+    def squared_norms(self) -> Tensor:
+        """‖a_t‖², [n, t]."""
+        one_channel = replace(self, images=self.images.square().sum(1, keepdim=True))
+        return one_channel.unfolded().sum(2)
 
     def _places(self) -> tuple[int, ...]:
         sizes = zip(self.images.shape[2:], self.kernel, self.stride, self.dilation, strict=True)

@@ -76,11 +76,14 @@ def output_trace(a: Inputs, g: Tensor) -> Tensor:
     return output_contraction(a, g)
 
 
-def input_trace_independent(a: Inputs, g: Tensor) -> Tensor:
+def input_trace_independent(a: Inputs | Patches, g: Tensor) -> Tensor:
     """Σ_n Σ_t (Σ_c ‖g_t‖²) a_t a_tᵀ, [d, d]; [d] for one-hot inputs.
 
     Products of different positions are dropped.
     """
+    if _is_constant(g):
+        return input_moment(a, None) * (g.shape[0] * g.shape[3] * g[0, 0, 0, 0].square())
+    a = a.unfolded() if isinstance(a, Patches) else a
     return second_moment(a, g.square().sum((0, 3)))
 
 
@@ -89,9 +92,12 @@ def output_trace_independent(a: Inputs, g: Tensor) -> Tensor:
     return weighted_moment(g, squared_norms(a))
 
 
-def output_trace_diagonal(a: Inputs, g: Tensor) -> Tensor:
+def output_trace_diagonal(a: Inputs | Patches, g: Tensor) -> Tensor:
     """Σ_n Σ_c Σ_t ‖a_t‖² g_t∘g_t, [m]: the diagonal of `output_trace_independent`."""
-    return squared_norms(a).flatten() @ g.square().sum(0).flatten(0, 1)
+    norms = a.squared_norms() if isinstance(a, Patches) else squared_norms(a)
+    if _is_constant(g):
+        return (norms.sum() * g.shape[0] * g[0, 0, 0, 0].square()).expand(g.shape[3]).clone()
+    return norms.flatten() @ g.square().sum(0).flatten(0, 1)
 
 
 def output_squares(a: Inputs, g: Tensor) -> Tensor:
@@ -154,6 +160,11 @@ def unit_blocks(a: Inputs, g: Tensor) -> Tensor:
 def gradients(a: Inputs, g: Tensor) -> Tensor:
     """The samples' gradients V, [c, n, m, d]."""
     return sample_gradients(a, g).transpose(0, 1)
+
+
+def _is_constant(g: Tensor) -> bool:
+    """Whether g is one number, expanded: the slope of the identity."""
+    return not any(g.stride())
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -33,12 +33,14 @@ class Statistic:
         kind: whose labels g is from (see `fisherlab.collect`); None where only a is used, which may then be
             `Patches`.
         inputs: whether a is used; where it is not, compute is given None for it.
+        patches: whether compute takes `Patches` for a too.
     """
 
     name: str
     compute: Compute | Sequence[Compute] = field(compare=False, repr=False)
     kind: str | None = None
     inputs: bool = True
+    patches: bool = False
 
     @property
     def key(self) -> str:
@@ -59,7 +61,9 @@ class Statistic:
     def _of(self, batch: LayerBatch, compute: Compute) -> Tensor:
         if self.kind is None:
             return compute(batch.inputs, None)
-        return compute(batch.a if self.inputs else None, batch.g[self.kind])
+        if not self.inputs:
+            return compute(None, batch.g[self.kind])
+        return compute(batch.inputs if self.patches else batch.a, batch.g[self.kind])
 
     def numbers(self, layer: BlockShape) -> int:
         """How many numbers the sum has, by computing that of one sample of zeros without storage."""
