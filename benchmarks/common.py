@@ -28,15 +28,19 @@ def network(samples: int, dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor, 
 def rounds(
     contenders: dict[str, Callable[[], Any]], repeats: int, *, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of each contender, run in turn, `repeats` times after one warm-up."""
+    """Seconds of each contender, run in turn, `repeats` times after one warm-up.
+
+    Of the processor where torch has one thread, which other work on the machine leaves alone; else of the clock.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for contender in contenders.values() if warm_up else ():
         contender()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, contender in contenders.items():
-            start = time.perf_counter()
+            start = clock()
             contender()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 
