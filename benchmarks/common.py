@@ -30,7 +30,7 @@ def rounds(
 ) -> dict[str, list[float]]:
     """Seconds of each contender, run in turn, `repeats` times after one warm-up.
 
-    Of the processor where torch has one thread, which other work on the machine leaves alone; else of the clock.
+    Of the processor where torch has one thread, which other work leaves alone; else of the clock.
     """
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for contender in contenders.values() if warm_up else ():
