@@ -58,7 +58,7 @@ class Root(LazyGroup):
 
 @click.group(
     cls=Root,
-    modules={name: f"{__package__}.{name}" for name in ("compare", "data", "list", "run")},
+    modules={name: f"{__package__}.{name}" for name in ("compare", "data", "list", "run", "train")},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="fisherlab")

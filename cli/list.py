@@ -7,7 +7,7 @@ from .groups import Group
 from .printing import print_rows
 
 
-@click.group("list", cls=Group, short_help="What is registered: models, data, approximations.")
+@click.group("list", cls=Group, short_help="What is registered: models, data, approximations, optimizers.")
 def command() -> None:
     """List what is registered, with sources."""
 
@@ -58,5 +58,24 @@ def list_approximations(*, as_json: bool) -> None:
     rows = [
         {"name": name, "formula": cls.formula, "labels": cls.own_kind or "as asked", "source": cls.source}
         for name, cls in sorted(registered().items())
+    ]
+    print_rows(rows, as_json=as_json)
+
+
+@command.command("optimizers")
+@options.as_json
+@options.verbosity
+def list_optimizers(*, as_json: bool) -> None:
+    """The optimizers of `train`: fisherlab's own, and those of torch.optim."""
+    from fisherlab.train.optimizers import choices
+
+    rows = [
+        {
+            "name": one.name,
+            "description": one.description,
+            "lr": one.options().get("lr"),
+            "source": one.source,
+        }
+        for one in choices().values()
     ]
     print_rows(rows, as_json=as_json)

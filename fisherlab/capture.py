@@ -91,6 +91,8 @@ def _keeper(view: LayerView, seen: dict[str, list[Seen]]) -> Callable[..., None]
 
 
 def _keep(view: LayerView, seen: dict[str, list[Seen]], x: Tensor, output: Tensor) -> None:
+    if not output.requires_grad:  # a call without gradients
+        return
     slope = None if view.activation is None else slope_of(view.activation, output)
     edge = torch.autograd.graph.get_gradient_edge(output)
     seen[view.name].append(Seen(x.detach(), output, edge, slope))

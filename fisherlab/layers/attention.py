@@ -54,7 +54,7 @@ def _forward(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """The arguments and the result of `nn.MultiheadAttention.forward` in evaluation mode."""
+    """The arguments and the result of `nn.MultiheadAttention.forward`."""
     if query.dim() != 3:
         raise InputError("nn.MultiheadAttention is analysed with batches; give its inputs three dimensions")
     projected = []
@@ -72,6 +72,8 @@ def _forward(
     heads = [x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for x in (q, k, v)]
     scores = heads[0] @ heads[1].mT / math.sqrt(heads[0].shape[-1])
     weights = torch.softmax(scores if mask is None else scores + mask, -1)
+    if module.training:
+        weights = functional.dropout(weights, module.dropout)
     mixed = (weights @ heads[2]).transpose(1, 2).reshape(n, target, module.embed_dim)
     output = module.out_proj(mixed if module.batch_first else mixed.transpose(0, 1))
     if not need_weights:

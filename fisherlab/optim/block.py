@@ -1,7 +1,8 @@
 """One layer of an optimizer: moving averages of its statistics, and the inverse made of them."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,12 +54,14 @@ class Step:
         gradient: ⟨D, ∇h⟩, 0-d.
         squares: (1/N) Σ_n ⟨D, ∇ℓ_n⟩², 0-d; None for a fixed rate.
         driven: what D was made of, where momentum is on the gradient.
+        norms: ‖D‖ and ‖∇h‖.
     """
 
     direction: Tensor
     gradient: Tensor
     squares: Tensor | None = None
     driven: Tensor | None = None
+    norms: Sequence[Tensor] = ()
 
 
 @dataclass
@@ -82,9 +85,18 @@ class Block:
     positions: float = 0.0
     bases: dict[str, Basis] = field(default_factory=dict)
     inverse: LinearOperator | None = None
+    _new: dict[str, Tensor] = field(init=False, repr=False)
+    _new_rotated: dict[str, Tensor] = field(init=False, repr=False)
+    _samples: int = field(init=False, repr=False)
+    _positions: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Starts anew."""
         self._clear()
+        self.average, self.positions, self.bases, self.inverse = {}, 0.0, {}, None
         self._stale = True
 
     @property
@@ -165,7 +177,7 @@ class Block:
             NumericalError: where the statistics are not finite, or cannot be inverted; names the layer.
         """
         sums = self._sums(decay)
-        if not all(bool(value.isfinite().all()) for value in sums.values.values()):
+        if not _all_finite(sums):
             raise NumericalError(
                 f"the statistics of layer {self.view.name!r} are not finite; lower the learning rate or "
                 "check the data"
@@ -177,16 +189,29 @@ class Block:
             raise NumericalError(f"layer {self.view.name!r}: {error}") from error
 
     def _make_basis(self, decay: float) -> None:
-        sums = self._sums(decay)
+        sums = self._sums_of_all(decay)
+        if not _all_finite(sums):
+            return
         shape = self.view
         groups = [sums] if shape.groups == 1 else [sums.group(g) for g in range(shape.groups)]
         found = [self.method.basis(shape.group, one, self.kind) for one in groups]
         stacked = [_stacked([basis[side] for basis in found if basis is not None]) for side in (0, 1)]
         first = stacked if shape.groups > 1 else [None if U is None else U[0] for U in stacked]
-        self.bases = {self.method.name: (first[0], first[1])}
+        self._last_bases, self.bases = self.bases, {self.method.name: (first[0], first[1])}
         self._fresh_basis, self._stale = True, False
         self._new_rotated.clear()
         self._rotated_samples = 0
+
+    def _sums_of_all(self, decay: float) -> LayerSums:
+        """The same with what all processes observed."""
+        if distributed.size() == 1:
+            return self._sums(decay)
+        every = copy(self)
+        every._new = {key: value.clone() for key, value in self._new.items()}
+        counts = distributed.gather_all((self._samples, self._positions))
+        every._samples, every._positions = (sum(count) for count in zip(*counts, strict=True))
+        distributed.add_up([every._new[key] for key in sorted(every._new)])
+        return every._sums(decay)
 
     def _sums(self, decay: float) -> LayerSums:
         """The averages with this step's observations, as the sums of one sample."""
@@ -200,11 +225,25 @@ class Block:
                 values[key] = _moved(self.average.get(key), value / self._rotated_samples, weight)
         return LayerSums(1, positions, values, self.bases)  # type: ignore[arg-type]
 
+    def rescale(self, factor: float) -> None:
+        """As if g had been a multiple of what was observed since the last step."""
+        keys = [statistic.key for statistic in self.statistics if statistic.kind is not None]
+        for sums in ({key: self._new[key] for key in keys if key in self._new}, self._new_rotated):
+            for value in sums.values():
+                value.mul_(factor**2)
+
+    def drop(self) -> None:
+        """Forgets what was observed since the last step."""
+        if self._fresh_basis:
+            self.bases, self._stale = self._last_bases, True
+        if not self.average:
+            self.inverse = None
+        self._clear()
+
     def _clear(self) -> None:
-        self._new: dict[str, Tensor] = {}
-        self._new_rotated: dict[str, Tensor] = {}
+        self._new, self._new_rotated = {}, {}
         self._samples = self._positions = self._rotated_samples = 0
-        self._fresh_basis = False
+        self._fresh_basis, self._last_bases = False, {}
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -242,6 +281,10 @@ class Block:
         operator = build_operator(self.method, self.view, self._sums(0.0), self.kind)
         parts = [_factored(block, damping) for block in blocks_of(operator)]
         return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
+
+
+def _all_finite(sums: LayerSums) -> bool:
+    return all(bool(value.isfinite().all()) for value in sums.values.values())
 
 
 def _factored(operator: LinearOperator, damping: Damping) -> dict[str, float]:

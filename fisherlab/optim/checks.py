@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import InputError, InputTypeError, unknown
-from fisherlab.layers import Layers, find_layers
+from fisherlab.layers import Layers, find_layers, match_names
 from fisherlab.likelihoods import Categorical, Likelihood
 
 _CHOICES = {
@@ -57,6 +57,8 @@ def layers_of(
     model: nn.Module, include: Iterable[str], exclude: Iterable[str], activations: Mapping[str, str] | None
 ) -> Layers:
     """The layers with a weight matrix; norms and embeddings are left to the step of other parameters."""
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    match_names([*find_layers(model), *dict(model.named_modules())], exclude)
     found = find_layers(model, include, exclude, activations=activations)
     names = [name for name, view in found.items() if not (view.vector or view.one_hot)]
     if not names:
@@ -129,4 +131,18 @@ def check_contributions(layer: str, products: Tensor, whole: Tensor, precise: bo
             f"the gradient of layer {layer!r} is not made of what came back to its output ({total:.3g} of "
             f"{float(whole):.3g}): its weight is used outside the module, the gradient was changed or kept "
             "from an earlier backward pass, or a GradScaler was not given as scaler="
+        )
+
+
+def check_factor(factor: float) -> None:
+    """Whether gradients were divided by a large power of two since they came, as a `GradScaler` does.
+
+    Raises:
+        InputError: with the way out.
+    """
+    power = -math.log2(factor) if factor > 0 else 0.0
+    if power > 6 and abs(power - round(power)) < 1e-4:
+        raise InputError(
+            f"the gradients were divided by {2 ** round(power)} after their backward pass; give the "
+            "GradScaler in use as scaler="
         )

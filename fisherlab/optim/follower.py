@@ -16,7 +16,7 @@ from fisherlab.errors import InputError, NumericalError
 from fisherlab.layers import Layers, Use
 from fisherlab.likelihoods import Likelihood
 from fisherlab.optim.block import Block, Seen, Step
-from fisherlab.optim.checks import check_contributions, check_reduction
+from fisherlab.optim.checks import check_contributions, check_factor, check_reduction
 from fisherlab.optim.recorder import ForwardPass, Recorder
 
 
@@ -85,6 +85,7 @@ class Follower:
     ) -> None:
         self.parameters = dict(model.named_parameters())
         self.count = 0
+        self._names = {name: view.parameters for name, view in layers.items()}
         self._layers, self._blocks, self._options = layers, blocks, options
         self._likelihood, self._kind, self._batch_dim = likelihood, kind, batch_dim
         self._scaler, self._settings, self._damping, self._momentum = scaler, settings, damping, momentum
@@ -99,6 +100,7 @@ class Follower:
             scaler is not None,
             due=self._due,
             listens=lambda refresh: options.layerwise or (refresh and kind == "empirical"),
+            opened=self._open,
             observe=self._observe,
             began=self._begin,
         )
@@ -123,11 +125,17 @@ class Follower:
         """
         if not self._fresh:
             raise InputError("step() without a backward pass since the last one; call loss.backward() first")
-        names = [name for name in self._blocks if self._has_gradient(name)]
-        self._check_finite()
-        self._synchronise(names)
-        self._apart: dict[str, Tensor] = {}
-        steps = {name: self._step_of(name) for name in names}
+        try:
+            self._check_finite()
+            self._settle()
+            names = [name for name in self._blocks if self._has_gradient(name)]
+            self._synchronise(names)
+            self._apart: dict[str, Tensor] = {}
+            self._factors: dict[str, Tensor] = {}
+            steps = {name: self._step_of(name) for name in names}
+        except NumericalError:
+            self.abandon()
+            raise
         self._check_rescaled()
         return steps
 
@@ -143,16 +151,40 @@ class Follower:
         self.count = count
         self._recorder.forget()
         self._prepared.clear()
-        self.let_go()
+        self._let_all_go()
 
-    def let_go(self) -> None:
-        """Forgets the backward passes so far: the gradients are gone."""
-        for name in list(self._last):
-            self._let_go(name)
-        self._forget()
+    def abandon(self) -> None:
+        """The backward passes since the last step belong to no step."""
+        if self._fresh:
+            self._drop(all_kinds=not self._recorder.waiting)
+
+    def _drop(self, all_kinds: bool) -> None:
+        """Forgets them, with what was observed in them, or only in their backward part."""
+        if all_kinds or self._kind == "empirical":
+            for block in self._blocks.values():
+                block.drop()
+        self._prepared.clear()
+        self._let_all_go()
 
     def _has_gradient(self, name: str) -> bool:
-        return any(self.parameters[p].grad is not None for p in self._trained(name))
+        """Whether a gradient has come, or is there and not zero (`zero_grad` may leave zeros)."""
+        grads = {p: self.parameters[p].grad for p in self._trained(name)}
+        there = {p: grad for p, grad in grads.items() if grad is not None}
+        return any(p in self._came for p in there) or any(bool(grad.any()) for grad in there.values())
+
+    def _settle(self) -> None:
+        """Layers whose last gradient came before the last backward pass: N was smaller then."""
+        for name, count in self._counts.items():
+            if count == self._samples or not self._options.of_mean:
+                continue
+            ready = self._ready.get(name)
+            if ready is not None and ready.squares is not None:
+                ready.squares *= (self._samples / count) ** 2
+            if self._kind == "empirical":
+                self._blocks[name].rescale(self._samples / count)
+                if name in self._prepared:  # the inverse of later steps; D of this one stays
+                    self._prepared.remove(name)
+                    self._prepare(name)
 
     def _check_finite(self) -> None:
         named = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
@@ -179,37 +211,62 @@ class Follower:
         mine = {name: self._blocks[name].inverse_tensors() for name in self._prepared}
         for share in distributed.gather_all(mine) if due else ():
             for name, tensors in share.items():
-                device = self.parameters[self._layers[name].parameters[0]].device
+                device = self.parameters[self._names[name][0]].device
                 self._blocks[name].load_inverse(tensors, device)
                 self._prepared.add(name)
 
     def _step_of(self, name: str) -> Step:
-        """The step as it was made when the gradient came, or made anew where that has changed since."""
+        """The step as it was made when the gradient came, or made anew where that has changed since.
+
+        ∇ℓ_n stay as they came: clipping changes ∇h and D.
+        """
         ready = self._ready.get(name)
-        if ready is not None and self._versions[name] == self._version(name):
+        if ready is not None and self._is_unchanged(name):
+            if self._recorder.checks:  # unscaling does not count as a change
+                self._factors[name] = (ready.direction * self.gradient(name)).sum() / ready.gradient
             return ready
         step = self._make_step(name, self.gradient(name))
         if self._options.layerwise and ready is not None:
             ratio = (step.direction * ready.direction).sum() / ready.direction.square().sum()
             apart = (step.direction - ratio * ready.direction).norm() / step.direction.norm()
             self._apart[name] = torch.where(step.direction.norm() > 0, apart, 0.0)
+            self._factors[name] = ratio
             assert ready.squares is not None
             step.squares = ratio.square().nan_to_num() * ready.squares
         return step
 
+    def _factor(self, name: str, gradient: Tensor) -> Tensor:
+        """By how much a gradient was multiplied since it came, from its two norms."""
+        then, now = self._norms[name], _norms(gradient)
+        factor = (now[1] / then[1]).nan_to_num(nan=1.0)
+        self._apart[name] = (now[0] / (factor * then[0]) - 1).abs().nan_to_num()
+        self._factors[name] = factor
+        if self._recorder.checks:
+            self._check_rescaled()
+        return factor
+
     def _check_rescaled(self) -> None:
         """A gradient that changed since its backward pass must have been multiplied by a number."""
-        if not self._apart:
-            return
-        apart = torch.stack(list(self._apart.values()))
+        apart = torch.stack(list(self._apart.values())) if self._apart else torch.zeros(1)
         if bool((apart > 1e-2).any()):
             layer = list(self._apart)[int(apart.argmax())]
             raise InputError(
                 f"the gradient of layer {layer!r} was changed after its backward pass by more than a factor, "
                 "so that the layer-wise rate no longer belongs to it; clip by norm, or use rate='fixed'"
             )
+        if self._recorder.checks and self._scaler is None:
+            for factor in self._factors.values():
+                check_factor(float(factor))
 
     # --- what happens during the user's passes ------------------------------------------------------
+
+    def _open(self) -> None:
+        """A forward pass begins."""
+        if self._fresh and self._is_cleared():
+            self.abandon()
+
+    def _is_cleared(self) -> bool:
+        return all(p.grad is None for p in self.parameters.values())
 
     def _due(self, names: Iterable[str]) -> bool:
         """Whether a forward pass with these layers is to give statistics."""
@@ -244,18 +301,28 @@ class Follower:
         self._prepared: set[str] = set()
         self._forget()
 
+    def add(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Follows parameters that are not the model's."""
+        for p in parameters:
+            name = f"added parameter {len(self.parameters)}"
+            self.parameters[name] = p
+            p.register_post_accumulate_grad_hook(partial(self._arrive, name, []))
+
     def _forget(self) -> None:
         """What was made for one step."""
         self._ready: dict[str, Step] = {}
-        self._versions: dict[str, list[int]] = {}
+        self._versions: dict[str, list[tuple[Tensor | None, int]]] = {}
+        self._norms: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._came: set[str] = set()
         self._arrived: dict[str, set[str]] = {}
         self._last: dict[str, list[tuple[int, list[Seen]]]] = {}
         self._samples, self._backwards, self._scale, self._fresh = 0, 0, 1.0, False
 
     def _begin(self, one: ForwardPass) -> None:
         """The backward pass of a forward pass begins."""
-        if not any(self._has_gradient(name) for name in self._blocks):
-            self.let_go()
+        if self._fresh and self._is_cleared():
+            self._drop(all_kinds=False)
         self._samples += one.samples
         self._backwards += 1
         if self._scaler is not None:
@@ -263,6 +330,7 @@ class Follower:
 
     def _arrive(self, parameter: str, names: Sequence[str], _: Tensor) -> None:
         self._fresh = True
+        self._came.add(parameter)
         for name in names:
             come = self._arrived.setdefault(name, set())
             come.add(parameter)
@@ -272,7 +340,7 @@ class Follower:
 
     def _trained(self, name: str) -> list[str]:
         """The parameters of a block that are not frozen."""
-        return [p for p in self._layers[name].parameters if self.parameters[p].requires_grad]
+        return [p for p in self._names[name] if self.parameters[p].requires_grad]
 
     @torch.no_grad()
     def _complete(self, name: str) -> None:
@@ -280,33 +348,49 @@ class Follower:
         came = self._recorder.came_back(name)
         if not came:
             return
-        with torch.autocast(self.parameters[self._layers[name].parameters[0]].device.type, enabled=False):
-            for one in came:
-                if one.refresh and self._kind == "empirical":
-                    scale = self._own_scale(one.samples) / self._scale
-                    g = self._recorder.gradients(name, one.layers[name], one.samples, scale)
-                    if self._scaler is not None and not bool(g.isfinite().all()):
-                        continue  # the scaler will skip this step
-                    batch = self._recorder.batch(name, one.layers[name], one.samples, {self._kind: g})
-                    self._observe(name, batch)
+        with torch.autocast(self.parameters[self._names[name][0]].device.type, enabled=False):
+            if self._kind == "empirical":
+                self._observe_loss(name, [one for one in came if one.refresh])
+            self._counts[name] = self._samples
             self._check_loss(came[-1])
             self._last[name] = [(one.samples, one.layers.pop(name)) for one in came]
             if not self._options.layerwise:
                 self._let_go(name)
-            elif self._options.eager and distributed.size() == 1:
-                self._ready[name] = self._make_step(name, self.gradient(name) / self._scale)
-                self._versions[name] = self._version(name)
-                self._let_go(name)
+            elif distributed.size() == 1:
+                self._keep_step(name)
+
+    def _observe_loss(self, name: str, passes: Sequence[ForwardPass]) -> None:
+        """Statistics of the loss: g_n is N times the derivative of a mean, with N of all passes so far."""
+        if self._options.of_mean and name in self._counts:
+            self._blocks[name].rescale(self._samples / self._counts[name])
+        scale = (self._samples if self._options.of_mean else 1) / self._scale
+        for one in passes:
+            g = self._recorder.gradients(name, one.layers[name], one.samples, scale)
+            self._observe(name, self._recorder.batch(name, one.layers[name], one.samples, {self._kind: g}))
+
+    def _keep_step(self, name: str) -> None:
+        """The step, where it depends on nothing else to come; else the norms of the gradient."""
+        gradient = self.gradient(name) / self._scale
+        if not self._options.eager:
+            self._norms[name] = _norms(gradient)
+            return
+        try:
+            self._ready[name] = self._make_step(name, gradient)
+        except NumericalError:  # `step()` says so, unless a GradScaler leaves it out
+            return
+        self._versions[name] = self._version(name)
+        self._let_go(name)
+
+    def _let_all_go(self) -> None:
+        for name in list(self._last):
+            self._let_go(name)
+        self._forget()
 
     def _let_go(self, name: str) -> None:
         """Drops what was kept of a layer's calls."""
         for _, calls in self._last.pop(name):
             for call in calls:
                 call.slot.clear()
-
-    def _own_scale(self, samples: int) -> float:
-        """From the gradient of the user's loss to that of a sample's own log-likelihood."""
-        return float(samples) if self._options.of_mean else 1.0
 
     def _check_loss(self, one: ForwardPass) -> None:
         if self._recorder.checks and one.outputs is not None and one.output_gradient is not None:
@@ -324,9 +408,9 @@ class Follower:
         """∇h [m, d] from the parameters' gradients."""
         view = self._layers[name]
         gradients = {}
-        for parameter in view.parameters:
+        for parameter in self._names[name]:
             p = self.parameters[parameter]
-            gradients[parameter] = torch.zeros_like(p) if p.grad is None else p.grad
+            gradients[parameter] = p.grad if p.grad is not None and p.requires_grad else torch.zeros_like(p)
         gradient = view.to_matrix(gradients).to(self._recorder.dtype_of(name))
         return gradient if self._options.of_mean else gradient / self._samples
 
@@ -335,9 +419,25 @@ class Follower:
         weights = view.to_matrix({p: self.parameters[p].detach() for p in view.parameters})
         return weights.to(self._recorder.dtype_of(name))
 
-    def _version(self, name: str) -> list[int]:
+    def _version(self, name: str) -> list[tuple[Tensor | None, int]]:
         grads = [self.parameters[p].grad for p in self._trained(name)]
-        return [-1 if grad is None else grad._version for grad in grads]
+        return [(grad, -1 if grad is None else grad._version) for grad in grads]
+
+    def _is_unchanged(self, name: str) -> bool:
+        """Whether the gradients are those that the step was made of."""
+        pairs = zip(self._versions.get(name, []), self._version(name), strict=False)
+        same = [then is now and old == new for (then, old), (now, new) in pairs]
+        return bool(same) and all(same)
+
+    def _of_trained(self, name: str, direction: Tensor) -> Tensor:
+        """D, zero for parameters that are frozen."""
+        view = self._layers[name]
+        if len(self._trained(name)) == len(view.parameters):
+            return direction
+        trains = {
+            p: torch.full_like(self.parameters[p], self.parameters[p].requires_grad) for p in view.parameters
+        }
+        return direction * view.to_matrix(trains).to(direction.dtype)
 
     def _prepare(self, name: str) -> None:
         """The inverse of this step."""
@@ -361,27 +461,35 @@ class Follower:
         if self._options.momentum_on == "gradient":
             driven = self._momentum(name).mul(group["momentum"]).add_(driven)
         direction = driven if block.inverse is None else block.inverse.apply(driven)
+        direction = self._of_trained(name, direction)
         along = (direction * gradient).sum()
-        squares = self._squares(name, direction, along) if name in self._last else None
-        return Step(direction, along, squares, driven if self._options.momentum_on == "gradient" else None)
+        whole = along / self._factor(name, gradient) if name in self._norms else along
+        squares = self._squares(name, direction, whole) if name in self._last else None
+        kept = driven if self._options.momentum_on == "gradient" else None
+        return Step(direction, along, squares, kept, torch._foreach_norm([direction, gradient]))
 
-    def _squares(self, name: str, direction: Tensor, along: Tensor) -> Tensor:
-        """(1/N) Σ_n ⟨D, ∇ℓ_n⟩² with ∇ℓ_n := N times the contribution of sample n to ∇h."""
+    def _squares(self, name: str, direction: Tensor, whole: Tensor) -> Tensor:
+        """(1/N) Σ_n ⟨D, ∇ℓ_n⟩² with ∇ℓ_n := N times the contribution of sample n to ∇h.
+
+        Σ_n of the contributions is the whole, ⟨D, ∇h⟩ with ∇h as it came.
+        """
         view, found = self._layers[name], []
         for samples, calls in self._last[name]:
+            seen = [(call.use, call.g) for call in calls if call.g is not None]
             most = min(samples, self._options.rate_samples or samples)
+            if any(not use.input.shape[0] == samples == g.shape[0] for use, g in seen):
+                most = samples  # a call with several rows a sample
             products = torch.zeros((), dtype=direction.dtype, device=direction.device)
-            for call in calls:
-                if call.g is not None:
-                    use, g, kept = _first(call, samples, most)
-                    products = products + view.products(use, g, direction, kept, self._batch_dim)
+            for call in seen:
+                use, g = call if most == samples else _first(*call, most)
+                products = products + view.products(use, g, direction, most, self._batch_dim)
             found.append(products)
         products = torch.cat(found) / self._scale
         mean = self._options.of_mean
         if self._recorder.checks and self._backwards == 1 and most == samples and distributed.size() == 1:
             gradients = [call.g for _, calls in self._last[name] for call in calls if call.g is not None]
             precise = all(g.dtype.itemsize >= 4 for g in gradients)
-            check_contributions(name, products, along if mean else along * self._samples, precise)
+            check_contributions(name, products, whole if mean else whole * self._samples, precise)
         squares = (products * self._samples if mean else products).square()
         if distributed.size() == 1:
             return squares.mean()
@@ -390,9 +498,11 @@ class Follower:
         return totals[0] / totals[1]
 
 
-def _first(call: Seen, samples: int, most: int) -> tuple[Use, Tensor, int]:
-    """The first samples of a call where each has one row, else all."""
-    assert call.g is not None
-    if most == samples or call.use.input.shape[0] != samples or call.g.shape[0] != samples:
-        return call.use, call.g, samples
-    return Use(call.use.input[:most], call.use.output[:most]), call.g[:most], most
+def _first(use: Use, g: Tensor, most: int) -> tuple[Use, Tensor]:
+    """The first rows of a call."""
+    return Use(use.input[:most], use.output[:most]), g[:most]
+
+
+def _norms(gradient: Tensor) -> Tensor:
+    """(‖∇h‖₁, ‖∇h‖₂): a factor changes both alike."""
+    return torch.stack([gradient.abs().sum(), gradient.norm()])

@@ -104,12 +104,11 @@ class NaturalGradient(torch.optim.Optimizer):
         self._options = Options(**options)  # type: ignore[arg-type]
         self._layers = layers
         kind = method.label_kind("drawn" if source == "predictive" else "empirical")
+        self._method = f"{method.name}/{kind}"
         self._blocks = {name: Block(view, method, kind) for name, view in layers.items()}
         other_lr = lr if other_lr is None else other_lr
         super().__init__(grouped(model, layers, groups, settings, other_lr), settings)
-        self._group_of = {name: group for group in self.param_groups for name in group["layers"]}
-        for group in self.param_groups:
-            check_settings(group)
+        self._find_groups()
         for name in layers:
             self._damping(name)
         self._shown: dict[str, dict[str, Any]] = {}
@@ -124,7 +123,7 @@ class NaturalGradient(torch.optim.Optimizer):
             batch_dim=batch_dim,
             generator=self._generator,
             scaler=scaler,
-            settings=self._group_of.__getitem__,
+            settings=lambda name: self._group_of[name],
             damping=self._damping,
             momentum=self._momentum,
         )
@@ -132,10 +131,20 @@ class NaturalGradient(torch.optim.Optimizer):
     def _damping(self, name: str) -> Damping:
         return self.damping_of(self._group_of[name], self._layers[name])
 
+    def _find_groups(self) -> None:
+        self._group_of = {name: group for group in self.param_groups for name in group["layers"]}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """A group of parameters that are in no layer's block; they take the step of SGD with momentum."""
+        """A group of parameters that are in no layer's block; they take the step of SGD with momentum.
+
+        Raises:
+            InputError: for a value out of its range.
+        """
+        check_settings(param_group)
         param_group.setdefault("layers", [])
         super().add_param_group(param_group)
+        if hasattr(self, "_follower"):
+            self._follower.add(self.param_groups[-1]["params"])
 
     # --- the step ---------------------------------------------------------------------------------
 
@@ -166,7 +175,7 @@ class NaturalGradient(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Resets the gradients; backward passes before it count no more."""
         super().zero_grad(set_to_none)
-        self._follower.let_go()
+        self._follower.abandon()
 
     @torch.no_grad()
     def precondition(self) -> None:
@@ -202,8 +211,8 @@ class NaturalGradient(torch.optim.Optimizer):
             group, rate = self._group_of[name], self._rate(name, step)
             self._shown[name] = {
                 "rate": rate,
-                "direction_norm": step.direction.norm(),
-                "gradient_norm": self._follower.gradient(name).norm(),
+                "direction_norm": step.norms[0],
+                "gradient_norm": step.norms[1],
             }
             update = step.direction.mul_(-group["lr"] * rate)
             momentum = self._momentum(name)
@@ -213,7 +222,7 @@ class NaturalGradient(torch.optim.Optimizer):
                 momentum.copy_(step.driven)
             for parameter, rows, part in self._layers[name].to_parameters(update):
                 p = self._follower.parameters[parameter]
-                if p.grad is None:
+                if p.grad is None or not p.requires_grad:
                     continue
                 target = p if rows is None else p[rows]
                 targets.append(target)
@@ -223,14 +232,15 @@ class NaturalGradient(torch.optim.Optimizer):
         for factor, some in shrunk.items():
             if factor != 1:
                 torch._foreach_mul_(some, factor)
-        torch._foreach_add_(targets, updates)
+        if targets:
+            torch._foreach_add_(targets, updates)
 
     def _step_others(self) -> None:
         """SGD with momentum for the parameters in no block."""
         for group in self.param_groups:
             if group["layers"]:
                 continue
-            some = [p for p in group["params"] if p.grad is not None]
+            some = [p for p in group["params"] if p.grad is not None and p.requires_grad]
             if not some:
                 continue
             grads: list[Any] = [p.grad for p in some]
@@ -262,11 +272,21 @@ class NaturalGradient(torch.optim.Optimizer):
         for name, block in self._blocks.items():
             if block.known:
                 self._momentum(name)
-                first = self._follower.parameters[self._layers[name].parameters[0]]
-                self.state[first]["layers"][name] |= block.state()
         found = super().state_dict()
-        found[_OWN] = {"steps": self._follower.count, "generator": self._generator.get_state()}
+        found["state"] = {place: self._with_blocks(kept) for place, kept in found["state"].items()}
+        found[_OWN] = {
+            "method": self._method,
+            "steps": self._follower.count,
+            "generator": self._generator.get_state(),
+        }
         return found
+
+    def _with_blocks(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        """A parameter's state with the statistics and inverses of its layers; the optimizer keeps no copy."""
+        if "layers" not in kept:
+            return dict(kept)
+        layers = {name: values | self._blocks[name].state() for name, values in kept["layers"].items()}
+        return {**kept, "layers": layers}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -275,23 +295,41 @@ class NaturalGradient(torch.optim.Optimizer):
         Raises:
             InputError: for the state of another optimizer or model.
         """
-        if _OWN not in state_dict:
-            raise InputError("this is the state of another optimizer; load one of fisherlab's own")
+        if state_dict.get(_OWN, {}).get("method") != self._method:
+            raise InputError(f"this is the state of another optimizer; one of {self._method} is needed")
         own = [group["layers"] for group in self.param_groups]
         if [group.get("layers") for group in state_dict["param_groups"]] != own:
             raise InputError("this is the state of a model with other layers, or of other groups")
-        super().load_state_dict(state_dict)
         places = [place for group in state_dict["param_groups"] for place in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
-        for place, p in zip(places, parameters, strict=True):
-            saved = state_dict["state"].get(place, {}).get("layers", {})
-            for name, values in saved.items():  # in their own dtype, which torch does not keep
-                own_values = _moved_to(values, p.device)
+        if len(places) != len(parameters):
+            raise InputError("this is the state of a model with other parameters")
+        saved = {p: state_dict["state"].get(place, {}) for place, p in zip(places, parameters, strict=True)}
+        self._check_shapes(saved)
+        super().load_state_dict(state_dict)
+        self._find_groups()
+        for block in self._blocks.values():
+            block.forget()
+        for p, values in saved.items():
+            for name, kept in values.get("layers", {}).items():
+                # in their own dtype, which torch does not keep
+                own_values = _moved_to(kept, p.device)
                 self.state[p]["layers"][name] = {"momentum": own_values["momentum"]}
-                if "average" in own_values:
-                    self._blocks[name].load(own_values)
+                self._blocks[name].load(own_values)
         self._follower.start_at(state_dict[_OWN]["steps"])
         self._generator.set_state(state_dict[_OWN]["generator"].cpu())
+
+    def _check_shapes(self, saved: Mapping[Tensor, Mapping[str, Any]]) -> None:
+        """Whether a state is that of this model's parameters."""
+        for p, values in saved.items():
+            for name, kept in values.get("layers", {}).items():
+                view = self._layers.get(name)
+                if view is None or kept["momentum"].shape != (view.outputs, view.inputs):
+                    raise InputError(
+                        f"layer {name!r} has another shape in this state; load that of this model"
+                    )
+            if "momentum" in values and values["momentum"].shape != p.shape:
+                raise InputError("a parameter has another shape in this state; load that of this model")
 
     # --- what can be looked at --------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisherlab import distributed
 from fisherlab.batch import LayerBatch
 from fisherlab.capture import Seen as Captured
 from fisherlab.capture import capture, inputs_of, outputs_of
@@ -59,6 +60,7 @@ class Recorder:
         scaled: whether a `GradScaler` is known.
         due: whether the next step refreshes statistics of one of these layers.
         listens: whether gradients of outputs are wanted, given `due`.
+        opened: is told when a forward pass begins.
         observe: is given a layer's `LayerBatch` where statistics are due.
         began: is told when the backward pass of a forward pass begins.
     """
@@ -74,15 +76,20 @@ class Recorder:
         scaled: bool,
         due: Callable[[Iterable[str]], bool],
         listens: Callable[[bool], bool],
+        opened: Callable[[], None],
         observe: Callable[[str, LayerBatch], None],
         began: Callable[[ForwardPass], None],
     ) -> None:
         self._layers, self._likelihood, self._batch_dim = layers, likelihood, batch_dim
         self._kind, self._generator = kind, generator
-        self._due, self._listens, self._observe, self._began = due, listens, observe, began
+        self._due, self._listens, self._opened = due, listens, opened
+        self._observe, self._began = observe, began
         self._passes: list[weakref.ref[ForwardPass]] = []
         self.checks = True
-        self._model, self._scaled = model, scaled
+        self._owned = {
+            name: [model.get_parameter(p) for p in view.parameters] for name, view in layers.items()
+        }
+        self._scaled = scaled
         self._handle = model.register_forward_pre_hook(self._open, with_kwargs=True)
 
     def close(self) -> None:
@@ -94,15 +101,18 @@ class Recorder:
         alive = [one for one in (ref() for ref in self._passes) if one is not None]
         return [one for one in alive if any(call.g is not None for call in one.layers.get(name, ()))]
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is a forward pass whose backward pass may come."""
+        return any(one is not None and not one.came for one in (ref() for ref in self._passes))
+
     def forget(self) -> None:
         """Every pass so far."""
         self._passes.clear()
 
     def dtype_of(self, name: str) -> torch.dtype:
         """That of a layer's statistics: float32, or its weights' where they have more digits."""
-        return torch.promote_types(
-            self._model.get_parameter(self._layers[name].parameters[0]).dtype, torch.float32
-        )
+        return torch.promote_types(self._owned[name][0].dtype, torch.float32)
 
     def batch(self, name: str, calls: list[Seen], samples: int, g: Mapping[str, Tensor]) -> LayerBatch:
         """A layer's inputs, made when they are asked for, with g."""
@@ -126,17 +136,24 @@ class Recorder:
                 "the model runs in float16, whose gradients are scaled; give the GradScaler in use as "
                 "scaler=, or use bfloat16"
             )
+        self._opened()
         stack = ExitStack()
-        seen = stack.enter_context(capture(self._layers))
+        seen = stack.enter_context(capture(self._trained()))
         samples = _samples(args, kwargs, self._batch_dim)
 
         def done(module: nn.Module, _: Any, output: Any) -> None:
             handle.remove()
             stack.close()
             if output is not None:
-                self._finish(seen, samples, output)
+                with torch.autocast(next(model.parameters()).device.type, enabled=False):
+                    self._finish(seen, samples, output)
 
         handle = model.register_forward_hook(done, always_call=True)
+
+    def _trained(self) -> Layers:
+        """The layers that are not frozen now."""
+        names = [name for name, owned in self._owned.items() if any(p.requires_grad for p in owned)]
+        return self._layers if len(names) == len(self._layers) else self._layers.select(names)
 
     def _finish(self, seen: Mapping[str, list[Captured]], samples: int, output: Any) -> None:
         outputs = [t for t in _tensors(output) if t.requires_grad]
@@ -192,7 +209,8 @@ class Recorder:
                 pairs.append((call.use, slope.detach().unsqueeze(0).to(self.dtype_of(name))))
             g = outputs_of(self._layers[name], pairs, record.samples, self._batch_dim)
             if draws:
-                noise = normal(g[0], draws, tuple(g.shape[2:]), self._generator)
+                own, rows = _among_processes(g[0])
+                noise = normal(rows, draws, tuple(g.shape[2:]), self._generator)[:, own]
                 g = noise.mul_(g).mul_(-(draws**-0.5))
             self._observe(name, self.batch(name, record.layers[name], record.samples, {self._kind: g}))
 
@@ -204,7 +222,8 @@ class Recorder:
                 "source='empirical'"
             )
         scores = output.detach().to(torch.promote_types(output.dtype, torch.float32))
-        column = label_columns(self._likelihood, "monte-carlo", scores, None, 1, self._generator)[0]
+        own, rows = _among_processes(scores)
+        column = label_columns(self._likelihood, "monte-carlo", rows, None, 1, self._generator)[0, own]
         edges = [call.edge for calls in taken.values() for call in calls]
         with torch.autograd.set_multithreading_enabled(False):
             gradients = torch.autograd.grad(
@@ -219,6 +238,21 @@ class Recorder:
             for kept in record.layers[name]:
                 kept.slot.clear()
             self._observe(name, self.batch(name, record.layers[name], record.samples, {self._kind: g}))
+
+
+def _among_processes(rows: Tensor) -> tuple[slice, Tensor]:
+    """Where this process's rows are among those of all, and rows of that number with them in their place.
+
+    So every process draws for all samples, and takes its own: the numbers are those of one process.
+    """
+    if distributed.size() == 1:
+        return slice(None), rows
+    counts = distributed.gather_all(len(rows))
+    start = sum(counts[: distributed.rank()])
+    own = slice(start, start + len(rows))
+    every = rows.new_zeros(sum(counts), *rows.shape[1:])
+    every[own] = rows
+    return own, every
 
 
 def _listen(edge: Any, slot: list[Tensor]) -> None:

@@ -1,0 +1,126 @@
+"""A training run, from what was given on the command line to what is printed."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fisherlab.errors import InputError
+from fisherlab.train.config import TrainConfig
+from fisherlab.train.recipes import with_recipe
+
+from . import rundirs
+from .messages import accept, set_verbosity
+from .options import Output
+from .printing import print_json
+
+if TYPE_CHECKING:
+    from fisherlab.train.loop import Progress
+
+    Report = Callable[[Progress, int], None]
+
+
+def perform(given: Mapping[str, Any], recipe: str | None, output: Output) -> None:
+    """Trains with the values given, those of a recipe, and the defaults."""
+    values = with_recipe(recipe, given)
+    if "model" not in values:
+        raise InputError("give --model (see `fisherlab list models`), --recipe, or --resume RUN")
+    train_config(TrainConfig(**values), output)
+
+
+def train_config(config: TrainConfig, output: Output) -> None:
+    """Trains as a configuration says."""
+    from fisherlab import distributed, train
+
+    out = rundirs.choose(output.out, "train", config.model, force=output.force)
+    if output.out is None:
+        out = _unused(out)
+    with distributed.launched():
+        first = distributed.rank() == 0
+        if not first:
+            set_verbosity(quiet=True, verbose=False)
+        with redirect_stdout(sys.stderr), _bar(output.progress and first) as report:
+            summary = train.train(config, out, force=output.force, report=report, accepted=accept)
+        if first:
+            _print(summary, output)
+
+
+def continue_run(run: Path, given: Mapping[str, Any], recipe: str | None, output: Output) -> None:
+    """Continues an interrupted run; what is given must be what it began with."""
+    from fisherlab import distributed, train
+
+    with distributed.launched():
+        first = distributed.rank() == 0
+        if not first:
+            set_verbosity(quiet=True, verbose=False)
+        with redirect_stdout(sys.stderr), _bar(output.progress and first) as report:
+            summary = train.resume(run, with_recipe(recipe, given), report=report, accepted=accept)
+        if first:
+            _print(summary, output)
+
+
+def _unused(out: Path) -> Path:
+    """The path, or one beside it where a run is under way."""
+    count = 2
+    found = out
+    while found.with_name(found.name + ".part").exists():
+        found = out.with_name(f"{out.name}-{count}")
+        count += 1
+    return found
+
+
+def _print(summary: Mapping[str, Any], output: Output) -> None:
+    if output.as_json:
+        print_json(summary)
+        return
+    name = str(summary["metric"]).replace("_", " ")
+    where = f" on {summary['test']}" if summary["test"] else ""
+    click.echo(
+        f"trained {summary['inputs']['model']} on {summary['dataset']}: {summary['step']:,} steps in "
+        f"{summary['seconds']:.1f} s, loss {_number(summary['train_loss'])}"
+    )
+    click.echo(
+        f"{name}{where}: {_number(summary['value'])}, best {_number(summary['best'])} at step "
+        f"{summary['best_step']}"
+    )
+    click.echo(f"run directory: {summary['directory']}")
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4g}"
+
+
+@contextmanager
+def _bar(wanted: bool) -> "Iterator[Report]":
+    """A bar with the loss, the metric and steps a second, on a terminal."""
+    if not wanted or not sys.stderr.isatty():
+        yield lambda progress, steps: None
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.TextColumn("training"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[numbers]}"),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        tasks: list[bars.TaskID] = []
+        began: list[tuple[float, int]] = []
+
+        def report(progress: "Progress", steps: int) -> None:
+            if not tasks:
+                tasks.append(shown.add_task("training", total=steps, numbers=""))
+                began.append((time.perf_counter(), progress.step - 1))
+            start, first = began[0]
+            speed = (progress.step - first) / max(time.perf_counter() - start, 1e-9)
+            numbers = f"loss {_number(progress.loss)}  metric {_number(progress.value)}  {speed:.3g} steps/s"
+            shown.update(tasks[0], completed=progress.step, numbers=numbers)
+
+        yield report

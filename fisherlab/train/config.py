@@ -1,0 +1,255 @@
+"""The configuration of `fisherlab train`, as flags give it and as `config.toml` keeps it."""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from fisherlab.config import resolve_device
+from fisherlab.errors import InputError, InputTypeError, unknown
+from fisherlab.train.schedules import SCHEDULES
+
+COMMAND = "train"
+PRECISIONS = ("32", "64", "bf16-mixed")
+NO_SPLIT = "none"
+DEFAULT_EPOCHS = 10
+
+_SETTINGS = ("lr", "momentum", "weight_decay", "damping", "statistics_every", "inverse_every")
+_LEAST: dict[str, int] = {
+    **dict.fromkeys(
+        ("samples", "epochs", "steps", "batch", "accumulation", "evaluate_every", "log_every"), 1
+    ),
+    **dict.fromkeys(("diagnostics_every", "checkpoint_every", "keep_last"), 1),
+    **dict.fromkeys(("statistics_every", "inverse_every"), 1),
+    **dict.fromkeys(("seed", "warm_up"), 0),
+}
+_ABOVE_ZERO = ("clip", "step_every", "power", "warm_up_epochs")
+_WORDS = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What `fisherlab train` does. Nothing heavy is imported before `resolved`.
+
+    Attributes:
+        model: a built-in model, or `package.module:factory`.
+        data: a data set in place of the model's own.
+        data_dir: where to look for data first.
+        samples: how many training samples; None: all.
+        split: the training split.
+        test_split: the split that is evaluated; None: test, or what the data set has in its place; `none`.
+        optimizer: see `fisherlab list optimizers`.
+        lr: the first learning rate; None (here and below): the optimizer's own default.
+        momentum: of the optimizer.
+        weight_decay: of the optimizer.
+        damping: a number, or for LNGD (ν₁, ν₂).
+        statistics_every: steps between refreshes of the statistics.
+        inverse_every: steps between inverses.
+        options: any other options of the optimizer.
+        epochs: passes over the data; None: `DEFAULT_EPOCHS`, or what `steps` gives.
+        steps: in place of epochs.
+        batch: samples a step, over all processes and micro-batches.
+        accumulation: micro-batches a step.
+        clip: the largest norm of the gradient; None: no clipping.
+        label_smoothing: the share of the label that is spread over all classes.
+        schedule: see `fisherlab.train.schedules`.
+        step_every: epochs between drops of the schedule `step`.
+        power: E of the schedule `polynomial`.
+        warm_up: steps of linear warm-up; None: none, or what LNGD needs on a network without norms.
+        warm_up_epochs: in place of `warm_up`.
+        augment: `crop`, `flip`.
+        precision: one of `PRECISIONS`.
+        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
+        seed: of initial weights, order, augmentation and drawn labels.
+        evaluate_every: epochs between evaluations; the last step is always evaluated.
+        log_every: steps between lines of the log.
+        diagnostics_every: steps between lines with every layer's rate, traces and damping; None: every epoch
+            on networks whose matrices have at most 1,024 rows and columns.
+        checkpoint_every: steps between checkpoints; None: one an epoch.
+        checkpoint_steps: steps whose checkpoints stay.
+        keep_last: how many of the last checkpoints stay.
+        keep_best: whether the one with the best metric stays.
+    """
+
+    model: str
+    data: str | None = None
+    data_dir: str | None = None
+    samples: int | None = None
+    split: str = "train"
+    test_split: str | None = None
+    optimizer: str = "lngd"
+    lr: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    damping: float | tuple[float, ...] | None = None
+    statistics_every: int | None = None
+    inverse_every: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
+    steps: int | None = None
+    batch: int = 256
+    accumulation: int = 1
+    clip: float | None = None
+    label_smoothing: float = 0.0
+    schedule: str = "constant"
+    step_every: float = 40.0
+    power: float = 2.0
+    warm_up: int | None = None
+    warm_up_epochs: float | None = None
+    augment: tuple[str, ...] = ()
+    precision: str = "32"
+    device: str = "auto"
+    seed: int = 0
+    evaluate_every: int = 1
+    log_every: int = 1
+    diagnostics_every: int | None = None
+    checkpoint_every: int | None = None
+    checkpoint_steps: tuple[int, ...] = ()
+    keep_last: int = 2
+    keep_best: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses values that no model or data could make right.
+
+        Raises:
+            InputError: for a number out of its range, or a name that is not known.
+            InputTypeError: for a value of another type.
+        """
+        for name, expected in get_type_hints(type(self)).items():
+            _check_type(name, getattr(self, name), expected)
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, not {value}")
+        for name in _ABOVE_ZERO:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} must be a finite number above 0, not {value}")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"label_smoothing must be from 0 to below 1, not {self.label_smoothing}")
+        if self.seed >= 2**63:
+            raise InputError(f"seed must be below 2^63, not {self.seed}")
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+        for one, other in (("epochs", "steps"), ("warm_up", "warm_up_epochs")):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise InputError(f"give {one} or {other}, not both")
+        for name in self.options:
+            if name in _SETTINGS:
+                raise InputError(f"give {name} by its own option, not among the others")
+
+    def settings(self) -> dict[str, Any]:
+        """The options of the optimizer that are set."""
+        named = {name: getattr(self, name) for name in _SETTINGS}
+        return {name: value for name, value in named.items() if value is not None} | self.options
+
+    def resolved(self) -> "TrainConfig":
+        """The same work with every name checked, the device chosen, and the optimizer's defaults written out.
+
+        Raises:
+            InputError: for an unknown optimizer, an option that it does not have, an unknown augmentation, or
+                a device that this machine does not have.
+        """
+        from fisherlab.train.augment import AUGMENTATIONS
+        from fisherlab.train.optimizers import resolved_options
+
+        for name in self.augment:
+            if name not in AUGMENTATIONS:
+                raise unknown("augmentation", name, AUGMENTATIONS)
+        options = resolved_options(self.optimizer, self.settings())
+        return replace(
+            self,
+            **{name: options[name] for name in _SETTINGS if name in options},
+            data_dir=None if self.data_dir is None else str(Path(self.data_dir).absolute()),
+            epochs=DEFAULT_EPOCHS if self.epochs is None and self.steps is None else self.epochs,
+            device=resolve_device(self.device),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values that are set, as JSON and TOML write them."""
+        given = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+    def to_toml(self) -> str:
+        """The text of `config.toml`."""
+        import tomli_w
+
+        return tomli_w.dumps({"command": COMMAND, **self.to_dict()})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """The configuration with these values.
+
+        Raises:
+            InputError: for an unknown key, a missing model or a value that cannot be used.
+            InputTypeError: for a value of another type.
+        """
+        known = [one.name for one in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise unknown("key", name, known)
+        if "model" not in values:
+            raise InputError("the key 'model' is missing; add a line such as model = \"mnist-mlp\"")
+        given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        return cls(**given)
+
+
+def command_of(path: Path) -> str | None:
+    """The command that a `config.toml` is for; None where the file does not say so."""
+    try:
+        command = tomllib.loads(path.read_text(encoding="utf-8")).get("command")
+    except (OSError, ValueError):
+        return None
+    return command if isinstance(command, str) else None
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The configuration in a `config.toml` of `train`.
+
+    Raises:
+        InputError: with the path in front, also where the file cannot be read.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        if values.pop("command", None) != COMMAND:
+            raise InputError(f'it is not for this command; its first line must be command = "{COMMAND}"')
+        return TrainConfig.from_dict(values)
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}; check the path") from error
+    except (ValueError, InputTypeError) as error:
+        raise InputError(f"in {str(path)!r}: {error}") from error
+
+
+def _check_type(name: str, value: Any, expected: Any) -> None:
+    options = (
+        getattr(expected, "__args__", None) if expected not in (tuple[str, ...], tuple[int, ...]) else None
+    )
+    if expected == dict[str, Any]:
+        options = None
+    if not any(_fits(value, one) for one in options or (expected,)):
+        words = " or ".join(_described(one) for one in options or (expected,) if one is not type(None))
+        raise InputTypeError(f"{name} must be {words}, not {value!r}")
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    origin, inner = getattr(expected, "__origin__", None), getattr(expected, "__args__", (None,))[0]
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(one, inner) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if expected is float:
+        return type(value) in (int, float)
+    return type(value) is expected
+
+
+def _described(expected: Any) -> str:
+    origin = getattr(expected, "__origin__", None)
+    if origin is dict:
+        return "a table"
+    if origin is tuple:
+        return f"a list of {_WORDS[expected.__args__[0]].split()[-1]}s"
+    return _WORDS[expected]

@@ -1,0 +1,360 @@
+"""What an optimizer refuses, with which sentence; the weights stay."""
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from optim.cases import METHODS, assert_same, backward, batches, network, train, weights
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fisherlab.errors import InputError, InputTypeError, NumericalError
+from fisherlab.optim import EKFAC, KFAC, LNGD, TKFAC, NGPlus
+
+# --- settings -------------------------------------------------------------------------------------------
+
+SETTINGS = {
+    "lr is 0; give a finite number above 0": {"lr": 0},
+    "lr is -0.1; ": {"lr": -0.1},
+    "lr is nan; ": {"lr": float("nan")},
+    "lr is inf; ": {"lr": float("inf")},
+    "lr is '0.1'; ": {"lr": "0.1"},
+    "lr is True; ": {"lr": True},
+    "other_lr is 0; ": {"other_lr": 0},
+    "max_rate is 0; ": {"max_rate": 0},
+    "weight_decay is -1; give a finite number 0 or above": {"weight_decay": -1},
+    "rate_damping is -1e-09; ": {"rate_damping": -1e-9},
+    "momentum is 1; give a finite number from 0 to below 1": {"momentum": 1},
+    "momentum is -0.5; ": {"momentum": -0.5},
+    "decay is 1.5; ": {"decay": 1.5},
+    "statistics_every is 0; give a whole number from 1 on": {"statistics_every": 0},
+    "inverse_every is 2.0; ": {"inverse_every": 2.0},
+    "rate_samples is -3; ": {"rate_samples": -3},
+    "unknown rate 'layer-wise'; did you mean layerwise": {"rate": "layer-wise"},
+    "unknown momentum_on 'updates'; did you mean update": {"momentum_on": "updates"},
+    "unknown loss_reduction 'none'": {"loss_reduction": "none"},
+    "unknown weight_decay_mode 'decouple'; did you mean decoupled": {"weight_decay_mode": "decouple"},
+    "unknown likelihood 'categorial'": {"likelihood": "categorial"},
+    "unknown layer 'head'": {"include": ["head"]},
+    "unknown layer 'tail'": {"exclude": ["tail"]},
+}
+
+
+@pytest.mark.parametrize("make", [LNGD, KFAC])
+@pytest.mark.parametrize("message", SETTINGS)
+def test_values_out_of_their_range(message, make):
+    with pytest.raises(InputError) as refused:
+        make(network("mlp"), **SETTINGS[message])
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+OWN = {
+    "the damping bounds \\(0.1, 0.01\\) are reversed": (LNGD, {"damping": (0.1, 0.01)}, InputError),
+    "are reversed": (LNGD, {"damping": {"input": (0.1, 0.2), "output": (0.2, 0.1)}}, InputError),
+    "damping bound is -1": (LNGD, {"damping": (-1, 1)}, InputError),
+    "the damping of LNGD is a pair": (LNGD, {"damping": 0.1}, InputTypeError),
+    "a pair \\(lowest, highest\\)": (LNGD, {"damping": {"input": (0.1, 0.2)}}, InputTypeError),
+    "or {'input': pair, 'output': pair}": (LNGD, {"damping": (0.1, 0.2, 0.3)}, InputTypeError),
+    "unknown source 'layer'": (LNGD, {"source": "layer"}, InputError),
+    "sampling is 'expected' or a positive number": (LNGD, {"sampling": 0}, InputError),
+    "unknown last 'softmax'": (LNGD, {"last": "softmax"}, InputError),
+    "unknown activation 'reloo'": (LNGD, {"activations": {"0": "reloo"}}, InputError),
+    "unknown layer 'zero'": (LNGD, {"activations": {"zero": "relu"}}, InputError),
+    "the damping is -0.1": (KFAC, {"damping": -0.1}, InputError),
+    "the damping is nan": (EKFAC, {"damping": float("nan")}, InputError),
+    "damping of the (in|out)put factor is -1": (NGPlus, {"damping": -1.0}, InputError),
+    "damping is a number λ, not \\(1, 2\\)": (TKFAC, {"damping": (1, 2)}, InputTypeError),
+    "source is 'layerwise'; KFAC takes predictive or empirical": (KFAC, {"source": "layerwise"}, InputError),
+    "source is 'predictive'; NGPlus takes empirical": (NGPlus, {"source": "predictive"}, InputError),
+}
+
+
+@pytest.mark.parametrize("message", OWN)
+def test_values_that_a_method_cannot_take(message):
+    make, options, error = OWN[message]
+    with pytest.raises(error, match=message):
+        make(network("mlp"), **options)
+
+
+def test_a_rate_of_zero_is_fine_in_a_schedule():
+    """Only the first rate must be above 0: a warm-up may begin at 0."""
+    model, [batch] = network("mlp"), batches("mlp")
+    optimizer = LNGD(model)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    before = weights(model)
+    train(model, optimizer, [batch])
+    assert_same(weights(model), before)
+
+
+# --- models ---------------------------------------------------------------------------------------------
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn, self.last = nn.Parameter(torch.ones(3, dtype=torch.complex64)), nn.Linear(3, 2)
+
+
+class Sparse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask, self.last = nn.Parameter(torch.eye(3).to_sparse()), nn.Linear(3, 2)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [lambda m: m.parameters(), lambda m: list(m.parameters()), lambda m: m.state_dict(), lambda m: None],
+)
+@pytest.mark.parametrize("make", [LNGD, KFAC])
+def test_anything_but_a_model(make, what):
+    with pytest.raises(InputTypeError, match="takes the model itself, not its parameters"):
+        make(what(network("mlp")))
+
+
+MODELS = {
+    "parameter 'turn' is complex": Complex,
+    "parameter 'mask' is sparse": Sparse,
+    "embedding '0' has sparse gradients; set sparse=False": lambda: nn.Sequential(
+        nn.Embedding(4, 3, sparse=True), nn.Linear(3, 2)
+    ),
+    "no layer of the model has a weight matrix": lambda: nn.Sequential(nn.LayerNorm(3)),
+    "no layer of the model has a Fisher block \\(frozen": lambda: nn.Linear(3, 2).requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize("message", MODELS)
+def test_models_that_cannot_be_followed(message):
+    with pytest.raises(InputError, match=message):
+        LNGD(MODELS[message]())
+
+
+def test_compiled_models():
+    """Whole or in part, by the function or the method; nothing is compiled before it is called."""
+    model = network("mlp")
+    with pytest.raises(InputError, match="the model is compiled, which hides its layers"):
+        LNGD(torch.compile(model))
+    model.compile()
+    with pytest.raises(InputError, match="the model is compiled"):
+        LNGD(model)
+    part = network("transformer")
+    part[0].compile()
+    with pytest.raises(InputError, match="module '0' is compiled"):
+        LNGD(part)
+    part = network("transformer")
+    part[0] = torch.compile(part[0])
+    with pytest.raises(InputError, match="module '0' is compiled"):
+        LNGD(part)
+
+
+# --- training -------------------------------------------------------------------------------------------
+
+
+def both(first: Callable[[], object], second: Callable[[], object]) -> None:
+    first()
+    second()
+
+
+def refused(model: nn.Module, optimizer, action, message: str, error: type[Exception] = InputError) -> None:
+    before = weights(model)
+    with pytest.raises(error, match=message):
+        both(action, optimizer.step)
+    assert_same(weights(model), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_without_a_backward_pass(method):
+    model, [batch] = network("mlp"), batches("mlp")
+    optimizer = METHODS[method](model)
+    refused(model, optimizer, lambda: None, "step\\(\\) without a backward pass since the last one")
+    refused(model, optimizer, lambda: model(batch[0]), "without a backward pass")
+    train(model, optimizer, [batch])
+    refused(model, optimizer, lambda: None, "without a backward pass")
+    backward(model, batch)
+    optimizer.zero_grad()
+    refused(model, optimizer, lambda: None, "without a backward pass")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("given", ["mean", "sum"])
+def test_the_other_reduction_is_found(method, given):
+    """In the first step, from the gradient at the outputs."""
+    other = {"mean": "sum", "sum": "mean"}[given]
+    model, [(x, y)] = network("mlp"), batches("mlp")
+    optimizer = METHODS[method](model, loss_reduction=given)
+    loss = cross_entropy(model(x), y, reduction=other)
+    message = f"the loss is the {other} over the batch; give loss_reduction='{other}', or take its {given}"
+    if method in ("kfac", "ekfac", "tkfac", "lngd-sample"):
+        loss.backward()
+        optimizer.step()  # D follows the gradient as it is, and statistics do not depend on the loss
+    else:
+        refused(model, optimizer, loss.backward, message)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", ["2.weight", "4.bias"])
+@pytest.mark.parametrize("method", ["lngd", "lngd-empirical", "kfac", "ekfac", "ngplus"])
+def test_a_gradient_that_is_not_finite(method, place, value):
+    """Names the layer; no weight is changed, and the next batch goes on."""
+    model, data = network("mlp"), batches("mlp", 3)
+    optimizer = METHODS[method](model)
+    train(model, optimizer, data[:1])
+
+    def spoiled() -> None:
+        optimizer.zero_grad()
+        backward(model, data[1])
+        model.get_parameter(place).grad.view(-1)[0] = value
+
+    refused(model, optimizer, spoiled, f"the gradient of layer '{place[0]}' is not finite", NumericalError)
+    assert all(bool(v.isfinite().all()) for v in train(model, optimizer, data[2:]).values())
+
+
+def test_a_parameter_in_no_block_whose_gradient_is_not_finite():
+    model, [batch] = network("cnn"), batches("cnn")
+    optimizer = LNGD(model)
+
+    def spoiled() -> None:
+        backward(model, batch)
+        model[1].bias.grad[0] = float("nan")
+
+    refused(model, optimizer, spoiled, "the gradient of parameter '1.bias' is not finite", NumericalError)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_that_are_not_finite(method):
+    model, [(x, y)] = network("mlp"), batches("mlp")
+    optimizer = METHODS[method](model)
+    refused(model, optimizer, lambda: backward(model, (x * float("nan"), y)), "not finite", NumericalError)
+
+
+class Detour(nn.Module):
+    """A second layer, called without gradients inside a pass with gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.side = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            weight = self.side(x).sigmoid()
+        return self.main(x) * weight
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_called_without_gradients_takes_no_part(method):
+    """As a teacher or a target network inside the model does; the rest is as if it were no layer."""
+    torch.manual_seed(0)
+    model, usual = Detour().double(), Detour().double()
+    usual.load_state_dict(model.state_dict())
+    data = batches("mlp", 3)
+    side = weights(model.side)
+    found = train(model, METHODS[method](model), data)
+    assert_same(found, train(usual, METHODS[method](usual, exclude=["side"]), data))
+    assert_same(weights(model.side), side)
+
+
+class Outside(nn.Module):
+    """Uses a weight outside its module too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + x[:, :3] * self.layer.weight.sum()
+
+
+@pytest.mark.parametrize("rule", [{}, {"momentum_on": "gradient"}])
+def test_a_weight_used_outside_its_module(rule):
+    """⟨D, ∇ℓ_n⟩ of the samples would not add up to ⟨D, ∇h⟩."""
+    model, [batch] = Outside().double(), batches("mlp")
+    optimizer = LNGD(model, **rule)
+    refused(
+        model,
+        optimizer,
+        lambda: backward(model, batch),
+        "the gradient of layer 'layer' is not made of what came back",
+    )
+
+
+def test_a_gradient_from_before():
+    """Kept from a backward pass before the optimizer was made."""
+    model, data = network("mlp"), batches("mlp", 2)
+    backward(model, data[0])
+    optimizer = LNGD(model)
+    refused(model, optimizer, lambda: backward(model, data[1]), "kept from an earlier backward pass")
+
+
+def test_a_layer_that_only_evaluation_saw():
+    """With a layer-wise rate a backward pass through `model.eval()` cannot be stepped."""
+    model, [batch] = network("mlp"), batches("mlp")
+    optimizer = LNGD(model)
+
+    def evaluated() -> None:
+        model.eval()
+        backward(model, batch)
+        model.train()
+
+    refused(
+        model, optimizer, evaluated, "was not seen in a forward pass in training mode; call model.train\\(\\)"
+    )
+
+
+def test_a_model_without_tensors_to_count():
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, number: float) -> Tensor:
+            return self.layer(torch.full((1, 2), number))
+
+    model = Constant()
+    optimizer = LNGD(model)
+    with pytest.raises(InputError, match="without a tensor whose first dimension could count samples"):
+        model(1.0)
+    assert optimizer.param_groups
+
+
+def test_the_wrong_dimension_for_samples():
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:  # [t, n, 6]
+            return self.layer(x.flatten(0, 1)[:-1])
+
+    model = Flat()
+    optimizer = LNGD(model, batch_dim=1)
+    with pytest.raises(InputError, match="name the dimension that counts samples with batch_dim"):
+        model(torch.randn(5, 4, 6))
+    assert optimizer.param_groups
+
+
+def test_labels_are_drawn_from_one_tensor():
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.layer(x), x
+
+    model = Pair()
+    optimizer = KFAC(model)
+    with pytest.raises(InputError, match="must be one tensor; use source='empirical'"):
+        model(torch.randn(2, 6))
+    assert optimizer.param_groups
+    empirical = Pair()
+    other = KFAC(empirical, source="empirical")
+    cross_entropy(empirical(torch.randn(2, 6))[0], torch.tensor([0, 1])).backward()
+    other.step()
+
+
+def test_nothing_is_said_in_a_usual_run():
+    model, data = network("cnn"), batches("cnn", 2)
+    with warnings.catch_warnings(action="error"):
+        train(model, LNGD(model), data)
