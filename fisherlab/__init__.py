@@ -33,6 +33,7 @@ _MODULES = (
     "plots",
     "report",
     "statistics",
+    "train",
 )
 
 __all__ = sorted([*_PUBLIC, *_MODULES])
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from fisherlab import plots as plots
     from fisherlab import report as report
     from fisherlab import statistics as statistics
+    from fisherlab import train as train
     from fisherlab.approximations import Approximation as Approximation
     from fisherlab.approximations import Statistics as Statistics
     from fisherlab.approximations import approximate as approximate

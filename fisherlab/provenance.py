@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-_DISTRIBUTIONS = ("fisherlab", "torch", "numpy", "scipy", "pandas", "matplotlib")
+_DISTRIBUTIONS = ("fisherlab", "torch", "numpy", "scipy", "pandas", "matplotlib", "lightning-fabric")
 
 
 def provenance(

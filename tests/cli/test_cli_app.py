@@ -15,6 +15,8 @@ COMMANDS = [
     ["list", "models"],
     ["list", "data"],
     ["list", "approximations"],
+    ["list", "optimizers"],
+    ["train"],
     ["data"],
     ["data", "get"],
     ["data", "verify"],
