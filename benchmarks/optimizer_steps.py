@@ -9,7 +9,11 @@ is their mix. Times are medians of rounds in which the contenders take turns.
 
 import argparse
 import copy
+import importlib.util
+import time
+from collections import defaultdict
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 from common import RESULTS, machine, peak_memory, report_peak, rounds, write_table
@@ -17,10 +21,12 @@ from kronecker_statistics_networks import network
 from torch import nn
 
 from fisherlab.optim import KFAC, LNGD
+from fisherlab.optim.follower import Follower
 
 CASES = {"cifar-resnet20": ("sgd", 128), "encoder": ("adam", 64)}
 EVERY = (100, 10)
 NEVER = 10**9
+ASDL = "kfac of asdl"
 
 
 def optimizers(batch: int) -> dict[str, Callable[..., torch.optim.Optimizer]]:
@@ -43,6 +49,8 @@ def stepper(name: str, case: str, batch: int, every: int) -> Callable[[], None]:
     """One step of training, after one that made statistics and inverses."""
     model, inputs, targets, _ = network(case, batch, torch.float32)
     model = copy.deepcopy(model).train()
+    if name == ASDL:
+        return asdl_stepper(model, inputs, targets, every)
     optimizer = optimizers(batch)[name](model, every)
 
     def step() -> None:
@@ -54,10 +62,62 @@ def stepper(name: str, case: str, batch: int, every: int) -> Callable[[], None]:
     return step
 
 
+def asdl_stepper(model, inputs, targets, every) -> Callable[[], None]:
+    """The same with the KFAC of asdl (asdfghjkl on PyPI): a drawn label a sample, then SGD with momentum."""
+    from asdl.fisher import FISHER_MC
+    from asdl.precondition import KfacGradientMaker, PreconditioningConfig
+
+    config = PreconditioningConfig(
+        data_size=len(inputs),
+        damping=0.03,
+        curvature_upd_interval=every,
+        preconditioner_upd_interval=every,
+        ema_decay=0.05,
+    )
+    maker = KfacGradientMaker(model, config, fisher_type=FISHER_MC)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with mock.patch("torch.cuda.nvtx.range_push"), mock.patch("torch.cuda.nvtx.range_pop"):
+            maker.setup_loss_call(nn.functional.cross_entropy, maker.setup_model_call(model, inputs), targets)
+            maker.forward_and_backward()
+        optimizer.step()
+
+    step()
+    return step
+
+
+def by_layer(case: str, steps: int = 5) -> list[list[str]]:
+    """Where LNGD's own time goes: ms of a plain step from a layer's gradient to its rate, largest first."""
+    _, batch = CASES[case]
+    step = stepper("lngd", case, batch, NEVER)
+    spent: dict[str, float] = defaultdict(float)
+    complete = Follower._complete
+
+    def timed(self, name: str) -> None:
+        start = time.process_time()
+        complete(self, name)
+        spent[name] += time.process_time() - start
+
+    with mock.patch.object(Follower, "_complete", timed):
+        for _ in range(steps):
+            step()
+    whole = sum(spent.values())
+    largest = sorted(spent, key=spent.__getitem__, reverse=True)
+    rows = [
+        [case, name, f"{1e3 * spent[name] / steps:.1f}", f"{spent[name] / whole:.0%}"] for name in largest[:6]
+    ]
+    rest = whole - sum(spent[name] for name in largest[:6])
+    return [*rows, [case, f"{len(largest) - 6} others", f"{1e3 * rest / steps:.1f}", f"{rest / whole:.0%}"]]
+
+
 def measure(case: str, repeats: int) -> list[list[str]]:
     """Rows: ms of a plain step, of a step with a refresh, ratios to the reference, MiB."""
     reference, batch = CASES[case]
     names = list(optimizers(batch))
+    if case == "cifar-resnet20" and importlib.util.find_spec("asdl") is not None:
+        names.append(ASDL)  # it knows no Linear on sequences
     plain = rounds({name: stepper(name, case, batch, NEVER) for name in names}, repeats)
     ours = [name for name in names if name not in ("sgd", "adam")]
     fresh = rounds({name: stepper(name, case, batch, 1) for name in ours}, max(3, repeats // 4))
@@ -109,7 +169,19 @@ def main() -> None:
         "MiB",
         "of SGD",
     ]
-    write_table(RESULTS / "optimizer_steps.md", "The cost of a step", notes, header, rows)
+    path = RESULTS / "optimizer_steps.md"
+    write_table(path, "The cost of a step", notes, header, rows)
+    layers = [row for case in arguments.cases for row in by_layer(case)]
+    lines = [
+        "",
+        "## Where LNGD's own time goes",
+        "",
+        "From a layer's gradient to its rate: D = F̂⁻¹ ∇h and one more",
+    ]
+    lines[-1] += " forward of the layer with D as its weight, ms of a plain step."
+    lines += ["", "| network | layer | ms | share |", "|---|---|---|---|"]
+    lines += ["| " + " | ".join(row) + " |" for row in layers]
+    path.write_text(path.read_text(encoding="utf-8") + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
