@@ -19,7 +19,7 @@ from .train_run import train_config
 @options.output
 def command(*, config: str, device: str | None, output: options.Output) -> None:
     """Repeat the run that a config.toml describes, into a directory of its own."""
-    if training.command_of(Path(config)) == training.COMMAND:
+    if training.command_of(Path(config)) == training.TrainConfig.command:
         wanted_training = training.read_config(Path(config))
         train_config(replace(wanted_training, device=device or wanted_training.device), output)
         return

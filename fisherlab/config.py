@@ -2,21 +2,75 @@
 
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from types import UnionType
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 from fisherlab.errors import InputError, InputTypeError, unknown
 
 BIAS_MODES = ("joint", "separate", "ignore")
 DTYPES = ("float32", "float64")
 
-_WORDS = {str: "a string", int: "an integer", bool: "true or false", tuple: "a list of strings"}
+_WORDS = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class Config:
+    """What every command's configuration has: values of checked types, as TOML keeps them."""
+
+    command: ClassVar[str]
+
+    def check(self, least: Mapping[str, int]) -> None:
+        """Refuses values of another type, numbers below their least one, and a seed that is too large.
+
+        Raises:
+            InputError: for a number out of its range.
+            InputTypeError: for a value of another type.
+        """
+        expected = get_type_hints(type(self))
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), expected[field.name])
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise InputError(f"{name} must be at least {lowest}, not {value}")
+        seed = getattr(self, "seed", 0)
+        if seed >= 2**63:
+            raise InputError(f"seed must be below 2^63, not {seed}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values that are set, as JSON and TOML write them."""
+        given = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+    def to_toml(self) -> str:
+        """The text of `config.toml`."""
+        import tomli_w
+
+        return tomli_w.dumps({"command": self.command, **self.to_dict()})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration with these values.
+
+        Raises:
+            InputError: for an unknown key, a missing model or a value that cannot be used.
+            InputTypeError: for a value of another type.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise unknown("key", name, known)
+        if "model" not in values:
+            raise InputError("the key 'model' is missing; add a line such as model = \"mnist-mlp\"")
+        given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        return cls(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Config):
     """What `fisherlab compare` computes. Nothing heavy is imported before `resolved`.
 
     Attributes:
@@ -41,6 +95,8 @@ class CompareConfig:
         spectra: whether to compute eigenvalues.
         save_matrices: whether to write `blocks.safetensors`.
     """
+
+    command: ClassVar[str] = "compare"
 
     model: str
     checkpoint: str | None = None
@@ -69,14 +125,7 @@ class CompareConfig:
             InputError: for a number out of its range, or a name that is not known.
             InputTypeError: for a value of another type.
         """
-        for name, expected in get_type_hints(type(self)).items():
-            _check_type(name, getattr(self, name), expected)
-        for name, least in {"samples": 1, "max_columns": 1, "draws": 1, "seed": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, not {value}")
-        if self.seed >= 2**63:
-            raise InputError(f"seed must be below 2^63, not {self.seed}")
+        self.check({"samples": 1, "max_columns": 1, "draws": 1, "seed": 0})
         if self.bias not in BIAS_MODES:
             raise unknown("bias mode", self.bias, BIAS_MODES)
         if self.dtype not in (None, *DTYPES):
@@ -100,41 +149,13 @@ class CompareConfig:
             as_likelihood(self.likelihood)
         return replace(
             self,
-            checkpoint=_absolute(self.checkpoint),
-            data_dir=_absolute(self.data_dir),
-            statistics=_absolute(self.statistics),
+            checkpoint=absolute(self.checkpoint),
+            data_dir=absolute(self.data_dir),
+            statistics=absolute(self.statistics),
             approximations=tuple(approximations),
             kind=check_kind(self.kind),
             device=resolve_device(self.device),
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values that are set, as JSON and TOML write them."""
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-
-    def to_toml(self) -> str:
-        """The text of `config.toml`."""
-        import tomli_w
-
-        return tomli_w.dumps({"command": "compare", **self.to_dict()})
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The configuration with these values.
-
-        Raises:
-            InputError: for an unknown key, a missing model or a value that cannot be used.
-            InputTypeError: for a value of another type.
-        """
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise unknown("key", name, known)
-        if "model" not in values:
-            raise InputError("the key 'model' is missing; add a line such as model = \"mnist-mlp\"")
-        given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-        return cls(**given)
 
     @classmethod
     def from_toml(cls, text: str) -> Self:
@@ -151,8 +172,8 @@ class CompareConfig:
         if "command" not in values:
             raise InputError("the key 'command' is missing; add the line command = \"compare\"")
         command = values.pop("command")
-        if command != "compare":
-            raise unknown("command", str(command), ["compare"])
+        if command != cls.command:
+            raise unknown("command", str(command), [cls.command])
         return cls.from_dict(values)
 
 
@@ -192,18 +213,34 @@ def resolve_device(device: str) -> str:
     return f"cuda:{int(index or 0)}"
 
 
-def _absolute(path: str | None) -> str | None:
+def absolute(path: str | None) -> str | None:
+    """The path from the root; None stays."""
     return None if path is None else str(Path(path).absolute())
 
 
 def _check_type(name: str, value: Any, expected: Any) -> None:
-    options: Iterable[Any] = getattr(expected, "__args__", (expected,))
-    if expected == tuple[str, ...]:
-        options = (tuple,)
-    fits = type(value) in options
-    if isinstance(value, tuple):
-        fits = fits and all(type(item) is str for item in value)
-    if not fits:
-        words = " or ".join(_WORDS[option] for option in options if option in _WORDS)
+    options = expected.__args__ if isinstance(expected, UnionType) else (expected,)
+    if not any(_fits(value, one) for one in options):
+        words = " or ".join(_described(one) for one in options if one is not type(None))
         shown = list(value) if isinstance(value, tuple) else value
         raise InputTypeError(f"{name} must be {words}, not {shown!r}")
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    origin, inner = get_origin(expected), next(iter(get_args(expected)), None)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(one, inner) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if expected is float:
+        return type(value) in (int, float)
+    return type(value) is expected
+
+
+def _described(expected: Any) -> str:
+    origin = get_origin(expected)
+    if origin is dict:
+        return "a table"
+    if origin is tuple:
+        return f"a list of {_WORDS[get_args(expected)[0]].split()[-1]}s"
+    return _WORDS[expected]

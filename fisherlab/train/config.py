@@ -2,16 +2,14 @@
 
 import math
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, ClassVar
 
-from fisherlab.config import resolve_device
+from fisherlab.config import Config, absolute, resolve_device
 from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.train.schedules import SCHEDULES
 
-COMMAND = "train"
 PRECISIONS = ("32", "64", "bf16-mixed")
 NO_SPLIT = "none"
 DEFAULT_EPOCHS = 10
@@ -26,11 +24,10 @@ _LEAST: dict[str, int] = {
     **dict.fromkeys(("seed", "warm_up"), 0),
 }
 _ABOVE_ZERO = ("clip", "step_every", "power", "warm_up_epochs")
-_WORDS = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Config):
     """What `fisherlab train` does. Nothing heavy is imported before `resolved`.
 
     Attributes:
@@ -72,6 +69,8 @@ class TrainConfig:
         keep_last: how many of the last checkpoints stay.
         keep_best: whether the one with the best metric stays.
     """
+
+    command: ClassVar[str] = "train"
 
     model: str
     data: str | None = None
@@ -117,20 +116,13 @@ class TrainConfig:
             InputError: for a number out of its range, or a name that is not known.
             InputTypeError: for a value of another type.
         """
-        for name, expected in get_type_hints(type(self)).items():
-            _check_type(name, getattr(self, name), expected)
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, not {value}")
+        self.check(_LEAST)
         for name in _ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} must be a finite number above 0, not {value}")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing must be from 0 to below 1, not {self.label_smoothing}")
-        if self.seed >= 2**63:
-            raise InputError(f"seed must be below 2^63, not {self.seed}")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
         if self.precision not in PRECISIONS:
@@ -164,38 +156,10 @@ class TrainConfig:
         return replace(
             self,
             **{name: options[name] for name in _SETTINGS if name in options},
-            data_dir=None if self.data_dir is None else str(Path(self.data_dir).absolute()),
+            data_dir=absolute(self.data_dir),
             epochs=DEFAULT_EPOCHS if self.epochs is None and self.steps is None else self.epochs,
             device=resolve_device(self.device),
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values that are set, as JSON and TOML write them."""
-        given = {name: value for name, value in asdict(self).items() if value not in (None, {})}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-
-    def to_toml(self) -> str:
-        """The text of `config.toml`."""
-        import tomli_w
-
-        return tomli_w.dumps({"command": COMMAND, **self.to_dict()})
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """The configuration with these values.
-
-        Raises:
-            InputError: for an unknown key, a missing model or a value that cannot be used.
-            InputTypeError: for a value of another type.
-        """
-        known = [one.name for one in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise unknown("key", name, known)
-        if "model" not in values:
-            raise InputError("the key 'model' is missing; add a line such as model = \"mnist-mlp\"")
-        given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-        return cls(**given)
 
 
 def command_of(path: Path) -> str | None:
@@ -215,41 +179,12 @@ def read_config(path: Path) -> TrainConfig:
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-        if values.pop("command", None) != COMMAND:
-            raise InputError(f'it is not for this command; its first line must be command = "{COMMAND}"')
+        if values.pop("command", None) != TrainConfig.command:
+            raise InputError(
+                f'it is not for this command; its first line must be command = "{TrainConfig.command}"'
+            )
         return TrainConfig.from_dict(values)
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}; check the path") from error
     except (ValueError, InputTypeError) as error:
         raise InputError(f"in {str(path)!r}: {error}") from error
-
-
-def _check_type(name: str, value: Any, expected: Any) -> None:
-    options = (
-        getattr(expected, "__args__", None) if expected not in (tuple[str, ...], tuple[int, ...]) else None
-    )
-    if expected == dict[str, Any]:
-        options = None
-    if not any(_fits(value, one) for one in options or (expected,)):
-        words = " or ".join(_described(one) for one in options or (expected,) if one is not type(None))
-        raise InputTypeError(f"{name} must be {words}, not {value!r}")
-
-
-def _fits(value: Any, expected: Any) -> bool:
-    origin, inner = getattr(expected, "__origin__", None), getattr(expected, "__args__", (None,))[0]
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(one, inner) for one in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    if expected is float:
-        return type(value) in (int, float)
-    return type(value) is expected
-
-
-def _described(expected: Any) -> str:
-    origin = getattr(expected, "__origin__", None)
-    if origin is dict:
-        return "a table"
-    if origin is tuple:
-        return f"a list of {_WORDS[expected.__args__[0]].split()[-1]}s"
-    return _WORDS[expected]
