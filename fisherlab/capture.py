@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherlab.layers import Layers, LayerView, Use, slope_of, spelled_out
+from fisherlab.layers import (
+    NETWORK_OUTPUT,
+    Activation,
+    Layers,
+    LayerView,
+    Use,
+    slope_of,
+    spelled_out,
+)
+from fisherlab.likelihoods import categorical_slope
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.patches import Patches
 
@@ -96,6 +105,23 @@ def _keep(view: LayerView, seen: dict[str, list[Seen]], x: Tensor, output: Tenso
     slope = None if view.activation is None else slope_of(view.activation, output)
     edge = torch.autograd.graph.get_gradient_edge(output)
     seen[view.name].append(Seen(x.detach(), output, edge, slope))
+
+
+def layerwise_draws(kind: str) -> int:
+    """The draws of ε that a kind `layerwise:k` asks for; 0: none, the slope itself."""
+    return int(kind.partition(":")[2] or 0)
+
+
+def layerwise_slope(call: Seen, activation: Activation, kind: str) -> Tensor:
+    """φ'(s) of a call; with `layerwise+categorical` √(p(1 − p)) where its output is the network's."""
+    if activation.reason == NETWORK_OUTPUT and "+categorical" in kind:
+        return categorical_slope(call.output.detach())
+    return activation.slope(call.output) if call.slope is None else call.slope
+
+
+def drawn_layerwise(slope: Tensor, noise: Tensor) -> Tensor:
+    """−φ'(s)∘ε/√k for k draws of ε [k, n, t, m], which are overwritten, and the slope [1, n, t, m]."""
+    return noise.mul_(slope).mul_(-(len(noise) ** -0.5))
 
 
 def backward(

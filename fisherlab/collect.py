@@ -16,12 +16,22 @@ from torch import Tensor, nn
 
 from fisherlab import distributed
 from fisherlab.batch import LayerBatch
-from fisherlab.capture import Seen, backward, capture, inputs_of, outputs_of, unchanged
+from fisherlab.capture import (
+    Seen,
+    backward,
+    capture,
+    drawn_layerwise,
+    inputs_of,
+    layerwise_draws,
+    layerwise_slope,
+    outputs_of,
+    unchanged,
+)
 from fisherlab.data import Batches, ModelInputs, called, each, is_finite
 from fisherlab.draws import normal
 from fisherlab.errors import InputError, InputTypeError, NumericalError
-from fisherlab.layers import NETWORK_OUTPUT, Activation, Layers, LayerView, Use, find_activations
-from fisherlab.likelihoods import Likelihood, categorical_slope, label_columns
+from fisherlab.layers import Activation, Layers, LayerView, Use, find_activations
+from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.patches import Patches
 from fisherlab.progress import Progress, bar
@@ -32,9 +42,7 @@ LABEL_KINDS = ("predictive", "monte-carlo", "drawn", "empirical")
 LAYERWISE_COLUMNS = "layerwise-columns"
 
 _BATCH_BYTES = 64 * 2**20
-_LARGE_BATCH_BYTES = 384 * 2**20
-_LEAST_SAMPLES = 16
-_LIVE = 4  # tensors of a layer's size that a batched backward holds at once
+_LIVE = 4  # tensors of a layer's size that a backward pass holds at once
 _MOST_SAMPLES = 8192
 
 
@@ -277,12 +285,10 @@ class Collector:
         found = self._find_activations(outputs, seen, names)
         for name in names:
             for kind in wanted[name]:
-                calls = []
-                for call, activation in zip(seen[name], found[name], strict=True):
-                    slope = activation.slope(call.output) if call.slope is None else call.slope
-                    if activation.reason == NETWORK_OUTPUT and "+categorical" in kind:
-                        slope = categorical_slope(outputs.detach())
-                    calls.append((call.use, slope.unsqueeze(0)))
+                calls = [
+                    (call.use, layerwise_slope(call, activation, kind).unsqueeze(0))
+                    for call, activation in zip(seen[name], found[name], strict=True)
+                ]
                 slope = self._outputs(given[name], name, kind, calls, samples)
                 given[name].g[kind] = self._of_slope(slope, kind, name, generators)
 
@@ -312,7 +318,7 @@ class Collector:
 
     def _of_slope(self, slope: Tensor, kind: str, layer: str, generators: Generators) -> Tensor:
         """The g of a kind of layer-wise sampling from the slope [1, n, t, m]."""
-        draws = int(kind.partition(":")[2] or 0)
+        draws = layerwise_draws(kind)
         if draws:
             return _draw_layerwise(slope, draws, generators, f"{kind} of {layer}")
         return unit_columns(slope) if kind == LAYERWISE_COLUMNS else slope
@@ -406,7 +412,7 @@ class Collector:
             view = self.layers[layer]
             return self.shapes.positions[layer] * view.outputs
         if kind.startswith("layerwise"):
-            return int(kind.partition(":")[2] or 1)
+            return layerwise_draws(kind) or 1
         return self.shapes.columns[kind]
 
     def _move(self, values: Tensor) -> Tensor:
@@ -471,7 +477,7 @@ def _draw_layerwise(slope: Tensor, draws: int, generators: Generators, use: str)
         return normal(slope[0, :1].expand(samples, *numbers), draws, numbers, generator)
 
     noise = normal(slope[0], draws, numbers, generators.ready(use, draw))
-    return noise.mul_(slope).mul_(-(draws**-0.5))
+    return drawn_layerwise(slope, noise)
 
 
 def _check_weights(model: nn.Module) -> None:

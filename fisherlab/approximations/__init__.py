@@ -13,6 +13,7 @@ from fisherlab.approximations.base import (
 from fisherlab.approximations.collected import (
     DEFAULT_APPROXIMATIONS,
     approximate,
+    basis_of,
     collect_statistics,
     layer_work,
     named_activations,
@@ -40,6 +41,7 @@ __all__ = [
     "NearestKronecker",
     "Statistics",
     "approximate",
+    "basis_of",
     "build_from_block",
     "build_operator",
     "collect_statistics",

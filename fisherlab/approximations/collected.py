@@ -182,7 +182,7 @@ def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: str) -
     methods = [method for method in methods if method.fits(layer)]
     statistics = [s for m in methods for s in m.statistics(layer.group, m.label_kind(kind))]
     columns = columns_kind(kind)
-    bases = {m.name: partial(_basis_of, m, layer, columns) for m in methods if m.two_pass}
+    bases = {m.name: partial(basis_of, m, layer, columns) for m in methods if m.two_pass}
     return LayerWork(columns, statistics, bases)
 
 
@@ -194,13 +194,13 @@ def named_activations(methods: Iterable[Approximation]) -> Mapping[str, str]:
     return named
 
 
-def _basis_of(method: Approximation, layer: BlockShape, kind: str, sums: LayerSums) -> Basis:
+def basis_of(method: Approximation, layer: BlockShape, kind: str, sums: LayerSums) -> Basis:
     """The basis of the second pass; [G, …] for a grouped layer."""
     if layer.groups == 1:
         found = method.basis(layer, sums, kind)
         assert found is not None
         return found
-    groups = [_basis_of(method, layer.group, kind, sums.group(g)) for g in range(layer.groups)]
+    groups = [basis_of(method, layer.group, kind, sums.group(g)) for g in range(layer.groups)]
     U_A, U_B = (_stacked([basis[side] for basis in groups]) for side in (0, 1))
     return U_A, U_B
 

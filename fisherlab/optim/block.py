@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fisherlab import distributed
-from fisherlab.approximations import Approximation, build_operator
+from fisherlab.approximations import Approximation, basis_of, build_operator
 from fisherlab.batch import LayerBatch
 from fisherlab.damping import Constant, Damping, FactoredDamping
+from fisherlab.data import is_finite
 from fisherlab.errors import NumericalError
 from fisherlab.layers import LayerView, Use
 from fisherlab.operators import (
@@ -151,7 +152,9 @@ class Block:
             _add(self._new_rotated, rotated.key, rotated(batch))
 
     def average_in(self, decay: float) -> None:
-        """Moves the averages by what was observed since the last time."""
+        """Moves the averages by what was observed since the last time, if anything was."""
+        if not self.observed:
+            return
         sums = self._sums(decay)
         self.average, self.positions = sums.values, float(sums.positions)
         self._clear()
@@ -192,12 +195,8 @@ class Block:
         sums = self._sums_of_all(decay)
         if not _all_finite(sums):
             return
-        shape = self.view
-        groups = [sums] if shape.groups == 1 else [sums.group(g) for g in range(shape.groups)]
-        found = [self.method.basis(shape.group, one, self.kind) for one in groups]
-        stacked = [_stacked([basis[side] for basis in found if basis is not None]) for side in (0, 1)]
-        first = stacked if shape.groups > 1 else [None if U is None else U[0] for U in stacked]
-        self._last_bases, self.bases = self.bases, {self.method.name: (first[0], first[1])}
+        basis = basis_of(self.method, self.view, self.kind, sums)
+        self._last_bases, self.bases = self.bases, {self.method.name: basis}
         self._fresh_basis, self._stale = True, False
         self._new_rotated.clear()
         self._rotated_samples = 0
@@ -208,9 +207,8 @@ class Block:
             return self._sums(decay)
         every = copy(self)
         every._new = {key: value.clone() for key, value in self._new.items()}
-        counts = distributed.gather_all((self._samples, self._positions))
-        every._samples, every._positions = (sum(count) for count in zip(*counts, strict=True))
-        distributed.add_up([every._new[key] for key in sorted(every._new)])
+        every._new_rotated, every._rotated_samples = {}, 0
+        Block.add_up([every])
         return every._sums(decay)
 
     def _sums(self, decay: float) -> LayerSums:
@@ -284,7 +282,7 @@ class Block:
 
 
 def _all_finite(sums: LayerSums) -> bool:
-    return all(bool(value.isfinite().all()) for value in sums.values.values())
+    return all(map(is_finite, sums.values.values()))
 
 
 def _factored(operator: LinearOperator, damping: Damping) -> dict[str, float]:
@@ -333,10 +331,5 @@ def _add(sums: dict[str, Tensor], key: str, term: Tensor) -> None:
 
 
 def _moved(old: Any, new: Any, decay: float) -> Any:
-    """Decay · old + (1 − decay) · new; the first value as it is."""
+    """The average decay · old + (1 − decay) · new; the first value as it is."""
     return new if old is None else decay * old + (1 - decay) * new
-
-
-def _stacked(bases: list[Tensor | None]) -> Tensor | None:
-    known = [U for U in bases if U is not None]
-    return torch.stack(known) if known else None

@@ -204,7 +204,7 @@ class NaturalGradient(torch.optim.Optimizer):
         return rate if group["max_rate"] is None else rate.clamp(max=group["max_rate"])
 
     def _apply(self, steps: Mapping[str, Step]) -> None:
-        """M ← τ m − lr α D and W ← W + m for every layer; or W ← W − lr α D with the momentum in D."""
+        """Every layer's m ← τ m − lr α D and W ← W + m; or W ← W − lr α D with the momentum in D."""
         targets, updates = [], []
         shrunk: dict[float, list[Tensor]] = {}
         for name, step in steps.items():

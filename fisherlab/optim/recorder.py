@@ -18,11 +18,18 @@ from torch import Tensor, nn
 from fisherlab import distributed
 from fisherlab.batch import LayerBatch
 from fisherlab.capture import Seen as Captured
-from fisherlab.capture import capture, inputs_of, outputs_of
+from fisherlab.capture import (
+    capture,
+    drawn_layerwise,
+    inputs_of,
+    layerwise_draws,
+    layerwise_slope,
+    outputs_of,
+)
 from fisherlab.draws import normal
 from fisherlab.errors import InputError
-from fisherlab.layers import NETWORK_OUTPUT, Layers, Use, activations_from
-from fisherlab.likelihoods import Likelihood, categorical_slope, label_columns
+from fisherlab.layers import Layers, Use, activations_from
+from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.optim.block import Seen
 
 
@@ -195,7 +202,7 @@ class Recorder:
             (name, place): call.edge for name, calls in taken.items() for place, call in enumerate(calls)
         }
         found = activations_from(outputs, edges)
-        draws = int(self._kind.partition(":")[2] or 0)
+        draws = layerwise_draws(self._kind)
         for name, calls in taken.items():
             pairs = []
             for place, call in enumerate(calls):
@@ -203,15 +210,13 @@ class Recorder:
                 if activation is None:  # a call whose output is not used
                     slope = torch.zeros_like(call.output)
                 else:
-                    slope = activation.slope(call.output) if call.slope is None else call.slope
-                    if activation.reason == NETWORK_OUTPUT and "+categorical" in self._kind:
-                        slope = categorical_slope(call.output.detach())
+                    slope = layerwise_slope(call, activation, self._kind)
                 pairs.append((call.use, slope.detach().unsqueeze(0).to(self.dtype_of(name))))
             g = outputs_of(self._layers[name], pairs, record.samples, self._batch_dim)
             if draws:
                 own, rows = _among_processes(g[0])
                 noise = normal(rows, draws, tuple(g.shape[2:]), self._generator)[:, own]
-                g = noise.mul_(g).mul_(-(draws**-0.5))
+                g = drawn_layerwise(g, noise)
             self._observe(name, self.batch(name, record.layers[name], record.samples, {self._kind: g}))
 
     def _drawn(self, record: ForwardPass, taken: Mapping[str, list[Captured]], output: Any) -> None:

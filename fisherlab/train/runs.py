@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +257,6 @@ class _Run:
             checkpoint={"name": last.weights, "sha256": last.weights_sha256, "step": last.step},
             seconds=time.perf_counter() - self._started,
         )
-        found["versions"]["lightning-fabric"] = version("lightning-fabric")
         write_json(folder / SUMMARY, summary)
         with beside(folder / PROVENANCE) as part:
             write_json(part, found)
