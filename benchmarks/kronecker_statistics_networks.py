@@ -79,17 +79,7 @@ def network(case: str, samples: int, dtype: torch.dtype) -> tuple[nn.Module, Ten
     name = "cifar-cnn" if case == "encoder" else case
     made = prepare(name, samples=max(SAMPLES[case], samples), dtype=dtype, trained=False)
     model = Encoder().to(dtype) if case == "encoder" else made.model
-    _settle_norms(model, made.inputs)
     return model.eval(), made.inputs[:samples].clone(), made.targets[:samples].clone(), made.dataset.label
-
-
-def _settle_norms(model: nn.Module, inputs: Tensor) -> None:
-    """Gives batch norms the mean and variance of the data."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None
-    with torch.no_grad():
-        model.train()(inputs)
 
 
 def layer_names(model: nn.Module) -> list[str]:

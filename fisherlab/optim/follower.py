@@ -1,6 +1,5 @@
 """From backward passes to each layer's direction D and what its rate is made of."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from fisherlab.layers import Layers, Use
 from fisherlab.likelihoods import Likelihood
 from fisherlab.optim.block import Block, Seen, Step
 from fisherlab.optim.checks import check_contributions, check_factor, check_reduction
+from fisherlab.optim.gradients import Gradients, norms_of
 from fisherlab.optim.recorder import ForwardPass, Recorder
 
 
@@ -85,7 +85,7 @@ class Follower:
     ) -> None:
         self.parameters = dict(model.named_parameters())
         self.count = 0
-        self._names = {name: view.parameters for name, view in layers.items()}
+        self._gradients = Gradients(self.parameters, layers, self.dtype_of)
         self._layers, self._blocks, self._options = layers, blocks, options
         self._likelihood, self._kind, self._batch_dim = likelihood, kind, batch_dim
         self._scaler, self._settings, self._damping, self._momentum = scaler, settings, damping, momentum
@@ -126,9 +126,9 @@ class Follower:
         if not self._fresh:
             raise InputError("step() without a backward pass since the last one; call loss.backward() first")
         try:
-            self._check_finite()
+            self._gradients.check_finite()
             self._settle()
-            names = [name for name in self._blocks if self._has_gradient(name)]
+            names = [name for name in self._blocks if self._gradients.has_come(name, self._came)]
             self._synchronise(names)
             self._apart: dict[str, Tensor] = {}
             self._factors: dict[str, Tensor] = {}
@@ -166,12 +166,6 @@ class Follower:
         self._prepared.clear()
         self._let_all_go()
 
-    def _has_gradient(self, name: str) -> bool:
-        """Whether a gradient has come, or is there and not zero (`zero_grad` may leave zeros)."""
-        grads = {p: self.parameters[p].grad for p in self._trained(name)}
-        there = {p: grad for p, grad in grads.items() if grad is not None}
-        return any(p in self._came for p in there) or any(bool(grad.any()) for grad in there.values())
-
     def _settle(self) -> None:
         """Layers whose last gradient came before the last backward pass: N was smaller then."""
         for name, count in self._counts.items():
@@ -186,20 +180,6 @@ class Follower:
                     self._prepared.remove(name)
                     self._prepare(name)
 
-    def _check_finite(self) -> None:
-        named = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        largest = torch._foreach_norm(list(named.values()), math.inf)
-        by_device = torch.stack([value.float().to(largest[0].device) for value in largest])
-        if bool(by_device.isfinite().all()):
-            return
-        bad = [name for name, fine in zip(named, by_device.isfinite().tolist(), strict=True) if not fine]
-        layers = [name for name, view in self._layers.items() if set(view.parameters) & set(bad)]
-        where = f"layer {layers[0]!r}" if layers else f"parameter {bad[0]!r}"
-        raise NumericalError(
-            f"the gradient of {where} is not finite; no weight was changed: lower the learning rate, clip "
-            "the gradient, or look at the batch"
-        )
-
     def _synchronise(self, names: Sequence[str]) -> None:
         """With several processes: statistics over all of them, each inverting a share of the layers."""
         if distributed.size() == 1:
@@ -211,7 +191,7 @@ class Follower:
         mine = {name: self._blocks[name].inverse_tensors() for name in self._prepared}
         for share in distributed.gather_all(mine) if due else ():
             for name, tensors in share.items():
-                device = self.parameters[self._names[name][0]].device
+                device = self._gradients.device(name)
                 self._blocks[name].load_inverse(tensors, device)
                 self._prepared.add(name)
 
@@ -223,9 +203,9 @@ class Follower:
         ready = self._ready.get(name)
         if ready is not None and self._is_unchanged(name):
             if self._recorder.checks:  # unscaling does not count as a change
-                self._factors[name] = (ready.direction * self.gradient(name)).sum() / ready.gradient
+                self._factors[name] = (ready.direction * self._gradient(name)).sum() / ready.gradient
             return ready
-        step = self._make_step(name, self.gradient(name))
+        step = self._make_step(name, self._gradient(name))
         if self._options.layerwise and ready is not None:
             ratio = (step.direction * ready.direction).sum() / ready.direction.square().sum()
             apart = (step.direction - ratio * ready.direction).norm() / step.direction.norm()
@@ -237,7 +217,7 @@ class Follower:
 
     def _factor(self, name: str, gradient: Tensor) -> Tensor:
         """By how much a gradient was multiplied since it came, from its two norms."""
-        then, now = self._norms[name], _norms(gradient)
+        then, now = self._norms[name], norms_of(gradient)
         factor = (now[1] / then[1]).nan_to_num(nan=1.0)
         self._apart[name] = (now[0] / (factor * then[0]) - 1).abs().nan_to_num()
         self._factors[name] = factor
@@ -262,11 +242,8 @@ class Follower:
 
     def _open(self) -> None:
         """A forward pass begins."""
-        if self._fresh and self._is_cleared():
+        if self._fresh and self._gradients.are_cleared():
             self.abandon()
-
-    def _is_cleared(self) -> bool:
-        return all(p.grad is None for p in self.parameters.values())
 
     def _due(self, names: Iterable[str]) -> bool:
         """Whether a forward pass with these layers is to give statistics."""
@@ -321,7 +298,7 @@ class Follower:
 
     def _begin(self, one: ForwardPass) -> None:
         """The backward pass of a forward pass begins."""
-        if self._fresh and self._is_cleared():
+        if self._fresh and self._gradients.are_cleared():
             self._drop(all_kinds=False)
         self._samples += one.samples
         self._backwards += 1
@@ -334,13 +311,9 @@ class Follower:
         for name in names:
             come = self._arrived.setdefault(name, set())
             come.add(parameter)
-            if all(p in come for p in self._trained(name)):
+            if all(p in come for p in self._gradients.trained(name)):
                 del self._arrived[name]
                 self._complete(name)
-
-    def _trained(self, name: str) -> list[str]:
-        """The parameters of a block that are not frozen."""
-        return [p for p in self._names[name] if self.parameters[p].requires_grad]
 
     @torch.no_grad()
     def _complete(self, name: str) -> None:
@@ -348,7 +321,7 @@ class Follower:
         came = self._recorder.came_back(name)
         if not came:
             return
-        with torch.autocast(self.parameters[self._names[name][0]].device.type, enabled=False):
+        with torch.autocast(self._gradients.device(name).type, enabled=False):
             if self._kind == "empirical":
                 self._observe_loss(name, [one for one in came if one.refresh])
             self._counts[name] = self._samples
@@ -370,15 +343,15 @@ class Follower:
 
     def _keep_step(self, name: str) -> None:
         """The step, where it depends on nothing else to come; else the norms of the gradient."""
-        gradient = self.gradient(name) / self._scale
+        gradient = self._gradient(name) / self._scale
         if not self._options.eager:
-            self._norms[name] = _norms(gradient)
+            self._norms[name] = norms_of(gradient)
             return
         try:
             self._ready[name] = self._make_step(name, gradient)
         except NumericalError:  # `step()` says so, unless a GradScaler leaves it out
             return
-        self._versions[name] = self._version(name)
+        self._versions[name] = self._gradients.version(name)
         self._let_go(name)
 
     def _let_all_go(self) -> None:
@@ -404,40 +377,16 @@ class Follower:
 
     # --- directions -------------------------------------------------------------------------------
 
-    def gradient(self, name: str) -> Tensor:
-        """∇h [m, d] from the parameters' gradients."""
-        view = self._layers[name]
-        gradients = {}
-        for parameter in self._names[name]:
-            p = self.parameters[parameter]
-            gradients[parameter] = p.grad if p.grad is not None and p.requires_grad else torch.zeros_like(p)
-        gradient = view.to_matrix(gradients).to(self._recorder.dtype_of(name))
+    def _gradient(self, name: str) -> Tensor:
+        """∇h [m, d]."""
+        gradient = self._gradients.matrix(name)
         return gradient if self._options.of_mean else gradient / self._samples
-
-    def _weights(self, name: str) -> Tensor:
-        view = self._layers[name]
-        weights = view.to_matrix({p: self.parameters[p].detach() for p in view.parameters})
-        return weights.to(self._recorder.dtype_of(name))
-
-    def _version(self, name: str) -> list[tuple[Tensor | None, int]]:
-        grads = [self.parameters[p].grad for p in self._trained(name)]
-        return [(grad, -1 if grad is None else grad._version) for grad in grads]
 
     def _is_unchanged(self, name: str) -> bool:
         """Whether the gradients are those that the step was made of."""
-        pairs = zip(self._versions.get(name, []), self._version(name), strict=False)
+        pairs = zip(self._versions.get(name, []), self._gradients.version(name), strict=False)
         same = [then is now and old == new for (then, old), (now, new) in pairs]
         return bool(same) and all(same)
-
-    def _of_trained(self, name: str, direction: Tensor) -> Tensor:
-        """D, zero for parameters that are frozen."""
-        view = self._layers[name]
-        if len(self._trained(name)) == len(view.parameters):
-            return direction
-        trains = {
-            p: torch.full_like(self.parameters[p], self.parameters[p].requires_grad) for p in view.parameters
-        }
-        return direction * view.to_matrix(trains).to(direction.dtype)
 
     def _prepare(self, name: str) -> None:
         """The inverse of this step."""
@@ -457,11 +406,11 @@ class Follower:
         block, group = self._blocks[name], self._settings(name)
         driven = gradient
         if self._options.weight_decay_mode == "coupled":
-            driven = gradient + group["weight_decay"] * self._weights(name)
+            driven = gradient + group["weight_decay"] * self._gradients.weights(name)
         if self._options.momentum_on == "gradient":
             driven = self._momentum(name).mul(group["momentum"]).add_(driven)
         direction = driven if block.inverse is None else block.inverse.apply(driven)
-        direction = self._of_trained(name, direction)
+        direction = self._gradients.of_trained(name, direction)
         along = (direction * gradient).sum()
         whole = along / self._factor(name, gradient) if name in self._norms else along
         squares = self._squares(name, direction, whole) if name in self._last else None
@@ -501,8 +450,3 @@ class Follower:
 def _first(use: Use, g: Tensor, most: int) -> tuple[Use, Tensor]:
     """The first rows of a call."""
     return Use(use.input[:most], use.output[:most]), g[:most]
-
-
-def _norms(gradient: Tensor) -> Tensor:
-    """(‖∇h‖₁, ‖∇h‖₂): a factor changes both alike."""
-    return torch.stack([gradient.abs().sum(), gradient.norm()])

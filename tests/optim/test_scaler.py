@@ -131,6 +131,15 @@ def error(
     return (apart / way) ** 0.5
 
 
+def train_in_bfloat16(model, optimizer, data) -> None:
+    for x, y in data:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+
+
 @pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
 @pytest.mark.parametrize("method", ["lngd", "lngd-empirical", "kfac-empirical", "ngplus"])
 def test_bfloat16_autocast_is_near_float32(method, name):
@@ -138,12 +147,7 @@ def test_bfloat16_autocast_is_near_float32(method, name):
     model, usual = network(name, dtype=torch.float32), network(name, dtype=torch.float32)
     start = weights(model)
     optimizer = METHODS[method](model, **DUE)
-    for x, y in data:
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
+    train_in_bfloat16(model, optimizer, data)
     assert error(weights(model), train(usual, METHODS[method](usual, **DUE), data), start) < 0.1
 
 
@@ -152,12 +156,7 @@ def test_bfloat16_autocast_runs_with_every_method(method):
     data = batches("transformer", 2, dtype=torch.float32)
     model = network("transformer", dtype=torch.float32)
     optimizer = METHODS[method](model)
-    for x, y in data:
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
+    train_in_bfloat16(model, optimizer, data)
     assert all(bool(value.isfinite().all()) for value in weights(model).values())
 
 
