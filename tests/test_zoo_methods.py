@@ -307,6 +307,19 @@ def test_masked_positions_leave_the_factors(method):
         assert distance(case.exact(layers=layers, method=way)["layer"].dense(), F) < 1e-10
 
 
+def test_reduced_means_are_over_the_positions_that_count():
+    case = finished(MeanOfSome(), numbers(3, 3), activations={"layer": torch.tanh})
+    layers = fl.find_layers(case.model, masks={"layer": positive})
+    A, B = case.approximate("kfac", layers=layers, sharing="reduce")["layer"].factors
+    (block,) = (b for b in factored(case) if b.name == "layer")
+    (rows,) = rows_of(case, block, samples_of(case))
+    means = [a[keep].mean(0) for a, keep in zip(rows.a, positive(case.inputs[0]), strict=True)]
+    assert distance(A, sum(torch.outer(x, x) for x in means) / len(means)) < 1e-12
+    whole = case.approximate("kfac", sharing="reduce")["layer"].factors
+    assert distance(B, whole[1]) < 1e-12
+    assert distance(A, whole[0]) > 0.01
+
+
 def test_a_mask_that_hides_what_the_loss_sees_is_refused():
     case = zoo("sequence")
     layers = fl.find_layers(case.model, masks={"0": lambda x: torch.arange(5).expand(len(x), 5) < 4})

@@ -50,15 +50,18 @@ def output_moment(_: Inputs | None, g: Tensor) -> Tensor:
     return row_moment(g)
 
 
-def input_moment_reduced(a: Inputs | Patches, _: Tensor | None) -> Tensor:
-    """Σ_n ā āᵀ with ā the mean over positions, [d, d]."""
+def input_moment_reduced(a: Inputs | Patches, valid: Tensor | None) -> Tensor:
+    """Σ_n ā āᵀ with ā the mean over the positions that count, [d, d]; a is zero at the others."""
     if isinstance(a, Patches):
         a = a.unfolded()
+    samples, positions, _d = a.shape
+    if valid is None:
+        shares = torch.full((samples,), 1 / positions, dtype=a.dtype, device=a.device)
+    else:
+        shares = valid.sum(1).clamp(min=1).to(a.dtype).reciprocal()
     if isinstance(a, OneHot):
-        samples, positions, _d = a.shape
-        weight = torch.full((), 1 / positions**2, dtype=a.dtype, device=a.device)
-        return pair_moment(a, weight.expand(samples, positions, positions))
-    return row_moment(a.mean(1))
+        return pair_moment(a, shares.square().view(-1, 1, 1).expand(samples, positions, positions))
+    return row_moment(a.sum(1) * shares.unsqueeze(1))
 
 
 def output_moment_reduced(_: Inputs | None, g: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ class Statistic:
         compute: takes a [n, t, d] and g [c, n, t, m] and gives the sum over the n samples; a sequence: one
             for each group.
         kind: whose labels g is from (see `fisherlab.collect`); None where only a is used, which may then be
-            `Patches`.
+            `Patches`; compute then takes the mask of the positions that count (bool [n, t], or None: all) in
+            the place of g.
         inputs: whether a is used; where it is not, compute is given None for it.
         patches: whether compute takes `Patches` for a too.
     """
@@ -60,7 +61,7 @@ class Statistic:
 
     def _of(self, batch: LayerBatch, compute: Compute) -> Tensor:
         if self.kind is None:
-            return compute(batch.inputs, None)
+            return compute(batch.inputs, batch.valid)
         if not self.inputs:
             return compute(None, batch.g[self.kind])
         return compute(batch.inputs if self.patches else batch.a, batch.g[self.kind])

@@ -135,7 +135,8 @@ def test_one_hot_inputs_are_those_of_the_dense_rows(name, shape):
     n, t, d, _, _ = shape
     _, g = data(*shape)
     a = OneHot(torch.randint(-1, d, (n, t)), d, torch.float64)
-    found, expected = getattr(moments, name)(a, g), getattr(moments, name)(a.dense(), g)
+    second = a.indices >= 0 if name == "input_moment_reduced" else g
+    found, expected = getattr(moments, name)(a, second), getattr(moments, name)(a.dense(), second)
     if name in DIAGONAL:
         assert found.shape == (d,)
         found = torch.diag(found)
