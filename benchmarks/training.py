@@ -32,7 +32,8 @@ from fisherlab.writing import write
 EVERY, WATCHED, TIMED = 25, 2500, 10  # steps between looks, training samples looked at, steps a timing
 RIVALS = {"kfac": KFAC, "ekfac": EKFAC, "tkfac": TKFAC, "ngplus": NGPlus}
 ABLATIONS = {"lngd": {}, "lngd-lr": {"source": "predictive"}, "lngd-sample": {"rate": "fixed"}}
-METHODS = ("sgd", "adam", *RIVALS, *ABLATIONS)
+QUARTER = "lngd, rate from a quarter"
+METHODS = ("sgd", "adam", *RIVALS, *ABLATIONS, QUARTER)
 LADDER = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
@@ -89,7 +90,7 @@ TASKS = {
         warm_up=118,
         damping=(1e-5, 1.0),
         middles={"sgd": 0.3, "adam": 0.03, "kfac": 0.03, "ekfac": 0.01, "tkfac": 0.03, "ngplus": 0.03}
-        | {"lngd": 0.3, "lngd-lr": 0.1, "lngd-sample": 0.03},
+        | {"lngd": 0.3, "lngd-lr": 0.1, "lngd-sample": 0.03, QUARTER: 0.3},
     ),
     "fashion-cnn": Task(
         small_cnn,
@@ -100,7 +101,7 @@ TASKS = {
         warm_up=60,
         damping=(1e-5, 1e-2),
         middles={"sgd": 0.3, "adam": 0.1, "kfac": 0.1, "ekfac": 0.03, "tkfac": 0.1, "ngplus": 1.0}
-        | {"lngd": 0.1, "lngd-lr": 0.3, "lngd-sample": 0.03},
+        | {"lngd": 0.1, "lngd-lr": 0.3, "lngd-sample": 0.03, QUARTER: 0.1},
     ),
 }
 
@@ -113,7 +114,8 @@ def optimizer_of(task: Task, method: str) -> Callable[[nn.Module, float], torch.
         return lambda model, lr: torch.optim.Adam(model.parameters(), lr)
     if method in RIVALS:
         return partial(RIVALS[method], weight_decay=0.0)
-    return partial(LNGD, weight_decay=0.0, damping=task.damping, **ABLATIONS[method])
+    options = {"rate_samples": task.batch // 4} if method == QUARTER else ABLATIONS[method]
+    return partial(LNGD, weight_decay=0.0, damping=task.damping, **options)
 
 
 # --- one run --------------------------------------------------------------------------------------
@@ -357,6 +359,7 @@ def notes_of(names: list[str], seeds: int) -> list[str]:
         "statistics and inverses every 10 steps, λ = 0.03 (not tuned), other settings the defaults",
         "grids: three neighbours of 0.001, 0.003, 0.01, …, moved until the best of seed 0 is the middle one",
         f"lr: the lowest training loss of seed 0; * an end of the grid. mean ± sd over {seeds} seeds",
+        f"{QUARTER}: `rate_samples` is a quarter of the batch",
         "loss: the whole training set, evaluation mode; accuracy: the whole test set",
         "steps to SGD: median of the seeds that reach SGD's last loss (mean over seeds; the first "
         f"{WATCHED:,} training samples, looked at every {EVERY} steps), and how many do; all within the "

@@ -8,6 +8,7 @@ from fisherlab.plots.bars import errors, waterfall
 from fisherlab.plots.curves import directions, spectrum
 from fisherlab.plots.labels import label, number
 from fisherlab.plots.matrices import coupling, heatmap
+from fisherlab.plots.scoreboard import scoreboard
 from fisherlab.plots.style import COLUMN_WIDTH, PAGE_WIDTH, color, new_figure, save, styled
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "new_figure",
     "number",
     "save",
+    "scoreboard",
     "spectrum",
     "styled",
     "waterfall",
