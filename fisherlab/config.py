@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from fisherlab.errors import InputError, InputTypeError, unknown
 
@@ -67,6 +67,28 @@ class Config:
             raise InputError("the key 'model' is missing; add a line such as model = \"mnist-mlp\"")
         given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
         return cls(**given)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """The configuration that a `config.toml` holds.
+
+        Raises:
+            InputError: as for `from_dict`, and for text that is not TOML or is for another command.
+            InputTypeError: as for `from_dict`.
+        """
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"this is not TOML: {error}; correct that line") from error
+        if "command" not in values:
+            raise InputError(f"the key 'command' is missing; add the line command = \"{cls.command}\"")
+        command = values.pop("command")
+        if command != cls.command:
+            raise unknown("command", str(command), [cls.command])
+        return cls.from_dict(values)
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,34 +179,15 @@ class CompareConfig(Config):
             device=resolve_device(self.device),
         )
 
-    @classmethod
-    def from_toml(cls, text: str) -> Self:
-        """The configuration that a `config.toml` holds.
 
-        Raises:
-            InputError: as for `from_dict`, and for text that is not TOML or is for another command.
-            InputTypeError: as for `from_dict`.
-        """
-        try:
-            values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"this is not TOML: {error}; correct that line") from error
-        if "command" not in values:
-            raise InputError("the key 'command' is missing; add the line command = \"compare\"")
-        command = values.pop("command")
-        if command != cls.command:
-            raise unknown("command", str(command), [cls.command])
-        return cls.from_dict(values)
-
-
-def read_config(path: str | os.PathLike[str]) -> CompareConfig:
-    """The configuration in a file, as `CompareConfig.from_toml` reads it.
+def read_config(path: str | os.PathLike[str], kind: type[AnyConfig] = CompareConfig) -> AnyConfig:  # type: ignore[assignment]
+    """The configuration of a command in a file, as `Config.from_toml` reads it.
 
     Raises:
         InputError: with the path in front, also where the file cannot be read.
     """
     try:
-        return CompareConfig.from_toml(Path(path).read_text(encoding="utf-8"))
+        return kind.from_toml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:

@@ -3,7 +3,7 @@
 from fisherlab.models.autoencoder import MNIST_AUTOENCODER
 from fisherlab.models.charlm import CHARLM
 from fisherlab.models.checkpoints import load_weights
-from fisherlab.models.cifar_resnet import CIFAR_RESNET18, CIFAR_RESNET20
+from fisherlab.models.cifar_resnet import CIFAR_RESNET8, CIFAR_RESNET18, CIFAR_RESNET20
 from fisherlab.models.cnn import CIFAR_CNN
 from fisherlab.models.loading import Loaded, Prepared, load, prepare
 from fisherlab.models.mlp import MNIST_MLP
@@ -32,6 +32,7 @@ for _model in (
     MNIST_MLP,
     MNIST_AUTOENCODER,
     CIFAR_CNN,
+    CIFAR_RESNET8,
     CIFAR_RESNET20,
     CIFAR_RESNET18,
     RESNET50,

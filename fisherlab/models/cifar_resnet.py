@@ -1,4 +1,4 @@
-"""cifar-resnet20 and cifar-resnet18: residual networks for images of 32x32."""
+"""cifar-resnet8, cifar-resnet20 and cifar-resnet18: residual networks for images of 32x32."""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -88,6 +88,11 @@ def _stage(before: int, width: int, blocks: int, stride: int, projection: bool) 
     return nn.Sequential(first, *(Block(width, width, 1, projection) for _ in range(blocks - 1)))
 
 
+def build_resnet8() -> CifarResNet:
+    """The smallest of the family of ResNet-20, one block a stage: 75,290 parameters."""
+    return CifarResNet((16, 32, 64), blocks=1, projection=False)
+
+
 def build_resnet20() -> CifarResNet:
     """ResNet-20 of He et al. (2016), section 4.2, shortcuts of option A: 269,722 parameters."""
     return CifarResNet((16, 32, 64), blocks=3, projection=False)
@@ -97,6 +102,18 @@ def build_resnet18() -> CifarResNet:
     """ResNet-18 with a first convolution 3x3 for CIFAR, shortcuts of option B: 11,173,962 parameters."""
     return CifarResNet((64, 128, 256, 512), blocks=2, projection=True)
 
+
+CIFAR_RESNET8 = ModelSpec(
+    name="cifar-resnet8",
+    build=build_resnet8,
+    dataset="cifar10",
+    likelihood="categorical",
+    preprocess=small_images,
+    targets=classes,
+    default_samples=64,
+    description="8 layers, 16-32-64 channels, batch norm, shortcuts without parameters",
+    source="He et al. (2016), section 4.2 with n = 1, option A",
+)
 
 CIFAR_RESNET20 = ModelSpec(
     name="cifar-resnet20",

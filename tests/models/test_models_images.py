@@ -12,13 +12,14 @@ from fisherlab.models.preprocess import colour_images, small_images
 from fisherlab.models.resnet50 import ResNet50
 from fisherlab.models.vit import VisionTransformer
 
-SMALL = ("cifar-cnn", "cifar-resnet20", "cifar-resnet18", "vit-tiny")
+SMALL = ("cifar-cnn", "cifar-resnet8", "cifar-resnet20", "cifar-resnet18", "vit-tiny")
 
 
 @pytest.mark.parametrize(
     ("name", "count"),
     [
         ("cifar-cnn", 448 + 4640 + 9248 + 330),
+        ("cifar-resnet8", 432 + 32 + 2 * 2336 + (4608 + 9216 + 128) + (18432 + 36864 + 256) + 650),
         ("cifar-resnet20", 269_722),
         ("cifar-resnet18", 11_173_962),
         ("resnet50", 25_557_032),

@@ -22,6 +22,7 @@ SMALL = {
 }
 DATA = {
     "cifar-cnn": "cifar10",
+    "cifar-resnet8": "cifar10",
     "cifar-resnet18": "cifar10",
     "cifar-resnet20": "cifar10",
     "vit-tiny": "cifar10",
