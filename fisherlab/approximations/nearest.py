@@ -8,11 +8,13 @@ from torch import Tensor
 from fisherlab.approximations.base import Approximation, register_approximation
 from fisherlab.layers import BlockShape
 from fisherlab.operators import KroneckerOperator, LinearOperator
-from fisherlab.operators.rearranged import rearranged
+from fisherlab.operators.numerics import symmetric_eigh, symmetrised
+from fisherlab.operators.rearranged import Rearranged, rearranged
 from fisherlab.statistics import LayerSums, Statistic
 
-_ITERATIONS = 500
-_CONVERGED, _CONVERGED_LARGE = 1e-14, 1e-10  # relative change of the singular value
+_RESTARTS = 60
+_SPACE, _SPACE_BYTES = 8, 2**29  # vectors of a Krylov space, fewer where they are large
+_CONVERGED, _CONVERGED_LARGE = 1e-7, 1e-5  # residual by eigenvalue; the singular value's error is its square
 _LARGE = 4096
 
 
@@ -20,9 +22,9 @@ _LARGE = 4096
 class NearestKronecker(Approximation):
     """argmin over A, B of ‖F − A ⊗ B‖_F: the yardstick of every Kronecker approximation.
 
-    Van Loan and Pitsianis 1993: the leading singular pair of the rearrangement R(F), found by power iteration
-    with R(F)·B = E[Σ_c VᵀB V] and R(F)ᵀ·A = E[Σ_c V A Vᵀ]. F maps positive semidefinite
-    matrices to such, so the iteration stays among them (Perron and Frobenius).
+    Van Loan and Pitsianis 1993: the leading singular pair of the rearrangement R(F), found by restarted
+    Lanczos iterations on R(F)ᵀR(F), with R(F)·B = E[Σ_c VᵀB V] and R(F)ᵀ·A = E[Σ_c V A Vᵀ]. F maps positive
+    semidefinite matrices to such, so the pair is one of them (Perron and Frobenius).
     """
 
     name: ClassVar[str] = "nearest-kronecker"
@@ -43,18 +45,48 @@ class NearestKronecker(Approximation):
         if isinstance(exact, KroneckerOperator):
             return exact
         R = rearranged(exact)
-        A, scale = R.inputs(torch.eye(exact.outputs, dtype=exact.dtype, device=exact.device))
         enough = _CONVERGED if exact.shape[0] <= _LARGE else _CONVERGED_LARGE
-        for _ in range(_ITERATIONS):
-            before = scale
-            B = R.outputs(_scaled(A, scale))
-            B = _scaled(B, torch.linalg.norm(B))
-            A, scale = R.inputs(B)
-            if float((scale - before).abs()) <= enough * float(scale):
-                break
+        start, _ = R.inputs(torch.eye(exact.outputs, dtype=exact.dtype, device=exact.device))
+        B = _positive(_leading(R, R.outputs(start), enough))
+        A, _ = R.inputs(B)
         return KroneckerOperator(R.matrix(A), B)
 
 
-def _scaled(factor: Tensor, norm: Tensor) -> Tensor:
-    """A factor by its norm; zero stays as it is."""
-    return factor / norm if float(norm) > 0 else factor
+def _leading(R: Rearranged, B: Tensor, enough: float) -> Tensor:
+    """The leading eigenvector of R(F)ᵀR(F), [m, m] of norm 1, from a first guess; zero for F = 0."""
+    for _ in range(_RESTARTS):
+        B, converged = _ritz_vector(R, B, enough)
+        if converged:
+            break
+    return B
+
+
+def _ritz_vector(R: Rearranged, B: Tensor, enough: float) -> tuple[Tensor, bool]:
+    """The best vector of the Krylov space of B, and whether its residual is at most `enough` · eigenvalue.
+
+    Lanczos with full orthogonalisation, which ends where the vector is good enough or the space is full.
+    """
+    norm = float(torch.linalg.norm(B))
+    if not norm > 0:
+        return B, True
+    basis = (B / norm).flatten()[None]
+    space = max(2, min(_SPACE, _SPACE_BYTES // basis.nbytes))
+    projected = basis.new_zeros(space, space)
+    while True:
+        size = len(basis)
+        image = R.outputs(R.inputs(basis[-1].view_as(B))[0]).flatten()
+        projected[:size, size - 1] = basis @ image
+        image = image - projected[:size, size - 1] @ basis
+        image = image - (basis @ image) @ basis
+        values, vectors = torch.linalg.eigh(projected[:size, :size], UPLO="U")
+        left = float(torch.linalg.norm(image))
+        converged = left * abs(float(vectors[-1, -1])) <= enough * float(values[-1])
+        if converged or size == space:
+            return (vectors[:, -1] @ basis).view_as(B), converged
+        basis = torch.cat([basis, (image / left)[None]])
+
+
+def _positive(B: Tensor) -> Tensor:
+    """The nearest positive semidefinite matrix to B or −B, whichever of them has the positive trace."""
+    values, vectors = symmetric_eigh(symmetrised(B * B.trace().sign()))
+    return (vectors * values.clamp(min=0)) @ vectors.mT
