@@ -25,6 +25,7 @@ from .groups import LazyGroup
 from .messages import messages
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+_COMMANDS = ("compare", "data", "figures", "list", "report", "represent", "run", "sweep", "trace", "train")
 
 _BAD_INPUT = (InputError, InputTypeError, MemoryLimitError, NotSupportedError, NumericalError)
 
@@ -58,7 +59,7 @@ class Root(LazyGroup):
 
 @click.group(
     cls=Root,
-    modules={name: f"{__package__}.{name}" for name in ("compare", "data", "list", "run", "train")},
+    modules={name: f"{__package__}.{name}" for name in _COMMANDS},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="fisherlab")

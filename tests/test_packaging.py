@@ -15,7 +15,7 @@ def test_every_package_is_listed():
     found = {
         ".".join(init.parent.relative_to(ROOT).parts) for init in (ROOT / "fisherlab").rglob("__init__.py")
     }
-    assert set(project["tool"]["setuptools"]["packages"]) == found | {"fisherlab.cli"}
+    assert set(project["tool"]["setuptools"]["packages"]) == found | {"fisherlab.cli", "fisherlab.figures"}
 
 
 def test_constraints_pin_every_dependency():

@@ -1,0 +1,94 @@
+"""Figure 6: histograms of two layers' representation vectors, their coordinates and their norms."""
+
+from typing import Any
+
+from fisherlab.errors import FisherlabError
+from fisherlab.layers import find_layers
+from fisherlab.models import prepare
+from fisherlab.plots import histograms, isotropies, number
+from fisherlab.representations import Representations, represent
+
+from .runs import Run
+from .work import Caption, Work, described
+
+_SHARES = {"figure-6": 1 / 3, "figure-6-second": 2 / 3}
+"""The files, and how deep in the network their layer lies."""
+
+_OUTPUT = "output"
+_PRINTED = (
+    "histograms without numbers, of two layers of ResNet-18 on CIFAR-10: some coordinates, and the norms"
+)
+
+
+def make(work: Work) -> dict[str, Any]:
+    """Writes `figure-6`, `figure-6-second` and `figure-6-assumption`, of the network that LNGD trained.
+
+    Raises:
+        FisherlabError: where the training diverged.
+    """
+    run = work.runs.of(work.scale.images, "lngd")[0]
+    if run.diverged:
+        raise FisherlabError(f"the network has no weights to look at: {run.finished.summary['reason']}")
+    found, layers = _represented(work, run)
+    for name, layer in zip(_SHARES, layers, strict=True):
+        _histograms(work, name, found, layer, _caption(work, run, found, layer))
+    caption = _caption(work, run, found, "")
+    work.figure(
+        "figure-6-assumption",
+        lambda title, text: isotropies(found.assumption, caption=f"{title}\n{text}"),
+        caption,
+        found.assumption,
+    )
+    rows = found.assumption.set_index("layer")["isotropy_samples"]
+    return {"data": [str(run.finished.summary["dataset"])], "isotropy_samples": rows.to_dict()}
+
+
+def _represented(work: Work, run: Run) -> tuple[Representations, list[str]]:
+    """The vectors of the last weights, and the two layers that are drawn."""
+    config = work.scale.images.common
+    prepared = prepare(
+        str(config["model"]),
+        seed=work.seed,
+        checkpoint=run.checkpoint,
+        data_dir=work.data_dir,
+        samples=min(work.scale.vectors, int(run.finished.summary["samples"])),
+        device=work.device,
+    )
+    views = find_layers(prepared.model)
+    names = [name for name, view in views.items() if view.weight is not None and not view.vector]
+    layers = [names[round(share * (len(names) - 1))] for share in _SHARES.values()]
+    return represent(prepared.model, prepared.data, prepared.likelihood, layers=layers), layers
+
+
+def _histograms(work: Work, name: str, found: Representations, layer: str, caption: Caption) -> None:
+    """Writes one layer's histograms; the numbers are the counts of its bins."""
+    tables = [
+        table[(table["layer"] == layer) & (table["vector"] == _OUTPUT)]
+        for table in (found.histograms, found.quantiles, found.moments)
+    ]
+    work.figure(
+        name,
+        lambda title, text: histograms(*tables, layer=layer, vector=_OUTPUT, caption=f"{title}\n{text}"),
+        caption,
+        tables[0],
+    )
+
+
+def _caption(work: Work, run: Run, found: Representations, layer: str) -> Caption:
+    """Of one layer's histograms, or of the assumption where no layer is named."""
+    task = work.scale.images
+    words = f"a stand-in for {task.stands_for}: {task.words}" if task.stands_for else task.words
+    rows = found.assumption.set_index("layer")
+    shown = [layer] if layer else list(rows.index)
+    means = ", ".join(f"layer {one} {number(rows.loc[one, 'isotropy_samples'])}" for one in shown)
+    title = f"representation vectors of layer {layer}" if layer else "is the assumption of figure 6 true?"
+    return Caption(
+        title,
+        f"{described([run], words)}; trained with LNGD; vectors of {found.samples:,} training samples",
+        _PRINTED,
+        (5,),
+        [
+            "Layers at one and two thirds of the network. The assumption itself, isotropy of each sample's "
+            f"E[q qᵀ], mean over samples, 1 = consistent: {means}"
+        ],
+    )

@@ -1,0 +1,174 @@
+"""The training runs behind figures and tables: made once, found again, shared."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fisherlab.errors import InputError
+from fisherlab.finished import FinishedRun, read_run
+from fisherlab.train import DivergedError, TrainConfig, resume, train
+from fisherlab.train import log as training_log
+from fisherlab.train.loop import Progress
+
+from .scales import Task
+
+log = logging.getLogger("fisherlab")
+
+Report = Callable[[str, int, int], None]
+"""Is told what is trained, the steps done and the steps in all."""
+
+_FREE = (
+    *("device", "data_dir", "log_every", "diagnostics_every"),
+    *("checkpoint_every", "checkpoint_steps", "keep_last", "keep_best"),
+)  # values of a configuration that do not change what is trained
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of one method with one seed.
+
+    Attributes:
+        method: the optimizer.
+        finished: its directory, read.
+    """
+
+    method: str
+    finished: FinishedRun
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return int(self.finished.config["seed"])
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the training diverged."""
+        return bool(self.finished.summary["outcome"] == "diverged")
+
+    @property
+    def metric(self) -> str:
+        """What was measured on the test set: such as accuracy or perplexity."""
+        return str(self.finished.summary["metric"])
+
+    @property
+    def device(self) -> str:
+        """Where it was trained."""
+        return str(self.finished.provenance["device"])
+
+    @property
+    def data(self) -> str:
+        """The data and the split that was tested, as they must be named."""
+        summary = self.finished.summary
+        return (
+            f"{summary['dataset']}, {summary['samples']:,} samples; tested on {summary['test'] or 'nothing'}"
+        )
+
+    @property
+    def checkpoint(self) -> Path:
+        """The weights at the end."""
+        return self.finished.folder / str(self.finished.provenance["checkpoint"]["name"])
+
+    @cached_property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines of the log with the losses and the metric, in the order of the steps."""
+        return [line for line in training_log.read(self.finished.folder) if line.get("kind") == "evaluation"]
+
+
+class Runs:
+    """Runs in a directory, made where they are missing.
+
+    Args:
+        folder: where new ones are written.
+        others: directories with runs that may be used.
+        seed: the first one.
+        device: where to train.
+        data_dir: where to look for data first.
+        report: see `Report`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        others: Iterable[Path],
+        *,
+        seed: int,
+        device: str,
+        data_dir: str | None,
+        report: Report,
+    ) -> None:
+        self._folder, self._seed, self._device, self._data_dir = folder, seed, device, data_dir
+        self._report = report
+        self._known = [run for place in (folder, *others) for run in _finished(place)]
+
+    def of(self, task: Task, method: str) -> list[Run]:
+        """The runs of a method, one a seed.
+
+        Raises:
+            InputError: where the data cannot be had.
+            FisherlabError: where files cannot be written.
+        """
+        return [self._one(task, method, self._seed + place) for place in range(task.seeds)]
+
+    def _one(self, task: Task, method: str, seed: int) -> Run:
+        config = TrainConfig(
+            **task.values(method), seed=seed, device=self._device, data_dir=self._data_dir, keep_last=1
+        )
+        for known in self._known:
+            if _same(config, known.config):
+                return Run(method, known)
+        made = read_run(self._made(config, f"{task.name}-{config.model}-{method}-seed{seed}"))
+        self._known.append(made)
+        return Run(method, made)
+
+    def _made(self, config: TrainConfig, name: str) -> Path:
+        """The directory of the run, trained now or to its end; a run that diverged is a result too."""
+        out = next(place for place in _places(self._folder / name) if not place.exists())
+        part = out.with_name(out.name + ".part")
+        log.info("training %s: %s, lr %g", name, config.model, config.lr)
+
+        def report(progress: Progress, steps: int) -> None:
+            self._report(name, progress.step, steps)
+
+        try:
+            if (part / "config.toml").is_file():
+                resume(out, report=report)
+            else:
+                train(config, out, report=report)
+        except DivergedError as error:
+            log.warning("%s", error)
+        return out
+
+
+def _finished(place: Path) -> Iterator[FinishedRun]:
+    """The finished training runs in a directory; what is none is passed over."""
+    if not place.is_dir():
+        return
+    for folder in sorted(place.iterdir()):
+        if not (folder / "provenance.json").is_file() or folder.name.endswith(".part"):
+            continue
+        try:
+            found = read_run(folder)
+        except InputError as error:
+            log.warning("%s", error)
+            continue
+        if found.command == TrainConfig.command:
+            yield found
+
+
+def _same(config: TrainConfig, known: Mapping[str, Any]) -> bool:
+    """Whether a run trained what a configuration says, wherever and however it was logged."""
+    wanted = config.resolved().to_dict()
+    names = {field.name for field in fields(TrainConfig)} - set(_FREE)
+    return all(known.get(name) == wanted.get(name) for name in names)
+
+
+def _places(first: Path) -> Iterator[Path]:
+    """The path, then the same with -2, -3 and so on."""
+    yield first
+    count = 2
+    while True:
+        yield first.with_name(f"{first.name}-{count}")
+        count += 1
