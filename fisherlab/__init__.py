@@ -20,6 +20,7 @@ _PUBLIC = {
     "load_statistics": "fisherlab.approximations",
     "register_approximation": "fisherlab.approximations",
     "register_layer": "fisherlab.layers",
+    "represent": "fisherlab.representations",
 }
 _MODULES = (
     "approximations",
@@ -32,7 +33,9 @@ _MODULES = (
     "optim",
     "plots",
     "report",
+    "representations",
     "statistics",
+    "traces",
     "train",
 )
 
@@ -49,7 +52,9 @@ if TYPE_CHECKING:
     from fisherlab import optim as optim
     from fisherlab import plots as plots
     from fisherlab import report as report
+    from fisherlab import representations as representations
     from fisherlab import statistics as statistics
+    from fisherlab import traces as traces
     from fisherlab import train as train
     from fisherlab.approximations import Approximation as Approximation
     from fisherlab.approximations import Statistics as Statistics
@@ -64,6 +69,7 @@ if TYPE_CHECKING:
     from fisherlab.layers import Adapter as Adapter
     from fisherlab.layers import find_layers as find_layers
     from fisherlab.layers import register_layer as register_layer
+    from fisherlab.representations import represent as represent
     from fisherlab.statistics import Statistic as Statistic
 
 

@@ -3,7 +3,7 @@
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
@@ -37,7 +37,7 @@ class Config:
             if value is not None and value < lowest:
                 raise InputError(f"{name} must be at least {lowest}, not {value}")
         seed = getattr(self, "seed", 0)
-        if seed >= 2**63:
+        if seed is not None and seed >= 2**63:
             raise InputError(f"seed must be below 2^63, not {seed}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,7 +63,8 @@ class Config:
         for name in values:
             if name not in known:
                 raise unknown("key", name, known)
-        if "model" not in values:
+        needs_model = any(field.name == "model" and field.default is MISSING for field in fields(cls))
+        if needs_model and "model" not in values:
             raise InputError("the key 'model' is missing; add a line such as model = \"mnist-mlp\"")
         given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
         return cls(**given)

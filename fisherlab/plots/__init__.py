@@ -6,6 +6,7 @@ changes. Every figure carries a caption that says what was measured.
 
 from fisherlab.plots.bars import errors, waterfall
 from fisherlab.plots.curves import directions, spectrum
+from fisherlab.plots.histograms import histograms, isotropies, normality
 from fisherlab.plots.labels import label, number
 from fisherlab.plots.matrices import coupling, heatmap
 from fisherlab.plots.scoreboard import scoreboard
@@ -19,8 +20,11 @@ __all__ = [
     "directions",
     "errors",
     "heatmap",
+    "histograms",
+    "isotropies",
     "label",
     "new_figure",
+    "normality",
     "number",
     "save",
     "scoreboard",

@@ -16,6 +16,7 @@ from fisherlab.plots.profiles import MANY
 from fisherlab.report.blocks import Block, blocks, diagonal_block, runs
 from fisherlab.report.definitions import METRICS, SCALE_NOTE, STAND_IN, THEOREMS
 from fisherlab.report.overview import Overview, diagonal_line, overview
+from fisherlab.report.values import flat, show, words
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class _Figure:
+class Image:
+    """A picture as the page names it."""
+
     source: str
     pdf: str | None
     caption: str
@@ -46,20 +49,20 @@ class _Figure:
 
 
 @dataclass(frozen=True)
-class _Section:
+class Section:
     """A block, or the layers with the diagonal only, with its pictures."""
 
     block: Block
-    figures: list[_Figure]
+    figures: list[Image]
 
 
 @dataclass(frozen=True)
-class _Run:
+class RunTables:
     """What the page shows of one run; the overview is there from 13 layers on."""
 
     overview: Overview | None
-    sections: list[_Section]
-    diagonal: _Section | None
+    sections: list[Section]
+    diagonal: Section | None
     diagonal_line: str
 
 
@@ -98,20 +101,13 @@ def write_page(
         InputError: A picture does not exist, or the records cannot be read.
     """
     page = Path(path)
-    pictures: dict[str | None, list[_Figure]] = {
+    pictures: dict[str | None, list[Image]] = {
         layer: [] for layer in dict.fromkeys(picture.layer for picture in figures)
     }
     for picture in figures:
-        pictures[picture.layer].append(_figure(picture, page.parent))
-    shown = [] if records is None else [_run(run, pictures) for run in runs(records)]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fisherlab.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    text = environment.get_template("page.html").render(
+        pictures[picture.layer].append(_image(picture, page.parent))
+    shown = [] if records is None else [run_tables(run, pictures) for run in runs(records)]
+    text = template("page.html").render(
         title=title,
         stand_ins=_stand_ins(records, provenance),
         summary=_sections(summary),
@@ -122,25 +118,37 @@ def write_page(
         metrics=METRICS,
         theorems=THEOREMS,
         scale_note=SCALE_NOTE,
-        provenance=_flat(provenance),
+        provenance=flat(provenance),
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
     return page
 
 
-def _run(records: pd.DataFrame, pictures: dict[str | None, list[_Figure]]) -> _Run:
+def template(name: str) -> jinja2.Template:
+    """A template of this package; all text that it is given is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fisherlab.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(name)
+
+
+def run_tables(records: pd.DataFrame, pictures: dict[str | None, list[Image]]) -> RunTables:
     """The tables of a run; where there are many layers, their pictures move from the list to them."""
     layers, diagonal = compared_layers(records)
     many = len(layers) > MANY
 
-    def taken(names: Iterable[str]) -> list[_Figure]:
+    def taken(names: Iterable[str]) -> list[Image]:
         return [one for name in names for one in pictures.pop(str(name), [])] if many else []
 
-    return _Run(
+    return RunTables(
         overview=overview(records) if many else None,
-        sections=[_Section(block, taken([block.layer])) for block in blocks(records, layers)],
-        diagonal=_Section(diagonal_block(records, diagonal), taken(diagonal)) if diagonal else None,
+        sections=[Section(block, taken([block.layer])) for block in blocks(records, layers)],
+        diagonal=Section(diagonal_block(records, diagonal), taken(diagonal)) if diagonal else None,
         diagonal_line=diagonal_line(records),
     )
 
@@ -155,12 +163,12 @@ def _stand_ins(records: pd.DataFrame | None, provenance: Mapping[str, Any]) -> l
     return [f"{STAND_IN}: {provenance.get('dataset', 'unknown')}"]
 
 
-def _figure(picture: Picture, folder: Path) -> _Figure:
+def _image(picture: Picture, folder: Path) -> Image:
     file = folder / picture.path
     if not file.is_file():
         raise InputError(f"there is no picture {file}; save it before the page is written.")
     pdf = file.with_suffix(".pdf")
-    return _Figure(
+    return Image(
         source=_relative(file, folder),
         pdf=_relative(pdf, folder) if pdf.is_file() else None,
         caption=picture.caption,
@@ -175,12 +183,12 @@ def _relative(file: Path, folder: Path) -> str:
 def _sections(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Mappings of mappings as tables, all else as one list of names and values."""
     plain = {key: value for key, value in summary.items() if not _is_table(value)}
-    sections: list[dict[str, Any]] = [{"name": None, "pairs": _flat(plain)}] if plain else []
+    sections: list[dict[str, Any]] = [{"name": None, "pairs": flat(plain)}] if plain else []
     for key, value in summary.items():
         if _is_table(value):
             heads = list(dict.fromkeys(head for row in value.values() for head in row))
-            rows = [[name, *(_show(row.get(head)) for head in heads)] for name, row in value.items()]
-            sections.append({"name": _words(key), "heads": list(map(_words, heads)), "rows": rows})
+            rows = [[name, *(show(row.get(head)) for head in heads)] for name, row in value.items()]
+            sections.append({"name": words(key), "heads": list(map(words, heads)), "rows": rows})
     return sections
 
 
@@ -188,33 +196,3 @@ def _is_table(value: object) -> bool:
     return (
         isinstance(value, Mapping) and bool(value) and all(isinstance(row, Mapping) for row in value.values())
     )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """(name, value) of every leaf; names of nested mappings are joined by a dot."""
-    pairs: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        name = f"{prefix}{_words(key)}"
-        if isinstance(value, Mapping):
-            pairs += _flat(value, f"{name} · ")
-        else:
-            pairs.append((name, _show(value)))
-    return pairs
-
-
-def _show(value: object) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_words(key)} {_show(one)}" for key, one in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_show, value)) or "–"
-    return str(value)
-
-
-def _words(key: object) -> str:
-    return str(key).replace("_", " ")

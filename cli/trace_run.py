@@ -1,0 +1,77 @@
+"""A trace, from its configuration to its directory and what is printed."""
+
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fisherlab.traces.config import TraceConfig
+
+from . import rundirs
+from .messages import accept, log
+from .options import Output
+from .printing import print_json, print_rich
+
+if TYPE_CHECKING:
+    from fisherlab.plans import Plan
+    from fisherlab.traces.result import Traces
+    from fisherlab.traces.source import Source
+
+
+def perform(config: TraceConfig, output: Output) -> None:
+    """Traces a run or a model, writes the directory and prints the result.
+
+    Raises:
+        FisherlabError: for a configuration that cannot be run; nothing has been written then.
+    """
+    started = time.perf_counter()
+    subject = Path(config.run).resolve().name if config.run else str(config.model)
+    out = rundirs.choose(output.out, "trace", subject, force=output.force)
+    with redirect_stdout(sys.stderr):  # a model of the user's own may print
+        source = _source(config.resolved(), output.progress)
+        traces = source.trace(progress=output.progress, on_plan=_accepted)
+        summary = _write(source.config, traces, out, output, started)
+    if output.as_json:
+        print_json(summary)
+        return
+    from fisherlab.traces.table import console_table
+
+    print_rich(console_table(traces))
+    click.echo(f"run directory: {out}\nreport: {out / 'report.html'}")
+
+
+def _source(config: TraceConfig, progress: bool) -> "Source":
+    from fisherlab.progress import bar
+    from fisherlab.traces.source import source_of
+
+    training = progress and config.model is not None and config.checkpoint is None
+    with bar(training, "preparing the model", None) as report:
+        return source_of(config, lambda done, steps: report(done))
+
+
+def _accepted(plan: "Plan") -> None:
+    accept()
+    log.debug("plan: layer %s", plan)
+
+
+def _write(
+    config: TraceConfig, traces: "Traces", out: Path, output: Output, started: float
+) -> dict[str, Any]:
+    """Writes the run's directory; returns what `summary.json` holds."""
+    from fisherlab.progress import bar
+    from fisherlab.rundir import run_directory
+    from fisherlab.traces.files import write_traces
+
+    summary = {
+        "command": config.command,
+        "inputs": config.to_dict(),
+        "directory": str(out),
+        **traces.summary(),
+    }
+    with run_directory(out, force=output.force) as part, bar(output.progress, "pictures", None) as report:
+        (part / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        write_traces(traces, part, summary, started=started, report=report)
+    return summary

@@ -1,0 +1,90 @@
+"""The configuration of `fisherlab trace`, as flags give it and as `config.toml` keeps it."""
+
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
+
+from fisherlab.config import CompareConfig, Config, absolute
+from fisherlab.errors import InputError
+
+DEFAULT_SAMPLES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceConfig(Config):
+    """What `fisherlab trace` computes. Nothing heavy is imported before `resolved`.
+
+    Attributes:
+        run: the directory of a finished `fisherlab train`; its checkpoints are measured.
+        model: in place of a run: a built-in model, or `package.module:factory`.
+        checkpoint: the weights of that model; None: its default weights.
+        data: a data set in place of that of the run or of the model.
+        data_dir: where to look for data first; None: where the run looked.
+        samples: how many; None: at most `DEFAULT_SAMPLES`.
+        layers: names or globs.
+        approximations: names; empty: the default ones.
+        kind: the labels of the Fisher.
+        likelihood: its name; None: the model's own.
+        bias: `joint`, `separate` or `ignore`.
+        memory: the limit for all exact blocks together, such as "4GiB".
+        max_columns: the most columns N·C of a Gram operator.
+        dtype: `float32` or `float64`; None: that of the run, or the model's own.
+        draws: labels a sample for `monte-carlo`.
+        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
+        seed: of samples, drawn labels and a model's initial weights; None: that of the run, or 0.
+        spectra: whether to compute the eigenvalues of the exact blocks.
+    """
+
+    command: ClassVar[str] = "trace"
+
+    run: str | None = None
+    model: str | None = None
+    checkpoint: str | None = None
+    data: str | None = None
+    data_dir: str | None = None
+    samples: int | None = None
+    layers: tuple[str, ...] = ("*",)
+    approximations: tuple[str, ...] = ()
+    kind: str = "predictive"
+    likelihood: str | None = None
+    bias: str = "joint"
+    memory: str = "4GiB"
+    max_columns: int = 4096
+    dtype: str | None = None
+    draws: int = 1
+    device: str = "auto"
+    seed: int | None = None
+    spectra: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses values that no model, run or data could make right.
+
+        Raises:
+            InputError: for a number out of its range, a name that is not known, or both a run and a model.
+            InputTypeError: for a value of another type.
+        """
+        self.check({"seed": 0})
+        if (self.run is None) == (self.model is None):
+            raise InputError("give --run RUN, a finished run of `fisherlab train`, or --model M, not both")
+        if self.run is not None and self.checkpoint is not None:
+            raise InputError("a run has checkpoints of its own; give --checkpoint with --model only")
+        self.comparison()
+
+    def comparison(self) -> CompareConfig:
+        """The comparison that is made at a checkpoint."""
+        shared = {name: getattr(self, name) for name in _SHARED}
+        return CompareConfig(model=self.model or "", seed=self.seed or 0, **shared)
+
+    def resolved(self) -> "TraceConfig":
+        """The same work with every name checked, the device chosen and paths made absolute.
+
+        Raises:
+            InputError: as for `CompareConfig.resolved`.
+        """
+        checked = self.comparison().resolved()
+        return replace(self, run=absolute(self.run), **{name: getattr(checked, name) for name in _SHARED})
+
+
+_SHARED = tuple(
+    {field.name for field in fields(TraceConfig)}
+    & {field.name for field in fields(CompareConfig)} - {"model", "seed"}
+)
