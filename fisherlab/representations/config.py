@@ -1,0 +1,68 @@
+"""The configuration of `fisherlab represent`, as flags give it and as `config.toml` keeps it."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from fisherlab.config import DTYPES, Config, absolute, resolve_device
+from fisherlab.errors import unknown
+
+DEFAULT_SAMPLES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepresentConfig(Config):
+    """What `fisherlab represent` computes. Nothing heavy is imported before `resolved`.
+
+    Attributes:
+        model: a built-in model, or `package.module:factory`.
+        checkpoint: a file of weights; None: the model's default weights.
+        data: a data set in place of the model's own.
+        data_dir: where to look for data first.
+        samples: how many; None: `DEFAULT_SAMPLES`, or all of the data that a factory gives.
+        layers: names or globs.
+        likelihood: its name; None: the model's own.
+        dtype: `float32` or `float64`; None: the model's own.
+        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
+        seed: of initial weights, training, the choice of samples and drawn labels.
+    """
+
+    command: ClassVar[str] = "represent"
+
+    model: str
+    checkpoint: str | None = None
+    data: str | None = None
+    data_dir: str | None = None
+    samples: int | None = None
+    layers: tuple[str, ...] = ("*",)
+    likelihood: str | None = None
+    dtype: str | None = None
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses values that no model or data could make right.
+
+        Raises:
+            InputError: for a number out of its range, or an unknown dtype.
+            InputTypeError: for a value of another type.
+        """
+        self.check({"samples": 1, "seed": 0})
+        if self.dtype not in (None, *DTYPES):
+            raise unknown("dtype", str(self.dtype), DTYPES)
+
+    def resolved(self) -> "RepresentConfig":
+        """The same work with every name checked, the device chosen and paths made absolute.
+
+        Raises:
+            InputError: for an unknown likelihood, or a device that this machine does not have.
+        """
+        from fisherlab.likelihoods import as_likelihood
+
+        if self.likelihood is not None:
+            as_likelihood(self.likelihood)
+        return replace(
+            self,
+            checkpoint=absolute(self.checkpoint),
+            data_dir=absolute(self.data_dir),
+            device=resolve_device(self.device),
+        )

@@ -1,0 +1,123 @@
+"""Gradients at the activated outputs, and how isotropic they are: the test of layer-wise sampling."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherlab.capture import backward, unchanged
+from fisherlab.collect import Collector
+from fisherlab.data import each
+from fisherlab.progress import Progress, bar
+from fisherlab.representations.isotropy import Isotropy
+from fisherlab.representations.vectors import BatchReading, most_samples, read
+
+MOST_COLUMNS = 32
+"""Columns of a sample's output Hessian above which labels are drawn."""
+
+DRAWS = 128
+"""Labels a sample, where they are drawn."""
+
+_DRAWN_COLUMNS = 32  # each a sum over several labels: nearly normal, so that few pairs of them tell much
+_OPERATIONS = 3e11  # multiplications of the pass
+_LEAST_SAMPLES = 32
+_MOST_OUTPUTS = 4096  # m of a layer whose M is made
+_CHUNK = 4096  # samples that are read at a time
+
+
+class Gradients:
+    """The isotropy of every layer's M = Σ_t Σ_c q qᵀ, q the gradient at the activated output.
+
+    As many samples as about 3·10¹¹ multiplications allow, and at least 32, are sent back. Above
+    `MOST_COLUMNS` columns 32 take their place, each a sum over 4 drawn labels.
+
+    Args:
+        collector: reads the model and the data; made with `DRAWS` draws.
+        order: a permutation of the samples; the first ones are taken.
+        progress: see `fisherlab.progress`.
+
+    Attributes:
+        isotropies: by layer; that of a layer without a gradient has seen no samples.
+        columns: how many q a sample and position has.
+        labels: whose expectation M is: `expected`, or how many were drawn.
+
+    Raises:
+        NumericalError: where the model's output is not finite.
+    """
+
+    def __init__(self, collector: Collector, order: Tensor, progress: Progress) -> None:
+        self._collector = collector
+        rank = collector.shapes.columns["predictive"]
+        drawn = rank > MOST_COLUMNS
+        self._kind = "monte-carlo" if drawn else "predictive"
+        self.labels = f"{DRAWS} drawn" if drawn else "expected"
+        self.columns = _DRAWN_COLUMNS if drawn else rank
+        self.isotropies = {
+            name: Isotropy(view.outputs, rank, collector.shapes.positions[name], drawn)
+            for name, view in collector.layers.items()
+        }
+        self._names = [n for n, view in collector.layers.items() if view.outputs <= _MOST_OUTPUTS]
+        self._add_all(order, progress)
+
+    def why_none(self, name: str) -> str:
+        """Why a layer has no isotropy, or an empty text."""
+        if self.isotropies[name].samples:
+            return ""
+        if name not in self._names:
+            return f"above {_MOST_OUTPUTS:,} outputs no isotropy is measured"
+        return "the activation that was named is not in the graph: there is no gradient at its output"
+
+    def _add_all(self, order: Tensor, progress: Progress) -> None:
+        collector = self._collector
+        taken = order[: max(_LEAST_SAMPLES, int(_OPERATIONS / self._operations()))].sort().values
+        most = most_samples(collector, collector.shapes.columns[self._kind], 8 * self._held())
+        generators, done = collector.generators(), 0
+        with unchanged(collector.model), bar(progress, "gradients", len(taken)) as report:
+            for inputs, targets in self._selected(taken, most):
+                reading = read(collector, inputs)
+                columns = collector.columns(self._kind, reading.outputs.detach(), targets, generators)
+                self._add(reading, columns.unflatten(0, (self.columns, -1)).sum(1))
+                done += reading.samples
+                report(done)
+
+    def _add(self, reading: BatchReading, label_columns: Tensor) -> None:
+        edges = {name: own for name in self._names if (own := reading.edges(name)) is not None}
+        numbers = reading.samples * self._collector.shapes.activations
+        every = [edge for own in edges.values() for edge in own]
+        if not every:
+            return
+        for columns, found in backward(reading.outputs, every, label_columns, False, numbers):
+            gradients = iter(found)
+            for name in edges:
+                q = reading.gradients(name, [next(gradients) for _ in edges[name]], columns)
+                self.isotropies[name].add(q)
+        for name in edges:
+            self.isotropies[name].end_batch()
+
+    def _selected(self, wanted: Tensor, most: int) -> Iterator[tuple[Any, Tensor | None]]:
+        """The wanted samples, in batches."""
+        start, collector = 0, self._collector
+        for inputs, targets in collector.read(_CHUNK):
+            count = collector.batches.size(inputs)
+            own = slice(*torch.searchsorted(wanted, torch.tensor([start, start + count])))
+            for places in (wanted[own] - start).to(collector.device).split(most):
+                if len(places):
+                    select = partial(torch.index_select, dim=collector.batch_dim, index=places)
+                    yield each(inputs, select), None if targets is None else targets[places]
+            start += count
+
+    def _operations(self) -> int:
+        """Multiplications that one sample takes: back through the layers, and for M."""
+        shapes = self._collector.shapes
+        products = sum(shapes.positions[n] * self._collector.layers[n].outputs ** 2 for n in self._names)
+        return self.columns * (2 * shapes.multiplications + products)
+
+    def _held(self) -> int:
+        """Numbers of one sample's q, or M where those are fewer, and of their products."""
+        shapes, held = self._collector.shapes, 0
+        for name in self._names:
+            outputs = self._collector.layers[name].outputs
+            held += 2 * outputs * min(outputs, self.columns * shapes.positions[name])
+        return held

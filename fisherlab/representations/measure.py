@@ -1,0 +1,122 @@
+"""Representation vectors of a model on data: the passes, put together."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fisherlab.collect import Collector
+from fisherlab.errors import InputError
+from fisherlab.layers import Layers, select_layers
+from fisherlab.likelihoods import Likelihood, as_likelihood
+from fisherlab.models.loading import NamedPair
+from fisherlab.progress import Progress
+from fisherlab.representations.gradients import DRAWS, Gradients
+from fisherlab.representations.marginals import Marginals
+from fisherlab.representations.result import Representations
+from fisherlab.representations.tables import LayerFacts, tables
+from fisherlab.result import About
+
+
+def represent(
+    model: nn.Module,
+    data: Any,
+    likelihood: str | Likelihood = "categorical",
+    layers: "Layers | Iterable[str] | str | None" = None,
+    *,
+    batch_dim: int = 0,
+    generator: torch.Generator | None = None,
+    progress: Progress = False,
+    about: About | None = None,
+    on_start: Callable[[], None] | None = None,
+) -> Representations:
+    """How layers' representation vectors are distributed, and whether layer-wise sampling may take M for I.
+
+    *Marginals* (figure 6 of Liu et al. 2024): for every layer the inputs a_{l−1}, the outputs s and, where an
+    element-wise φ alone takes s, the activated outputs φ(s), over all samples and positions: moments of every
+    coordinate and of the norms, their distance from a normal distribution, for norms also from a scaled chi
+    distribution. They do not test the assumption.
+
+    *The assumption* p(a_l ∣ a_{l−1}) = N(φ(s), I) (the same paper, section 3.1): layer-wise sampling puts I
+    in the place of each sample's M = Σ_t Σ_c q qᵀ, where q is what comes back to φ(s) from a column of the
+    output Hessian's root. `Isotropy` says how close M is to a multiple of I.
+
+    The data are read three times: for moments; for histograms and the values that are tested; for gradients.
+    Memory does not grow with them, save for at most 1,000 vectors of each kind that are kept for the tests.
+
+    Args:
+        model: the network; in evaluation mode during the call, and unchanged by it.
+        data: `(inputs, targets)` tensors, or an iterable of such batches that can be read several times.
+        likelihood: what the outputs mean.
+        layers: names, globs, or `find_layers(...)`; None: all. Norms are left out: they have no vector s.
+        batch_dim: the dimension that counts samples.
+        generator: seeds the choice of values and drawn labels.
+        progress: True for bars on stderr.
+        about: what the tables call the model, the data, the checkpoint and the seed.
+        on_start: called before the work, when the arguments have been accepted.
+
+    Returns:
+        A `Representations`: `.moments`, `.histograms`, `.assumption`, `.layers`, `.table()`, `.save(folder)`.
+
+    Raises:
+        InputError: for an unknown name, data that do not fit the model or can be read only once, or no layer
+            with a representation vector.
+        NumericalError: where the model's output is not finite.
+    """
+    masks = data.masks if isinstance(data, NamedPair) else None
+    chosen = select_layers(model, layers, masks=masks)
+    names = [name for name, view in chosen.items() if view.weight is not None and not view.vector]
+    if not names:
+        raise InputError("the layers chosen are norms or biases, which have no representation vector")
+    collector = Collector(
+        model,
+        chosen.select(names),
+        data,
+        as_likelihood(likelihood),
+        draws=DRAWS,
+        batch_dim=batch_dim,
+        generator=generator,
+    )
+    samples = collector.batches.count()
+    if samples is None:
+        raise InputError("the data can be read only once; give tensors, a list of batches or a DataLoader")
+    if on_start is not None:
+        on_start()
+    draws = collector.generators().ready("values", lambda n, generator: None)
+    order = torch.randperm(samples, generator=draws)
+    marginals = Marginals(collector, order, draws, progress)
+    gradients = Gradients(collector, order, progress)
+    about = about or _about(model, data)
+    device, dtype = str(collector.device), str(collector.dtype).removeprefix("torch.")
+    facts = [_facts(name, collector, samples, marginals, gradients) for name in names]
+    return Representations(**tables(facts, about, device, dtype), about=about, device=device, samples=samples)
+
+
+def _facts(
+    name: str, collector: Collector, samples: int, marginals: Marginals, gradients: Gradients
+) -> LayerFacts:
+    """What was measured of a layer."""
+    view = collector.layers[name]
+    return LayerFacts(
+        name=name,
+        module=view.family,
+        activation=collector.activations[name].name,
+        outputs=view.outputs,
+        positions=collector.shapes.positions[name],
+        samples=samples,
+        vectors=marginals.of(name),
+        isotropy=gradients.isotropies[name],
+        columns=gradients.columns,
+        labels=gradients.labels,
+        note=gradients.why_none(name),
+    )
+
+
+def _about(model: nn.Module, data: Any) -> About:
+    """The names of a model and of built-in data, whose stand-in must not go unsaid."""
+    name = type(model).__name__
+    if not isinstance(data, NamedPair):
+        return About(name)
+    dataset = data.dataset
+    return About(name, dataset.label, checksum=dataset.checksum, stand_in=bool(dataset.stand_in))

@@ -1,0 +1,131 @@
+"""What `represent` gives: tables, pictures and files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from fisherlab.errors import unknown
+from fisherlab.representations.vectors import OUTPUT
+from fisherlab.result import About
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True, eq=False)
+class Representations:
+    """The result of `fisherlab.represent`.
+
+    A row is of one kind of `vector`: `input` a_{l−1}, `output` s, `activated` φ(s) (only where φ is not the
+    identity). Layers that see indices have no input vectors.
+
+    Attributes:
+        moments: a row a coordinate, and one for the norms of a layer's vectors: moments of all `count`
+            values, and, of `tested` values from different samples, `ks_distance`, its p value with estimated
+            mean and deviation (`ks_p`), that adjusted for the number of the layer's coordinates
+            (`ks_p_holm`), and the Anderson–Darling statistic; for norms the scaled chi distribution with
+            their moments.
+        histograms: counts of the norms, and of the coordinates at the quantiles 0, ¼, ½, ¾ and 1 of the
+            excess kurtosis.
+        quantiles: of the values tested, beside those of the fits.
+        assumption: a row a layer: the isotropy (tr M)²/(m‖M‖²) of what layer-wise sampling takes for I.
+        layers: a row a layer and vector: medians and worst values over the coordinates.
+        about: names of model, data and checkpoint.
+        device: where it was computed.
+        samples: N.
+    """
+
+    moments: pd.DataFrame
+    histograms: pd.DataFrame
+    quantiles: pd.DataFrame
+    assumption: pd.DataFrame
+    layers: pd.DataFrame
+    about: About
+    device: str
+    samples: int
+
+    @property
+    def names(self) -> list[str]:
+        """The layers."""
+        return list(self.assumption["layer"])
+
+    @property
+    def caption(self) -> str:
+        """One line that says what was measured."""
+        return f"{self.about.caption(self.device)}; {self.samples} samples"
+
+    def table(self) -> "RenderableType":
+        """A row a layer, for a terminal; `rich.print(r.table())`."""
+        from fisherlab.representations.console import console_table
+
+        return console_table(self.layers, self.assumption, caption=self.caption)
+
+    def histogram(self, layer: str, vector: str = OUTPUT) -> "Figure":
+        """Histograms and quantiles of a layer's vectors with their fits, as in the paper's figure 6.
+
+        Raises:
+            InputError: for an unknown layer, or a vector that it does not have.
+        """
+        from fisherlab import plots
+
+        if layer not in self.names:
+            raise unknown("layer", layer, self.names)
+        tables = [
+            table[(table["layer"] == layer) & (table["vector"] == vector)]
+            for table in (self.histograms, self.quantiles, self.moments)
+        ]
+        if tables[0].empty:
+            raise unknown("vector", vector, list(self.layers["vector"][self.layers["layer"] == layer]))
+        return plots.histograms(*tables, layer=layer, vector=vector, caption=self.caption)
+
+    def summary(self) -> dict[str, Any]:
+        """The content of `summary.json`."""
+        isotropies = {row["layer"]: row for row in self.assumption.to_dict("records")}
+        return {
+            "model": self.about.model,
+            "dataset": self.about.dataset,
+            "checkpoint": self.about.checkpoint,
+            "step": self.about.step,
+            "seed": self.about.seed,
+            "device": self.device,
+            "samples": self.samples,
+            "layers": {
+                name: {
+                    "vectors": {
+                        row["vector"]: _plain({key: row[key] for key in row if key not in _CONTEXT})
+                        for row in self.layers[self.layers["layer"] == name].to_dict("records")
+                    },
+                    "assumption": _plain({key: isotropies[name][key] for key in _ASSUMPTION}),
+                }
+                for name in self.names
+            },
+        }
+
+    def save(self, directory: str | Path) -> Path:
+        """Writes tables, summary and pictures into a directory that it makes.
+
+        Args:
+            directory: must not exist, or be empty.
+
+        Raises:
+            InputError: where the directory holds something already.
+        """
+        from fisherlab.representations.files import save_representations
+
+        return save_representations(self, Path(directory))
+
+
+_CONTEXT = ("layer", "vector", "module", "activation")
+_ASSUMPTION = [
+    *("activation", "outputs", "positions", "samples", "columns", "labels"),
+    *("isotropy_mean", "isotropy_population", "isotropy_samples", "isotropy_limit", "note"),
+]
+
+
+def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Values that JSON has: a number that is not known is None."""
+    return {str(key): None if pd.isna(value) else value for key, value in row.items()}
