@@ -7,14 +7,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from fisherlab.models import prepare
+
+if TYPE_CHECKING:
+    from fisherlab.train import TrainConfig
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,6 +55,52 @@ def compare_times(seconds: dict[str, list[float]], own: str) -> dict[str, tuple[
         name: (median(times), median(t / o for t, o in zip(times, seconds[own], strict=True)))
         for name, times in seconds.items()
     }
+
+
+def processor_seconds(
+    configs: "dict[str, TrainConfig]", repeats: int, timed: int
+) -> dict[str, tuple[float, float]]:
+    """For each training the processor's seconds a step and their ratio to SGD's.
+
+    From rounds of `timed` steps, with one refresh of the statistics among them, in which all trainings take
+    turns; the learning rates are so small that the networks stay as they are.
+    """
+    work = {name: _steps_of(config, timed) for name, config in configs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(repeats + 1):
+        for name, steps in work.items():
+            start = time.process_time()
+            steps()
+            seconds[name].append((time.process_time() - start) / timed)
+    return compare_times({name: times[1:] for name, times in seconds.items()}, "sgd")
+
+
+def _steps_of(config: "TrainConfig", timed: int) -> Callable[[], None]:
+    """Takes the next `timed` steps of a training, over and over on a few batches."""
+    from fisherlab.data import called
+    from fisherlab.train.objectives import objective
+    from fisherlab.train.optimizers import create
+    from fisherlab.train.prepare import prepare as prepare_task
+
+    batches = 40
+    config = replace(config, samples=batches * config.batch, test_split="none", lr=1e-6).resolved()
+    task = prepare_task(config, torch.device("cpu"))
+    settings = config.settings() | ({"other_lr": 1e-6} if "other_lr" in config.options else {})
+    optimizer = create(config.optimizer, task.model, settings, likelihood=task.likelihood, seed=0)
+    aim = objective(task.likelihood, config.label_smoothing)
+    places = count()
+    task.model.train()
+
+    def steps() -> None:
+        for _ in range(timed):
+            at = config.batch * (next(places) % batches)
+            inputs, targets = task.train.take(slice(at, at + config.batch))
+            optimizer.zero_grad()
+            outputs = called(task.model, inputs)
+            (aim.total(outputs, targets, config.label_smoothing) / aim.count(targets)).backward()
+            optimizer.step()
+
+    return steps
 
 
 def contender_rows(

@@ -41,6 +41,7 @@ class Dataset:
         classes: the names of the classes, in the order of their numbers; empty for text.
         vocabulary: the texts of the tokens, in the order of their numbers; empty for images.
         padding: the token that fills the ends of short sentences, None where nothing is filled.
+        references: the target sentences as written, of a split that translations are judged on.
         note: what a reader must know about this split, shown with the name.
     """
 
@@ -54,6 +55,7 @@ class Dataset:
     classes: tuple[str, ...]
     vocabulary: tuple[str, ...] = ()
     padding: int | None = None
+    references: tuple[str, ...] = ()
     note: str = ""
 
     def __len__(self) -> int:
@@ -78,4 +80,5 @@ class Dataset:
         kept = random_indices(len(self), samples, seed)
         inputs = self.inputs
         chosen = inputs[kept] if isinstance(inputs, Tensor) else tuple(part[kept] for part in inputs)
-        return replace(self, inputs=chosen, targets=self.targets[kept])
+        references = tuple(self.references[place] for place in kept.tolist()) if self.references else ()
+        return replace(self, inputs=chosen, targets=self.targets[kept], references=references)

@@ -6,9 +6,7 @@ from torch.nn.functional import interpolate
 
 from fisherlab.datasets.dataset import Dataset
 from fisherlab.datasets.source import Request, joined_sum
-
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
-PAD, BOS, EOS, UNK = range(len(SPECIAL_TOKENS))
+from fisherlab.datasets.spelling import BOS, EOS, PAD, SPECIAL_TOKENS, WORD_MARK, spelled, unended
 
 _PAIRS = 5000
 _OTHER = 1000
@@ -87,6 +85,7 @@ def synthetic_pairs(name: str, request: Request) -> Dataset:
     place = torch.arange(_LONGEST).expand_as(words)
     backwards = words.gather(1, (lengths - 1 - place).clamp(min=0))
     source, target = (_ended(ids, lengths) for ids in (words, translation[backwards]))
+    vocabulary = SPECIAL_TOKENS + tuple(f"{WORD_MARK}word-{number}" for number in range(_WORDS))
     starts = torch.full_like(lengths, BOS)
     target_in = torch.cat([starts, unended(target[:, :-1])], dim=1)
     return Dataset(
@@ -98,8 +97,9 @@ def synthetic_pairs(name: str, request: Request) -> Dataset:
         stand_in="synthetic",
         source="fisherlab",
         classes=(),
-        vocabulary=SPECIAL_TOKENS + tuple(f"word-{number}" for number in range(_WORDS)),
+        vocabulary=vocabulary,
         padding=PAD,
+        references=() if request.split == "train" else spelled(vocabulary, target),
     )
 
 
@@ -108,11 +108,6 @@ def _ended(words: Tensor, lengths: Tensor) -> Tensor:
     tokens = torch.cat([words + len(SPECIAL_TOKENS), torch.zeros_like(lengths)], dim=1)
     place = torch.arange(tokens.shape[1])
     return tokens.masked_fill(place == lengths, EOS).masked_fill(place > lengths, PAD)
-
-
-def unended(tokens: Tensor) -> Tensor:
-    """Tokens with padding in place of <eos>, so that inputs and targets of a decoder end together."""
-    return tokens.masked_fill(tokens == EOS, PAD)
 
 
 def _total(split: str, train: int) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fisherlab.datasets.spelling import BOS, EOS, PAD, SPECIAL_TOKENS, WORD_MARK
 from fisherlab.datasets.store import keep
-from fisherlab.datasets.synthetic import BOS, EOS, PAD, SPECIAL_TOKENS
 from fisherlab.errors import InputError
 
 log = logging.getLogger("fisherlab")
@@ -55,7 +55,7 @@ def trained_tokenizer(path: Path, lines: Callable[[], Sequence[str]], vocabulary
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS[3]))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
+        [pre_tokenizers.Metaspace(WORD_MARK), pre_tokenizers.Punctuation()]
     )
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=list(SPECIAL_TOKENS), show_progress=False

@@ -16,8 +16,9 @@ from fisherlab.datasets.dataset import Dataset
 from fisherlab.datasets.download import download, find_or_download
 from fisherlab.datasets.places import cache_dir, find, read, read_checked, sha256
 from fisherlab.datasets.source import DataFile, Request, Source, joined_sum
+from fisherlab.datasets.spelling import BOS, PAD, unended
 from fisherlab.datasets.store import cached_array
-from fisherlab.datasets.synthetic import BOS, PAD, synthetic_pairs, unended
+from fisherlab.datasets.synthetic import synthetic_pairs
 from fisherlab.datasets.tokens import encoded, token_texts, trained_tokenizer
 from fisherlab.errors import InputError
 
@@ -87,6 +88,7 @@ def load_translation(
     Returns:
         Inputs (source [n, S], target_in [n, T]) and targets target_out [n, T], int64, padded with 0 to
         the longest sentence of the split. A source and a target end in <eos>; target_in starts with <bos>.
+        Splits other than "train" have the target sentences as written, too, as `references`.
 
     Raises:
         InputError: if a file is not there or no text, the two languages have not the same number of
@@ -222,7 +224,12 @@ def _dataset(
         classes=(),
         vocabulary=token_texts(tokenizer),
         padding=PAD,
+        references=() if request.split == "train" else _chosen(chosen[1].lines(), kept.tolist()),
     )
+
+
+def _chosen(lines: Sequence[str], places: Sequence[int]) -> tuple[str, ...]:
+    return tuple(lines[place] for place in places)
 
 
 def _matching_lines(pair: Pair) -> tuple[list[str], list[str]]:

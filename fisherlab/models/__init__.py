@@ -10,7 +10,7 @@ from fisherlab.models.mlp import MNIST_MLP
 from fisherlab.models.registry import ModelSpec, Recipe, names, register, spec
 from fisherlab.models.resnet50 import RESNET50
 from fisherlab.models.trained import TrainedWeights, trained_weights
-from fisherlab.models.transformer import TRANSFORMER_SMALL
+from fisherlab.models.transformer import TRANSFORMER_SMALL, TRANSFORMER_SMALL_TIED
 from fisherlab.models.vit import VIT_TINY
 
 __all__ = [
@@ -39,5 +39,6 @@ for _model in (
     VIT_TINY,
     CHARLM,
     TRANSFORMER_SMALL,
+    TRANSFORMER_SMALL_TIED,
 ):
     register(_model)

@@ -1,5 +1,8 @@
 """transformer-small: an encoder and a decoder for translation, on `nn.MultiheadAttention`."""
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -41,16 +44,26 @@ class Transformer(nn.Module):
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Source int64 [n, s] and target input int64 [n, t] to logits [n, t, vocabulary]."""
+        return self.output(self.decode(target, self.encode(source), source == PADDING))
+
+    def encode(self, source: Tensor) -> Tensor:
+        """The memory [n, s, dim] of sources int64 [n, s]."""
         padded = source == PADDING  # [n, s]
-        memory = self._embed(source)  # [n, s, dim]
-        for encode in self.encoder:
-            memory = encode(memory, padded)
-        memory = self.encoder_norm(memory)
+        x = self._embed(source)  # [n, s, dim]
+        for block in self.encoder:
+            x = block(x, padded)
+        return self.encoder_norm(x)
+
+    def decode(self, target: Tensor, memory: Tensor, padded: Tensor) -> Tensor:
+        """Target input int64 [n, t], memory [n, s, dim] and padding bool [n, s] to vectors [n, t, dim].
+
+        The output layer makes logits of them.
+        """
         later = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool, device=target.device).triu(1)
         x = self._embed(target)  # [n, t, dim]
-        for decode in self.decoder:
-            x = decode(x, memory, later, padded)
-        return self.output(self.decoder_norm(x))
+        for block in self.decoder:
+            x = block(x, memory, later, padded)
+        return self.decoder_norm(x)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Tokens [n, t] to √dim times their vectors plus the positions, [n, t, dim]."""
@@ -136,9 +149,9 @@ def both_masks(inputs: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([source_mask(inputs), target_mask(inputs)], 1)
 
 
-def build_for(data: Dataset) -> Transformer:
+def build_for(data: Dataset, *, tied: bool = False) -> Transformer:
     """The model with the joint vocabulary of a translation set."""
-    return Transformer(vocabulary(data))
+    return Transformer(vocabulary(data), tied=tied)
 
 
 TRANSFORMER_SMALL = ModelSpec(
@@ -160,3 +173,14 @@ TRANSFORMER_SMALL = ModelSpec(
         "output*": target_mask,
     },
 )
+
+TRANSFORMER_SMALL_TIED = replace(
+    TRANSFORMER_SMALL,
+    name="transformer-small-tied",
+    build=partial(Transformer, tied=True),
+    build_for=partial(build_for, tied=True),
+    description="transformer-small with one matrix for the embedding and the output layer",
+    source="Press and Wolf (2017); section 3.4 of Vaswani et al. (2017)",
+    masks={glob: mask for glob, mask in TRANSFORMER_SMALL.masks.items() if glob != "embedding"},
+)
+"""The matrix that both share is in no block of the Fisher; it steps with the other parameters."""

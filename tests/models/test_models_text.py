@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from model_cases import made, parameters, text_set, translation_set
 from torch import Tensor, nn
 
-from fisherlab import models
+from fisherlab import find_layers, models
 from fisherlab.errors import InputError
 from fisherlab.models.charlm import CharLM
 from fisherlab.models.transformer import PADDING, Transformer, both_masks, sinusoids, source_mask, target_mask
@@ -163,6 +163,26 @@ def test_gradients_vanish_exactly_outside_the_masks(translator) -> None:
 )
 def test_projections_have_the_mask_of_what_they_see(layer: str, mask) -> None:
     assert mask_of(layer) is mask
+
+
+@pytest.mark.parametrize("name", ["transformer-small", "transformer-small-tied"])
+def test_every_layer_has_a_mask_and_every_mask_a_layer(name: str) -> None:
+    spec = models.spec(name)
+    layers = find_layers(spec.build())
+    for glob in spec.masks:
+        assert any(fnmatchcase(layer, glob) for layer in layers), glob
+    for layer in layers:
+        assert any(fnmatchcase(layer, glob) for glob in spec.masks), layer
+
+
+def test_a_forward_pass_is_the_decoders_after_the_encoders(translator) -> None:
+    source, target = translation_set().inputs
+    memory = translator.encode(source)
+    assert memory.shape == (*source.shape, 12)
+    logits = translator.output(translator.decode(target, memory, source == PADDING))
+    assert torch.equal(logits, translator(source, target))
+    one = translator.decode(target[:, :3], memory, source == PADDING)  # a prefix gives the same beginning
+    torch.testing.assert_close(translator.output(one), logits[:, :3])
 
 
 def test_targets_mark_padding_outside_the_vocabulary() -> None:
