@@ -1,5 +1,6 @@
 """`fisherlab train`: its options."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from fisherlab.train.recipes import RECIPES
 from fisherlab.train.schedules import SCHEDULES
 
 from . import options
-from .train_run import continue_run, perform
+from .train_run import continue_run, perform, train_config, with_options
 
 _DEFAULT = TrainConfig(model="")
 
@@ -20,7 +21,7 @@ def _option(flag: str, help_text: str, **more: Any) -> Any:
     """An option whose value is None unless it is given; the default is shown if there is one."""
     name = flag.removeprefix("--").replace("-", "_")
     default = getattr(_DEFAULT, name, None)
-    shown = "" if default in (None, (), False) else f"  [default: {default}]"
+    shown = "" if default in (None, (), False, "") else f"  [default: {default}]"
     return click.option(flag, help=help_text + shown, default=None, **more)
 
 
@@ -56,13 +57,24 @@ def _option(flag: str, help_text: str, **more: Any) -> Any:
 @_option("--precision", "Of weights and sums.", metavar="|".join(PRECISIONS))
 @_option("--device", "Where to train.", metavar="auto|cpu|cuda[:i]")
 @_option("--seed", "Of weights, order, augmentation and drawn labels.", type=int)
-@_option("--evaluate-every", "Epochs between evaluations.", type=int)
+@_option("--evaluate-every", "Epochs between evaluations, such as 0.5.", type=float)
+@_option("--eval-samples", "Test sentences translated at each evaluation, for BLEU; 0: none.", type=int)
+@_option("--beam", "Of the translations of all test sentences at the end.", type=int)
 @_option("--log-every", "Steps between lines of log.jsonl.", type=int)
 @_option("--diagnostics-every", "Steps between lines with every layer's rate and damping.", type=int)
 @_option("--checkpoint-every", "Steps between checkpoints.  [default: one an epoch]", type=int)
 @_option("--checkpoint-steps", "Steps whose checkpoints stay.", metavar="N,N,...")
 @_option("--keep-last", "How many of the last checkpoints stay.", type=int)
 @click.option("--keep-best/--no-keep-best", default=None, help="Whether the best one stays.  [default: yes]")
+@click.option(
+    "--tensorboard", is_flag=True, default=None, help="Write the log for TensorBoard too, where installed."
+)
+@click.option(
+    "--config",
+    metavar="CONFIG.toml",
+    help="A configuration of train, such as a sweep's best.toml; options overrule it.",
+    type=click.Path(path_type=Path),
+)
 @click.option(
     "--recipe", metavar="|".join(RECIPES), help="Settings that belong together; options overrule it."
 )
@@ -74,6 +86,7 @@ def command(
     *,
     output: options.Output,
     resume: Path | None,
+    config: Path | None,
     recipe: str | None,
     assignments: tuple[str, ...],
     **values: Any,
@@ -83,23 +96,44 @@ def command(
     Writes log.jsonl, checkpoints/ and curves into the run's directory, which is called OUT.part until the
     run has ended; --resume OUT continues an interrupted run.
     """
-    given = {name: value for name, value in values.items() if value is not None}
-    for name, convert in (("augment", str), ("checkpoint_steps", int), ("damping", float)):
-        if name in given:
-            given[name] = _listed(name, given[name], convert)
+    given = gathered(values, assignments)
     if len(given.get("damping", ())) == 1:
         given["damping"] = given["damping"][0]
-    if assignments:
-        given["options"] = dict(map(_assigned, assignments))
     if resume is not None:
         if output.out is not None or output.force:
             raise InputError("--resume writes to the run's own directory; leave --out and --force out")
+        if config is not None:
+            raise InputError("--resume takes the run's own configuration; leave --config out")
         continue_run(resume, given, recipe, output)
+    elif config is not None:
+        if recipe is not None:
+            raise InputError("give --config or --recipe, not both")
+        train_config(with_options(config, given), output)
     else:
         perform(given, recipe, output)
 
 
-def _listed(name: str, text: str, convert: Any) -> tuple[Any, ...]:
+def gathered(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """The values that are given, as `TrainConfig` has them, but for `damping`, which is a tuple.
+
+    Raises:
+        InputError: where a list or an assignment cannot be read.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    for name, convert in (("augment", str), ("checkpoint_steps", int), ("damping", float)):
+        if name in given:
+            given[name] = listed(name, given[name], convert)
+    if assignments:
+        given["options"] = dict(map(_assigned, assignments))
+    return given
+
+
+def listed(name: str, text: str, convert: Callable[[str], Any]) -> tuple[Any, ...]:
+    """The values of a text with commas.
+
+    Raises:
+        InputError: where one of them is no number.
+    """
     try:
         return tuple(convert(part.strip()) for part in text.split(",") if part.strip())
     except ValueError as error:

@@ -4,13 +4,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fisherlab.errors import InputError
-from fisherlab.train.config import TrainConfig
+from fisherlab.train.config import TrainConfig, read_config
 from fisherlab.train.recipes import with_recipe
 
 from . import rundirs
@@ -30,6 +31,21 @@ def perform(given: Mapping[str, Any], recipe: str | None, output: Output) -> Non
     if "model" not in values:
         raise InputError("give --model (see `fisherlab list models`), --recipe, or --resume RUN")
     train_config(TrainConfig(**values), output)
+
+
+def with_options(path: Path, given: Mapping[str, Any]) -> TrainConfig:
+    """The configuration in a file, with the values given in the place of its own.
+
+    Raises:
+        InputError: where the file cannot be read, or a value cannot be used.
+    """
+    found, values = read_config(path), dict(given)
+    for one, other in (("epochs", "steps"), ("warm_up", "warm_up_epochs")):
+        if (one in given) != (other in given):
+            values |= {one: given.get(one), other: given.get(other)}
+    if "options" in given:
+        values["options"] = {**found.options, **given["options"]}
+    return replace(found, **values)
 
 
 def train_config(config: TrainConfig, output: Output) -> None:
@@ -87,6 +103,12 @@ def _print(summary: Mapping[str, Any], output: Output) -> None:
         f"{name}{where}: {_number(summary['value'])}, best {_number(summary['best'])} at step "
         f"{summary['best_step']}"
     )
+    bleu = summary["bleu"]
+    if bleu:
+        click.echo(
+            f"BLEU{where}, {bleu['sentences']:,} sentences, beam {bleu['beam']}: {bleu['value']:.2f} "
+            f"({bleu['signature']})"
+        )
     click.echo(f"run directory: {summary['directory']}")
 
 

@@ -14,16 +14,14 @@ PRECISIONS = ("32", "64", "bf16-mixed")
 NO_SPLIT = "none"
 DEFAULT_EPOCHS = 10
 
-_SETTINGS = ("lr", "momentum", "weight_decay", "damping", "statistics_every", "inverse_every")
+SETTINGS = ("lr", "momentum", "weight_decay", "damping", "statistics_every", "inverse_every")
 _LEAST: dict[str, int] = {
-    **dict.fromkeys(
-        ("samples", "epochs", "steps", "batch", "accumulation", "evaluate_every", "log_every"), 1
-    ),
+    **dict.fromkeys(("samples", "epochs", "steps", "batch", "accumulation", "log_every", "beam"), 1),
     **dict.fromkeys(("diagnostics_every", "checkpoint_every", "keep_last"), 1),
     **dict.fromkeys(("statistics_every", "inverse_every"), 1),
-    **dict.fromkeys(("seed", "warm_up"), 0),
+    **dict.fromkeys(("seed", "warm_up", "eval_samples"), 0),
 }
-_ABOVE_ZERO = ("clip", "step_every", "power", "warm_up_epochs")
+_ABOVE_ZERO = ("clip", "step_every", "power", "warm_up_epochs", "evaluate_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +58,18 @@ class TrainConfig(Config):
         precision: one of `PRECISIONS`.
         device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
         seed: of initial weights, order, augmentation and drawn labels.
-        evaluate_every: epochs between evaluations; the last step is always evaluated.
+        evaluate_every: epochs between evaluations, a share of one too; the last step is always evaluated.
+        eval_samples: test sentences that a model for translation translates at each evaluation, for BLEU; all
+            of them at the end. 0: none, not at the end either.
+        beam: of the translations at the end; 1: greedy decoding, as at the evaluations.
         log_every: steps between lines of the log.
-        diagnostics_every: steps between lines with every layer's rate, traces and damping; None: every epoch
-            on networks whose matrices have at most 1,024 rows and columns.
+        diagnostics_every: steps between lines with every layer's rate, traces and damping; None: every 100
+            and at evaluations, on networks whose matrices have at most 1,024 rows and columns.
         checkpoint_every: steps between checkpoints; None: one an epoch.
         checkpoint_steps: steps whose checkpoints stay.
         keep_last: how many of the last checkpoints stay.
         keep_best: whether the one with the best metric stays.
+        tensorboard: whether the log is written for TensorBoard too.
     """
 
     command: ClassVar[str] = "train"
@@ -101,13 +103,16 @@ class TrainConfig(Config):
     precision: str = "32"
     device: str = "auto"
     seed: int = 0
-    evaluate_every: int = 1
+    evaluate_every: float = 1
+    eval_samples: int = 256
+    beam: int = 1
     log_every: int = 1
     diagnostics_every: int | None = None
     checkpoint_every: int | None = None
     checkpoint_steps: tuple[int, ...] = ()
     keep_last: int = 2
     keep_best: bool = True
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values that no model or data could make right.
@@ -131,23 +136,27 @@ class TrainConfig(Config):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise InputError(f"give {one} or {other}, not both")
         for name in self.options:
-            if name in _SETTINGS:
+            if name in SETTINGS:
                 raise InputError(f"give {name} by its own option, not among the others")
 
     def settings(self) -> dict[str, Any]:
         """The options of the optimizer that are set."""
-        named = {name: getattr(self, name) for name in _SETTINGS}
+        named = {name: getattr(self, name) for name in SETTINGS}
         return {name: value for name, value in named.items() if value is not None} | self.options
 
     def resolved(self) -> "TrainConfig":
         """The same work with every name checked, the device chosen, and the optimizer's defaults written out.
 
         Raises:
-            InputError: for an unknown optimizer, an option that it does not have, an unknown augmentation, or
-                a device that this machine does not have.
+            InputError: for an unknown optimizer, an option that it does not have, an unknown augmentation, a
+                device that this machine does not have, or TensorBoard where it is not installed.
         """
         from fisherlab.train.augment import AUGMENTATIONS
+        from fisherlab.train.board import check_installed
         from fisherlab.train.optimizers import resolved_options
+
+        if self.tensorboard:
+            check_installed()
 
         for name in self.augment:
             if name not in AUGMENTATIONS:
@@ -155,7 +164,7 @@ class TrainConfig(Config):
         options = resolved_options(self.optimizer, self.settings())
         return replace(
             self,
-            **{name: options[name] for name in _SETTINGS if name in options},
+            **{name: options[name] for name in SETTINGS if name in options},
             data_dir=absolute(self.data_dir),
             epochs=DEFAULT_EPOCHS if self.epochs is None and self.steps is None else self.epochs,
             device=resolve_device(self.device),

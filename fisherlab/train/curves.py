@@ -11,18 +11,19 @@ from fisherlab.plots import PAGE_WIDTH, new_figure, save, styled
 from fisherlab.train import log
 
 _COLORS = {"train": "#3b6ea5", "test": "#c8553d"}
+_WORDS = {"train": "train: mean over the steps since the last evaluation", "test": "test"}
 _CLOCKS = {"epoch": "epochs", "seconds": "seconds of training"}
 
 
 def write_curves(folder: Path, metric: str, *, title: str, caption: str) -> list[Path]:
-    """Writes `loss.png/.pdf`, and `metric.png/.pdf` where something was tested, from a run's log."""
+    """Writes `loss.png/.pdf`, and `metric.png/.pdf` and `bleu.png/.pdf` where there are such values."""
     rows = [line for line in log.read(folder) if line.get("kind") == "evaluation"]
     losses = {"train": "train_loss", "test": "test_loss"}
     paths = save(curves(rows, losses, title=title, label="loss", caption=caption), folder / "loss")
-    if any(row.get(metric) is not None for row in rows):
-        name = metric.replace("_", " ")
-        figure = curves(rows, {"test": metric}, title=title, label=name, caption=caption)
-        paths += save(figure, folder / "metric")
+    for file, key, label in (("metric", metric, metric.replace("_", " ")), ("bleu", "bleu", "BLEU")):
+        if any(row.get(key) is not None for row in rows):
+            figure = curves(rows, {"test": key}, title=title, label=label, caption=caption)
+            paths += save(figure, folder / file)
     return paths
 
 
@@ -43,7 +44,7 @@ def curves(
         The figure, 7 inches wide.
     """
     known = {name: [row for row in rows if row.get(key) is not None] for name, key in series.items()}
-    key = [Line2D([], [], color=_COLORS[name], label=name) for name in series if known[name]]
+    key = [Line2D([], [], color=_COLORS[name], label=_WORDS[name]) for name in series if known[name]]
     figure = new_figure(PAGE_WIDTH, 2.4, caption=caption, title=title, legend=key)
     panels = figure.subplots(1, 2, sharey=True)
     panels[0].set_ylabel(label)

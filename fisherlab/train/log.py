@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fisherlab.errors import FisherlabError
+from fisherlab.train.board import Board
 from fisherlab.writing import write
 
 NAME = "log.jsonl"
@@ -18,13 +19,15 @@ class Log:
     Args:
         folder: the run's directory.
         step: lines of later steps are dropped, as is a line that was cut off.
+        tensorboard: whether the numbers are written for TensorBoard too.
 
     Raises:
         FisherlabError: where the file cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, *, tensorboard: bool = False) -> None:
         self._path = folder / NAME
+        self._board = Board(folder, step) if tensorboard else None
         kept = [line for line in read(folder) if line["step"] <= step] if self._path.exists() else []
         try:
             write(self._path, "".join(map(_text, kept)).encode())
@@ -42,9 +45,13 @@ class Log:
             self._file.write(_text(line))
         except OSError as error:
             raise self._failed(error) from error
+        if self._board:
+            self._board.write(line)
 
     def close(self) -> None:
         """Closes the file."""
+        if self._board:
+            self._board.close()
         try:
             self._file.close()
         except OSError as error:

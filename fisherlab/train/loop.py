@@ -3,9 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,55 +20,23 @@ from fisherlab.train.config import TrainConfig
 from fisherlab.train.log import Log
 from fisherlab.train.objectives import Objective
 from fisherlab.train.optimizers import layer_rows, widest
-from fisherlab.train.prepare import Samples, Task
+from fisherlab.train.prepare import Task
+from fisherlab.train.progress import Progress, Report
 from fisherlab.train.randomness import random_state, set_random_state
 from fisherlab.train.schedules import Schedule
+from fisherlab.train.testing import tested
+from fisherlab.train.translation import Interpreter, Translated
 
 log = logging.getLogger("fisherlab")
 
 DIVERGED_ABOVE = 10.0
 """The run has diverged where the loss is more than this many times the first one."""
-_WIDEST_SHOWN = 1024
+_WIDEST_SHOWN, _LAYERS_EVERY = 1024, 100
 _ADVICE = "the training has diverged: lower the learning rate, warm up for longer, or raise the damping"
 
 
 class DivergedError(FisherlabError):
     """The loss is not finite or far above the start; the message names the last good checkpoint."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; all of it is in the checkpoints.
-
-    Attributes:
-        step: steps done.
-        seconds: of training, without evaluations and checkpoints.
-        start: the loss of the first step.
-        loss: of the last step.
-        loss_sum: over the steps since the last evaluation.
-        loss_steps: how many these are.
-        train_loss: their mean at the last evaluation.
-        test_loss: of the last evaluation.
-        value: the metric of the last evaluation.
-        best: the best value of the metric (of the training loss where nothing is tested).
-        best_step: where it was reached.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    start: float | None = None
-    loss: float | None = None
-    loss_sum: float = 0.0
-    loss_steps: int = 0
-    train_loss: float | None = None
-    test_loss: float | None = None
-    value: float | None = None
-    best: float | None = None
-    best_step: int | None = None
-
-
-Report = Callable[[Progress, int], None]
-"""Is told after each step where the run stands, and how many steps there are in all."""
 
 
 class Trainer:
@@ -81,7 +48,12 @@ class Trainer:
         optimizer: of the model.
         objective: loss and metric.
         fabric: launched.
+
+    Attributes:
+        translated: all test sentences at the end, where the model translates.
     """
+
+    translated: Translated | None = None
 
     def __init__(
         self,
@@ -107,6 +79,7 @@ class Trainer:
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._model = fabric.setup_module(task.model, move_to_device=False)
         self._stepper = fabric.setup_optimizers(optimizer)
+        self._interpreter = Interpreter.of(task.model, task.test, config.eval_samples)
         self._shows_layers = widest(optimizer) <= _WIDEST_SHOWN
         self.progress = Progress()
 
@@ -183,6 +156,29 @@ class Trainer:
             if evaluated or self._due_checkpoint():
                 self._save(checkpoints, evaluated=evaluated)
             report(progress, self.steps)
+        if self._interpreter is not None:
+            self.translated = self._translated(self._interpreter.every, self._config.beam)
+
+    def bleu(self) -> dict[str, Any] | None:
+        """BLEU of all test sentences at the end, and of some at the evaluations; None of other tasks."""
+        progress, at_end = self.progress, self.translated
+        if self._interpreter is None:
+            return None
+        found: dict[str, Any] = {
+            "value": at_end.bleu.value if at_end else None,
+            "sentences": len(self._interpreter.every),
+            "beam": self._config.beam,
+            "signature": at_end.bleu.signature if at_end else None,
+        }
+        return found | {
+            "at_evaluations": {
+                "sentences": len(self._interpreter.some),
+                "beam": 1,
+                "last": progress.bleu,
+                "best": progress.best_bleu,
+                "best_step": progress.best_bleu_step,
+            }
+        }
 
     # --- a step -----------------------------------------------------------------------------------
 
@@ -253,8 +249,8 @@ class Trainer:
     # --- what happens between steps ---------------------------------------------------------------
 
     def _due_evaluation(self) -> bool:
-        step, every = self.progress.step, self._config.evaluate_every * self._batches.per_epoch
-        return step % every == 0 or step == self.steps
+        every = max(1, round(self._config.evaluate_every * self._batches.per_epoch))
+        return self.progress.step % every == 0 or self.progress.step == self.steps
 
     def _due_checkpoint(self) -> bool:
         step, every = self.progress.step, self._config.checkpoint_every or self._batches.per_epoch
@@ -263,7 +259,7 @@ class Trainer:
     def _due_layers(self) -> bool:
         step, every = self.progress.step, self._config.diagnostics_every
         if every is None:
-            return self._shows_layers and self._due_evaluation()
+            return self._shows_layers and (step % _LAYERS_EVERY == 0 or self._due_evaluation())
         return step % every == 0
 
     def _write_layers(self, lines: Log | None) -> None:
@@ -277,28 +273,36 @@ class Trainer:
             progress.train_loss = progress.loss_sum / progress.loss_steps
             progress.loss_sum, progress.loss_steps = 0.0, 0
         if self._task.test is not None:
-            progress.test_loss, progress.value = self._tested(self._task.test)
+            self._task.model.eval()
+            progress.test_loss, progress.value = tested(
+                self._model, self._task.test, self._objective, self._config.batch
+            )
+        translations = self._translate()
         self._compare_with_best()
         if lines and (progress.step or self._task.test is not None):
             rate = self._schedule.rate(max(0, progress.step - 1), self._rates[0])
-            losses = {"train_loss": progress.train_loss, "test_loss": progress.test_loss}
-            lines.write({"kind": "evaluation", **self._where(), **losses, metric: progress.value, "lr": rate})
+            values = {"train_loss": progress.train_loss, "test_loss": progress.test_loss}
+            values |= {metric: progress.value, **translations}
+            lines.write({"kind": "evaluation", **self._where(), **values, "lr": rate})
 
-    @torch.no_grad()
-    def _tested(self, samples: Samples) -> tuple[float, float]:
-        """The mean loss and the metric on some samples."""
-        self._task.model.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
-        start, stop = distributed.share(len(samples.targets))
-        for at in range(start, stop, self._config.batch):
-            inputs, targets = samples.take(slice(at, min(stop, at + self._config.batch)))
-            outputs = called(self._model, inputs)
-            count = self._objective.count(targets)
-            points = self._objective.points(outputs, targets)
-            sums += torch.stack([self._objective.total(outputs, targets), points, sums.new_tensor(count)])
-        distributed.add_up([sums])
-        total, points_sum, counted = sums.tolist()
-        return total / counted, self._objective.value(total, points_sum, int(counted))
+    def _translate(self) -> dict[str, Any]:
+        """BLEU of some test sentences, decoded greedily, as the log says it; nothing of other tasks."""
+        if self._interpreter is None:
+            return {}
+        found, progress = self._translated(self._interpreter.some, 1).bleu, self.progress
+        progress.bleu = found.value
+        if progress.best_bleu is None or found.value > progress.best_bleu:
+            progress.best_bleu, progress.best_bleu_step = found.value, progress.step
+        return {
+            "bleu": found.value,
+            "bleu_sentences": len(self._interpreter.some),
+            "bleu_signature": found.signature,
+        }
+
+    def _translated(self, chosen: Tensor, beam: int) -> Translated:
+        assert self._interpreter is not None
+        with self._fabric.autocast():
+            return self._interpreter.translated(chosen, beam=beam)
 
     def _compare_with_best(self) -> None:
         progress = self.progress

@@ -24,7 +24,7 @@ from fisherlab.train.objectives import Objective, objective
 from fisherlab.train.optimizers import create
 from fisherlab.train.prepare import Task, prepare
 from fisherlab.train.randomness import random_state, seed_all, set_random_state
-from fisherlab.train.recipes import fitted
+from fisherlab.train.recipes import explain, fitted
 from fisherlab.writing import beside
 
 log = logging.getLogger("fisherlab")
@@ -44,6 +44,7 @@ def train(
     force: bool = False,
     report: Report = _silent,
     accepted: Callable[[], None] = _silent,
+    pictures: bool = True,
 ) -> dict[str, Any]:
     """Trains a model, and writes the run's directory.
 
@@ -53,6 +54,7 @@ def train(
         force: whether a run there may be replaced.
         report: is told after each step.
         accepted: is called once the configuration has proved right.
+        pictures: whether the curves are drawn.
 
     Returns:
         What `summary.json` holds.
@@ -64,7 +66,9 @@ def train(
     """
     check_startable(out, force=force)
     with _own_randomness():
-        run = _Run(config)
+        run = _Run(config, pictures=pictures)
+        if run.fitted:
+            explain(run.config)
         part = RunPart.start(out, force=force) if run.first else None
         try:
             if part:
@@ -82,6 +86,7 @@ def resume(
     *,
     report: Report = _silent,
     accepted: Callable[[], None] = _silent,
+    pictures: bool = True,
 ) -> dict[str, Any]:
     """Continues a run that was interrupted; on the CPU to the bits of one that was not.
 
@@ -90,6 +95,7 @@ def resume(
         given: values of the configuration that must be those of the run.
         report: is told after each step.
         accepted: is called once the run has been read.
+        pictures: whether the curves are drawn.
 
     Returns:
         What `summary.json` holds.
@@ -104,14 +110,25 @@ def resume(
     part = RunPart.reopen(run) if distributed.rank() == 0 else None
     try:
         config = read_config(part_of(out) / CONFIG)
-        _check_same(config, given or {})
+        check_same(config, given or {})
         if any(distributed.gather_all(part is not None and (part.path / PROVENANCE).is_file())):
             return _ended(part)
         with _own_randomness():
-            return _Run(config, begun=True).perform(part, out, report, accepted)
+            return _Run(config, begun=True, pictures=pictures).perform(part, out, report, accepted)
     finally:
         if part:
             part.release()
+
+
+def rehearse(config: TrainConfig) -> tuple[TrainConfig, Task, Objective]:
+    """The configuration as a run would have it, its task and its objective; nothing is trained.
+
+    Raises:
+        InputError: for a configuration that cannot be run.
+    """
+    with _own_randomness():
+        run = _Run(config)
+        return run.config, run.task, run.objective
 
 
 def _ended(part: RunPart | None) -> dict[str, Any]:
@@ -131,26 +148,31 @@ class _Run:
 
     Attributes:
         config: resolved.
+        fitted: whether LNGD's settings for networks without norms were taken.
         first: whether this process writes.
+        task: the model and its samples.
+        objective: loss and metric.
     """
 
-    def __init__(self, config: TrainConfig, *, begun: bool = False) -> None:
-        self._started, self._begun = time.perf_counter(), begun
+    def __init__(self, config: TrainConfig, *, begun: bool = False, pictures: bool = True) -> None:
+        self._started, self._begun, self._pictures = time.perf_counter(), begun, pictures
         checked = config.resolved()
         fabric = _fabric(checked)
         self.first = fabric.global_rank == 0
         seed_all(checked.seed + fabric.global_rank, fabric.device)
-        self._task: Task = prepare(checked, fabric.device)
-        self.config = config if begun else fitted(config, self._task).resolved()
-        self._objective: Objective = objective(self._task.likelihood, self.config.label_smoothing)
+        self.task: Task = prepare(checked, fabric.device)
+        wanted = config if begun else fitted(config, self.task)
+        self.fitted = wanted is not config
+        self.config = config if begun else wanted.resolved()
+        self.objective: Objective = objective(self.task.likelihood, self.config.label_smoothing)
         optimizer = create(
             self.config.optimizer,
-            self._task.model,
+            self.task.model,
             self.config.settings(),
-            likelihood=self._objective.likelihood,
+            likelihood=self.objective.likelihood,
             seed=self.config.seed,
         )
-        self._trainer = Trainer(self.config, self._task, optimizer, self._objective, fabric)
+        self._trainer = Trainer(self.config, self.task, optimizer, self.objective, fabric)
         self._trainer.check()
         self._fabric = fabric
 
@@ -164,7 +186,7 @@ class _Run:
             self._restore(checkpoints, out)
             accepted()
             if part:
-                lines = Log(part.path, self._trainer.progress.step)
+                lines = Log(part.path, self._trainer.progress.step, tensorboard=self.config.tensorboard)
             diverged = self._train(checkpoints, lines, report)
             summary = self._summary(out, checkpoints, diverged)
             if part and checkpoints:
@@ -213,7 +235,7 @@ class _Run:
     def _summary(
         self, out: Path, checkpoints: Checkpoints | None, diverged: DivergedError | None
     ) -> dict[str, Any]:
-        progress, task = self._trainer.progress, self._task
+        progress, task = self._trainer.progress, self.task
         tested = task.test is not None
         summary = {
             "command": "train",
@@ -229,24 +251,28 @@ class _Run:
             "seconds": progress.seconds,
             "train_loss": progress.train_loss,
             "test_loss": progress.test_loss,
-            "metric": self._objective.metric if tested else "train_loss",
+            "metric": self.objective.metric if tested else "train_loss",
             "value": progress.value if tested else progress.train_loss,
             "best": progress.best,
             "best_step": progress.best_step,
+            "bleu": self._trainer.bleu(),
             "checkpoints": [entry.weights for entry in checkpoints.entries] if checkpoints else [],
         }
         return dict(finite(summary))
 
     def _write(self, folder: Path, checkpoints: Checkpoints, summary: Mapping[str, Any]) -> None:
         """Everything that a run has once it has ended."""
-        config, dataset = self.config, self._task.train.dataset
+        config, dataset = self.config, self.task.train.dataset
         caption = (
             f"{config.optimizer} on {config.model}, data {dataset.label} ({config.split}; tested on "
             f"{summary['test'] or 'nothing'}), seed {config.seed}, device {config.device}, precision "
             f"{config.precision}"
         )
         title = f"{config.model}, {config.optimizer}"
-        write_curves(folder, self._objective.metric, title=title, caption=caption)
+        if self._pictures:
+            write_curves(folder, self.objective.metric, title=title, caption=caption)
+        if self._trainer.translated is not None:
+            self._trainer.translated.write(folder)
         last = checkpoints.entries[-1]
         found = provenance(
             device=config.device,
@@ -278,7 +304,7 @@ def _fabric(config: TrainConfig) -> Any:
     return fabric
 
 
-def _check_same(config: TrainConfig, given: Mapping[str, Any]) -> None:
+def check_same(config: TrainConfig, given: Mapping[str, Any]) -> None:
     """Refuses to continue a run with values that are not its own.
 
     Raises:
