@@ -9,6 +9,7 @@ benchmarks/results/cifar_training/.
 """
 
 import argparse
+import math
 import tempfile
 from pathlib import Path
 from statistics import mean, stdev
@@ -134,19 +135,22 @@ def rows_of(
         steps = mean(reached) if reached else float("nan")
         lr = own[0].config["lr"]
         row = [method_label(method), f"{lr:g}" + ("*" if lr in (GRIDS[method][0], GRIDS[method][-1]) else "")]
-        row += [f"{steps:.0f} ({len(reached)}/{len(own)})", f"{steps * seconds:.0f}"]
+        row += [f"{shown(steps)} ({len(reached)}/{len(own)})", shown(steps * seconds)]
         row += [f"{STEPS_PER_EPOCH * seconds:.0f}", f"{ratio:.2f}"]
         row += [spread(last["loss"], 3), spread(last["test_loss"], 3), spread(last["metric"], 2)]
         rows.append(row)
-    sgd = float(rows[0][3])
     for row in rows:
-        row.insert(4, f"{sgd / float(row[3]):.2f}")
+        row.insert(4, "–" if "–" in (row[3], rows[0][3]) else f"{float(rows[0][3]) / float(row[3]):.2f}")
     return rows
 
 
 def late_end(run: FinishedRun) -> float:
     """The mean of the last five logged losses."""
     return mean([line["loss"] for line in log.read(run.folder) if line["kind"] == "step"][-5:])
+
+
+def shown(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.0f}"
 
 
 def spread(values: pd.Series, digits: int) -> str:
