@@ -1,12 +1,14 @@
 """The training runs behind figures and tables: made once, found again, shared."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fisherlab import datasets, models
 from fisherlab.errors import InputError
 from fisherlab.finished import FinishedRun, read_run
 from fisherlab.train import DivergedError, TrainConfig, resume, train
@@ -101,6 +103,7 @@ class Runs:
     ) -> None:
         self._folder, self._seed, self._device, self._data_dir = folder, seed, device, data_dir
         self._report = report
+        self._sizes: dict[tuple[str, str], int] = {}
         self._known = [run for place in (folder, *others) for run in _finished(place)]
 
     def of(self, task: Task, method: str) -> list[Run]:
@@ -113,15 +116,25 @@ class Runs:
         return [self._one(task, method, self._seed + place) for place in range(task.seeds)]
 
     def _one(self, task: Task, method: str, seed: int) -> Run:
-        config = TrainConfig(
-            **task.values(method), seed=seed, device=self._device, data_dir=self._data_dir, keep_last=1
-        )
+        values = self._fitting(task.values(method))
+        config = TrainConfig(**values, seed=seed, device=self._device, data_dir=self._data_dir, keep_last=1)
         for known in self._known:
             if _same(config, known.config):
                 return Run(method, known)
         made = read_run(self._made(config, f"{task.name}-{config.model}-{method}-seed{seed}"))
         self._known.append(made)
         return Run(method, made)
+
+    def _fitting(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values with no more samples than there are (a stand-in has few), in about as many steps."""
+        wanted, model, split = values.get("samples"), values["model"], values.get("split", "train")
+        if wanted is None:
+            return values
+        if (model, split) not in self._sizes:
+            data = datasets.load(models.spec(model).dataset, split, data_dir=self._data_dir)
+            self._sizes[model, split] = len(data)
+        size = min(wanted, self._sizes[model, split])
+        return {**values, "samples": size, "epochs": math.ceil(values["epochs"] * wanted / size)}
 
     def _made(self, config: TrainConfig, name: str) -> Path:
         """The directory of the run, trained now or to its end; a run that diverged is a result too."""

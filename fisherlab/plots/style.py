@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
+from matplotlib.transforms import Bbox
 
 from fisherlab.plots.labels import short
 
@@ -123,6 +125,14 @@ def dashes(index: int) -> str | tuple[int, tuple[float, ...]]:
     return _DASHES[index % len(_DASHES)]  # type: ignore[return-value]
 
 
+class _WholeFigure(Figure):
+    """A figure that notebooks, which cut pictures to what the layout knows, show with its strips."""
+
+    def get_tightbbox(self, renderer: Any = None, bbox_extra_artists: Any = None) -> Bbox:
+        """The whole page, in inches."""
+        return Bbox.from_bounds(0, 0, *self.get_size_inches())
+
+
 def new_figure(
     width: float,
     height: float,
@@ -150,7 +160,7 @@ def new_figure(
     key = _strip(math.ceil(len(legend) / columns), TEXT_SIZE + 1)
     bottom = caption_height(caption, width)
     total = height + top + key + bottom
-    figure = Figure(figsize=(width, total))
+    figure = _WholeFigure(figsize=(width, total))
     rect = (0.0, bottom / total, 1.0, height / total)
     figure.set_layout_engine(ConstrainedLayoutEngine(rect=rect, h_pad=0.04, w_pad=0.04))
     edge = 0.04 / width

@@ -1,3 +1,4 @@
+import io
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
 
 from fisherlab import plots
 from fisherlab.plots import labels, style
@@ -216,3 +218,13 @@ def test_short_names_keep_numbers_and_the_first_letters_of_words():
 @pytest.mark.parametrize(("number", "text"), [(2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (22, "22nd")])
 def test_ordinals(number, text):
     assert labels.ordinal(number) == text
+
+
+def test_a_tight_box_keeps_the_caption():
+    """Notebooks save with a tight box, which must not cut off what the layout does not know."""
+    figure = style.new_figure(3.0, 1.0, caption="stand-in: digits", title="A title")
+    figure.add_subplot()
+    whole, tight = io.BytesIO(), io.BytesIO()
+    figure.savefig(whole, dpi=50)
+    figure.savefig(tight, dpi=50, bbox_inches="tight", pad_inches=0)
+    assert Image.open(tight).size == Image.open(whole).size
