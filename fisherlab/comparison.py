@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fisherlab.about import About
 from fisherlab.approximations import (
     DEFAULT_APPROXIMATIONS,
     Approximation,
@@ -21,7 +22,7 @@ from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.models.loading import NamedPair
 from fisherlab.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, Plan, make_plans, parse_bytes
 from fisherlab.progress import Progress
-from fisherlab.result import About, Comparison
+from fisherlab.result import Comparison
 
 _MOST_OPERATIONS = 1e13
 _MOST_CONTRACTION = 4e10
@@ -119,7 +120,7 @@ def compare(
         results=experiment.results(),
         layers=_covered(collector),
         coupling_matrix=experiment.coupling(),
-        about=about or _about(model, data),
+        about=about or About.given(model, data),
         device=str(collector.device),
         dtype=str(collector.dtype).removeprefix("torch."),
     )
@@ -132,15 +133,6 @@ def _covered(collector: Collector) -> Layers:
         {n: a.name for n, a in found.items()},
         {n: f"activation: {a.reason}" for n, a in found.items() if a.reason},
     )
-
-
-def _about(model: nn.Module, data: Any) -> About:
-    """The names of a model and of built-in data, whose stand-in must not go unsaid."""
-    name = type(model).__name__
-    if not isinstance(data, NamedPair):
-        return About(name)
-    dataset = data.dataset
-    return About(name, dataset.label, checksum=dataset.checksum, stand_in=bool(dataset.stand_in))
 
 
 def _refuse_empirical(methods: Sequence[Approximation]) -> None:

@@ -2,7 +2,6 @@
 
 import gc
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fisherlab.errors import NotSupportedError
-from fisherlab.provenance import provenance
 from fisherlab.rundir import run_directory, write_json
 
 if TYPE_CHECKING:
@@ -54,7 +52,6 @@ def write_comparison(
     """
     from fisherlab.report import write_page
 
-    about = comparison.about
     summary = comparison.summary() if summary is None else summary
     comparison.records.to_csv(folder / "records.csv", index=False)
     comparison.directions.to_csv(folder / "directions.csv", index=False)
@@ -68,19 +65,11 @@ def write_comparison(
         for done, picture in enumerate(_pictures(comparison, folder)):
             pictures.append(picture)
             report(done + 1)
-    origin = provenance(
-        device=comparison.device,
-        seed=about.seed,
-        dataset=about.dataset,
-        stand_in=about.stand_in,
-        checksum=about.checksum,
-        checkpoint={"name": about.checkpoint, "sha256": about.checkpoint_hash, "step": about.step},
-        seconds=None if started is None else round(time.perf_counter() - started, 2),
-    )
+    origin = comparison.about.provenance(comparison.device, started)
     write_json(folder / "provenance.json", origin)
     write_page(
         folder / "report.html",
-        title=f"Fisher comparison: {about.model}",
+        title=f"Fisher comparison: {comparison.about.model}",
         summary={key: value for key, value in summary.items() if key != "layers"},
         records=comparison.records,
         figures=pictures,

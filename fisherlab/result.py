@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import Tensor
 
+from fisherlab.about import About
 from fisherlab.errors import InputError, NotSupportedError, bytes_text, unknown
 from fisherlab.layers import Layers, LayerView
 from fisherlab.measure import Measured
@@ -64,42 +65,6 @@ _NUMBERS = [c for c in RECORD_COLUMNS[RECORD_COLUMNS.index("relative_error") :] 
 DIRECTION_COLUMNS = ("layer", "approximation", "damping", "direction_cosine", "decrease_share")
 
 _LARGEST_PICTURE = 4096
-
-
-@dataclass(frozen=True)
-class About:
-    """What the records call the things they were computed from.
-
-    Attributes:
-        model: its name.
-        dataset: its label; a stand-in says so in it.
-        checkpoint: `init`, a path, or how the weights were trained.
-        step: the training step of the weights; None: unknown.
-        seed: of initial weights, choice of samples and drawn labels; None: not known.
-        checksum: of the data set's source.
-        stand_in: whether the data stand in for others.
-        checkpoint_hash: SHA-256 of the weights' file.
-    """
-
-    model: str
-    dataset: str = "tensors"
-    checkpoint: str = "as given"
-    step: int | None = None
-    seed: int | None = None
-    checksum: str | None = None
-    stand_in: bool = False
-    checkpoint_hash: str | None = None
-
-    def caption(self, device: str) -> str:
-        """One line for a figure."""
-        parts = [
-            f"data: {self.dataset}",
-            f"model: {self.model}",
-            f"checkpoint: {self.checkpoint}",
-            f"seed: {'unknown' if self.seed is None else self.seed}",
-            f"device: {device}",
-        ]
-        return "; ".join(parts)
 
 
 @dataclass

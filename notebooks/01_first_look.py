@@ -30,7 +30,7 @@
 import rich
 
 import fisherlab as fl
-from fisherlab.result import About
+from fisherlab.about import About
 
 # %% [markdown]
 # ## A trained network and its data

@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisherlab as fl
-from fisherlab.result import About
+from fisherlab.about import About
 
 # %% [markdown]
 # ## Which parameters have a Fisher block?

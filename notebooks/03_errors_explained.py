@@ -26,7 +26,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import fisherlab as fl
-from fisherlab.result import About
+from fisherlab.about import About
 
 torch.set_default_dtype(torch.float64)
 

@@ -32,7 +32,7 @@ from fisherlab.figures.printed import ERRATA, TABLES
 from PIL import Image
 
 import fisherlab as fl
-from fisherlab.result import About
+from fisherlab.about import About
 
 SCALE = "smoke"
 pd.DataFrame([(entry.name, entry.title) for entry in ENTRIES], columns=["name", "shows"])

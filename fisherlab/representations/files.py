@@ -1,12 +1,10 @@
 """The files of representation vectors: tables and pictures."""
 
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fisherlab.provenance import provenance
 from fisherlab.representations.vectors import ACTIVATED, INPUT, OUTPUT
 from fisherlab.rundir import run_directory, write_json
 
@@ -44,7 +42,6 @@ def write_representations(
         started: `time.perf_counter()` at the start of the run; None: its wall time is not known.
         report: called with the number of pictures done.
     """
-    about = result.about
     for vector, name in _FILES.items():
         own = result.histograms[result.histograms["vector"] == vector]
         own.drop(columns="vector").to_csv(folder / name, index=False)
@@ -52,16 +49,7 @@ def write_representations(
         getattr(result, name).to_csv(folder / f"{name}.csv", index=False)
     write_json(folder / "summary.json", summary)
     _write_pictures(result, folder, report)
-    origin = provenance(
-        device=result.device,
-        seed=about.seed,
-        dataset=about.dataset,
-        stand_in=about.stand_in,
-        checksum=about.checksum,
-        checkpoint={"name": about.checkpoint, "sha256": about.checkpoint_hash, "step": about.step},
-        seconds=None if started is None else round(time.perf_counter() - started, 2),
-    )
-    write_json(folder / "provenance.json", origin)
+    write_json(folder / "provenance.json", result.about.provenance(result.device, started))
 
 
 def _write_pictures(result: "Representations", folder: Path, report: Callable[[int], None]) -> None:

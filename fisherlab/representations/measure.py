@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fisherlab.about import About
 from fisherlab.collect import Collector
 from fisherlab.errors import InputError
 from fisherlab.layers import Layers, select_layers
@@ -16,7 +17,6 @@ from fisherlab.representations.gradients import DRAWS, Gradients
 from fisherlab.representations.marginals import Marginals
 from fisherlab.representations.result import Representations
 from fisherlab.representations.tables import LayerFacts, tables
-from fisherlab.result import About
 
 
 def represent(
@@ -87,7 +87,7 @@ def represent(
     order = torch.randperm(samples, generator=draws)
     marginals = Marginals(collector, order, draws, progress)
     gradients = Gradients(collector, order, progress)
-    about = about or _about(model, data)
+    about = about or About.given(model, data)
     device, dtype = str(collector.device), str(collector.dtype).removeprefix("torch.")
     facts = [_facts(name, collector, samples, marginals, gradients) for name in names]
     return Representations(**tables(facts, about, device, dtype), about=about, device=device, samples=samples)
@@ -111,12 +111,3 @@ def _facts(
         labels=gradients.labels,
         note=gradients.why_none(name),
     )
-
-
-def _about(model: nn.Module, data: Any) -> About:
-    """The names of a model and of built-in data, whose stand-in must not go unsaid."""
-    name = type(model).__name__
-    if not isinstance(data, NamedPair):
-        return About(name)
-    dataset = data.dataset
-    return About(name, dataset.label, checksum=dataset.checksum, stand_in=bool(dataset.stand_in))

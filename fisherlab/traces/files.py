@@ -1,12 +1,10 @@
 """The files of a trace: tables, pictures and the page."""
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fisherlab.plots.workers import saver
-from fisherlab.provenance import provenance
 from fisherlab.report import Picture, write_page
 from fisherlab.rundir import write_json
 from fisherlab.traces.result import Traces
@@ -31,7 +29,6 @@ def write_traces(
         started: `time.perf_counter()` at the start of the run; None: its wall time is not known.
         report: called with the number of pictures done.
     """
-    about = traces.about
     traces.traces.to_csv(folder / "traces.csv", index=False)
     traces.diagnostics.to_csv(folder / "diagnostics.csv", index=False)
     traces.stages.to_csv(folder / "stages.csv", index=False)
@@ -44,19 +41,11 @@ def write_traces(
             save(figure, folder / name)
             pictures.append(Picture(f"{name}.png", f"{text} {traces.caption_of(name)}.", heading))
             report(done + 1)
-    origin = provenance(
-        device=traces.device,
-        seed=about.seed,
-        dataset=about.dataset,
-        stand_in=about.stand_in,
-        checksum=about.checksum,
-        checkpoint={"name": about.checkpoint, "sha256": about.checkpoint_hash, "step": about.step},
-        seconds=None if started is None else round(time.perf_counter() - started, 2),
-    )
+    origin = traces.about.provenance(traces.device, started)
     write_json(folder / "provenance.json", origin)
     write_page(
         folder / "report.html",
-        title=f"Trace diagnostics: {about.model}",
+        title=f"Trace diagnostics: {traces.about.model}",
         summary={key: value for key, value in summary.items() if key not in ("layers", "checkpoints")},
         records=None,
         figures=pictures,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab import metrics
+from fisherlab.about import About
 from fisherlab.approximations import DEFAULT_APPROXIMATIONS, Approximation
 from fisherlab.comparison import compare
 from fisherlab.data import Batches
@@ -25,7 +26,7 @@ from fisherlab.models.loading import settle_norms
 from fisherlab.models.seeding import seeded
 from fisherlab.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, Plan
 from fisherlab.progress import Progress
-from fisherlab.result import About, Comparison, LayerResult
+from fisherlab.result import Comparison, LayerResult
 from fisherlab.traces.result import Traces
 
 log = logging.getLogger("fisherlab")

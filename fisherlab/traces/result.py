@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from fisherlab.about import About
 from fisherlab.plots.frames import compared_layers
 from fisherlab.plots.profiles import MANY
-from fisherlab.result import About
 from fisherlab.rundir import run_directory
 
 if TYPE_CHECKING:

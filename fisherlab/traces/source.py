@@ -9,14 +9,13 @@ import torch
 from torch import nn
 
 from fisherlab import models
-from fisherlab.datasets import Dataset
+from fisherlab.about import About
 from fisherlab.errors import InputError
 from fisherlab.finished import FinishedRun, read_run
 from fisherlab.layers import Layers, find_layers
 from fisherlab.models.loading import NamedPair
 from fisherlab.models.registry import Mask
 from fisherlab.models.seeding import seeded
-from fisherlab.result import About
 from fisherlab.traces.config import DEFAULT_SAMPLES, TraceConfig
 from fisherlab.traces.measure import Checkpoint, read_file, trace
 from fisherlab.traces.recorder import Recorder
@@ -119,7 +118,7 @@ def _of_run(config: TraceConfig, folder: Path) -> Source:
         likelihood=config.likelihood or task.likelihood,
         layers=find_layers(task.model, config.layers, bias=config.bias, masks=masks),
         checkpoints=checkpoints,
-        about=_about(wanted.model, dataset, wanted.seed),
+        about=About.of(wanted.model, dataset, seed=wanted.seed),
         origin=f"run {run.name}",
         log=Recorder.from_log(_log_lines(folder)),
         log_words=f"recorded in training by {trained.optimizer}; data: {run.summary.get('dataset')}; model: "
@@ -195,8 +194,14 @@ def _of_model(config: TraceConfig, progress: Callable[[int, int], None] | None) 
     if config.samples is None and len(found.dataset) > DEFAULT_SAMPLES:
         found = prepared(DEFAULT_SAMPLES)
     dataset = found.dataset
-    about = _about(found.name, dataset, seed)
-    about = replace(about, checkpoint=found.checkpoint, step=found.step)
+    about = About.of(
+        found.name,
+        dataset,
+        checkpoint=found.checkpoint,
+        step=found.step,
+        seed=seed,
+        checkpoint_hash=found.checkpoint_hash or None,
+    )
     return Source(
         config=replace(config, samples=len(dataset), seed=seed),
         model=found.model,
@@ -204,7 +209,7 @@ def _of_model(config: TraceConfig, progress: Callable[[int, int], None] | None) 
         likelihood=config.likelihood or found.likelihood,
         layers=find_layers(found.model, config.layers, bias=config.bias, masks=found.masks),
         checkpoints=(),
-        about=replace(about, checkpoint_hash=found.checkpoint_hash or None),
+        about=about,
     )
 
 
@@ -218,7 +223,3 @@ def _check_layers(config: TraceConfig) -> None:
     """Refuses unknown layers of a built-in model before it is trained."""
     if config.model is not None and ":" not in config.model:
         find_layers(seeded(models.spec(config.model).build, 0), config.layers, bias=config.bias)
-
-
-def _about(model: str, dataset: Dataset, seed: int) -> About:
-    return About(model, dataset.label, seed=seed, checksum=dataset.checksum, stand_in=bool(dataset.stand_in))
