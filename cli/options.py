@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from fisherlab.config import BIAS_MODES, CompareConfig
+
 from .messages import log, set_verbosity
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else.")
@@ -29,6 +31,73 @@ class Output:
     force: bool
     as_json: bool
     progress: bool
+
+
+def fisher(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of a comparison that other commands have too, with its defaults.
+
+    The callback gets layers and approximations as tuples of names.
+    """
+    default = CompareConfig(model="")
+
+    @click.option(
+        "--layers",
+        multiple=True,
+        metavar="GLOB",
+        help="Names or globs of layers; repeatable.  [default: all]",
+    )
+    @click.option(
+        "--approximations",
+        metavar="A,B,…",
+        help="See `list approximations`.  [default: kfac,ekfac,tkfac,lngd]",
+    )
+    @click.option(
+        "--kind",
+        default=default.kind,
+        show_default=True,
+        metavar="KIND",
+        help="Labels of the Fisher: predictive, monte-carlo, empirical or layerwise.",
+    )
+    @click.option(
+        "--likelihood",
+        metavar="NAME",
+        help="categorical, token-categorical, bernoulli, gaussian.  [default: the model's]",
+    )
+    @click.option(
+        "--bias",
+        default=default.bias,
+        show_default=True,
+        metavar="|".join(BIAS_MODES),
+        help="A bias as last column of the weights, as a block of its own, or left out.",
+    )
+    @click.option(
+        "--memory",
+        default=default.memory,
+        show_default=True,
+        metavar="SIZE",
+        help="The limit for all exact blocks together.",
+    )
+    @click.option(
+        "--max-columns",
+        type=int,
+        default=default.max_columns,
+        show_default=True,
+        help="The most columns of a block kept in factored (Gram) form.",
+    )
+    @click.option(
+        "--draws",
+        type=int,
+        default=default.draws,
+        show_default=True,
+        help="Labels a sample for --kind monte-carlo.",
+    )
+    @click.option("--device", default=default.device, show_default=True, metavar="auto|cpu|cuda[:i]")
+    @wraps(callback)
+    def wrapped(*, layers: tuple[str, ...], approximations: str | None, **values: Any) -> Any:
+        names = () if approximations is None else tuple(name.strip() for name in approximations.split(","))
+        return callback(layers=layers or default.layers, approximations=names, **values)
+
+    return wrapped
 
 
 def verbosity(callback: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,10 @@
 """`fisherlab run`: repeats a run from its configuration."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from fisherlab.figures.config import FiguresConfig
@@ -12,9 +15,20 @@ from fisherlab.traces.config import TraceConfig
 from fisherlab.train import config as training
 from fisherlab.train.sweep_config import SweepConfig
 
-from . import figures_run, options, report, represent_run, sweep_run, trace_run
-from .compare_run import perform
-from .train_run import train_config
+from . import compare_run, figures_run, options, report, represent_run, sweep_run, trace_run, train_run
+
+Read = Callable[[Path], Any]
+Perform = Callable[[Any, options.Output], None]
+
+_COMMANDS: dict[str | None, tuple[Read, Perform]] = {
+    training.TrainConfig.command: (training.read_config, train_run.train_config),
+    SweepConfig.command: (partial(read_config, kind=SweepConfig), sweep_run.sweep_config),
+    TraceConfig.command: (partial(read_config, kind=TraceConfig), trace_run.perform),
+    RepresentConfig.command: (partial(read_config, kind=RepresentConfig), represent_run.perform),
+    FiguresConfig.command: (partial(read_config, kind=FiguresConfig), figures_run.make_config),
+    report.ReportConfig.command: (partial(read_config, kind=report.ReportConfig), report.perform),
+}
+_COMPARE: tuple[Read, Perform] = (partial(read_config, kind=CompareConfig), compare_run.perform)
 
 
 @click.command("run", short_help="Repeat a run from its config.toml.")
@@ -23,28 +37,13 @@ from .train_run import train_config
 @options.output
 def command(*, config: str, device: str | None, output: options.Output) -> None:
     """Repeat the run that a config.toml describes, into a directory of its own."""
-    if training.command_of(Path(config)) == training.TrainConfig.command:
-        wanted_training = training.read_config(Path(config))
-        train_config(replace(wanted_training, device=device or wanted_training.device), output)
-        return
-    if training.command_of(Path(config)) == TraceConfig.command:
-        traced = read_config(config, TraceConfig)
-        trace_run.perform(replace(traced, device=device or traced.device), output)
-        return
-    if training.command_of(Path(config)) == SweepConfig.command:
-        swept = read_config(config, SweepConfig)
-        sweep_run.sweep_config(swept.on(device) if device else swept, output)
-        return
-    if training.command_of(Path(config)) == RepresentConfig.command:
-        represented = read_config(config, RepresentConfig)
-        represent_run.perform(replace(represented, device=device or represented.device), output)
-        return
-    if training.command_of(Path(config)) == FiguresConfig.command:
-        drawn = read_config(config, FiguresConfig)
-        figures_run.make_config(replace(drawn, device=device or drawn.device), output)
-        return
-    if training.command_of(Path(config)) == report.ReportConfig.command:
-        report.perform(read_config(config, report.ReportConfig), output)
-        return
-    wanted = read_config(config, CompareConfig)
-    perform(replace(wanted, device=device or wanted.device), output)
+    path = Path(config)
+    read, perform = _COMMANDS.get(training.command_of(path), _COMPARE)
+    perform(_on(read(path), device), output)
+
+
+def _on(config: Any, device: str | None) -> Any:
+    """The configuration on a device, where it has one."""
+    if not device or isinstance(config, report.ReportConfig):
+        return config
+    return config.on(device) if isinstance(config, SweepConfig) else replace(config, device=device)

@@ -4,10 +4,17 @@ import itertools
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from fisherlab.config import Config
 from fisherlab.errors import InputError
 from fisherlab.rundir import check_free
+
+from .options import Output
+
+Files = Callable[..., None]
 
 
 def choose(out: Path | None, command: str, model: str, *, force: bool) -> Path:
@@ -27,6 +34,34 @@ def choose(out: Path | None, command: str, model: str, *, force: bool) -> Path:
     check_free(out, force=force)
     _check_writable(out)
     return out
+
+
+def write(
+    config: Config, result: Any, files: Files, out: Path, output: Output, started: float
+) -> dict[str, Any]:
+    """Writes a finished run's directory, complete or not at all; returns what its `summary.json` holds.
+
+    Args:
+        config: what was done, as `config.toml` says it.
+        result: what came out; its `summary()` goes into the summary.
+        files: writes the result's files into the directory.
+        out: the directory.
+        output: see `Output`.
+        started: `time.perf_counter()` at the start of the run.
+    """
+    from fisherlab.progress import bar
+    from fisherlab.rundir import run_directory
+
+    summary = {
+        "command": config.command,
+        "inputs": config.to_dict(),
+        "directory": str(out),
+        **result.summary(),
+    }
+    with run_directory(out, force=output.force) as part, bar(output.progress, "pictures", None) as report:
+        (part / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        files(result, part, summary=summary, started=started, report=report)
+    return summary
 
 
 def _new(name: str) -> Path:

@@ -4,7 +4,7 @@ import sys
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,7 +17,6 @@ from .printing import print_json, print_rich
 
 if TYPE_CHECKING:
     from fisherlab.plans import Plan
-    from fisherlab.traces.result import Traces
     from fisherlab.traces.source import Source
 
 
@@ -33,7 +32,9 @@ def perform(config: TraceConfig, output: Output) -> None:
     with redirect_stdout(sys.stderr):  # a model of the user's own may print
         source = _source(config.resolved(), output.progress)
         traces = source.trace(progress=output.progress, on_plan=_accepted)
-        summary = _write(source.config, traces, out, output, started)
+        from fisherlab.traces.files import write_traces
+
+        summary = rundirs.write(source.config, traces, write_traces, out, output, started)
     if output.as_json:
         print_json(summary)
         return
@@ -55,23 +56,3 @@ def _source(config: TraceConfig, progress: bool) -> "Source":
 def _accepted(plan: "Plan") -> None:
     accept()
     log.debug("plan: layer %s", plan)
-
-
-def _write(
-    config: TraceConfig, traces: "Traces", out: Path, output: Output, started: float
-) -> dict[str, Any]:
-    """Writes the run's directory; returns what `summary.json` holds."""
-    from fisherlab.progress import bar
-    from fisherlab.rundir import run_directory
-    from fisherlab.traces.files import write_traces
-
-    summary = {
-        "command": config.command,
-        "inputs": config.to_dict(),
-        "directory": str(out),
-        **traces.summary(),
-    }
-    with run_directory(out, force=output.force) as part, bar(output.progress, "pictures", None) as report:
-        (part / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-        write_traces(traces, part, summary, started=started, report=report)
-    return summary

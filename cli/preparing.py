@@ -1,0 +1,119 @@
+"""A model and its data from a configuration, for the commands that look at one model."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from fisherlab.config import DTYPES, CompareConfig
+from fisherlab.representations.config import RepresentConfig
+
+from .messages import log
+
+if TYPE_CHECKING:
+    from fisherlab.about import About
+    from fisherlab.models import Prepared
+
+OneModel = TypeVar("OneModel", CompareConfig, RepresentConfig)
+
+
+def prepare(config: OneModel, *, samples: int | None, bias: str, progress: bool) -> "Prepared":
+    """The model in evaluation mode with its samples; a built-in one is trained where it has no weights yet.
+
+    Args:
+        config: resolved.
+        samples: how many; None: the model's default.
+        bias: see `find_layers`.
+        progress: whether to show a bar while the model is trained.
+
+    Raises:
+        FisherlabError: where the layers, the weights or the data cannot be had.
+    """
+    import torch
+
+    from fisherlab import models
+
+    _check_layers(config, bias)
+    with _training(progress) as step:
+        prepared = models.prepare(
+            config.model,
+            seed=config.seed,
+            checkpoint=config.checkpoint,
+            data=config.data,
+            data_dir=config.data_dir,
+            samples=samples,
+            dtype=None if config.dtype is None else getattr(torch, config.dtype),
+            device=config.device,
+            progress=step,
+        )
+    if config.checkpoint is None and ":" not in config.model:
+        log.info(
+            "no checkpoint was given: the weights of %s were %s", config.model, _made(prepared.checkpoint)
+        )
+    return prepared
+
+
+def about(config: OneModel, prepared: "Prepared") -> "About":
+    """What records and captions call them."""
+    from fisherlab.about import About
+
+    return About.of(
+        prepared.name,
+        prepared.dataset,
+        checkpoint=_shown(prepared.checkpoint, config.checkpoint),
+        step=prepared.step,
+        seed=config.seed,
+        checkpoint_hash=prepared.checkpoint_hash or None,
+    )
+
+
+def as_used(config: OneModel, prepared: "Prepared", dtype: str) -> OneModel:
+    """The configuration with what the model and its data decided."""
+    own_data = prepared.dataset.name == config.model
+    likelihood = prepared.likelihood if isinstance(prepared.likelihood, str) else None
+    return replace(
+        config,
+        data=None if own_data else prepared.dataset.name,
+        samples=len(prepared.dataset),
+        likelihood=config.likelihood or likelihood,
+        dtype=dtype if dtype in DTYPES else None,
+    )
+
+
+def _check_layers(config: OneModel, bias: str) -> None:
+    """Refuses unknown layers of a built-in model before it is trained."""
+    from fisherlab import models
+    from fisherlab.layers import find_layers
+    from fisherlab.models.seeding import seeded
+
+    if ":" not in config.model:
+        find_layers(seeded(models.spec(config.model).build, config.seed), config.layers, bias=bias)
+
+
+@contextmanager
+def _training(progress: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar that appears with the first training step."""
+    from fisherlab.progress import bar
+
+    reports: list[Callable[[int], None]] = []
+    with ExitStack() as stack:
+
+        def step(done: int, steps: int) -> None:
+            if not reports:
+                reports.append(stack.enter_context(bar(progress, "training steps", steps)))
+            reports[0](done)
+
+        yield step
+
+
+def _made(checkpoint: str) -> str:
+    trained = checkpoint.removeprefix("trained: ")
+    return "left as initialised" if trained == checkpoint else f"trained on the spot ({trained})"
+
+
+def _shown(checkpoint: str, given: str | None) -> str:
+    """The path of a checkpoint below the working directory is shown from there."""
+    path = Path(checkpoint)
+    inside = given is not None and path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd())) if inside else checkpoint
