@@ -17,12 +17,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from common import RESULTS, machine, processor_seconds, write_table
+from common import RESULTS, finished_run, machine, processor_seconds, save_png, write_table
 
-from fisherlab.finished import FinishedRun, read_run
-from fisherlab.plots import save
+from fisherlab.finished import FinishedRun
 from fisherlab.plots.methods import method_curves, method_label
-from fisherlab.train import DivergedError, TrainConfig, log, resume, train
+from fisherlab.train import TrainConfig, log
 from fisherlab.writing import write
 
 GRIDS = {
@@ -60,14 +59,7 @@ def config_of(method: str, lr: float, seed: int, epochs: int) -> TrainConfig:
 
 def done(out: Path, config: TrainConfig) -> FinishedRun:
     """The run in a directory: found, continued or made."""
-    try:
-        if out.with_name(out.name + ".part").is_dir():
-            resume(out)
-        elif not out.exists():
-            train(config, out)
-    except DivergedError as error:
-        print(error, flush=True)
-    run = read_run(out)
+    run = finished_run(out, config)
     print(f"{out.name}: {run.summary['outcome']}, {run.summary['value']}", flush=True)
     return run
 
@@ -196,9 +188,7 @@ def report(runs: dict[str, list[FinishedRun]], repeats: int, epochs: int) -> Non
         title="A ResNet-8 on CIFAR-10",
         caption=caption,
     )
-    for path in save(figure, RESULTS / "cifar_training"):
-        if path.suffix == ".pdf":
-            path.unlink()
+    save_png(figure, RESULTS / "cifar_training")
     for own in runs.values():
         for run in own:
             for name in ("config.toml", "log.jsonl"):

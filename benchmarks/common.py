@@ -19,6 +19,9 @@ from torch import nn
 from fisherlab.models import prepare
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fisherlab.finished import FinishedRun
     from fisherlab.train import TrainConfig
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,6 +58,30 @@ def compare_times(seconds: dict[str, list[float]], own: str) -> dict[str, tuple[
         name: (median(times), median(t / o for t, o in zip(times, seconds[own], strict=True)))
         for name, times in seconds.items()
     }
+
+
+def finished_run(out: Path, config: "TrainConfig") -> "FinishedRun":
+    """The training run in a directory: found, continued or made; one that diverged is a result too."""
+    from fisherlab.finished import read_run
+    from fisherlab.train import DivergedError, resume, train
+
+    try:
+        if out.with_name(out.name + ".part").is_dir():
+            resume(out)
+        elif not out.exists():
+            train(config, out)
+    except DivergedError as error:
+        print(error, flush=True)
+    return read_run(out)
+
+
+def save_png(figure: "Figure", path: Path) -> None:
+    """Writes a figure as `path`.png alone."""
+    from fisherlab.plots import save
+
+    for written in save(figure, path):
+        if written.suffix == ".pdf":
+            written.unlink()
 
 
 def processor_seconds(

@@ -19,12 +19,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from common import RESULTS, machine, processor_seconds, write_table
+from common import RESULTS, finished_run, machine, processor_seconds, save_png, write_table
 
-from fisherlab.finished import FinishedRun, read_run
-from fisherlab.plots import save
+from fisherlab.finished import FinishedRun
 from fisherlab.plots.methods import method_curves, method_label
-from fisherlab.train import DivergedError, TrainConfig, log, resume, train
+from fisherlab.train import TrainConfig, log
 from fisherlab.writing import write
 
 GRIDS = {
@@ -93,14 +92,7 @@ def whole_run(budget: Budget, method: str, lr: float, seed: int) -> tuple[Path, 
 
 def done(out: Path, config: TrainConfig) -> FinishedRun:
     """The run in a directory: found, continued or made."""
-    try:
-        if out.with_name(out.name + ".part").is_dir():
-            resume(out)
-        elif not out.exists():
-            train(config, out)
-    except DivergedError as error:
-        print(error, flush=True)
-    run = read_run(out)
+    run = finished_run(out, config)
     bleu = run.summary["bleu"]
     print(
         f"{out.name}: {run.summary['outcome']}, step {run.summary['step']}, test loss {test_loss(run):.4f}"
@@ -254,9 +246,7 @@ def report(budget: Budget, results: dict[str, tuple[float, list[FinishedRun]]], 
         title="A small Transformer on Multi30k, English to German",
         caption=caption,
     )
-    for path in save(figure, RESULTS / "translation"):
-        if path.suffix == ".pdf":
-            path.unlink()
+    save_png(figure, RESULTS / "translation")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from itertools import pairwise
 import hypothesis.strategies as st
 import pytest
 import torch
+from fisherlab.figures.quadratic import Quadratic
 from hypothesis import assume, given, settings
 from torch import Tensor, nn
 
@@ -19,30 +20,6 @@ LAYERWISE = {"momentum": 0.0, "weight_decay": 0.0, "rate": "layerwise", "rate_da
 
 
 # --- theorem 1 ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Quadratic:
-    """What a step with rates α_l along −D_l does to a quadratic model of h, up to h itself.
-
-    Attributes:
-        slopes: ⟨D_l, ∇_l ℓ_n⟩, [samples, layers]; their mean over the samples is ⟨D_l, ∇_l h⟩.
-    """
-
-    slopes: Tensor
-
-    def block_diagonal(self, rates: Tensor) -> Tensor:
-        """−Σ_l α_l ⟨D_l, ∇_l h⟩ + ½ Σ_l α_l² Θ_l, Θ_l = (1/N) Σ_n ⟨D_l, ∇_l ℓ_n⟩²: the theorem's model."""
-        return (0.5 * rates**2 * self.slopes.square().mean(0) - rates * self.slopes.mean(0)).sum()
-
-    def full(self, rates: Tensor) -> Tensor:
-        """The same with the products of different layers: ½ (1/N) Σ_n (Σ_l α_l ⟨D_l, ∇_l ℓ_n⟩)²."""
-        return 0.5 * (self.slopes @ rates).square().mean() - self.slopes.mean(0) @ rates
-
-    @property
-    def best_single(self) -> Tensor:
-        """The one rate for all layers that is best in the block-diagonal model."""
-        return self.slopes.mean(0).sum() / self.slopes.square().mean(0).sum()
 
 
 def one_step(
@@ -91,7 +68,7 @@ def test_layerwise_rates_are_never_worse_than_the_best_single_rate(
     assume(bool((rates.isfinite() & (rates != 0)).all()))  # 0/0 where a layer's gradient is zero
     reached = quadratic.block_diagonal(rates)
     slack = 1e-9 * reached.abs()
-    assert reached <= quadratic.block_diagonal(quadratic.best_single.expand_as(rates)) + slack
+    assert reached <= quadratic.block_diagonal(quadratic.best_single) + slack
     for layer in range(len(rates)):  # and no other layer-wise rates are better
         for factor in (0.9, 1.1):
             other = rates.clone()
@@ -101,7 +78,7 @@ def test_layerwise_rates_are_never_worse_than_the_best_single_rate(
 
 def test_they_are_better_where_layers_differ() -> None:
     quadratic, rates = one_step(optim.LNGD, [6, 5, 4, 3], nn.Tanh, 10)
-    best = quadratic.block_diagonal(quadratic.best_single.expand_as(rates))
+    best = quadratic.block_diagonal(quadratic.best_single)
     assert quadratic.block_diagonal(rates) < 1.01 * best < 0
 
 
