@@ -26,7 +26,6 @@
 
 # %%
 # %matplotlib inline
-# %config InlineBackend.print_figure_kwargs = {"bbox_inches": None}
 import rich
 
 import fisherlab as fl

@@ -18,7 +18,6 @@
 
 # %%
 # %matplotlib inline
-# %config InlineBackend.print_figure_kwargs = {"bbox_inches": None}
 import copy
 
 import rich

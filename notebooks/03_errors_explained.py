@@ -19,7 +19,6 @@
 
 # %%
 # %matplotlib inline
-# %config InlineBackend.print_figure_kwargs = {"bbox_inches": None}
 import numpy as np
 import torch
 from torch import nn

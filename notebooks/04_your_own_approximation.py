@@ -25,7 +25,6 @@
 
 # %%
 # %matplotlib inline
-# %config InlineBackend.print_figure_kwargs = {"bbox_inches": None}
 import torch
 from sklearn.datasets import load_digits
 from torch import nn

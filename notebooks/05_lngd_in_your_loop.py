@@ -22,7 +22,6 @@
 
 # %%
 # %matplotlib inline
-# %config InlineBackend.print_figure_kwargs = {"bbox_inches": None}
 import copy
 
 import numpy as np

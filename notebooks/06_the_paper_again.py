@@ -21,7 +21,6 @@
 
 # %%
 # %matplotlib inline
-# %config InlineBackend.print_figure_kwargs = {"bbox_inches": None}
 from pathlib import Path
 
 import pandas as pd
