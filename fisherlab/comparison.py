@@ -19,6 +19,7 @@ from fisherlab.errors import InputError
 from fisherlab.experiment import Experiment
 from fisherlab.layers import Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
+from fisherlab.measure import Target
 from fisherlab.models.loading import NamedPair
 from fisherlab.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, Plan, make_plans, parse_bytes
 from fisherlab.progress import Progress
@@ -47,6 +48,7 @@ def compare(
     statistics: Statistics | None = None,
     about: About | None = None,
     on_plan: Callable[[Plan], None] | None = None,
+    on_target: Callable[[str, Target], None] | None = None,
 ) -> Comparison:
     """The exact Fisher of every layer beside its approximations, layers together as far as memory allows.
 
@@ -69,6 +71,8 @@ def compare(
             the samples given, which alone give a population error.
         about: what the records call the model, the data, the checkpoint and the seed.
         on_plan: called with each layer's plan before the work.
+        on_target: called with each layer's name and exact block while that is held; large ones are let go
+            after it.
 
     Returns:
         A `Comparison`: `.records`, `.directions`, `.coupling`, `.table()`, `.heatmap(layer, name)`,
@@ -115,7 +119,9 @@ def compare(
     has_targets = collector.batches.first(1)[1] is not None
     if not has_targets:
         _refuse_empirical(methods)
-    experiment = Experiment(collector, plans, methods, has_targets, limit, spectra, progress, statistics)
+    experiment = Experiment(
+        collector, plans, methods, has_targets, limit, spectra, progress, statistics, on_target
+    )
     return Comparison(
         results=experiment.results(),
         layers=_covered(collector),

@@ -79,6 +79,7 @@ class Experiment:
         spectra: whether to compute eigenvalues.
         progress: see `fisherlab.progress`.
         statistics: where the approximations come from; None: from the samples of the exact blocks.
+        on_target: called with each layer's name and main target once it is measured.
     """
 
     collector: Collector
@@ -89,6 +90,7 @@ class Experiment:
     spectra: bool
     progress: Progress = False
     statistics: Statistics | None = None
+    on_target: Callable[[str, Target], None] | None = None
     _grams: dict[str, Tensor] = field(default_factory=dict)
     _works: dict[str, LayerWork] = field(default_factory=dict)
 
@@ -235,6 +237,8 @@ class Experiment:
             self._grams[name] = self._gram(gathered, plan.kind)
         with bar(self.progress, f"layer {name}", len(self._methods(view))) as report:
             self._measure_all(result, target, gathered, report)
+        if self.on_target is not None:
+            self.on_target(name, target)
         self._let_go(result)
         return result
 

@@ -221,8 +221,9 @@ def spectrum(F: LinearOperator, damping: float = 0.0) -> Spectrum:
     Raises:
         NotSupportedError: where the block is too large for an eigendecomposition here.
     """
-    if not is_gram(F):
-        _check_dense(F)
+    for block in blocks_of(F):
+        if not isinstance(block, GramOperator):
+            _check_dense(block)
     values = F.eigenvalues().double()
     positive = values.clamp(min=0)
     shares = positive / positive.sum().clamp(min=1e-300)

@@ -156,6 +156,54 @@ def test_spectra_are_those_of_the_dense_block(case):
         assert row["condition"] == pytest.approx(condition, rel=1e-8)
 
 
+@pytest.mark.parametrize("count", [3, 12])  # 9 columns of a block of size 25, and 36
+def test_gram_and_dense_paths_give_one_spectrum(monkeypatch, count):
+    model, data = network(), samples(count)
+    dense, gram = (
+        fl.exact_fisher(model, data, layers="0", method=method)["0"] for method in ("kronecker", "gram")
+    )
+    for damping in (1e-3, 1.0):
+        one, other = fl.metrics.spectrum(dense, damping), fl.metrics.spectrum(gram, damping)
+        assert other.effective_rank == pytest.approx(one.effective_rank, rel=1e-8)
+        assert other.condition == pytest.approx(one.condition, rel=1e-8)
+
+
+def test_the_spectrum_of_a_layer_that_is_not_kept_comes_from_its_gram_matrix():
+    """Against the singular values of all √(p_c/N) ∇log p_c, which are √λ; their rank is below D = 4,160."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3)).double()
+    inputs, targets = torch.randn(5, 64).double(), torch.arange(5) % 3
+    row = trace(model, (inputs, targets), [], ("diagonal",), layers="0").diagnostics.iloc[0]
+    assert row["method"] == "gram"
+    logs = model(inputs).log_softmax(-1).flatten()
+    roots = (logs.detach().exp() / 5).sqrt()
+    rows = [torch.autograd.grad(one, tuple(model[0].parameters()), retain_graph=True) for one in logs]
+    jacobian = torch.stack([torch.cat([w.flatten(), b]) for w, b in rows]) * roots[:, None]
+    values = torch.linalg.svdvals(jacobian).square()
+    shares = values / values.sum()
+    rank = float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
+    assert row["effective_rank"] == pytest.approx(rank, rel=1e-8)
+    damping = 0.1 * float(values.sum()) / 4160
+    assert row["condition"] == pytest.approx((float(values[0]) + damping) / damping, rel=1e-8)
+
+
+def test_a_spectrum_above_the_memory_limit_is_left_out_with_a_note():
+    data = torch.randn(200, 20).double(), torch.arange(200) % 20
+    found = trace(nn.Linear(20, 20).double(), data, [], ("diagonal",), memory="6MiB").diagnostics.iloc[0]
+    assert found[["effective_rank", "condition"]].isna().all()
+    assert "no spectrum: directions and spectra would need" in found["note"]
+
+
+def test_groups_whose_blocks_are_small_have_a_spectrum():
+    blocks = torch.randn(600, 3, 8).double()
+    F = fl.operators.joined([fl.operators.DenseOperator(b.mT @ b, 2, 4) for b in blocks])
+    values = torch.linalg.svdvals(blocks).square().flatten()
+    shares = values / values.sum()
+    found = fl.metrics.spectrum(F, 0.5)
+    rank = float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
+    assert found.effective_rank == pytest.approx(rank, rel=1e-10)
+    assert found.condition == pytest.approx((float(values.max()) + 0.5) / 0.5, rel=1e-10)
+
+
 def test_without_spectra_their_columns_are_empty(case):
     model, data, checkpoints, _ = case
     found = trace(model, data, checkpoints[:1], ("kfac",), spectra=False)

@@ -21,12 +21,13 @@ from fisherlab.data import Batches
 from fisherlab.errors import FisherlabError, InputError
 from fisherlab.layers import Layers
 from fisherlab.likelihoods import Likelihood
+from fisherlab.measure import Target
 from fisherlab.models.checkpoints import Weights, check_weights, put_weights, read_weights
 from fisherlab.models.loading import settle_norms
 from fisherlab.models.seeding import seeded
 from fisherlab.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, Plan
 from fisherlab.progress import Progress
-from fisherlab.result import Comparison, LayerResult
+from fisherlab.result import Comparison
 from fisherlab.traces.result import Traces
 
 log = logging.getLogger("fisherlab")
@@ -110,6 +111,11 @@ def trace(
     found = list(checkpoints)
     _check_names(found)
 
+    spectrum: dict[str, _Summary] = {}  # of each layer's F at the checkpoint at hand
+
+    def add_spectrum(layer: str, target: Target) -> None:
+        spectrum[layer] = _spectrum(target)
+
     def compared(first: bool) -> Comparison:
         return compare(
             model,
@@ -127,6 +133,7 @@ def trace(
             spectra=False,
             about=about,
             on_plan=on_plan if first else None,
+            on_target=add_spectrum if spectra else None,
         )
 
     parts: list[pd.DataFrame] = []
@@ -134,7 +141,7 @@ def trace(
         if not found:
             settled = _settled(model, data, seed)
             last = compared(first=True)
-            parts.append(_records(last, spectra, SETTLED if settled else ""))
+            parts.append(_records(last, spectrum, SETTLED if settled else ""))
         for place, checkpoint in enumerate(found):
             log.info("checkpoint %d of %d: %s", place + 1, len(found), checkpoint.name)
             weights_hash = _load(model, checkpoint)
@@ -143,7 +150,7 @@ def trace(
             last.about = replace(
                 last.about, checkpoint=checkpoint.name, step=checkpoint.step, checkpoint_hash=weights_hash
             )
-            parts.append(_records(last, spectra, SETTLED if settled else ""))
+            parts.append(_records(last, spectrum, SETTLED if settled else ""))
     return Traces(
         records=pd.concat(parts, ignore_index=True),
         about=last.about,
@@ -205,19 +212,17 @@ def _settled(model: nn.Module, data: Any, seed: int) -> bool:
     return seeded(lambda: settle_norms(model, inputs), seed)
 
 
-def _records(comparison: Comparison, spectra: bool, note: str) -> pd.DataFrame:
+def _records(comparison: Comparison, spectrum: Mapping[str, "_Summary"], note: str) -> pd.DataFrame:
     """The comparison's records, with the summaries of F's spectrum and whether the target is the main one."""
-    spectrum = {name: _spectrum(one) if spectra else _NONE for name, one in comparison.results.items()}
     table = comparison.records
     main = {name: one.kind for name, one in comparison.results.items()}
+    found = {name: spectrum.get(name, _Summary()) for name in main}
     table = table.assign(
         main=table["target"] == table["layer"].map(main),
-        effective_rank=table["layer"].map({name: one.rank for name, one in spectrum.items()}),
-        condition=table["layer"].map({name: one.condition for name, one in spectrum.items()}),
+        effective_rank=table["layer"].map({name: one.rank for name, one in found.items()}),
+        condition=table["layer"].map({name: one.condition for name, one in found.items()}),
     )
-    extra = table["layer"].map(
-        {name: "; ".join(filter(None, [note, one.note])) for name, one in spectrum.items()}
-    )
+    extra = table["layer"].map({name: _joined(note, one.note) for name, one in found.items()})
     return table.assign(note=[_joined(own, more) for own, more in zip(table["note"], extra, strict=True)])
 
 
@@ -229,14 +234,10 @@ class _Summary(NamedTuple):
     note: str = ""
 
 
-_NONE = _Summary()
-
-
-def _spectrum(result: LayerResult) -> _Summary:
-    if "exact" not in result.operators:
-        return _Summary(note=f"no spectrum: a block of size {result.view.size} is not kept")
+def _spectrum(target: Target) -> _Summary:
     try:
-        found = metrics.spectrum(result.operators["exact"], result.damping)
+        target.check_memory()
+        found = metrics.spectrum(target.exact, target.damping)
     except (FisherlabError, torch.linalg.LinAlgError) as error:
         return _Summary(note=f"no spectrum: {error}")
     return _Summary(found.effective_rank, found.condition)
