@@ -27,6 +27,8 @@ from fisherlab.operators.factors import factor_diagonal
 from fisherlab.operators.numerics import symmetric_eigenvalues
 from fisherlab.statistics import Basis, LayerSums, Statistic
 
+NUMBERS = ("trace_input", "trace_output", "damping_input", "damping_output")
+
 
 @dataclass
 class Seen:
@@ -77,6 +79,7 @@ class Block:
         positions: the moving average of T.
         bases: the eigenvectors of a method with two passes.
         inverse: the damped inverse in use.
+        numbers: `NUMBERS` of the F̂ that it is of, 0-d.
     """
 
     view: LayerView
@@ -86,6 +89,7 @@ class Block:
     positions: float = 0.0
     bases: dict[str, Basis] = field(default_factory=dict)
     inverse: LinearOperator | None = None
+    numbers: dict[str, Tensor] = field(default_factory=dict)
     _new: dict[str, Tensor] = field(init=False, repr=False)
     _new_rotated: dict[str, Tensor] = field(init=False, repr=False)
     _samples: int = field(init=False, repr=False)
@@ -97,7 +101,8 @@ class Block:
     def forget(self) -> None:
         """Starts anew."""
         self._clear()
-        self.average, self.positions, self.bases, self.inverse = {}, 0.0, {}, None
+        self.average, self.positions, self.bases = {}, 0.0, {}
+        self.inverse, self.numbers = None, {}
         self._stale = True
 
     @property
@@ -188,6 +193,7 @@ class Block:
         try:
             operator = build_operator(self.method, self.view, sums, self.kind)
             self.inverse = operator.inverse(damping)
+            self.numbers = _numbers(operator, damping)
         except NumericalError as error:
             raise NumericalError(f"layer {self.view.name!r}: {error}") from error
 
@@ -235,7 +241,7 @@ class Block:
         if self._fresh_basis:
             self.bases, self._stale = self._last_bases, True
         if not self.average:
-            self.inverse = None
+            self.inverse, self.numbers = None, {}
         self._clear()
 
     def _clear(self) -> None:
@@ -252,6 +258,7 @@ class Block:
             "positions": self.positions,
             "basis": list(self.bases.get(self.method.name, ())),
             "inverse": self.inverse_tensors(),
+            "numbers": self.numbers,
             "stale": self._stale,
         }
 
@@ -260,56 +267,62 @@ class Block:
         self._clear()
         self.average, self.positions = dict(state["average"]), state["positions"]
         self.bases = {self.method.name: (state["basis"][0], state["basis"][1])} if state["basis"] else {}
-        self.load_inverse(state["inverse"])
+        self.load_inverse(state["inverse"], state.get("numbers", {}))
         self._stale = state["stale"]
 
     def inverse_tensors(self) -> list[list[Tensor | None]]:
         """The tensors of the inverse, a list a group."""
         return [] if self.inverse is None else [_tensors(block) for block in blocks_of(self.inverse)]
 
-    def load_inverse(self, tensors: list[list[Tensor | None]], device: torch.device | None = None) -> None:
-        """The inverse from its tensors."""
+    def load_inverse(
+        self,
+        tensors: list[list[Tensor | None]],
+        numbers: Mapping[str, Tensor],
+        device: torch.device | None = None,
+    ) -> None:
+        """The inverse from its tensors, with its numbers."""
+        self.numbers = {key: value.to(device) for key, value in numbers.items()}
         moved = [[None if t is None else t.to(device) for t in block] for block in tensors]
         self.inverse = joined([_operator(block) for block in moved]) if moved else None
 
-    def numbers(self, damping: Damping) -> dict[str, float]:
-        """Traces, damping and condition number, for logs."""
-        if not self.average:
-            return {}
-        operator = build_operator(self.method, self.view, self._sums(0.0), self.kind)
-        parts = [_factored(block, damping) for block in blocks_of(operator)]
-        return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
+    @property
+    def condition(self) -> float:
+        """The condition number of the damped F̂ that the inverse is of: the mean over groups."""
+        if self.inverse is None:
+            return math.nan
+        parts = [_condition(block) for block in blocks_of(self.inverse)]
+        return sum(parts) / len(parts)
 
 
 def _all_finite(sums: LayerSums) -> bool:
     return all(map(is_finite, sums.values.values()))
 
 
-def _factored(operator: LinearOperator, damping: Damping) -> dict[str, float]:
-    """Means over groups: traces of the factors, their damping, and the condition number."""
-    inverse = operator.inverse(damping)
+def _numbers(operator: LinearOperator, damping: Damping) -> dict[str, Tensor]:
+    """Traces of the factors and their damping, 0-d: means over groups."""
+    parts = [_numbers_of(block, damping) for block in blocks_of(operator)]
+    return dict(zip(NUMBERS, torch.stack(parts).mean(0), strict=True))
+
+
+def _numbers_of(operator: LinearOperator, damping: Damping) -> Tensor:
+    """`NUMBERS` of one group; those of the output are NaN where F̂ is not damped factor by factor."""
     if isinstance(operator, KroneckerOperator) and isinstance(damping, FactoredDamping):
         A, B = (factor_diagonal(factor).sum() for factor in (operator.A, operator.B))
-        shifts: tuple[Any, Any] = damping.factors(A, operator.inputs, B, operator.outputs)
-        assert isinstance(inverse, KroneckerOperator)
-        condition = math.prod(_condition(factor) for factor in (inverse.A, inverse.B))
-        traces = float(A), float(B)
-    else:
-        assert isinstance(operator, EigenKroneckerOperator)
-        assert isinstance(damping, Constant)
-        traces, shifts = (float(operator.trace()), math.nan), (damping.value, math.nan)
-        damped = operator.S + damping.value
-        condition = float(damped.max() / damped.min())
-    return {
-        "trace_input": traces[0],
-        "trace_output": traces[1],
-        "damping_input": float(shifts[0]),
-        "damping_output": float(shifts[1]),
-        "condition": condition,
-    }
+        return torch.stack([A, B, *damping.factors(A, operator.inputs, B, operator.outputs)])
+    assert isinstance(damping, Constant)
+    trace = operator.trace().to(operator.dtype)
+    none = torch.full_like(trace, math.nan)
+    return torch.stack([trace, none, torch.full_like(trace, damping.value), none])
 
 
-def _condition(factor: Tensor) -> float:
+def _condition(inverse: LinearOperator) -> float:
+    if isinstance(inverse, KroneckerOperator):
+        return math.prod(_spread(factor) for factor in (inverse.A, inverse.B))
+    assert isinstance(inverse, EigenKroneckerOperator)
+    return float(inverse.S.max() / inverse.S.min())
+
+
+def _spread(factor: Tensor) -> float:
     values = factor if factor.ndim == 1 else symmetric_eigenvalues(factor)
     return float(values.max() / values.min())
 

@@ -188,11 +188,12 @@ class Follower:
         due = [name for name in names if self._due_for(name)]
         for name in due[distributed.rank() :: distributed.size()]:
             self._prepare(name)
-        mine = {name: self._blocks[name].inverse_tensors() for name in self._prepared}
+        prepared = {name: self._blocks[name] for name in self._prepared}
+        mine = {name: (block.inverse_tensors(), block.numbers) for name, block in prepared.items()}
         for share in distributed.gather_all(mine) if due else ():
-            for name, tensors in share.items():
+            for name, (tensors, numbers) in share.items():
                 device = self._gradients.device(name)
-                self._blocks[name].load_inverse(tensors, device)
+                self._blocks[name].load_inverse(tensors, numbers, device)
                 self._prepared.add(name)
 
     def _step_of(self, name: str) -> Step:

@@ -1,5 +1,6 @@
 """The base of all optimizers here: an approximation, a damping, a step rule and momentum."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from fisherlab.damping import Damping
 from fisherlab.errors import InputError
 from fisherlab.layers import LayerView
 from fisherlab.likelihoods import Likelihood, as_likelihood
-from fisherlab.optim.block import Block, Step
+from fisherlab.optim.block import NUMBERS, Block, Step
 from fisherlab.optim.checks import check_model, check_settings, layers_of
 from fisherlab.optim.follower import Follower, Options
 from fisherlab.optim.groups import grouped
@@ -20,17 +21,7 @@ if TYPE_CHECKING:
     import pandas
 
 _OWN = "fisherlab"
-_COLUMNS = (
-    "layer",
-    "rate",
-    "trace_input",
-    "trace_output",
-    "damping_input",
-    "damping_output",
-    "condition",
-    "direction_norm",
-    "gradient_norm",
-)
+_NUMBERS = ("rate", *NUMBERS, "direction_norm", "gradient_norm")
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -308,6 +299,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self._check_shapes(saved)
         super().load_state_dict(state_dict)
         self._find_groups()
+        self._shown.clear()
         for block in self._blocks.values():
             block.forget()
         for p, values in saved.items():
@@ -333,24 +325,39 @@ class NaturalGradient(torch.optim.Optimizer):
 
     # --- what can be looked at --------------------------------------------------------------------
 
-    def diagnostics(self) -> "pandas.DataFrame":
-        """A row a layer, from the last step.
+    def rates(self) -> "pandas.DataFrame":
+        """A row a layer, of numbers that its last step left: no linear algebra, one transfer from the device.
 
-        Columns: `layer, rate, trace_input, trace_output, damping_input, damping_output, condition,
-        direction_norm, gradient_norm`. The rate is α_l (1 where fixed), traces are those of the two factors,
-        the condition number is that of the damped F̂; direction_norm and gradient_norm are ‖D‖ and ‖∇h‖.
+        Columns: `layer, rate, trace_input, trace_output, damping_input, damping_output, direction_norm,
+        gradient_norm`. The rate is α_l (1 where fixed), traces and damping are those of the two factors of
+        the F̂ in use (EKFAC's: tr F̂ and λ, as those of the input); direction_norm and gradient_norm are ‖D‖
+        and ‖∇h‖. What is not known is NaN: all before the first step, the rate and the norms between
+        `load_state_dict` and a step.
         """
         import pandas
 
-        return pandas.DataFrame([self._row(name) for name in self._blocks], columns=list(_COLUMNS))
+        missing = dict.fromkeys(_NUMBERS, math.nan)
+        rows = [missing | self._shown.get(name, {}) | block.numbers for name, block in self._blocks.items()]
+        read = iter(_read([row[column] for column in _NUMBERS for row in rows]))
+        columns = {column: [next(read) for _ in rows] for column in _NUMBERS}
+        return pandas.DataFrame({"layer": list(self._blocks), **columns})
 
-    def _row(self, name: str) -> dict[str, Any]:
-        row: dict[str, Any] = dict.fromkeys(_COLUMNS)
-        row["layer"] = name
-        row |= self._blocks[name].numbers(self._damping(name))
-        if name in self._shown:
-            row |= {key: float(value) for key, value in self._shown[name].items()}
-        return row
+    def diagnostics(self) -> "pandas.DataFrame":
+        """The columns of `rates`, and `condition`: the condition number of the damped F̂ in use.
+
+        It takes the eigenvalues of every factor: with wide layers longer than a step.
+        """
+        table = self.rates()
+        conditions = [block.condition for block in self._blocks.values()]
+        table.insert(list(table).index("direction_norm"), "condition", conditions)
+        return table
+
+
+def _read(values: Sequence[Tensor | float]) -> list[float]:
+    """The numbers, those of all tensors with one transfer."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    read = iter(torch.stack([t.to(tensors[0].device) for t in tensors]).tolist() if tensors else ())
+    return [next(read) if isinstance(value, Tensor) else value for value in values]
 
 
 def _moved_to(value: Any, device: torch.device) -> Any:

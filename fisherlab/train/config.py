@@ -63,8 +63,8 @@ class TrainConfig(Config):
             of them at the end. 0: none, not at the end either.
         beam: of the translations at the end; 1: greedy decoding, as at the evaluations.
         log_every: steps between lines of the log.
-        diagnostics_every: steps between lines with every layer's rate, traces and damping; None: every 100
-            and at evaluations, on networks whose matrices have at most 1,024 rows and columns.
+        diagnostics_every: steps between lines with the optimizer's whole diagnostics; None: every 100 and at
+            evaluations, without condition numbers where a matrix has more than 1,024 rows or columns.
         checkpoint_every: steps between checkpoints; None: one an epoch.
         checkpoint_steps: steps whose checkpoints stay.
         keep_last: how many of the last checkpoints stay.

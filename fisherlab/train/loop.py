@@ -31,7 +31,9 @@ log = logging.getLogger("fisherlab")
 
 DIVERGED_ABOVE = 10.0
 """The run has diverged where the loss is more than this many times the first one."""
-_WIDEST_SHOWN, _LAYERS_EVERY = 1024, 100
+_LAYERS_EVERY = 100
+_WIDEST_DIAGNOSED = 1024
+"""Condition numbers of wider matrices are in the log only where `diagnostics_every` asks for them."""
 _ADVICE = "the training has diverged: lower the learning rate, warm up for longer, or raise the damping"
 
 
@@ -80,7 +82,8 @@ class Trainer:
         self._model = fabric.setup_module(task.model, move_to_device=False)
         self._stepper = fabric.setup_optimizers(optimizer)
         self._interpreter = Interpreter.of(task.model, task.test, config.eval_samples)
-        self._shows_layers = widest(optimizer) <= _WIDEST_SHOWN
+        asked = config.diagnostics_every is not None
+        self._diagnoses = asked or widest(optimizer) <= _WIDEST_DIAGNOSED
         self.progress = Progress()
 
     def check(self) -> None:
@@ -259,11 +262,11 @@ class Trainer:
     def _due_layers(self) -> bool:
         step, every = self.progress.step, self._config.diagnostics_every
         if every is None:
-            return self._shows_layers and (step % _LAYERS_EVERY == 0 or self._due_evaluation())
+            return step % _LAYERS_EVERY == 0 or self._due_evaluation()
         return step % every == 0
 
     def _write_layers(self, lines: Log | None) -> None:
-        rows = layer_rows(self._optimizer) if lines else []
+        rows = layer_rows(self._optimizer, whole=self._diagnoses) if lines else []
         if lines and rows:
             lines.write({"kind": "layers", **self._where(), "layers": rows})
 

@@ -131,11 +131,11 @@ def create(
         raise InputError(f"the optimizer {name} refuses its options: {error}") from error
 
 
-def layer_rows(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The diagnostics of a fisherlab optimizer, a row a layer; none of another."""
+def layer_rows(optimizer: torch.optim.Optimizer, *, whole: bool) -> list[dict[str, Any]]:
+    """The rates of a fisherlab optimizer, or its whole diagnostics, a row a layer; none of another."""
     if not isinstance(optimizer, optim.NaturalGradient):
         return []
-    frame = optimizer.diagnostics()
+    frame = optimizer.diagnostics() if whole else optimizer.rates()
     return [dict(zip(frame.columns, row, strict=True)) for row in frame.itertuples(index=False)]
 
 

@@ -54,7 +54,8 @@ def trained(
         if clip is not None:
             clip_grad_norm_(module.parameters(), clip)
         optimizer.step()
-    return weights(model) | {"rates": torch.tensor(optimizer.diagnostics().rate.to_numpy(float))}
+    numbers = torch.tensor(optimizer.rates().drop(columns="layer").to_numpy())
+    return weights(model) | {"rates": numbers.nan_to_num()}
 
 
 EXTRAS = {

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from train import nets
 
 from fisherlab.errors import InputError, NotSupportedError
+from fisherlab.traces.recorder import Recorder
 from fisherlab.train import DivergedError, TrainConfig, train
 from fisherlab.train.log import Log, read
 from fisherlab.train.optimizers import choices
@@ -142,6 +143,23 @@ def test_layers_are_logged_for_our_own_optimizers(trained, place):
     assert all(row["rate"] > 0 for line in found for row in line["layers"])
     trained("other", optimizer="adam", diagnostics_every=3)
     assert not lines(place / "other", "layers")
+
+
+@pytest.mark.parametrize("every", [None, 4])
+@pytest.mark.parametrize("widest", [7, 8])
+def test_wide_networks_log_rates_without_condition_numbers(trained, place, monkeypatch, widest, every):
+    """The widest matrix has 8 rows; lines come every third step and at evaluations, or where asked for."""
+    monkeypatch.setattr("fisherlab.train.loop._WIDEST_DIAGNOSED", widest)
+    monkeypatch.setattr("fisherlab.train.loop._LAYERS_EVERY", 3)
+    trained(optimizer="lngd", diagnostics_every=every)
+    found = lines(place / "run", "layers")
+    assert [line["step"] for line in found] == ([4, 8] if every else [3, 5, 6, 9, 10])
+    rows = [row for line in found for row in line["layers"]]
+    assert all(row["rate"] > 0 and row["trace_input"] > 0 for row in rows)
+    assert {"condition" in row for row in rows} == {widest == 8 or every is not None}
+    recorded = Recorder.from_log(found)
+    assert recorded.frame["condition"].isna().all() == (widest == 7 and every is None)
+    assert recorded.figure(caption="").axes
 
 
 def test_seconds_grow_and_leave_evaluations_out(trained, place, monkeypatch):
