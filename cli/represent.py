@@ -42,8 +42,8 @@ _DEFAULT = RepresentConfig(model="")
 def command(*, output: options.Output, layers: tuple[str, ...], **values: Any) -> None:
     """Are layers' representation vectors Gaussian, and does layer-wise sampling's assumption hold?
 
-    Prints a row a layer and writes histograms.csv, moments.csv, assumption.csv, summary.json and pictures
-    into the run's directory. Histograms are marginals over the data; assumption.csv has the test of the
-    assumption itself.
+    Prints a row a layer and writes histograms.csv, moments.csv, assumption.csv, summary.json, pictures and
+    report.html into the run's directory. Histograms are marginals over the data; assumption.csv has the
+    test of the assumption itself.
     """
     perform(RepresentConfig(**values, layers=layers or _DEFAULT.layers), output)

@@ -42,7 +42,7 @@ def perform(config: RepresentConfig, output: Output) -> None:
         print_json(summary)
         return
     print_rich(result.table())
-    click.echo(f"run directory: {out}")
+    click.echo(f"run directory: {out}\nreport: {out / 'report.html'}")
 
 
 def _represent(config: RepresentConfig, prepared: "Prepared", progress: bool) -> "Representations":

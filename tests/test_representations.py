@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import fisherlab as fl
 from fisherlab.errors import InputError, NotSupportedError
+from fisherlab.plots.labels import number
 from fisherlab.representations import vectors
 from fisherlab.representations.isotropy import Isotropy
 from fisherlab.representations.moments import Histograms, Moments
@@ -411,13 +413,23 @@ def test_one_sample_is_not_enough_to_test(images):
 
 def test_a_saved_result_has_the_files_of_the_contract(images, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("fisherlab.plots.workers.save", lambda figure, path: drawn.append(path.name))
+
+    def save(figure, path):
+        drawn.append(path.name)
+        path.with_suffix(".png").touch()
+
+    monkeypatch.setattr("fisherlab.plots.workers.save", save)
     result = fl.represent(*images, layers="4")
     folder = result.save(tmp_path / "run")
     names = {path.name for path in folder.iterdir()}
     assert names >= {"histograms.csv", "histograms-input.csv", "histograms-activated.csv", "moments.csv"}
     assert names >= {"assumption.csv", "layers.csv", "summary.json", "provenance.json"}
     assert drawn == ["normality", "assumption", "histogram-4", "histogram-4-activated"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'src="(.*?)\.png"', page) == drawn
+    assert f">{100 * result.layers['zeros'].iloc[2]:.1f} %</td>" in page
+    for table, column in ((result.layers, "norm_ks_chi"), (result.assumption, "isotropy_samples")):
+        assert all(f">{number(value)}</td>" in page for value in table[column])
     bins = pd.read_csv(folder / "histograms.csv")
     assert list(bins) == ["layer", "quantity", "index", "left", "right", "count"]
     assert set(bins.groupby(["quantity", "index"])["count"].sum()) == {23}

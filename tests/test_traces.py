@@ -1,6 +1,7 @@
 """Traces over checkpoints: against autograd, the trace equalities, and a model left as it was."""
 
 import copy
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.errors import InputError
+from fisherlab.plots.labels import number
 from fisherlab.traces import Checkpoint, Recorder, Traces, trace
 from fisherlab.traces.measure import SETTLED
 from fisherlab.traces.result import DIAGNOSTIC_COLUMNS, TRACE_COLUMNS, WHOLE, stage_of
@@ -291,6 +293,28 @@ def test_save_writes_tables_and_pictures(case, tmp_path):
     pd.testing.assert_frame_equal(read, found.traces, check_dtype=False)
     with pytest.raises(InputError, match="exists already"):
         found.save(tmp_path / "t")
+
+
+def test_the_page_has_the_numbers_of_the_tables(case, tmp_path, monkeypatch):
+    *_, found = case
+    monkeypatch.setattr("fisherlab.plots.workers.save", lambda figure, path: path.with_suffix(".png").touch())
+    page = (found.save(tmp_path / "t") / "report.html").read_text(encoding="utf-8")
+    assert len(re.findall("<img ", page)) == len(list(found.figures()))
+    whole = found.stages[found.stages["stage"] == WHOLE]
+    assert all(f">{number(value)}</td>" in page for value in whole["trace_ratio"])
+    ends = [found.main[found.main["checkpoint"] == name] for name in ("init", "step-3")]
+    for column in ("trace_approx", "decrease_share", "effective_rank", "condition"):
+        for one, other in zip(*(own[column] for own in ends), strict=True):
+            assert f">{number(one)} → {number(other)}</td>" in page
+
+
+def test_the_page_of_one_checkpoint_without_spectra(tmp_path, monkeypatch):
+    monkeypatch.setattr("fisherlab.plots.workers.save", lambda figure, path: path.with_suffix(".png").touch())
+    found = trace(network(), samples(), [], ("kfac",), spectra=False)
+    page = (found.save(tmp_path / "t") / "report.html").read_text(encoding="utf-8")
+    assert "The spectrum of F" not in page
+    assert f">{number(found.traces['trace_exact'].iloc[0])}</td>" in page
+    assert "→" not in page
 
 
 def test_the_caption_says_what_was_measured(case):

@@ -3,5 +3,18 @@
 from fisherlab.report.definitions import METRICS, THEOREMS, Metric
 from fisherlab.report.page import Picture, write_page
 from fisherlab.report.table import console_table
+from fisherlab.report.tabular import Column, Definition, Tabular, defined, write_tables
 
-__all__ = ["METRICS", "THEOREMS", "Metric", "Picture", "console_table", "write_page"]
+__all__ = [
+    "METRICS",
+    "THEOREMS",
+    "Column",
+    "Definition",
+    "Metric",
+    "Picture",
+    "Tabular",
+    "console_table",
+    "defined",
+    "write_page",
+    "write_tables",
+]

@@ -105,11 +105,11 @@ def write_page(
         layer: [] for layer in dict.fromkeys(picture.layer for picture in figures)
     }
     for picture in figures:
-        pictures[picture.layer].append(_image(picture, page.parent))
+        pictures[picture.layer].append(image(picture, page.parent))
     shown = [] if records is None else [run_tables(run, pictures) for run in runs(records)]
     text = template("page.html").render(
         title=title,
-        stand_ins=_stand_ins(records, provenance),
+        stand_ins=stand_ins(records, provenance),
         summary=_sections(summary),
         runs=shown,
         many=any(run.overview for run in shown),
@@ -153,17 +153,23 @@ def run_tables(records: pd.DataFrame, pictures: dict[str | None, list[Image]]) -
     )
 
 
-def _stand_ins(records: pd.DataFrame | None, provenance: Mapping[str, Any]) -> list[str]:
+def stand_ins(records: pd.DataFrame | None, provenance: Mapping[str, Any]) -> list[str]:
     """Names of the data sets that stand in for others."""
     found: list[str] = []
     if records is not None and "dataset" in records:
         found = [str(name) for name in records["dataset"].unique() if STAND_IN in str(name)]
     if found or not provenance.get("stand_in"):
         return found
-    return [f"{STAND_IN}: {provenance.get('dataset', 'unknown')}"]
+    name = str(provenance.get("dataset", "unknown"))
+    return [name if STAND_IN in name else f"{STAND_IN}: {name}"]
 
 
-def _image(picture: Picture, folder: Path) -> Image:
+def image(picture: Picture, folder: Path) -> Image:
+    """A picture as the page in this folder names it.
+
+    Raises:
+        InputError: The picture does not exist.
+    """
     file = folder / picture.path
     if not file.is_file():
         raise InputError(f"there is no picture {file}; save it before the page is written.")

@@ -1,14 +1,20 @@
-"""The files of representation vectors: tables and pictures."""
+"""The files of representation vectors: tables, pictures and the page."""
 
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fisherlab import plots
+from fisherlab.plots.workers import saver
+from fisherlab.report import Picture
+from fisherlab.representations.page import write_representations_page
 from fisherlab.representations.vectors import ACTIVATED, INPUT, OUTPUT
 from fisherlab.rundir import run_directory, write_json
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from fisherlab.representations.result import Representations
 
 _MOST_DRAWN = 12
@@ -48,22 +54,42 @@ def write_representations(
     for name in ("moments", "quantiles", "assumption", "layers"):
         getattr(result, name).to_csv(folder / f"{name}.csv", index=False)
     write_json(folder / "summary.json", summary)
-    _write_pictures(result, folder, report)
-    write_json(folder / "provenance.json", result.about.provenance(result.device, started))
+    pictures = _write_pictures(result, folder, report)
+    origin = result.about.provenance(result.device, started)
+    write_json(folder / "provenance.json", origin)
+    write_representations_page(result, folder, pictures, origin)
 
 
-def _write_pictures(result: "Representations", folder: Path, report: Callable[[int], None]) -> None:
+def _write_pictures(result: "Representations", folder: Path, report: Callable[[int], None]) -> list[Picture]:
     """Pictures over all layers, and of the first few layers' outputs."""
-    from fisherlab import plots
-    from fisherlab.plots.workers import saver
-
     drawn = result.layers[result.layers["layer"].isin(result.names[:_MOST_DRAWN])]
     pairs = [(row["layer"], row["vector"]) for _, row in drawn.iterrows() if row["vector"] != INPUT]
+    pictures = []
     with saver(len(pairs) + 2) as save:
-        save(plots.normality(result.layers, caption=result.caption), folder / "normality")
-        save(plots.isotropies(result.assumption, caption=result.caption), folder / "assumption")
-        for done, (layer, vector) in enumerate(pairs, start=3):
+
+        def written(name: str, figure: "Figure", heading: str, text: str) -> None:
+            save(figure, folder / name)
+            pictures.append(Picture(f"{name}.png", f"{text} {result.caption}.", heading))
+            report(len(pictures))
+
+        written(
+            "normality",
+            plots.normality(result.layers, caption=result.caption),
+            "How far from normal",
+            "Kurtosis, distances and rejected coordinates of every layer's outputs and activated outputs.",
+        )
+        written(
+            "assumption",
+            plots.isotropies(result.assumption, caption=result.caption),
+            "Is the assumption true?",
+            "Isotropy of what layer-wise sampling takes for I; 1 is consistent with it.",
+        )
+        for layer, vector in pairs:
             name = re.sub(r"[^\w.-]", "_", layer) or "root"
-            ending = "" if vector == OUTPUT else f"-{vector}"
-            save(result.histogram(layer, vector), folder / f"histogram-{name}{ending}")
-            report(done)
+            written(
+                f"histogram-{name}" + ("" if vector == OUTPUT else f"-{vector}"),
+                result.histogram(layer, vector),
+                f"Layer {layer}: {'outputs' if vector == OUTPUT else 'activated outputs'}",
+                "Coordinates from the least to the largest kurtosis, and the norms, with their fits.",
+            )
+    return pictures

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from fisherlab.plots.workers import saver
-from fisherlab.report import Picture, write_page
+from fisherlab.report import Picture
 from fisherlab.rundir import write_json
+from fisherlab.traces.page import write_traces_page
 from fisherlab.traces.result import Traces
 
 _PICTURES = 5
@@ -43,11 +44,4 @@ def write_traces(
             report(done + 1)
     origin = traces.about.provenance(traces.device, started)
     write_json(folder / "provenance.json", origin)
-    write_page(
-        folder / "report.html",
-        title=f"Trace diagnostics: {traces.about.model}",
-        summary={key: value for key, value in summary.items() if key not in ("layers", "checkpoints")},
-        records=None,
-        figures=pictures,
-        provenance=origin,
-    )
+    write_traces_page(traces, folder, pictures, origin)

@@ -143,11 +143,22 @@ class Traces:
         return frame if frame is not None and len(frame) else None
 
     @property
+    def ends(self) -> list[str]:
+        """The first and the last checkpoint; one name where there is but one."""
+        names = list(self.checkpoints["checkpoint"])
+        return list(dict.fromkeys([names[0], names[-1]]))
+
+    @property
+    def checkpoint_words(self) -> str:
+        """The checkpoints in a few words."""
+        ends = self.ends
+        shown = ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[1]} ({len(self.checkpoints)})"
+        return f"{shown} of {self.origin}" if self.origin else shown
+
+    @property
     def caption(self) -> str:
         """One line that says what was measured."""
-        names = list(self.checkpoints["checkpoint"])
-        shown = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})"
-        about = replace(self.about, checkpoint=f"{shown} of {self.origin}" if self.origin else shown)
+        about = replace(self.about, checkpoint=self.checkpoint_words)
         first = self.main.iloc[0]
         return f"{about.caption(self.device)}; {first['target']} labels, {first['samples']} samples"
 

@@ -1,5 +1,6 @@
 """The table of a trace on the console."""
 
+import pandas as pd
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -7,11 +8,21 @@ from rich.text import Text
 
 from fisherlab.plots.labels import label, number, short
 from fisherlab.plots.profiles import MANY
+from fisherlab.report.blocks import MISSING
 from fisherlab.report.definitions import SCALE_NOTE, STAND_IN
 from fisherlab.traces.result import Traces
 
-_ARROW = " → "
+ARROW = " → "
 _NAME = 26
+
+
+def first_to_last(frame: pd.DataFrame, keys: list[str], columns: list[str], ends: list[str]) -> pd.DataFrame:
+    """A row a combination of `keys`: the numbers of each column at the checkpoints `ends`, as one text."""
+    rows = []
+    for names, own in frame.groupby(keys, sort=False):
+        at = own.set_index("checkpoint").reindex(ends)
+        rows.append([*names, *(ARROW.join(number(x, MISSING) for x in at[column]) for column in columns)])
+    return pd.DataFrame(rows, columns=[*keys, *columns])
 
 
 def console_table(traces: Traces) -> RenderableType:
@@ -22,9 +33,8 @@ def console_table(traces: Traces) -> RenderableType:
     by_layer = traces.compared["layer"].nunique() <= MANY
     frame = traces.compared if by_layer else traces.stages
     key = "layer" if by_layer else "stage"
-    names = list(traces.checkpoints["checkpoint"])
-    ends = list(dict.fromkeys([names[0], names[-1]]))
-    heading = f"{key}s, {_ARROW.join(ends)}" + (f" ({len(names)} checkpoints)" if len(names) > 2 else "")
+    count = len(traces.checkpoints)
+    heading = f"{key}s, {ARROW.join(traces.ends)}" + (f" ({count} checkpoints)" if count > 2 else "")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     columns = {"trace_exact": "tr F", "trace_approx": "tr F̂", "trace_ratio": "ratio"}
     columns |= {"scaled_error": "scaled error"} if by_layer else {}
@@ -32,10 +42,9 @@ def console_table(traces: Traces) -> RenderableType:
     table.add_column("approximation", no_wrap=True)
     for words in columns.values():
         table.add_column(words, justify="right", no_wrap=True)
-    for (row, approximation), own in frame.groupby([key, "approximation"], sort=False):
-        at = own.set_index("checkpoint").reindex(ends)
-        cells = [_ARROW.join(number(at[column][end], "–") for end in ends) for column in columns]
-        table.add_row(short(row, _NAME), label(str(approximation)), *cells)
+    rows = first_to_last(frame, [key, "approximation"], list(columns), traces.ends)
+    for row, approximation, *cells in rows.itertuples(index=False):
+        table.add_row(short(row, _NAME), label(approximation), *cells)
     foot = Text(traces.caption, style="yellow" if STAND_IN in traces.caption else "dim")
     note = Text(f"all numbers: traces.csv, diagnostics.csv, stages.csv; {SCALE_NOTE}", style="dim")
     return Group(Text(heading, style="bold"), table, foot, note)

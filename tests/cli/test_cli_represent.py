@@ -32,7 +32,7 @@ def test_a_run_holds_what_the_contract_names(run, place):
     assert (result.exit_code, result.stderr) == (0, "")
     written = {path.name for path in (place / "run").iterdir()}
     assert written >= {f"{name}.csv" for name in TABLES}
-    assert written >= {"config.toml", "provenance.json", "summary.json", "normality.png", "assumption.png"}
+    assert written >= {"config.toml", "provenance.json", "summary.json", "normality.png", "report.html"}
     assert tomllib.loads(Path("run/config.toml").read_text()) == {
         "command": "represent",
         "model": "small_nets:small",
@@ -58,7 +58,7 @@ def test_the_table_has_a_row_a_layer_and_says_what_is_no_test(run):
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines if line[:2] in ("0 ", "2 ")] == ["0", "2"]
     assert "no test of the assumption" in result.stdout.replace("\n", " ")
-    assert lines[-1] == "run directory: run"
+    assert lines[-2:] == ["run directory: run", "report: run/report.html"]
     assert max(map(len, lines)) <= 100
     assert "…" not in result.stdout
 
@@ -117,3 +117,6 @@ def test_a_stand_in_is_named(run):
     assert "stand-in: digits" in result.stdout
     assert set(pd.read_csv("run/moments.csv")["dataset"]) == {"mnist (stand-in: digits)"}
     assert json.loads(Path("run/provenance.json").read_text())["stand_in"] is True
+    assert (
+        '<p class="banner"><strong>mnist (stand-in: digits)</strong>' in Path("run/report.html").read_text()
+    )
