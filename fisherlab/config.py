@@ -157,14 +157,18 @@ class CompareConfig(Config):
     def resolved(self) -> "CompareConfig":
         """The same work with every name checked, the device chosen and paths made absolute.
 
+        The module of a `package.module:factory` is imported first, so that what it registers is known.
+
         Raises:
-            InputError: for an unknown approximation, kind, likelihood or memory size, or a device
-                that this machine does not have.
+            InputError: for an unknown approximation, kind, likelihood or memory size, a device that this
+                machine does not have, or a module that cannot be imported.
         """
         from fisherlab.approximations import DEFAULT_APPROXIMATIONS, create_all
         from fisherlab.likelihoods import as_likelihood, check_kind
+        from fisherlab.models.imported import import_module_of
         from fisherlab.plans import parse_bytes
 
+        import_module_of(self.model, self.seed)
         approximations = self.approximations or DEFAULT_APPROXIMATIONS
         create_all(approximations)
         parse_bytes(self.memory)

@@ -32,6 +32,20 @@ def is_import(name: str) -> bool:
     return ":" in name
 
 
+def import_module_of(name: str, seed: int) -> None:
+    """Import the module of a factory, so that what it registers is known; of other names nothing.
+
+    Args:
+        name: as for `import_model`.
+        seed: of the random state for the time of the import.
+
+    Raises:
+        InputError: as for `import_model`.
+    """
+    if is_import(name) and name.partition(":")[0] not in _LIBRARIES:
+        _factory(name, seed)
+
+
 def import_model(name: str, seed: int) -> Imported:
     """Import a factory and call it, with the working directory importable.
 
@@ -51,8 +65,8 @@ def import_model(name: str, seed: int) -> Imported:
         return Imported(
             seeded(lambda: _library_model(library, model_name), seed), None, "categorical", library
         )
+    factory = _factory(name, seed)
     with _working_directory_importable():
-        factory = seeded(lambda: _import_factory(name), seed)
         try:
             made = seeded(factory, seed)
         except FisherlabError:
@@ -106,6 +120,12 @@ def _check_known(library: str, name: str, known: Iterable[str]) -> None:
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"{library}'s list_models() names them all."
         raise InputError(f"unknown {library} model {name!r}; {hint}")
+
+
+def _factory(name: str, seed: int) -> Callable[[], Any]:
+    """The factory of that name, with the working directory importable."""
+    with _working_directory_importable():
+        return seeded(lambda: _import_factory(name), seed)
 
 
 def _import_factory(name: str) -> Callable[[], Any]:

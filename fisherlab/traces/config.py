@@ -1,6 +1,7 @@
 """The configuration of `fisherlab trace`, as flags give it and as `config.toml` keeps it."""
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import ClassVar
 
 from fisherlab.config import CompareConfig, Config, absolute
@@ -80,8 +81,21 @@ class TraceConfig(Config):
         Raises:
             InputError: as for `CompareConfig.resolved`.
         """
-        checked = self.comparison().resolved()
+        checked = self._comparison_of_run().resolved()
         return replace(self, run=absolute(self.run), **{name: getattr(checked, name) for name in _SHARED})
+
+    def _comparison_of_run(self) -> CompareConfig:
+        """`comparison` with the model and the seed of the run; `source_of` refuses a run without them."""
+        from fisherlab.train.config import read_config
+
+        own = self.comparison()
+        if self.run is None:
+            return own
+        try:
+            trained = read_config(Path(self.run) / "config.toml")
+        except InputError:
+            return own
+        return replace(own, model=trained.model, seed=trained.seed if self.seed is None else self.seed)
 
 
 _SHARED = tuple(
