@@ -5,9 +5,7 @@ go backwards in one batched call, with respect to those edges, so no parameter g
 formed. Whole samples are cut so that a batch stays under the memory limit.
 """
 
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,67 +26,14 @@ from fisherlab.capture import (
     unchanged,
 )
 from fisherlab.data import Batches, ModelInputs, called, each, is_finite
-from fisherlab.draws import normal
+from fisherlab.draws import Generators, normal
 from fisherlab.errors import InputError, InputTypeError, NumericalError
 from fisherlab.layers import Activation, Layers, LayerView, Use, find_activations
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.patches import Patches
 from fisherlab.progress import Progress, bar
-
-LABEL_KINDS = ("predictive", "monte-carlo", "drawn", "empirical")
-"""Where g comes from; `drawn` is `monte-carlo` with one label a sample."""
-
-LAYERWISE_COLUMNS = "layerwise-columns"
-
-_BATCH_BYTES = 64 * 2**20
-_LIVE = 4  # tensors of a layer's size that a backward pass holds at once
-_MOST_SAMPLES = 8192
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """What one look at a few samples told.
-
-    Attributes:
-        positions: T by layer, over all calls.
-        columns: label columns a sample, by kind.
-        activations: numbers a sample in the outputs of all layers.
-        outputs: numbers a sample in the model's output.
-        multiplications: of one sample's forward pass through the layers.
-    """
-
-    positions: Mapping[str, int]
-    columns: Mapping[str, int]
-    activations: int
-    outputs: int
-    multiplications: int
-
-
-class Generators(dict[str, torch.Generator]):
-    """Generators by use, made from the seed and its name, that stand before the draws of sample `begin`."""
-
-    def __init__(self, seed: int, begin: int = 0) -> None:
-        super().__init__()
-        self._seed, self._begin = seed, begin
-
-    def ready(self, use: str, draw: Callable[[int, torch.Generator], Any]) -> torch.Generator:
-        """The generator of a use; `draw(n, generator)` draws for n samples, to pass over earlier ones."""
-        if use not in self:
-            self[use] = torch.Generator().manual_seed(self._seed ^ zlib.crc32(use.encode()))
-            for start in range(0, self._begin, _MOST_SAMPLES):
-                draw(min(_MOST_SAMPLES, self._begin - start), self[use])
-        return self[use]
-
-
-Needs = Mapping[str, frozenset[str]]
-"""For each layer the kinds of g that a pass is to give.
-
-Kinds of layer-wise sampling: `layerwise` gives the slope φ'(s) itself, one column whose square is the
-expectation of g∘g; `layerwise:k` gives k draws −φ'(s)∘ε/√k. With `layerwise+categorical` the
-network's last layer has √(p(1 − p)) in the place of its slope. `layerwise-columns` gives columns
-φ'(s_tj) e_tj, one for each unit and position, whose outer products sum to the expectation over ε.
-"""
+from fisherlab.sizes import LABEL_KINDS, LAYERWISE_COLUMNS, Needs, Sizes
 
 
 class Collector:
@@ -130,7 +75,7 @@ class Collector:
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
         _check_weights(model)
-        self.shapes = self._look()
+        self.sizes = self._look()
 
     def passes(
         self, needs: Needs, what: str, scratch: int = 0, begin: int | None = None
@@ -151,7 +96,7 @@ class Collector:
             NumericalError: where the network gives values that are not finite; names the layer and
                 the batch.
         """
-        for parts in self._passes(needs, what, self._samples(needs, scratch), begin):
+        for parts in self._passes(needs, what, self.sizes.samples(needs, scratch), begin):
             yield _whole(list(parts))
 
     def passes_in_parts(
@@ -163,7 +108,7 @@ class Collector:
             For each batch its parts: the inputs and layer-wise g of all layers, which are fresh, then the
             label columns as they come back through the network.
         """
-        yield from self._passes(needs, what, self._samples(needs, in_parts=True), begin)
+        yield from self._passes(needs, what, self.sizes.samples(needs, in_parts=True), begin)
 
     def _passes(
         self, needs: Needs, what: str, most: int, begin: int | None
@@ -223,9 +168,9 @@ class Collector:
         """What drawn labels depend on."""
         return f"{self._draws} draws, seed {self._seed}"
 
-    def generators(self) -> Generators:
-        """Fresh generators, one a use, that give every pass the same draws."""
-        return Generators(self._seed)
+    def generators(self, begin: int = 0) -> Generators:
+        """Fresh generators, one a use, that give every pass the same draws; `begin` as for `Generators`."""
+        return Generators(self._seed, begin)
 
     def _collect(
         self,
@@ -249,7 +194,7 @@ class Collector:
             columns = self.columns(kind, outputs.detach(), targets, generators)
             names = [name for name, kinds in needs.items() if kind in kinds]
             edges = [call.edge for name in names for call in seen[name]]
-            numbers = samples * self.shapes.activations
+            numbers = samples * self.sizes.activations
             for count, found in backward(outputs, edges, columns, kind != wanted[-1], numbers):
                 gradients = iter(found)
                 part = {}
@@ -341,8 +286,8 @@ class Collector:
             raise _not_finite(seen, index)
         return seen, outputs
 
-    def _look(self) -> Shapes:
-        """Reads two samples: shapes, and whether each row of every layer belongs to one sample."""
+    def _look(self) -> Sizes:
+        """Reads two samples: sizes, and whether each row of every layer belongs to one sample."""
         inputs, targets = self.batches.first(2)
         inputs, targets = each(inputs, self._move), None if targets is None else self._move(targets)
         samples = self.batches.size(inputs)
@@ -359,14 +304,14 @@ class Collector:
                 for name in self.layers:
                     _check_rows(f"layer {name!r} sees", a[name], self._inputs(name, other[name], 2))
                 _check_rows("the model gives", outputs.detach(), repeated_outputs.detach())
-        columns = {"predictive": predictive, "monte-carlo": self._draws, "drawn": 1, "empirical": 1}
-        activations = sum(call.output.numel() for calls in seen.values() for call in calls) // samples
-        positions = {name: a[name].shape[1] for name in a}
-        multiplications = sum(
-            positions[view.name] * (view.outputs if view.one_hot else view.size)
-            for view in self.layers.values()
+        return Sizes(
+            self.layers,
+            torch.finfo(self.dtype).bits // 8,
+            positions={name: a[name].shape[1] for name in a},
+            columns={"predictive": predictive, "monte-carlo": self._draws, "drawn": 1, "empirical": 1},
+            activations=sum(call.output.numel() for calls in seen.values() for call in calls) // samples,
+            outputs=outputs.numel() // samples,
         )
-        return Shapes(positions, columns, activations, outputs.numel() // samples, multiplications)
 
     def _second_twice(self, x: Tensor) -> Tensor:
         return x.narrow(self.batch_dim, 1, 1).expand_as(x).contiguous()
@@ -381,39 +326,6 @@ class Collector:
             kinds = list(dict.fromkeys(a.name for a in found)) if given is None else [given]
             named[name] = Activation(", ".join(kinds), "" if given else found[0].reason)
         return named
-
-    def _samples(self, needs: Needs, scratch: int = 0, in_parts: bool = False) -> int:
-        """How many samples a batch may have for its a and g, and the passes themselves, to stay in bounds."""
-        size = torch.finfo(self.dtype).bits // 8
-        largest, held, columns = 0, scratch, 1
-        for name, kinds in needs.items():
-            largest = max(largest, self.numbers(name, 0))
-            labels = {kind: self.label_columns_of(kind, name) for kind in kinds}
-            if in_parts:
-                labels = {kind: min(count, 1) for kind, count in labels.items()}
-            columns = max([columns, *(count for kind, count in labels.items() if kind in LABEL_KINDS)])
-            held += self.numbers(name, sum(labels.values())) - self.numbers(name, 0)
-        needed = size * (2 * largest + held) + self.pass_bytes(1)
-        return max(1, min(_BATCH_BYTES // needed, _MOST_SAMPLES))
-
-    def numbers(self, layer: str, columns: int) -> int:
-        """How many numbers a sample's a and g take in one layer, with so many label columns."""
-        view = self.layers[layer]
-        return self.shapes.positions[layer] * (view.input_numbers + columns * view.outputs)
-
-    def pass_bytes(self, columns: int) -> int:
-        """About what one sample's passes take with so many label columns sent back at once."""
-        size = torch.finfo(self.dtype).bits // 8
-        return size * (self.shapes.activations * (_LIVE + columns) + 2 * self.shapes.outputs * columns)
-
-    def label_columns_of(self, kind: str, layer: str) -> int:
-        """How many label columns a kind has for one sample."""
-        if kind == LAYERWISE_COLUMNS:
-            view = self.layers[layer]
-            return self.shapes.positions[layer] * view.outputs
-        if kind.startswith("layerwise"):
-            return layerwise_draws(kind) or 1
-        return self.shapes.columns[kind]
 
     def _move(self, values: Tensor) -> Tensor:
         dtype = self.dtype if values.is_floating_point() else None

@@ -4,10 +4,15 @@ They are drawn sample by sample from uniform numbers in float64 on the CPU, wher
 number after another, and moved afterwards.
 """
 
+import zlib
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 _CHUNK_BYTES = 8 * 2**20
+_MOST_SAMPLES = 8192
 
 
 def uniform(like: Tensor, draws: int, numbers: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
@@ -59,3 +64,19 @@ def _invert(logits: Tensor, points: Tensor) -> Tensor:
     cumulative = torch.softmax(logits, -1, dtype=torch.float64).cumsum_(-1)
     points = (points * cumulative[:, -1:]).contiguous()
     return torch.searchsorted(cumulative, points, right=True).clamp_(max=logits.shape[-1] - 1)
+
+
+class Generators(dict[str, torch.Generator]):
+    """Generators by use, made from the seed and its name, that stand before the draws of sample `begin`."""
+
+    def __init__(self, seed: int, begin: int = 0) -> None:
+        super().__init__()
+        self._seed, self._begin = seed, begin
+
+    def ready(self, use: str, draw: Callable[[int, torch.Generator], Any]) -> torch.Generator:
+        """The generator of a use; `draw(n, generator)` draws for n samples, to pass over earlier ones."""
+        if use not in self:
+            self[use] = torch.Generator().manual_seed(self._seed ^ zlib.crc32(use.encode()))
+            for start in range(0, self._begin, _MOST_SAMPLES):
+                draw(min(_MOST_SAMPLES, self._begin - start), self[use])
+        return self[use]

@@ -104,7 +104,7 @@ def exact_fisher(
     if method == "per-sample":
         return {name: _per_sample(collector, chosen[name], plan.kind) for name, plan in plans.items()}
     work = {
-        name: block_work(plan, chosen[name], collector.label_columns_of(plan.kind, name))
+        name: block_work(plan, chosen[name], collector.sizes.label_columns_of(plan.kind, name))
         for name, plan in plans.items()
     }
     gathered = gather(collector, work)
@@ -189,7 +189,7 @@ def _per_sample(collector: Collector, view: LayerView, kind: str) -> LinearOpera
 def _gradient_matrices(collector: Collector, view: LayerView, kind: str) -> Iterator[tuple[Tensor, int]]:
     """Chunks of the samples' gradients V [n·c, m, d], each with its number of samples."""
     model, size = collector.model, torch.finfo(collector.dtype).bits // 8
-    columns = collector.shapes.columns[kind]
+    columns = collector.sizes.columns[kind]
     most = max(1, _ROW_BYTES // (size * columns * view.size))
     rows_of = _Rows(model, view, collector.batch_dim)
     generators = collector.generators()

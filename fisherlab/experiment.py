@@ -23,7 +23,7 @@ from fisherlab.approximations import (
     layer_work,
 )
 from fisherlab.batch import LayerBatch
-from fisherlab.collect import LAYERWISE_COLUMNS, Collector
+from fisherlab.collect import Collector
 from fisherlab.errors import FisherlabError, bytes_text
 from fisherlab.exact import gram_block
 from fisherlab.layers import LayerView
@@ -34,6 +34,7 @@ from fisherlab.operators.numerics import eigenvectors_kept
 from fisherlab.plans import Plan
 from fisherlab.progress import Progress, bar
 from fisherlab.result import LayerResult
+from fisherlab.sizes import LAYERWISE_COLUMNS
 from fisherlab.statistics import Gathered, LayerWork, gather
 from fisherlab.targets import (
     GRADIENT,
@@ -153,9 +154,9 @@ class Experiment:
         """What a layer's sums and kept samples take after the pass."""
         work, view = self._work(name), self.collector.layers[name]
         size = torch.finfo(self.collector.dtype).bits // 8
-        columns = sum(self.collector.label_columns_of(kind, name) for kind in work.kinds)
+        columns = sum(self.collector.sizes.label_columns_of(kind, name) for kind in work.kinds)
         samples = min(work.keep, self.collector.batches.count() or work.keep)
-        kept = size * samples * self.collector.numbers(name, columns)
+        kept = size * samples * self.collector.sizes.numbers(name, columns)
         return kept if work.lazy else kept + 3 * 8 * work.numbers(view)
 
     def _work(self, name: str) -> LayerWork:
@@ -183,10 +184,10 @@ class Experiment:
 
     def _kept(self, view: LayerView, plan: Plan) -> int:
         """How many samples are kept for standard errors and the coupling."""
-        columns = self.collector.label_columns_of(columns_kind(plan.kind), view.name)
+        columns = self.collector.sizes.label_columns_of(columns_kind(plan.kind), view.name)
         if self._aims_at_layerwise(view):
-            columns += self.collector.label_columns_of(LAYERWISE_COLUMNS, view.name)
-        numbers = self.collector.numbers(view.name, columns)
+            columns += self.collector.sizes.label_columns_of(LAYERWISE_COLUMNS, view.name)
+        numbers = self.collector.sizes.numbers(view.name, columns)
         return max(_LEAST_KEPT, min(_MOST_KEPT, _KEPT_BYTES // (8 * numbers)))
 
     def _methods(self, view: LayerView) -> list[Approximation]:
@@ -211,7 +212,7 @@ class Experiment:
             return (
                 f"the layer-wise Fisher would need {bytes_text(needed)}, above a quarter of the memory limit"
             )
-        plan, positions = self.plans[view.name], self.collector.shapes.positions[view.name]
+        plan, positions = self.plans[view.name], self.collector.sizes.positions[view.name]
         operations = 0.0 if identity else layerwise_operations(view, (plan.samples or 0) * positions)
         if operations > _LAYERWISE_OPERATIONS:
             return f"the layer-wise Fisher would take {operations:.1g} operations"
@@ -227,8 +228,8 @@ class Experiment:
             view=view,
             plan=plan,
             samples=samples,
-            positions=self.collector.shapes.positions[name],
-            columns=samples * self.collector.label_columns_of(columns_kind(plan.kind), name),
+            positions=self.collector.sizes.positions[name],
+            columns=samples * self.collector.sizes.label_columns_of(columns_kind(plan.kind), name),
             kind=target.name,
             damping=target.damping,
             drawable=target.affordable,
@@ -347,7 +348,7 @@ class Experiment:
 
     def _coupling_samples(self, kind: str) -> int:
         same = [name for name, plan in self.plans.items() if plan.kind == kind]
-        columns = self.collector.label_columns_of(kind, same[0])
+        columns = self.collector.sizes.label_columns_of(kind, same[0])
         most = min(_COUPLING_COLUMNS, int((self.memory / (64 * len(self.plans))) ** 0.5))
         return max(1, min([most // columns, *(self._work(name).keep for name in same)]))
 

@@ -92,15 +92,15 @@ def make_plans(
 
 def _why_drawn(collector: Collector, kind: str, memory: int, most_operations: float | None) -> str:
     """Why the expectation over labels is out of reach for every layer, or an empty text."""
-    columns = collector.shapes.columns[kind]
-    held = collector.pass_bytes(columns)
+    columns = collector.sizes.columns[kind]
+    held = collector.sizes.pass_bytes(columns)
     if held > memory:
         return (
             f"the exact expectation has {columns:,} label columns a sample, whose backward pass would need "
             f"{bytes_text(held)}; one label a sample (a token) is drawn"
         )
     samples = collector.batches.count() or 1
-    operations = 4.0 * samples * columns * collector.shapes.multiplications
+    operations = 4.0 * samples * columns * collector.sizes.multiplications
     if most_operations is not None and operations > most_operations:
         return (
             f"the backward passes of {columns:,} label columns a sample would take {operations:.1g} "
@@ -153,8 +153,8 @@ class _Chooser:
         return gram
 
     def _dense(self, view: LayerView) -> Plan:
-        positions = self.collector.shapes.positions[view.name]
-        samples, columns = self.collector.batches.count(), self.collector.shapes.columns[self.kind]
+        positions = self.collector.sizes.positions[view.name]
+        samples, columns = self.collector.batches.count(), self.collector.sizes.columns[self.kind]
         total = None if samples is None else samples * columns
         packed = positions == 1 and not view.one_hot
         if self.method == "kronecker" and not packed:
@@ -175,7 +175,7 @@ class _Chooser:
 
     def _gram(self, view: LayerView, dense_bytes: int) -> Plan:
         kind, note = self.kind, self.drawn
-        samples, columns = self.collector.batches.count(), self.collector.shapes.columns[kind]
+        samples, columns = self.collector.batches.count(), self.collector.sizes.columns[kind]
         work = self._contraction(view, samples or self.max_columns, columns)
         if columns > 1 and work > self.most_contraction:
             note = f"a contraction of its {columns} label columns a sample would take {work:.1g} operations; "
@@ -189,21 +189,21 @@ class _Chooser:
                 note = (note + "; " if note else "") + f"the first {self.max_columns}{count} samples are used"
                 samples = self.max_columns
         total = samples * columns
-        held = _DOUBLE * self.copies * samples * self.collector.numbers(view.name, columns)
+        held = _DOUBLE * self.copies * samples * self.collector.sizes.numbers(view.name, columns)
         held += _DOUBLE * 2 * view.groups * total**2
         operations = self._gram_operations(view, samples, columns)
         return Plan(view.name, "gram", kind, samples, total, operations, held, note)
 
     def _gram_operations(self, view: LayerView, samples: int, columns: int) -> float:
         """Of K, by inner products of positions or of gradients."""
-        t, total = self.collector.shapes.positions[view.name], samples * columns
+        t, total = self.collector.sizes.positions[view.name], samples * columns
         by_positions = 2.0 * (samples * t) ** 2 * (view.groups * view.inputs + columns**2 * view.outputs)
         by_vectors = 2.0 * total * view.size * (total + t)
         return min(by_positions, by_vectors)
 
     def _contraction(self, view: LayerView, samples: int, columns: int) -> float:
         """Of Σ ⟨V, B V A⟩, by gradients or by inner products of positions."""
-        t, d, m = self.collector.shapes.positions[view.name], view.inputs, view.group.outputs
+        t, d, m = self.collector.sizes.positions[view.name], view.inputs, view.group.outputs
         by_vectors = columns * m * d * (t + m + d)
         by_positions = t * d * d + columns * t * m * m + t * t * (d + columns * m)
         return 2.0 * samples * view.groups * min(by_vectors, by_positions)

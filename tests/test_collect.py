@@ -55,17 +55,17 @@ def test_shapes_with_positions(sequences):
     assert found["0"][0].g["predictive"].shape == (2, 24, 4, 4)
     assert found["5"][0].a.shape == (24, 1, 4)
     assert torch.equal(found["0"][0].a[..., -1], torch.ones(24, 4, dtype=torch.float64))
-    assert collector(sequences).shapes.positions == {"0": 4, "2": 4, "5": 1}
+    assert collector(sequences).sizes.positions == {"0": 4, "2": 4, "5": 1}
 
 
 def test_each_kind_has_its_number_of_columns(categorical):
     source = collector(categorical, draws=5)
     expected = {"predictive": 2, "monte-carlo": 5, "drawn": 1, "empirical": 1}
     for kind, count in expected.items():
-        assert source.label_columns_of(kind, "2") == count
+        assert source.sizes.label_columns_of(kind, "2") == count
         assert len(one_pass(categorical, kind, draws=5)["2"][0].g[kind]) == count
     for kind, count in {"layerwise": 1, "layerwise:6": 6, "layerwise+categorical:3": 3}.items():
-        assert source.label_columns_of(kind, "2") == count
+        assert source.sizes.label_columns_of(kind, "2") == count
         assert len(one_pass(categorical, kind)["2"][0].g[kind]) == count
 
 
@@ -80,7 +80,7 @@ def test_several_kinds_in_one_pass_are_those_of_passes_of_their_own(trained):
 
 def test_batches_are_cut_and_know_where_they_start(trained, monkeypatch):
     whole = one_pass(trained, "predictive")["0"][0]
-    monkeypatch.setattr("fisherlab.collect._MOST_SAMPLES", 16)
+    monkeypatch.setattr("fisherlab.sizes._MOST_SAMPLES", 16)
     parts = one_pass(trained, "predictive")["0"]
     assert [part.start for part in parts] == [0, 16, 32]
     assert torch.allclose(torch.cat([p.g["predictive"] for p in parts], 1), whole.g["predictive"], atol=1e-14)
@@ -89,12 +89,12 @@ def test_batches_are_cut_and_know_where_they_start(trained, monkeypatch):
 def test_large_samples_make_small_batches(categorical, monkeypatch):
     needs = {"0": frozenset({"predictive"})}
     source = collector(categorical)
-    own = 8 * (2 * 7 + 5 * 2) + source.pass_bytes(1)  # a twice, g of two columns, and a pass
-    monkeypatch.setattr("fisherlab.collect._BATCH_BYTES", 40 * own)
-    assert source._samples(needs) == 40
-    assert source._samples(needs, own // 8) == 20
-    assert source._samples(needs, in_parts=True) == 40 * own // (own - 8 * 5)
-    assert source._samples(needs, 10_000 * own) == 1
+    own = 8 * (2 * 7 + 5 * 2) + source.sizes.pass_bytes(1)  # a twice, g of two columns, and a pass
+    monkeypatch.setattr("fisherlab.sizes._BATCH_BYTES", 40 * own)
+    assert source.sizes.samples(needs) == 40
+    assert source.sizes.samples(needs, own // 8) == 20
+    assert source.sizes.samples(needs, in_parts=True) == 40 * own // (own - 8 * 5)
+    assert source.sizes.samples(needs, 10_000 * own) == 1
 
 
 @pytest.mark.parametrize("kind", ["predictive", "monte-carlo"])

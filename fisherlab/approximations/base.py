@@ -5,10 +5,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from fisherlab.collect import LAYERWISE_COLUMNS
 from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.layers import BlockShape
 from fisherlab.operators import LinearOperator, blocks_of, joined
+from fisherlab.sizes import LAYERWISE_COLUMNS
 from fisherlab.statistics import Basis, KeptSums, LayerSums, Statistic
 
 

@@ -124,8 +124,8 @@ def _check_memory(collector: Collector, work: Mapping[str, LayerWork], kind: str
             f"the statistics would need {bytes_text(8 * held)}, more than the memory limit of "
             f"{bytes_text(memory)}; take fewer layers or approximations, or a larger limit"
         )
-    columns = collector.shapes.columns.get(kind, 1)
-    needed = collector.pass_bytes(columns)
+    columns = collector.sizes.columns.get(kind, 1)
+    needed = collector.sizes.pass_bytes(columns)
     if needed > memory:
         raise MemoryLimitError(
             f"{columns:,} label columns a sample would need {bytes_text(needed)}, more than the memory limit "

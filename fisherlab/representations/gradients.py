@@ -49,13 +49,13 @@ class Gradients:
 
     def __init__(self, collector: Collector, order: Tensor, progress: Progress) -> None:
         self._collector = collector
-        rank = collector.shapes.columns["predictive"]
+        rank = collector.sizes.columns["predictive"]
         drawn = rank > MOST_COLUMNS
         self._kind = "monte-carlo" if drawn else "predictive"
         self.labels = f"{DRAWS} drawn" if drawn else "expected"
         self.columns = _DRAWN_COLUMNS if drawn else rank
         self.isotropies = {
-            name: Isotropy(view.outputs, rank, collector.shapes.positions[name], drawn)
+            name: Isotropy(view.outputs, rank, collector.sizes.positions[name], drawn)
             for name, view in collector.layers.items()
         }
         self._names = [n for n, view in collector.layers.items() if view.outputs <= _MOST_OUTPUTS]
@@ -72,7 +72,7 @@ class Gradients:
     def _add_all(self, order: Tensor, progress: Progress) -> None:
         collector = self._collector
         taken = order[: max(_LEAST_SAMPLES, int(_OPERATIONS / self._operations()))].sort().values
-        most = most_samples(collector, collector.shapes.columns[self._kind], 8 * self._held())
+        most = most_samples(collector, collector.sizes.columns[self._kind], 8 * self._held())
         generators, done = collector.generators(), 0
         with unchanged(collector.model), bar(progress, "gradients", len(taken)) as report:
             for inputs, targets in self._selected(taken, most):
@@ -84,7 +84,7 @@ class Gradients:
 
     def _add(self, reading: BatchReading, label_columns: Tensor) -> None:
         edges = {name: own for name in self._names if (own := reading.edges(name)) is not None}
-        numbers = reading.samples * self._collector.shapes.activations
+        numbers = reading.samples * self._collector.sizes.activations
         every = [edge for own in edges.values() for edge in own]
         if not every:
             return
@@ -110,14 +110,14 @@ class Gradients:
 
     def _operations(self) -> int:
         """Multiplications that one sample takes: back through the layers, and for M."""
-        shapes = self._collector.shapes
-        products = sum(shapes.positions[n] * self._collector.layers[n].outputs ** 2 for n in self._names)
-        return self.columns * (2 * shapes.multiplications + products)
+        sizes = self._collector.sizes
+        products = sum(sizes.positions[n] * self._collector.layers[n].outputs ** 2 for n in self._names)
+        return self.columns * (2 * sizes.multiplications + products)
 
     def _held(self) -> int:
         """Numbers of one sample's q, or M where those are fewer, and of their products."""
-        shapes, held = self._collector.shapes, 0
+        sizes, held = self._collector.sizes, 0
         for name in self._names:
             outputs = self._collector.layers[name].outputs
-            held += 2 * outputs * min(outputs, self.columns * shapes.positions[name])
+            held += 2 * outputs * min(outputs, self.columns * sizes.positions[name])
         return held

@@ -103,7 +103,7 @@ def _facts(
         module=view.family,
         activation=collector.activations[name].name,
         outputs=view.outputs,
-        positions=collector.shapes.positions[name],
+        positions=collector.sizes.positions[name],
         samples=samples,
         vectors=marginals.of(name),
         isotropy=gradients.isotropies[name],

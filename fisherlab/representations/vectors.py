@@ -154,8 +154,8 @@ def read(collector: Collector, inputs: ModelInputs) -> BatchReading:
 
 def most_samples(collector: Collector, columns: int, more: int) -> int:
     """How many samples a batch may have for a pass with so many columns, and `more` bytes a sample."""
-    copies = 2 * (torch.finfo(collector.dtype).bits // 8) * collector.shapes.activations
-    needed = collector.pass_bytes(columns) + copies + more
+    copies = 2 * (torch.finfo(collector.dtype).bits // 8) * collector.sizes.activations
+    needed = collector.sizes.pass_bytes(columns) + copies + more
     return max(1, min(_BATCH_BYTES // needed, _MOST_SAMPLES))
 
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fisherlab import distributed
 from fisherlab.batch import LayerBatch
-from fisherlab.collect import Collector, Needs
+from fisherlab.collect import Collector
 from fisherlab.layers import BlockShape
 from fisherlab.operators.inputs import cat
+from fisherlab.sizes import Needs
 from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, Statistic
 
 
