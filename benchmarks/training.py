@@ -20,6 +20,7 @@ from statistics import mean, median, stdev
 
 import torch
 from common import RESULTS, compare_times, machine, write_table
+from fisherlab.figures.two_layers import TwoLayers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -276,56 +277,14 @@ def spread(values: list[float], digits: int) -> str:
 SAMPLES, INPUTS, WIDTH, LOOKS = 20, 30, 1024, (10, 20, 30)
 
 
-def two_layers() -> tuple[nn.Sequential, Tensor, Tensor]:
-    """v = Σ_r b_r relu(w_rᵀ x) with b_r = ±1/√WIDTH fixed, inputs of length 1, and their targets; float64."""
-    generator = torch.Generator().manual_seed(0)
-    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
-    model = nn.Sequential(nn.Linear(INPUTS, WIDTH, False), nn.ReLU(), nn.Linear(WIDTH, 1, False)).double()
-    with torch.no_grad():
-        model[0].weight.copy_(draw(WIDTH, INPUTS))
-        model[2].weight.copy_(draw(1, WIDTH).sign() / WIDTH**0.5)
-    model[2].requires_grad_(False)
-    return model, nn.functional.normalize(draw(SAMPLES, INPUTS)), draw(SAMPLES, 1)
-
-
-def errors_of_lngd(rate: str, alpha: float) -> list[float]:
-    """‖y − v_k‖² for k = 0, 1, … of LNGD on the whole batch, without momentum and decay."""
-    model, x, y = two_layers()
-    optimizer = LNGD(
-        model, alpha, momentum=0.0, weight_decay=0.0, statistics_every=1, inverse_every=1,
-        rate=rate, likelihood="gaussian", exclude=["2"],
-    )  # fmt: skip
-    errors = []
-    for _ in range(max(LOOKS) + 1):
-        optimizer.zero_grad()
-        squares = (model(x) - y).square().sum()
-        errors.append(float(squares.detach()))
-        (squares / (2 * SAMPLES)).backward()
-        optimizer.step()
-    return errors
-
-
-@torch.no_grad()
-def errors_of_theorem(alpha: float) -> list[float]:
-    """The same for W ← W − α Ψ⁺ ∇ Φ⁺ with Φ = XᵀX and the full Gram matrix Ψ = SᵀS of S = b ∘ relu'."""
-    model, x, y = two_layers()
-    errors = []
-    for _ in range(max(LOOKS) + 1):
-        residual = model(x) - y
-        errors.append(float(residual.square().sum()))
-        S = (x @ model[0].weight.T > 0) * model[2].weight
-        model[0].weight -= alpha * torch.linalg.pinv(S) @ (residual * x) @ torch.linalg.pinv(x.T @ x)
-    return errors
-
-
 def theorem_rows() -> list[list[str]]:
     """‖y − v_k‖²/‖y − v_0‖² beside the theorem's bound."""
-    rows = []
+    network, rows = TwoLayers(SAMPLES, INPUTS, WIDTH, seed=0), []
     for alpha in (0.1, 0.5):
         paths = {
-            "the theorem's: Ψ a full Gram matrix": errors_of_theorem(alpha),
-            "LNGD": errors_of_lngd("layerwise", alpha),
-            "LNGD, α_l = 1": errors_of_lngd("fixed", alpha),
+            "the theorem's: Ψ a full Gram matrix": network.errors(alpha, max(LOOKS)),
+            "LNGD": network.lngd_errors(alpha, max(LOOKS), "layerwise"),
+            "LNGD, α_l = 1": network.lngd_errors(alpha, max(LOOKS), "fixed"),
         }
         rows.append([f"{alpha:g}", "bound (1 − α)^k", *(f"{(1 - alpha) ** k:.1e}" for k in LOOKS)])
         for name, errors in paths.items():
