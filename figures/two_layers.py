@@ -33,16 +33,26 @@ class TwoLayers:
         self.X = nn.functional.normalize(draw(self.samples, self.inputs))
         self.y = draw(self.samples)
 
+    def residual(self, W: Tensor) -> Tensor:
+        """V − y, [n]."""
+        return (self.X @ W.T).relu() @ self.b - self.y
+
+    def signals(self, W: Tensor) -> Tensor:
+        """S [n, width]; the Jacobian of the outputs in W has the rows s_n ⊗ x_n."""
+        return (self.X @ W.T > 0) * self.b
+
+    def direction(self, W: Tensor) -> Tensor:
+        """Ψ⁺ ∇ Φ⁺ [width, d], with Ψ⁺ Sᵀ = S⁺ and Φ⁺ = X⁺ X⁺ᵀ."""
+        inverse = torch.linalg.pinv(self.X)
+        gradient = self.residual(W)[:, None] * self.X
+        return torch.linalg.pinv(self.signals(W)) @ gradient @ inverse @ inverse.T
+
     def errors(self, alpha: float, steps: int) -> Tensor:
         """‖y − v_k‖² for k = 0 to steps of the theorem's method, [steps + 1]."""
-        W, inverse = self.W.clone(), torch.linalg.pinv(self.X)
-        found = []
+        W, found = self.W, []
         for _ in range(steps + 1):
-            active = self.X @ W.T
-            residual = active.relu() @ self.b - self.y
-            found.append(residual.square().sum())
-            signals = (active > 0) * self.b
-            W -= alpha * torch.linalg.pinv(signals) @ (residual[:, None] * self.X) @ inverse @ inverse.T
+            found.append(self.residual(W).square().sum())
+            W = W - alpha * self.direction(W)
         return torch.stack(found)
 
     def lngd_errors(self, alpha: float, steps: int, rate: str) -> Tensor:

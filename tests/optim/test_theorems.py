@@ -4,13 +4,13 @@ Theorem 1 is about LNGD's own rates. Theorem 2 is about another method: its Ψ i
 diagonal of eq. 5. It is checked for that Ψ; LNGD's own rate is measured in benchmarks/training.py.
 """
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from fisherlab.figures.quadratic import Quadratic
+from fisherlab.figures.two_layers import TwoLayers
 from hypothesis import assume, given, settings
 from torch import Tensor, nn
 
@@ -97,56 +97,14 @@ def test_with_the_products_of_layers_the_theorem_does_not_hold(layers: int) -> N
 # --- theorem 2 ------------------------------------------------------------------------------------
 
 
-@dataclass
-class TwoLayers:
-    """v(x) = Σ_r b_r relu(w_rᵀ x), b_r = ±1/√width fixed, w_r ~ N(0, I); inputs X [n, d] of length 1, y [n].
+# To first order v moves by −α (X Φ⁺ Xᵀ ∘ S Ψ⁺ Sᵀ)(v − y). Where the rows of S are independent (width ≥ n) the
+# second factor is I, and with it the product is the diagonal of leverages x_nᵀ Φ⁺ x_n: all 1 where the inputs
+# are independent too. Then ‖y − v‖² shrinks by (1 − α)² a step, up to the activations that switch: few in a
+# wide network, which leaves the bound (1 − α)^k its room.
 
-    The Jacobian of the outputs in W [width, d] has the rows s_n ⊗ x_n with S_nr = b_r 1(w_rᵀ x_n > 0). The
-    theorem's method, from ∇ = Σ_n (v_n − y_n) s_n x_nᵀ, the gradient of ½‖y − v‖²:
 
-        W ← W − α Ψ⁺ ∇ Φ⁺,   Φ = XᵀX,   Ψ = SᵀS, the full Gram matrix.
-
-    To first order v moves by −α (X Φ⁺ Xᵀ ∘ S Ψ⁺ Sᵀ)(v − y). Where the rows of S are independent (width ≥ n)
-    the second factor is I, and with it the product is the diagonal of leverages x_nᵀ Φ⁺ x_n: all 1 where the
-    inputs are independent too. Then ‖y − v‖² shrinks by (1 − α)² a step, up to the activations that switch:
-    few in a wide network, which leaves the bound (1 − α)^k its room.
-    """
-
-    samples: int
-    inputs: int
-    width: int
-
-    def __post_init__(self) -> None:
-        self.X = nn.functional.normalize(torch.randn(self.samples, self.inputs).double())
-        self.y = torch.randn(self.samples).double()
-        self.W = torch.randn(self.width, self.inputs).double()
-        self.b = torch.randn(self.width).double().sign() / self.width**0.5
-
-    @property
-    def residual(self) -> Tensor:
-        return (self.X @ self.W.T).relu() @ self.b - self.y
-
-    @property
-    def signals(self) -> Tensor:
-        """S [n, width]."""
-        return (self.X @ self.W.T > 0) * self.b
-
-    @property
-    def leverages(self) -> Tensor:
-        return (self.X @ torch.linalg.pinv(self.X)).diagonal()
-
-    def direction(self, residual: Tensor) -> Tensor:
-        """Ψ⁺ ∇ Φ⁺, with Ψ⁺ Sᵀ = S⁺ and Φ⁺ = X⁺ X⁺ᵀ."""
-        inverse = torch.linalg.pinv(self.X)
-        return torch.linalg.pinv(self.signals) @ (residual[:, None] * self.X) @ inverse @ inverse.T
-
-    def errors(self, alpha: float, steps: int) -> Tensor:
-        """‖y − v_k‖² for k = 0 to steps."""
-        found = [self.residual.square().sum()]
-        for _ in range(steps):
-            self.W = self.W - alpha * self.direction(self.residual)
-            found.append(self.residual.square().sum())
-        return torch.stack(found)
+def leverages(network: TwoLayers) -> Tensor:
+    return (network.X @ torch.linalg.pinv(network.X)).diagonal()
 
 
 def bound(rate: float, steps: int) -> Tensor:
@@ -158,8 +116,7 @@ def bound(rate: float, steps: int) -> Tensor:
 @pytest.mark.parametrize("seed", range(3))
 def test_errors_stay_below_the_bound_of_theorem_2(alpha: float, inputs: int, seed: int) -> None:
     """‖y − v_k‖² ≤ (1 − α)^k ‖y − v_0‖² for independent inputs and a wide first layer."""
-    torch.manual_seed(seed)
-    errors = TwoLayers(12, inputs, 1024).errors(alpha, 15)
+    errors = TwoLayers(12, inputs, 1024, seed).errors(alpha, 15)
     assert (errors <= errors[0] * bound(alpha, 15) * (1 + 1e-9)).all()
 
 
@@ -167,8 +124,7 @@ def test_a_wide_network_comes_close_to_the_linear_rate() -> None:
     """The share left after a step goes to (1 − α)² as the width grows."""
     shares = []
     for width in (64, 512, 4096):
-        torch.manual_seed(0)
-        errors = TwoLayers(12, 16, width).errors(0.5, 5)
+        errors = TwoLayers(12, 16, width, 0).errors(0.5, 5)
         shares.append(float((errors[1:] / errors[:-1]).max()))
     assert shares[0] > shares[1] > shares[2]
     assert 0.25 < shares[2] < 0.27
@@ -177,15 +133,16 @@ def test_a_wide_network_comes_close_to_the_linear_rate() -> None:
 @pytest.mark.parametrize("inputs", [5, 12, 20])
 def test_the_outputs_move_by_their_leverages(inputs: int) -> None:
     """J vec(D) = leverage ∘ (v − y), to rounding: Ψ and Φ together are no more than this."""
-    network = TwoLayers(12, inputs, 64)
-    moved = torch.einsum("nr,nd,rd->n", network.signals, network.X, network.direction(network.residual))
-    torch.testing.assert_close(moved, network.leverages * network.residual)
+    network = TwoLayers(12, inputs, 64, 0)
+    W = network.W
+    moved = torch.einsum("nr,nd,rd->n", network.signals(W), network.X, network.direction(W))
+    torch.testing.assert_close(moved, leverages(network) * network.residual(W))
 
 
 def test_with_dependent_inputs_the_least_leverage_takes_the_place_of_one() -> None:
     """With fewer inputs than samples the theorem's bound fails, and that with α times the least holds."""
-    network = TwoLayers(12, 6, 4096)
-    least = float(network.leverages.min())
+    network = TwoLayers(12, 6, 4096, 0)
+    least = float(leverages(network).min())
     errors = network.errors(0.5, 15)
     assert (errors[1:] > errors[0] * bound(0.5, 15)[1:]).any()
     assert (errors <= errors[0] * bound(0.5 * least, 15) * (1 + 1e-9)).all()
@@ -193,5 +150,5 @@ def test_with_dependent_inputs_the_least_leverage_takes_the_place_of_one() -> No
 
 def test_the_width_is_needed() -> None:
     """Half as many units as samples: the rows of S depend on each other, and the bound fails."""
-    errors = TwoLayers(12, 16, 6).errors(0.5, 15)
+    errors = TwoLayers(12, 16, 6, 0).errors(0.5, 15)
     assert (errors > errors[0] * bound(0.5, 15)).any()
