@@ -20,19 +20,29 @@ if TYPE_CHECKING:
 
 
 def perform(config: RepresentConfig, output: Output) -> None:
-    """Measures representation vectors, writes the run's directory and prints the result.
+    """Measures representation vectors; of several processes the first writes the directory and prints.
 
     Raises:
         FisherlabError: for a configuration that cannot be run; nothing has been written then.
     """
+    from fisherlab import distributed
+
+    with distributed.launched():
+        _perform(config, output, first=distributed.rank() == 0)
+
+
+def _perform(config: RepresentConfig, output: Output, first: bool) -> None:
     started = time.perf_counter()
     out = rundirs.choose(output.out, config.command, config.model, force=output.force)
     with redirect_stdout(sys.stderr):  # a model of the user's own may print
         config = config.resolved()
         own_data = ":" in config.model and config.data is None
         samples = config.samples or (None if own_data else DEFAULT_SAMPLES)
-        prepared = preparing.prepare(config, samples=samples, bias="joint", progress=output.progress)
-        result = _represent(config, prepared, output.progress)
+        progress = output.progress and first
+        prepared = preparing.prepare(config, samples=samples, bias="joint", progress=progress)
+        result = _represent(config, prepared, progress)
+        if not first:
+            return
         dtype = str(next(prepared.model.parameters()).dtype).removeprefix("torch.")
         used = preparing.as_used(config, prepared, dtype)
         from fisherlab.representations.files import write_representations

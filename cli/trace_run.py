@@ -21,17 +21,27 @@ if TYPE_CHECKING:
 
 
 def perform(config: TraceConfig, output: Output) -> None:
-    """Traces a run or a model, writes the directory and prints the result.
+    """Traces a run or a model; of several processes the first writes the directory and prints.
 
     Raises:
         FisherlabError: for a configuration that cannot be run; nothing has been written then.
     """
+    from fisherlab import distributed
+
+    with distributed.launched():
+        _perform(config, output, first=distributed.rank() == 0)
+
+
+def _perform(config: TraceConfig, output: Output, first: bool) -> None:
     started = time.perf_counter()
     subject = Path(config.run).resolve().name if config.run else str(config.model)
     out = rundirs.choose(output.out, "trace", subject, force=output.force)
     with redirect_stdout(sys.stderr):  # a model of the user's own may print
-        source = _source(config.resolved(), output.progress)
-        traces = source.trace(progress=output.progress, on_plan=_accepted)
+        progress = output.progress and first
+        source = _source(config.resolved(), progress)
+        traces = source.trace(progress=progress, on_plan=_accepted)
+        if not first:
+            return
         from fisherlab.traces.files import write_traces
 
         summary = rundirs.write(source.config, traces, write_traces, out, output, started)

@@ -23,6 +23,7 @@ import fisherlab as fl
 from fisherlab import distributed
 from fisherlab.approximations import LNGD, registered
 from fisherlab.errors import InputError
+from fisherlab.plots import workers
 
 NAMES = tuple(n for n, cls in registered().items() if not cls.from_exact and n != "lngd")
 KINDS = ("predictive", "monte-carlo")
@@ -97,6 +98,24 @@ def comparison(name: str, kind: str, folder: Path) -> Numbers:
     methods = ("diagonal", "kfac", "ekfac", "tkfac", LNGD(sampling=3), "nearest-kronecker")
     c = fl.compare(model, data, methods, kind=kind)
     tables = {"records": c.records.drop(columns="seconds"), "directions": c.directions}
+    return {**contents(tables), "coupling": c.coupling_matrix}
+
+
+def representations(name: str, kind: str, folder: Path) -> Numbers:
+    """With the kind `monte-carlo` labels are drawn, and gradients taken of the first samples' share only."""
+    model, data = case(name)
+    columns, samples = (1, 5) if kind == "monte-carlo" else (32, SAMPLES)
+    with pytest.MonkeyPatch.context() as patch:
+        for constant, value in (("MOST_COLUMNS", columns), ("_OPERATIONS", 0), ("_LEAST_SAMPLES", samples)):
+            patch.setattr(f"fisherlab.representations.gradients.{constant}", value)
+        found = fl.represent(model, data)
+    assert set(found.assumption["samples"]) == {samples}
+    names = ("moments", "histograms", "quantiles", "assumption", "layers")
+    return contents({title: getattr(found, title) for title in names})
+
+
+def contents(tables: dict[str, pd.DataFrame]) -> Numbers:
+    """Columns of tables, numbers as tensors."""
     numbers = {
         f"{title} {column}": torch.tensor(table[column].to_numpy(float))
         for title, table in tables.items()
@@ -107,7 +126,7 @@ def comparison(name: str, kind: str, folder: Path) -> Numbers:
         for title, table in tables.items()
         for column in table.select_dtypes(exclude="number")
     }
-    return {**numbers, **texts, "coupling": c.coupling_matrix}
+    return {**numbers, **texts}
 
 
 def saved(name: str, kind: str, folder: Path) -> Numbers:
@@ -137,6 +156,7 @@ TASKS: dict[str, Callable[[str, str, Path], Numbers]] = {
     "exact": exact,
     "first samples": first_samples,
     "comparison": comparison,
+    "representations": representations,
     "saved": saved,
 }
 
@@ -272,13 +292,59 @@ def test_torchrun_writes_one_complete_directory(runs):
 
 @pytest.mark.parametrize("table", ["records", "directions", "coupling"])
 def test_torchrun_has_the_records_of_one_process(runs, table):
-    one, two = (pd.read_csv(runs[0] / name / f"{table}.csv") for name in ("one", "two"))
+    equal(*(pd.read_csv(runs[0] / name / f"{table}.csv") for name in ("one", "two")))
+
+
+def equal(one: pd.DataFrame, two: pd.DataFrame) -> None:
+    """Equal to rounding, wall time left out."""
     assert list(one.columns) == list(two.columns)
     for column in one.columns.drop("seconds", errors="ignore"):
         if one[column].dtype.kind == "f":
             np.testing.assert_allclose(two[column], one[column], rtol=TOLERANCE, atol=1e-13, err_msg=column)
         else:
             assert two[column].equals(one[column]), column
+
+
+MODULE = """
+import torch
+from torch import nn
+
+from fisherlab.plots import workers
+
+workers.save = lambda figure, path: path.with_suffix(".png").touch()  # drawing is no matter of processes
+
+
+def small():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False)).double()
+    return model, (torch.randn(33, 6).double(), torch.arange(33) % 3), "categorical"
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "tables"),
+    [
+        ("represent", ("moments", "histograms", "histograms-activated", "quantiles", "assumption", "layers")),
+        ("trace", ("traces", "diagnostics", "stages")),
+    ],
+)
+def test_torchrun_writes_the_files_of_one_process(tmp_path, monkeypatch, command, tables):
+    (tmp_path / "shared_net.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "shared_net", raising=False)
+    monkeypatch.setattr("fisherlab.plots.workers.save", workers.save)  # put back afterwards
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = (command, "--model", "shared_net:small", "--out")
+    one = CliRunner().invoke(main, [*arguments, "one"])
+    two = launched(*TORCHRUN, "-m", "fisherlab", *arguments, "two", folder=tmp_path)
+    assert (one.exit_code, two.returncode) == (0, 0), two.stderr[-4000:]
+    assert two.stdout.splitlines()[-2:] == ["run directory: two", "report: two/report.html"]
+    assert two.stdout.count("run directory") == 1
+    names = [{path.name for path in (tmp_path / run).iterdir()} for run in ("one", "two")]
+    assert names[0] == names[1]
+    assert not list(tmp_path.glob("*.part"))
+    for table in tables:
+        equal(*(pd.read_csv(tmp_path / run / f"{table}.csv") for run in ("one", "two")))
 
 
 if __name__ == "__main__":

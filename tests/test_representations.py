@@ -93,6 +93,21 @@ def test_moments_keep_their_digits_far_from_zero():
     torch.testing.assert_close(far.excess_kurtosis, near.excess_kurtosis, rtol=0, atol=1e-7)
 
 
+def test_moments_of_parts_merge_to_those_of_all():
+    """The parts have different means, hence centres; one of them is empty."""
+    x = torch.randn(90, 3).double() + torch.linspace(0, 20, 90)[:, None].double()
+    x[:20, 1] = 0
+    whole, merged = Moments(), Moments()
+    whole.add(x)
+    for part in x.split([0, 31, 7, 52]):
+        one = Moments()
+        one.add(part)
+        merged.merge(one)
+    assert merged.count == 90
+    for name in ("mean", "std", "skewness", "excess_kurtosis", "minimum", "maximum", "zeros"):
+        torch.testing.assert_close(getattr(merged, name), getattr(whole, name), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("size", [1, 5, 23])
 def test_batches_do_not_change_the_result(images, size, monkeypatch):
     model, (inputs, targets) = images

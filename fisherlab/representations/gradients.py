@@ -36,6 +36,7 @@ class Gradients:
     Args:
         collector: reads the model and the data; made with `DRAWS` draws.
         order: a permutation of the samples; the first ones are taken.
+        mine: the samples of this process.
         progress: see `fisherlab.progress`.
 
     Attributes:
@@ -47,7 +48,7 @@ class Gradients:
         NumericalError: where the model's output is not finite.
     """
 
-    def __init__(self, collector: Collector, order: Tensor, progress: Progress) -> None:
+    def __init__(self, collector: Collector, order: Tensor, mine: range, progress: Progress) -> None:
         self._collector = collector
         rank = collector.sizes.columns["predictive"]
         drawn = rank > MOST_COLUMNS
@@ -59,7 +60,9 @@ class Gradients:
             for name, view in collector.layers.items()
         }
         self._names = [n for n, view in collector.layers.items() if view.outputs <= _MOST_OUTPUTS]
-        self._add_all(order, progress)
+        self._add_all(order, mine, progress)
+        for isotropy in self.isotropies.values():
+            isotropy.gather(collector.device)
 
     def why_none(self, name: str) -> str:
         """Why a layer has no isotropy, or an empty text."""
@@ -69,13 +72,15 @@ class Gradients:
             return f"above {_MOST_OUTPUTS:,} outputs no isotropy is measured"
         return "the activation that was named is not in the graph: there is no gradient at its output"
 
-    def _add_all(self, order: Tensor, progress: Progress) -> None:
+    def _add_all(self, order: Tensor, mine: range, progress: Progress) -> None:
         collector = self._collector
-        taken = order[: max(_LEAST_SAMPLES, int(_OPERATIONS / self._operations()))].sort().values
+        chosen = order[: max(_LEAST_SAMPLES, int(_OPERATIONS / self._operations()))].sort().values
+        begin, end = torch.searchsorted(chosen, torch.tensor([mine.start, mine.stop])).tolist()
+        taken = chosen[begin:end]
         most = most_samples(collector, collector.sizes.columns[self._kind], 8 * self._held())
-        generators, done = collector.generators(), 0
+        generators, done = collector.generators(begin), 0
         with unchanged(collector.model), bar(progress, "gradients", len(taken)) as report:
-            for inputs, targets in self._selected(taken, most):
+            for inputs, targets in self._selected(taken, mine, most):
                 reading = read(collector, inputs)
                 columns = collector.columns(self._kind, reading.outputs.detach(), targets, generators)
                 self._add(reading, columns.unflatten(0, (self.columns, -1)).sum(1))
@@ -96,10 +101,10 @@ class Gradients:
         for name in edges:
             self.isotropies[name].end_batch()
 
-    def _selected(self, wanted: Tensor, most: int) -> Iterator[tuple[Any, Tensor | None]]:
-        """The wanted samples, in batches."""
-        start, collector = 0, self._collector
-        for inputs, targets in collector.read(_CHUNK):
+    def _selected(self, wanted: Tensor, mine: range, most: int) -> Iterator[tuple[Any, Tensor | None]]:
+        """The wanted samples of this process, in batches."""
+        start, collector = mine.start, self._collector
+        for inputs, targets in collector.read(_CHUNK, mine.start, mine.stop):
             count = collector.batches.size(inputs)
             own = slice(*torch.searchsorted(wanted, torch.tensor([start, start + count])))
             for places in (wanted[own] - start).to(collector.device).split(most):

@@ -5,6 +5,10 @@ import math
 import torch
 from torch import Tensor
 
+from fisherlab import distributed
+
+_TOTALS = ("samples", "_known", "_traces", "_squared_traces", "_squares", "_isotropies")
+
 
 class Isotropy:
     """Isotropy (tr M)² / (m ‖M‖²) ∈ [1/m, 1] of the samples' M_n = Σ_t Σ_c q qᵀ, and of their mean.
@@ -53,6 +57,18 @@ class Isotropy:
         known = squares > 0
         self._isotropies += float((squared_traces[known] / squares[known]).sum()) / self._m
         self._known += int(known.sum())
+
+    def gather(self, device: torch.device) -> None:
+        """Has the samples of all processes from now on; sums are on this device."""
+        if distributed.size() == 1 or not sum(distributed.gather_all(self.samples)):
+            return
+        if self._sum is None:
+            self._sum = torch.zeros(self._m, self._m, dtype=torch.float64, device=device)
+        numbers = [getattr(self, name) for name in _TOTALS]
+        totals = torch.tensor(numbers, dtype=torch.float64, device=device)
+        distributed.add_up([self._sum, totals])
+        for name, total in zip(_TOTALS, totals.tolist(), strict=True):
+            setattr(self, name, type(getattr(self, name))(total))
 
     @property
     def of_mean(self) -> float:

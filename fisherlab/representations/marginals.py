@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fisherlab import distributed
 from fisherlab.capture import unchanged
 from fisherlab.collect import Collector
 from fisherlab.errors import InputError
@@ -32,6 +33,7 @@ class Marginals:
     Args:
         collector: reads the model and the data.
         order: a permutation of the samples; the first ones are tested.
+        mine: the samples of this process.
         draws: source of the positions.
         progress: see `fisherlab.progress`.
 
@@ -41,9 +43,14 @@ class Marginals:
     """
 
     def __init__(
-        self, collector: Collector, order: Tensor, draws: torch.Generator, progress: Progress
+        self,
+        collector: Collector,
+        order: Tensor,
+        mine: range,
+        draws: torch.Generator,
+        progress: Progress,
     ) -> None:
-        self._collector, self._progress, self._samples = collector, progress, len(order)
+        self._collector, self._progress, self._mine = collector, progress, mine
         self._tested = order[:TESTED].sort().values
         self._shares = torch.rand(len(self._tested), generator=draws, dtype=torch.float64)
         self._largest = self._most_numbers()
@@ -69,6 +76,8 @@ class Marginals:
                     coordinates.add(rows)
                     norms.add(torch.cat([squares.sqrt(), squares], 1))
         for name, by_kind in sums.items():
+            for moments in (one for pair in by_kind.values() for one in pair):
+                moments.gather(self._collector.device)
             if not all(coordinates.count for coordinates, _ in by_kind.values()):
                 raise InputError(f"the mask of layer {name!r} leaves no position in all the data; correct it")
         return sums
@@ -81,19 +90,21 @@ class Marginals:
             for name, by_kind in self._counts.items():
                 for kind, vectors in reading.vectors(name).items():
                     by_kind[kind].add(vectors, samples, shares)
+        for counts in (one for by_kind in self._counts.values() for one in by_kind.values()):
+            counts.gather()
 
     def _readings(self, what: str) -> Iterator[tuple[BatchReading, int]]:
-        """A pass: every batch's reading, and the index of its first sample."""
-        start, needed = 0, _LIVE * 8 * self._largest
+        """A pass over this process's samples: every batch's reading, and the index of its first sample."""
+        start, most = self._mine.start, most_samples(self._collector, 1, _LIVE * 8 * self._largest)
         with (
             unchanged(self._collector.model),
-            bar(self._progress, what, self._samples) as report,
+            bar(self._progress, what, len(self._mine)) as report,
         ):
-            for inputs, _ in self._collector.read(most_samples(self._collector, 1, needed)):
+            for inputs, _ in self._collector.read(most, self._mine.start, self._mine.stop):
                 reading = read(self._collector, inputs)
                 yield reading, start
                 start += reading.samples
-                report(start)
+                report(start - self._mine.start)
 
     def _most_numbers(self) -> int:
         """Numbers of one sample's vectors of a kind, in the layer with the most."""
@@ -126,6 +137,12 @@ class _Counts:
         self.histograms.add(rows[:, self.chosen])
         self.norm_histogram.add(rows.square().sum(1, keepdim=True).sqrt())
         self.tested.append(vectors.pick(samples, shares).cpu())
+
+    def gather(self) -> None:
+        """Has what all processes counted and kept from now on."""
+        self.histograms.gather()
+        self.norm_histogram.gather()
+        self.tested = distributed.gather_all(torch.cat(self.tested))
 
     def facts(self) -> VectorFacts:
         """The sums, and the vectors tested of samples with a position that counts."""

@@ -44,6 +44,7 @@ def represent(
 
     The data are read three times: for moments; for histograms and the values that are tested; for gradients.
     Memory does not grow with them, save for at most 1,000 vectors of each kind that are kept for the tests.
+    Where torch.distributed is up, every process takes a share of the samples, and all have the same result.
 
     Args:
         model: the network; in evaluation mode during the call, and unchanged by it.
@@ -81,12 +82,14 @@ def represent(
     samples = collector.batches.count()
     if samples is None:
         raise InputError("the data can be read only once; give tensors, a list of batches or a DataLoader")
+    start, stop = collector.share()
+    mine = range(start, samples if stop is None else stop)
     if on_start is not None:
         on_start()
     draws = collector.generators().ready("values", lambda n, generator: None)
     order = torch.randperm(samples, generator=draws)
-    marginals = Marginals(collector, order, draws, progress)
-    gradients = Gradients(collector, order, progress)
+    marginals = Marginals(collector, order, mine, draws, progress)
+    gradients = Gradients(collector, order, mine, progress)
     about = about or About.given(model, data)
     device, dtype = str(collector.device), str(collector.dtype).removeprefix("torch.")
     facts = [_facts(name, collector, samples, marginals, gradients) for name in names]

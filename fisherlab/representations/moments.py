@@ -1,7 +1,12 @@
-"""Moments and histograms of many columns at once, as sums over batches."""
+"""Moments and histograms of many columns at once, as sums over batches and processes."""
+
+import copy
+import math
 
 import torch
 from torch import Tensor
+
+from fisherlab import distributed
 
 INNER_BINS = 100
 REACH = 5.0
@@ -40,6 +45,39 @@ class Moments:
         self.minimum, self.maximum = self.minimum.minimum(low), self.maximum.maximum(high)
         self._zeros += zeros
         self.count += len(rows)
+
+    def merge(self, other: "Moments") -> None:
+        """Adds the rows of another, whose sums are moved from its centre c' to this one's c.
+
+        Σ (x − c)^p = Σ_q (p over q) (c' − c)^(p−q) Σ (x − c')^q.
+        """
+        if not other.count:
+            return
+        if not self.count:
+            vars(self).update(copy.deepcopy(vars(other)))
+            return
+        shift = other._centre - self._centre
+        sums = (torch.full_like(shift, other.count), *other._sums)
+        for p in range(1, 5):
+            self._sums[p - 1] += sum(math.comb(p, q) * shift ** (p - q) * sums[q] for q in range(p + 1))
+        self.minimum, self.maximum = self.minimum.minimum(other.minimum), self.maximum.maximum(other.maximum)
+        self._zeros += other._zeros
+        self.count += other.count
+
+    def gather(self, device: torch.device) -> None:
+        """Has the rows of all processes from now on, on this device."""
+        if distributed.size() == 1:
+            return
+        total = Moments()
+        for part in distributed.gather_all(self._moved(torch.device("cpu"))):
+            total.merge(part)
+        vars(self).update(vars(total._moved(device)))
+
+    def _moved(self, device: torch.device) -> "Moments":
+        moved = Moments()
+        for name, value in vars(self).items():
+            setattr(moved, name, value.to(device) if isinstance(value, Tensor) else value)
+        return moved
 
     @property
     def zeros(self) -> Tensor:
@@ -112,6 +150,10 @@ class Histograms:
         width = self._counts.shape[1]
         bins += width * torch.arange(len(self._counts), device=rows.device)
         self._counts += torch.bincount(bins.flatten(), minlength=self._counts.numel()).view_as(self._counts)
+
+    def gather(self) -> None:
+        """Has the counts of all processes from now on."""
+        distributed.add_up([self._counts])
 
     def column(self, place: int) -> tuple[Tensor, Tensor, Tensor]:
         """(left, right, count) of a column's bins; an outer bin that covers nothing is left out."""
