@@ -6,6 +6,7 @@ from typing import Any
 
 from fisherlab.plots.labels import label
 from fisherlab.report import Column, Definition, Picture, Tabular, defined, write_tables
+from fisherlab.report.blocks import OWN_SCALE
 from fisherlab.report.definitions import SCALE_NOTE
 from fisherlab.report.overview import counted_notes
 from fisherlab.traces.result import WHOLE, Traces
@@ -105,7 +106,8 @@ def _network(traces: Traces) -> Tabular:
         *(Column(name, f"{label(name)}: tr F̂ / tr F") for name in methods),
     ]
     lead = "Sums of the traces over all layers, and the ratio for each approximation; 1 is the right scale."
-    notes = (SCALE_NOTE, "All numbers: stages.csv, also by stage of the network.")
+    notes = [SCALE_NOTE] if set(methods) & set(OWN_SCALE) else []
+    notes.append("All numbers: stages.csv, also by stage of the network.")
     return Tabular.of(rows, columns, "The network", lead, notes)
 
 
