@@ -14,6 +14,8 @@ from fisherlab.plots.labels import label
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+OVER = 10.0
+"""Largest ∣F∣ to the end of the colour scale: what lies beyond (F̂ on a scale of its own) is brightest."""
 _DECADES = (2, 6)  # fewest and most decades of a logarithmic scale
 _LINEAR_MEDIAN = 0.05  # a median entry above this share of the largest needs no logarithm
 _SAMPLE = 2**20  # entries that the quantiles of a large matrix are taken from
@@ -105,17 +107,26 @@ def block_maximum(matrix: Array, step: int, minus: Array | None = None) -> Array
     return np.array(reduced)
 
 
-def shared_scale(exact: Array, rows: list[list[Panel]]) -> Normalize:
-    """One scale for all panels: linear, or logarithmic if most entries of F are small."""
+def shared_scale(exact: Array, rows: list[list[Panel]]) -> tuple[Normalize, bool]:
+    """One scale for all panels, and whether entries lie above it.
+
+    Linear, or logarithmic if most entries of F are small. It ends at the largest entry, at most
+    `OVER` times that of F.
+    """
     drawn = {id(panel.whole): panel.whole for row in rows for panel in row if panel.whole is not None}
-    largest = max(float(np.max(whole, where=np.isfinite(whole), initial=0.0)) for whole in drawn.values())
+    largest = max(_largest(whole) for whole in drawn.values())
     if largest == 0.0:
-        return Normalize(0.0, 1.0)
+        return Normalize(0.0, 1.0), False
+    top = min(largest, OVER * _largest(drawn[id(rows[0][0].whole)]) or largest)
     entries = _sample(exact)
-    if entries.size == 0 or np.median(entries) >= _LINEAR_MEDIAN * largest:
-        return Normalize(0.0, largest)
-    decades = math.ceil(math.log10(largest / float(np.percentile(entries, 10))))
-    return LogNorm(largest * 10.0 ** -min(max(decades, _DECADES[0]), _DECADES[1]), largest)
+    if entries.size == 0 or np.median(entries) >= _LINEAR_MEDIAN * top:
+        return Normalize(0.0, top), largest > top
+    decades = math.ceil(math.log10(top / float(np.percentile(entries, 10))))
+    return LogNorm(top * 10.0 ** -min(max(decades, _DECADES[0]), _DECADES[1]), top), largest > top
+
+
+def _largest(magnitudes: Array) -> float:
+    return float(np.max(magnitudes, where=np.isfinite(magnitudes), initial=0.0))
 
 
 def _sample(matrix: Array) -> Array:

@@ -15,13 +15,23 @@ from matplotlib.patches import Rectangle
 from fisherlab.errors import InputError
 from fisherlab.plots import style
 from fisherlab.plots.labels import number, ordinal, short
-from fisherlab.plots.magnitudes import Window, choose_window, panels, shared_scale
+from fisherlab.plots.magnitudes import OVER, Window, choose_window, panels, shared_scale
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MAX_PIXELS = 800
 """Larger matrices are drawn by the largest entry of each block."""
 _STACKED = 2  # up to so many approximations have their square below, more have it beside
+
+_MOST_TICKS = 5
+_FEW_INPUTS = 3  # in a span, below which units are named too
+_SHORT_END, _LONG_END = 0.05, 0.14  # of a span, without a tick of a short or of a long name
+_EXTEND = {
+    (False, False): "neither",
+    (True, False): "min",
+    (False, True): "max",
+    (True, True): "both",
+}  # the ends of the colour bar, by whether it is logarithmic and entries lie beyond it
 
 _ANNOTATED = 14  # layers up to which each entry of their coupling has its number
 _NAMED = 40  # layers that have room for their names there
@@ -38,12 +48,31 @@ _BAR_WORDS = 0.42  # its numbers and what it says
 
 @dataclass(frozen=True)
 class _Grid:
-    """Axes [rows, 3] of the large panels and of the enlarged squares, and that of the colour bar."""
+    """Axes [rows, 3] of large panels and enlarged squares, that of the colour bar; a panel's side, inches."""
 
     figure: Figure
     large: Array
     small: Array
     bar: Axes
+    side: float
+
+
+@dataclass(frozen=True)
+class _Ticks:
+    """Places on an axis of a panel, their names, and what the axis says."""
+
+    places: list[int]
+    names: list[str]
+    words: str
+
+    @property
+    def widths(self) -> list[float]:
+        """Of the names, in inches."""
+        return [style.text_width(name, style.SMALL_SIZE) for name in self.names]
+
+    def crowded(self, side: float) -> bool:
+        """Whether the names must be turned to stand below a panel of so many inches."""
+        return 1.25 * sum(self.widths) > side
 
 
 @style.styled
@@ -63,10 +92,10 @@ def heatmap(
     """Exact Fisher F, approximation F̂ and error ∣F − F̂∣ as heat maps, one row an approximation.
 
     All panels show absolute values on one colour scale, which the colour bar states in words:
-    linear, or logarithmic where most entries would otherwise look like zero. A square on the
-    diagonal, marked in red, is drawn enlarged in a second block of panels. After figures 1 and 5
-    of Liu et al., A Layer-Wise Natural Gradient Optimizer for Training Deep Neural Networks,
-    NeurIPS 2024.
+    linear, or logarithmic where most entries would otherwise look like zero; it ends at ten times
+    the largest ∣F∣, so that F̂ on another scale does not darken F. A square on the diagonal,
+    marked in red, is drawn enlarged in a second block of panels. After figures 1 and 5 of Liu et
+    al., A Layer-Wise Natural Gradient Optimizer for Training Deep Neural Networks, NeurIPS 2024.
 
     Args:
         exact: F, [D, D] with D = outputs · inputs, in column-vec order: the index of a weight is
@@ -92,13 +121,13 @@ def heatmap(
     window = choose_window(exact, cutout, corner)
     step = -(-size // MAX_PIXELS)
     rows = panels(exact, approximations, step, window)
-    norm = shared_scale(exact, rows)
+    norm, beyond = shared_scale(exact, rows)
     heading = title or f"Layer {layer}: exact Fisher and approximation, {size}×{size}"
     whole = Window(0, size)
+    ticks = [_ticks(span, outputs) for span in (whole, window) if span is not None]
     grid = _grid(
         len(rows),
-        window,
-        _tick_width([whole, window or whole], outputs),
+        ticks,
         caption=caption,
         title=f"{heading} ({scale_note})" if scale_note else heading,
     )
@@ -106,13 +135,13 @@ def heatmap(
         _draw(axes, panel.whole, norm, whole, title=panel.title)
         if window is not None and panel.whole is not None:
             _mark(axes, window)
-    _label(grid.large, whole, outputs)
+    _label(grid.large, ticks[0], grid.side)
     if window is not None:
         for axes, panel in zip(grid.small.flat, (panel for row in rows for panel in row), strict=True):
             _draw(axes, panel.square, norm, window, title=panel.title)
             axes.spines[:].set(color=style.ACCENT, linewidth=1.0)
-        _label(grid.small, window, outputs)
-    _draw_color_bar(grid, norm, step, window)
+        _label(grid.small, ticks[1], grid.side)
+    _draw_color_bar(grid, norm, step, window, beyond=beyond)
     return grid.figure
 
 
@@ -169,9 +198,11 @@ def coupling(matrix: Array, layers: Sequence[str], *, caption: str) -> Figure:
     places = np.arange(0, count, step) + 0.5
     axes.set_xticks(places, names, parse_math=False)
     axes.set_yticks(places, names, parse_math=False)
-    axes.set_xlabel(f"{count} layers, every {ordinal(step)} named" if step > 1 else "")
+    axes.set_xlabel(f"layer $k$ ({count} layers, every {ordinal(step)} named)" if step > 1 else "layer $k$")
+    axes.set_ylabel("layer $l$")
     axes.tick_params(length=0)
-    axes.tick_params(axis="x", rotation=90)
+    longest = max(style.text_width(name, style.SMALL_SIZE) for name in names)
+    axes.tick_params(axis="x", rotation=90 if longest * len(names) > 0.6 * width else 0)
     axes.tick_params(axis="y", rotation=0)
     for row, column in np.argwhere(np.isnan(matrix)) if annotated else ():
         axes.text(column + 0.5, row + 0.5, "n/a", ha="center", va="center", fontsize=style.SMALL_SIZE)
@@ -195,19 +226,22 @@ def _colormap() -> Colormap:
     return colormap.with_extremes(under=colormap(0.0), bad=style.MISSING_COLOR)
 
 
-def _grid(rows: int, window: Window | None, tick_width: float, *, caption: str, title: str) -> _Grid:
+def _grid(rows: int, ticks: list[_Ticks], *, caption: str, title: str) -> _Grid:
     """The figure with its axes, all in places that follow from the number of rows.
 
-    The squares stand below for few approximations, beside for more. Numbers stand at the left of
-    each block of panels and below its last row.
+    The squares, if there are ticks for them, stand below for few approximations, beside for more.
+    Numbers stand at the left of each block of panels and below its last row.
     """
-    beside = window is not None and rows > _STACKED
+    squares = len(ticks) > 1
+    beside = squares and rows > _STACKED
     blocks = 2 if beside else 1
-    bands = rows * (2 if window is not None and not beside else 1)
+    bands = rows * (2 if squares and not beside else 1)
+    tick_width = max(width for one in ticks for width in one.widths)
     left = _EDGE + _AXIS + tick_width
     block = (style.PAGE_WIDTH - _EDGE) / blocks
     side = (block - left - 2 * _GAP) / 3
-    foot = _AXIS + (tick_width if rows > _STACKED else style.SMALL_SIZE / 72)
+    turned = any(one.crowded(side) for one in ticks)
+    foot = _AXIS + (tick_width if turned else style.SMALL_SIZE / 72)
     steps = [_HEAD + side + (foot if band >= bands - bands // rows else _GAP) for band in range(bands)]
     height = sum(steps) + _BAR + _BAR_WORDS
     figure = style.new_figure(style.PAGE_WIDTH, height, caption=caption, title=title)
@@ -224,10 +258,10 @@ def _grid(rows: int, window: Window | None, tick_width: float, *, caption: str, 
         axes[band, column] = add(x, bottom + height - sum(steps[:band]) - _HEAD - side, side, side)
     bar = add(0.1 * style.PAGE_WIDTH, bottom + _BAR_WORDS, 0.8 * style.PAGE_WIDTH, _BAR)
     if beside:
-        return _Grid(figure, axes[:, :3], axes[:, 3:], bar)
-    if window is not None:
-        return _Grid(figure, axes[::2], axes[1::2], bar)
-    return _Grid(figure, axes, axes[:0], bar)
+        return _Grid(figure, axes[:, :3], axes[:, 3:], bar, side)
+    if squares:
+        return _Grid(figure, axes[::2], axes[1::2], bar, side)
+    return _Grid(figure, axes, axes[:0], bar, side)
 
 
 def _draw(axes: Axes, matrix: Array | None, norm: Normalize, span: Window, *, title: str) -> None:
@@ -256,41 +290,55 @@ def _mark(axes: Axes, window: Window) -> None:
     axes.add_patch(Rectangle(corner, window.size, window.size, fill=False, edgecolor=style.ACCENT, lw=1.0))
 
 
-def _label(panels: Array, span: Window, outputs: int) -> None:
-    """Ticks "input, unit" at the left panels [:, 0] and under those of the last row."""
-    places, texts = _ticks(span, outputs)
+def _label(panels: Array, ticks: _Ticks, side: float) -> None:
+    """Ticks at the left panels [:, 0] and under those of the last row."""
     for axes in panels[:, 0]:
-        axes.set_ylabel("input, unit")
+        axes.set_ylabel(ticks.words)
         if axes.images:
-            axes.set_yticks(places, texts)
+            axes.set_yticks(ticks.places, ticks.names)
     for axes in panels[-1]:
         if axes.images:
-            axes.set_xticks(places, texts, rotation=90 if len(panels) > _STACKED else 0)
-    panels[-1, 1].set_xlabel("input, unit")
+            axes.set_xticks(ticks.places, ticks.names, rotation=90 if ticks.crowded(side) else 0)
+    panels[-1, 1].set_xlabel(ticks.words)
 
 
-def _ticks(span: Window, outputs: int, most: int = 5) -> tuple[list[int], list[str]]:
-    """At most ``most`` indices of the span with their names: first units, where inputs suffice."""
-    end = span.start + span.size
-    first = -(-span.start // outputs) * outputs
-    places = range(first, end, outputs)
-    if len(places) < 3:
-        places = range(span.start, end)
-    kept = list(places[:: -(-len(places) // most)])
-    return kept, [f"{place // outputs}, {place % outputs}" for place in kept]
+def _ticks(span: Window, outputs: int) -> _Ticks:
+    """About five indices of the span, none so near its end that its name meets the next panel's.
+
+    They are inputs at even steps, each at its first unit, or, where the span has fewer than three
+    inputs, pairs of input and unit.
+    """
+    inputs = span.size / outputs
+    every = range(-(-span.start // outputs), -(-(span.start + span.size) // outputs))
+    if inputs >= _FEW_INPUTS:
+        step = _even_step(inputs / _MOST_TICKS)
+        end = span.start + (1 - _SHORT_END) * span.size
+        kept = [one for one in every if one % step == 0 and one * outputs <= end]
+        words = f"input ({outputs} unit{'s' * (outputs > 1)} each)"
+        return _Ticks([one * outputs for one in kept], [str(one) for one in kept], words)
+    step = -(-outputs // max(1, min(outputs, int(_MOST_TICKS / inputs))))
+    end = span.start + (1 - _LONG_END) * span.size
+    places = [
+        one * outputs + unit
+        for one in range(span.start // outputs, every.stop)
+        for unit in range(0, outputs - step // 2, step)
+        if span.start <= one * outputs + unit <= end
+    ]
+    return _Ticks(places, [f"{place // outputs}, {place % outputs}" for place in places], "input, unit")
 
 
-def _tick_width(spans: list[Window], outputs: int) -> float:
-    """Width in inches of the widest of the ticks' names."""
-    return max(
-        style.text_width(text, style.SMALL_SIZE) for span in spans for text in _ticks(span, outputs)[1]
+def _even_step(least: float) -> int:
+    """The smallest of 1, 2, 5, 10, 20, … that is no less."""
+    return next(
+        factor * 10**power for power in range(20) for factor in (1, 2, 5) if factor * 10**power >= least
     )
 
 
-def _draw_color_bar(grid: _Grid, norm: Normalize, step: int, window: Window | None) -> None:
+def _draw_color_bar(grid: _Grid, norm: Normalize, step: int, window: Window | None, *, beyond: bool) -> None:
     logarithmic = isinstance(norm, LogNorm)
     words = "absolute value of an entry, one scale for all panels, "
     words += "logarithmic; smaller entries and zeros: darkest" if logarithmic else "linear"
+    words += f"; above {OVER:g} max $|F|$: brightest" if beyond else ""
     notes = [f"red: the marked {window.size}×{window.size} square, enlarged"] if window else []
     if step > 1:
         notes.append(f"large panels: each pixel is the largest of {step}×{step} entries")
@@ -298,6 +346,6 @@ def _draw_color_bar(grid: _Grid, norm: Normalize, step: int, window: Window | No
         ScalarMappable(norm, _colormap()),
         cax=grid.bar,
         orientation="horizontal",
-        extend="min" if logarithmic else "neither",
+        extend=_EXTEND[logarithmic, beyond],
     )
     bar.set_label("\n".join([words, "; ".join(notes)]).rstrip())

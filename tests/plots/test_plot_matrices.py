@@ -39,11 +39,21 @@ def test_panels_show_magnitudes_of_exact_approximation_and_error(fisher):
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
 def test_one_scale_holds_all_panels(fisher, rows):
     exact, kfac = fisher
-    figure = draw(exact, {f"method {i}": kfac * 10.0**i for i in range(rows)}, 6, cutout=20)
+    figure = draw(exact, {f"method {i}": kfac * 1.5**i for i in range(rows)}, 6, cutout=20)
     drawn = images(figure)
     assert len(drawn) == 6 * rows
     assert len({id(image.norm) for image in drawn}) == 1
     assert drawn[0].norm.vmax == max(np.max(image.get_array()) for image in drawn)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_far_larger_approximation_leaves_the_exact_matrix_visible(fisher, texts, rows):
+    exact, kfac = fisher
+    figure = draw(exact, {f"method {i}": 1e5 * kfac for i in range(rows)}, 6, cutout=60)
+    norm = images(figure)[0].norm
+    assert norm.vmax == pytest.approx(10 * np.abs(exact).max())
+    assert norm.vmin < np.median(np.abs(exact))
+    assert any("above 10 max" in text for text in texts(figure))
 
 
 def test_scale_is_linear_for_even_entries_and_logarithmic_for_uneven_ones(texts):
@@ -115,10 +125,12 @@ def test_a_small_matrix_gives_all_its_entries_but_zeros_and_unknown_ones():
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
-@pytest.mark.parametrize("cutout", [20, 60])
-def test_panels_are_square_and_nothing_overlaps(fisher, rows, cutout):
-    exact, kfac = fisher
-    figure = draw(exact, {f"method {i}": kfac for i in range(rows)}, 6, cutout=cutout)
+@pytest.mark.parametrize(
+    ("size", "outputs", "cutout"), [(60, 6, 20), (60, 6, 60), (119, 7, 40), (110, 11, 24), (130, 65, 40)]
+)
+def test_panels_are_square_and_nothing_overlaps(rows, size, outputs, cutout):
+    exact = np.random.default_rng(0).normal(size=(size, size))
+    figure = draw(exact, {f"method {i}": exact for i in range(rows)}, outputs, cutout=cutout)
     figure.draw_without_rendering()
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     boxes += [text.get_window_extent() for text in figure.texts]
@@ -129,6 +141,8 @@ def test_panels_are_square_and_nothing_overlaps(fisher, rows, cutout):
     for axes in figure.axes:
         if axes.images:
             assert axes.bbox.width == pytest.approx(axes.bbox.height)
+            names = [tick.get_window_extent() for tick in axes.get_xticklabels()]
+            assert not any(one.overlaps(other) for one, other in pairwise(names))
 
 
 def test_panels_inside_the_grid_have_no_ticks(fisher):
@@ -139,12 +153,26 @@ def test_panels_inside_the_grid_have_no_ticks(fisher):
     assert numbered == [(row == 3, column == 0) for row in range(4) for column in range(3)]
 
 
-def test_ticks_name_input_and_unit_in_column_order(fisher):
+def test_ticks_of_many_inputs_name_their_first_units(fisher):
     exact, kfac = fisher
     axes = draw(exact, {"kfac": kfac}, 6, cutout=60).axes[0]
-    for place, tick in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True):
-        given, unit = map(int, tick.get_text().split(", "))
-        assert given * 6 + unit == place
+    assert axes.get_ylabel() == "input (6 units each)"
+    assert [int(tick.get_text()) * 6 for tick in axes.get_yticklabels()] == list(axes.get_yticks())
+    assert len(axes.get_yticks()) == 5
+
+
+@given(
+    inputs=st.integers(1, 40), outputs=st.integers(1, 70), start=st.integers(0, 200), size=st.integers(2, 40)
+)
+@settings(deadline=None)
+def test_ticks_of_a_square_lie_in_it_and_name_input_and_unit(inputs, outputs, start, size):
+    start %= max(1, inputs * outputs - size + 1)
+    ticks = matrices._ticks(magnitudes.Window(start, size), outputs)
+    assert 1 <= len(ticks.places) <= 7
+    for place, name in zip(ticks.places, ticks.names, strict=True):
+        assert start <= place < start + size
+        given, _, unit = name.partition(", ")
+        assert int(given) * outputs + int(unit or 0) == place
 
 
 def test_missing_approximation_leaves_an_empty_row(fisher, texts):
