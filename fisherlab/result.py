@@ -176,8 +176,8 @@ class Comparison:
 
     @property
     def caption(self) -> str:
-        """One line that says what was measured."""
-        return self.about.caption(self.device)
+        """One line that says what was measured, and on how many samples."""
+        return self._caption(*self.results.values())
 
     def operators(self, layer: str) -> dict[str, LinearOperator]:
         """F (under the name `exact`) and every F̂ of one layer.
@@ -199,6 +199,12 @@ class Comparison:
         from fisherlab.report import console_table
 
         return console_table(self.records, device=self.device)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the tables of `table()`."""
+        from fisherlab.report import html_table
+
+        return html_table(self.records, device=self.device)
 
     def heatmap(
         self,
@@ -240,7 +246,7 @@ class Comparison:
             layer=layer,
             outputs=exact.outputs,
             inputs=exact.inputs,
-            caption=f"{self.caption}; {self._made(result)}",
+            caption=self._caption(result),
             scale_note="trace-matched" if trace_matched else "as computed",
         )
 
@@ -276,7 +282,7 @@ class Comparison:
             preconditioned,
             layer=layer,
             damping=result.damping,
-            caption=f"{self.caption}; {self._made(result)}",
+            caption=self._caption(result),
         )
 
     def summary(self) -> dict[str, Any]:
@@ -352,8 +358,9 @@ class Comparison:
             raise InputError("name at least one approximation")
         return chosen
 
-    def _made(self, result: LayerResult) -> str:
-        return f"{result.kind} labels, {result.samples} samples"
+    def _caption(self, *results: LayerResult) -> str:
+        made = dict.fromkeys(f"{result.kind} labels, {result.samples:,} samples" for result in results)
+        return "; ".join([self.about.caption(self.device), *made])
 
 
 def _trace_scale(exact: LinearOperator, operator: LinearOperator) -> float:

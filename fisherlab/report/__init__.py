@@ -2,7 +2,7 @@
 
 from fisherlab.report.definitions import METRICS, THEOREMS, Metric
 from fisherlab.report.page import Picture, write_page
-from fisherlab.report.table import console_table
+from fisherlab.report.table import console_table, html_table
 from fisherlab.report.tabular import Column, Definition, Tabular, defined, write_tables
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Tabular",
     "console_table",
     "defined",
+    "html_table",
     "write_page",
     "write_tables",
 ]

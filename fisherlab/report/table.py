@@ -1,5 +1,6 @@
 """The table on the console."""
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from fisherlab.plots.frames import compared_layers
@@ -24,6 +26,12 @@ Column = list[Text]
 """Heading and cells."""
 
 _LEAST_NAME = 16  # characters that a narrow terminal leaves of a layer's name
+
+_NOTEBOOK_WIDTH = 110
+_THEME = TerminalTheme(
+    (255, 255, 255), (0, 0, 0), [(0, 0, 0), (190, 60, 50), (26, 150, 65), (160, 115, 0)]
+)  # its green and yellow are legible on white and on black
+_PRE = '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;font-family:monospace">{code}</pre>'
 
 _SHORT_TARGETS = {
     "predictive": "pred.",
@@ -74,6 +82,26 @@ def console_table(records: pd.DataFrame, *, device: str | None = None) -> Render
     if own_scale:
         parts.append(Text(f"{OWN_SCALE} {SCALE_NOTE}", style="dim"))
     return Group(*parts)
+
+
+def html_table(records: pd.DataFrame, *, device: str | None = None) -> str:
+    """The tables of `console_table` for a notebook: the same text, escaped, with its own styles.
+
+    Args:
+        records: Rows of ``records.csv``.
+        device: Where it was computed.
+
+    Returns:
+        One ``<pre>`` element.
+
+    Raises:
+        InputError: As of `console_table`.
+    """
+    console = Console(
+        record=True, file=io.StringIO(), width=_NOTEBOOK_WIDTH, force_jupyter=False, force_terminal=True
+    )
+    console.print(console_table(records, device=device))
+    return console.export_html(theme=_THEME, code_format=_PRE, inline_styles=True)
 
 
 def _overview_parts(view: Overview, device: str | None) -> Iterator[RenderableType]:

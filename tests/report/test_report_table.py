@@ -1,4 +1,6 @@
+import html
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -6,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fisherlab.errors import InputError
-from fisherlab.report import METRICS, console_table
+from fisherlab.report import METRICS, console_table, html_table
 from fisherlab.report.overview import counted_notes
 
 
@@ -33,6 +35,15 @@ def test_narrow_terminals_get_every_number_whole(records, width):
     line = " ".join(rows(text, "EKFAC"))
     for number in ("0.352", "1.02", "0.390±0.021", "0.330", "1.00", "0.0900", "4.32e3"):
         assert line.split().count(number) + line.split().count(number + "*") >= 2
+
+
+def test_a_notebook_gets_the_text_of_the_console_escaped(records):
+    records = records.assign(dataset="a <b>bold</b> name & more")
+    text = html_table(records, device="cpu")
+    assert "<b>" not in text
+    assert html.unescape(re.sub("<[^>]*>", "", text)) == printed(console_table(records, device="cpu"), 110)
+    best = re.findall(r"<span style=\"[^\"]*font-weight: bold[^\"]*\">([^<]*)\*</span>", text)
+    assert {"0.352", "0.900", "1.23e3"} <= set(map(str.strip, best))
 
 
 def test_best_of_each_column_and_target_is_marked(records):
