@@ -35,7 +35,7 @@ def make(work: Work) -> dict[str, Any]:
     caption = _caption(work, run, found, "")
     work.figure(
         "figure-6-assumption",
-        lambda title, text: isotropies(found.assumption, caption=f"{title}\n{text}"),
+        lambda title, text: isotropies(found.assumption, title=title, caption=text),
         caption,
         found.assumption,
     )
@@ -68,7 +68,7 @@ def _histograms(work: Work, name: str, found: Representations, layer: str, capti
     ]
     work.figure(
         name,
-        lambda title, text: histograms(*tables, layer=layer, vector=_OUTPUT, caption=f"{title}\n{text}"),
+        lambda title, text: histograms(*tables, layer=layer, vector=_OUTPUT, title=title, caption=text),
         caption,
         tables[0],
     )
@@ -81,7 +81,7 @@ def _caption(work: Work, run: Run, found: Representations, layer: str) -> Captio
     rows = found.assumption.set_index("layer")
     shown = [layer] if layer else list(rows.index)
     means = ", ".join(f"layer {one} {number(rows.loc[one, 'isotropy_samples'])}" for one in shown)
-    title = f"representation vectors of layer {layer}" if layer else "is the assumption of figure 6 true?"
+    title = f"outputs of layer {layer} over the data" if layer else "is E[Σ_c q qᵀ] isotropic, as assumed?"
     return Caption(
         title,
         f"{described([run], words)}; trained with LNGD; vectors of {found.samples:,} training samples",

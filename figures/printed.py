@@ -54,7 +54,7 @@ ACCURACY = "best accuracy, %"
 HOURS, STEPS, PER_THOUSAND, BLEU = (
     "hours to target",
     "thousand steps to target",
-    "seconds a 1k steps",
+    "seconds per 1,000 steps",
     "best BLEU",
 )
 
@@ -140,7 +140,7 @@ ERRATA: Mapping[int, str] = MappingProxyType(
     {
         1: "the paper writes Ψ as d × d; it is diagonal, m × m",
         3: "the paper describes a draw; its expectation over ε is in closed form, which is what is used",
-        5: "the histograms are marginals over the data; the assumption is on p(a_l | a_{l-1}), which they "
+        5: "the histograms are marginals over the data; the assumption is on p(a_l ∣ a_{l−1}), which they "
         "do not test",
         6: "the paper calls the 400×400 block that of the first layer; the first layer's is 3920×3920, the "
         "20→20 layers have 400×400",
@@ -164,6 +164,12 @@ ERRATA: Mapping[int, str] = MappingProxyType(
     }
 )
 """Readings where the paper is silent or contradicts itself; the numbers are those of the method's page."""
+
+
+FLAGGED: Mapping[tuple[str, str], int] = MappingProxyType(
+    dict.fromkeys(((SECONDS, method) for method in ("adam", "kfac", "tkfac", "lngd")), 19)
+)
+"""By column and method the reading that says what is wrong with one printed value."""
 
 
 def errata(*numbers: int) -> tuple[str, ...]:

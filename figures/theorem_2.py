@@ -24,7 +24,7 @@ def make(work: Work) -> dict[str, Any]:
         for alpha, paths in panels.items()
     )
     caption = Caption(
-        "‖y − v_k‖² of a two-layer ReLU network, its first layer trained",
+        "the error of a two-layer ReLU network, its first layer trained",
         f"width {_WIDTH}, {_SAMPLES} random samples with {_INPUTS} inputs of length 1 (no data set), "
         f"float64, seed {work.seed}, device cpu; whole batch, no momentum, "
         "no damping in the theorem's method",
@@ -50,7 +50,7 @@ def _paths(network: TwoLayers, alpha: float) -> dict[str, Any]:
     found = {
         _THEOREM: network.errors(alpha, _STEPS),
         "LNGD": network.lngd_errors(alpha, _STEPS, "layerwise"),
-        "LNGD, every α_l = 1": network.lngd_errors(alpha, _STEPS, "fixed"),
+        "LNGD, every rate α = 1": network.lngd_errors(alpha, _STEPS, "fixed"),
     }
     return {name: (errors / errors[0]).numpy() for name, errors in found.items()}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from fisherlab.plots.methods import method_curves, method_label, printed_values
+from fisherlab.plots.methods import method_curves, method_label, printed_number, printed_values
 
 from . import printed
 from .printed import Table
@@ -149,7 +149,7 @@ def rows_of(work: Work, name: str, task: Task | None, table: Table, title: str) 
     caption = Caption(
         title if task is None else f"{title}; {_title(task)}",
         _not_measured(work, table) if found is None else f"{found.described()}; {found.target_words}",
-        f"{table.task}, target {table.target} {table.metric}, mean of 5 runs, TensorFlow, one A100",
+        f"{table.task}, target {_target(table)}, mean of 5 runs, TensorFlow, one A100",
         table.errata,
         [] if found is None else found.diverged,
     )
@@ -185,7 +185,9 @@ def _rows(found: Trained | None, table: Table) -> Iterator[_Row]:
         for method in table.methods:
             measured, note = (None, "not measured") if found is None else _mean(found, method, column)
             means[column, method] = measured
-            yield f"{method_label(method)}: {column}", measured, values[method], note
+            flag = printed.FLAGGED.get((column, method))
+            flagged = f"; reading {flag} on the printed value" if flag in table.errata else ""
+            yield f"{method_label(method)}: {column}", measured, values[method], note + flagged
     time = next(column for column in table.columns if column in (printed.SECONDS, printed.HOURS))
     for method in table.methods:
         if method != "lngd":
@@ -195,7 +197,7 @@ def _rows(found: Trained | None, table: Table) -> Iterator[_Row]:
                 f"{method_label(method)}: {_SAVED}",
                 measured,
                 shown,
-                "computed from the times to the target",
+                "computed from the times to the target, on both sides; reading 21",
             )
     if found is not None and found.metric != "accuracy":
         for method in table.methods:
@@ -208,7 +210,7 @@ def _mean(found: Trained, method: str, column: str) -> tuple[float | None, str]:
     runs = found.runs[method]
     measured, note = _mean_of([quantity(run, column, found.target) for run in runs])
     if measured is not None:
-        return measured, note
+        return measured, f"{note}, stand-in task" if found.task.stands_for else note
     if all(run.diverged for run in runs):
         return None, "diverged"
     return None, "target not reached" if "target" in column else "not measured"
@@ -284,12 +286,20 @@ def _panel(words: str, table: Table) -> str:
     return words.replace("target", table.target)
 
 
+def _target(table: Table) -> str:
+    """The printed target with its metric."""
+    return table.target if table.metric in table.target else f"{table.target} {table.metric}"
+
+
 def _printed_sentence(table: Table) -> str:
     parts = []
     for words, values in table.columns.items():
-        listed = ", ".join(f"{method_label(m)} {'–' if v is None else f'{v:g}'}" for m, v in values.items())
+        listed = ", ".join(
+            f"{method_label(m)} {'–' if v is None else printed_number(v)}" for m, v in values.items()
+        )
         parts.append(f"{_panel(words, table)}: {listed}")
-    return f"{table.task} ({table.metric}), TensorFlow, one A100; " + "; ".join(parts)
+    dash = "; –: the paper has a dash" if any(None in own.values() for own in table.columns.values()) else ""
+    return f"{table.task} ({table.metric}), TensorFlow, one A100; {'; '.join(parts)}{dash}"
 
 
 def _measured_sentence(found: Trained, table: Table) -> str:
@@ -299,4 +309,4 @@ def _measured_sentence(found: Trained, table: Table) -> str:
         values = {method: _mean(found, method, column)[0] for method in found.runs}
         listed = ", ".join(f"{method_label(m)} {'–' if v is None else f'{v:.3g}'}" for m, v in values.items())
         parts.append(f"{column}: {listed}")
-    return f"Measured, {found.target_words}; " + "; ".join(parts)
+    return f"Measured, {found.target_words}; {'; '.join(parts)} (–: not reached)"

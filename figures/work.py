@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fisherlab.plots import save
+from fisherlab.plots.methods import printed_number
 from fisherlab.writing import write
 
 from .printed import errata
@@ -120,16 +121,21 @@ def _heading(name: str) -> str:
 def _lines(frame: pd.DataFrame) -> list[list[str]]:
     """Heading, rule and rows as texts: what was measured to four digits, what is printed as it is."""
     rows = [
-        [quantity, _cell(measured, 4), _cell(printed, 8), note]
+        [quantity, _cell(measured, lambda value: f"{value:.4g}"), _cell(printed, _as_printed), note]
         for quantity, measured, printed, note in frame.itertuples(index=False)
     ]
     return [list(TABLE_COLUMNS), ["---"] * len(TABLE_COLUMNS), *rows]
 
 
-def _cell(value: object, digits: int) -> str:
-    if value is None or value != value:  # NaN
+def _cell(value: object, written: Callable[[float], str]) -> str:
+    if value is None or value == "" or value != value:  # NaN
         return "–"
-    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+    return written(value) if isinstance(value, float) else str(value)
+
+
+def _as_printed(value: float) -> str:
+    """A value of the paper as it stands there; a share that follows from two of them, to four digits."""
+    return printed_number(value) if value >= 1 else f"{value:.4g}"
 
 
 def _bullets(lines: Iterable[str]) -> list[str]:

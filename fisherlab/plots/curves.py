@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from fisherlab.plots import style
 from fisherlab.plots.frames import compared_layers, numbers, require
-from fisherlab.plots.labels import METRICS, label
+from fisherlab.plots.labels import METRICS, label, number
 from fisherlab.plots.profiles import MANY, diagonal_only, direction_profiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -67,7 +67,7 @@ def spectrum(
         right.plot(*_descending(preconditioned.get(name)), **_look(name, index, names))
     left.set_ylabel("eigenvalue of $F$ or $\\hat{F}$")
     right.set_ylabel("eigenvalue of $(\\hat{F}+\\lambda I)^{-1}F$")
-    right.set_title(f"preconditioned, damping $\\lambda$ = {damping:.3g}, $\\hat{{F}}$ trace-matched")
+    right.set_title(f"preconditioned, damping $\\lambda$ = {number(damping)}, $\\hat{{F}}$ trace-matched")
     for axes in (left, right):
         axes.set_xlabel("place in descending order")
         _finish_log(axes)
@@ -165,6 +165,7 @@ def _draw_sweep(axes: Axes, rows: pd.DataFrame, metric: str, names: list[str]) -
             **_look(name, index, names),
         )
     axes.set_xscale("log")
+    style.name_logarithms(axes.xaxis)
 
 
 def _look(name: str, index: int, names: list[str]) -> dict[str, Any]:
@@ -200,5 +201,6 @@ def _finish_log(axes: Axes) -> None:
         style.not_available(axes)
         return
     axes.set_yscale("log")
+    style.name_logarithms(axes.yaxis)
     axes.grid()
     axes.set_xlim(0, None)

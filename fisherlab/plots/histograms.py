@@ -18,6 +18,7 @@ from fisherlab.plots.labels import number, ordinal, short
 _VECTORS = {"output": "$s$", "activated": "$\\varphi(s)$"}
 _PLAIN = {"input": "inputs", "output": "outputs", "activated": "activated outputs"}
 _SHADES = {"output": "#0072b2", "activated": "#d55e00"}
+_SHIFTS = {"output": -0.14, "activated": 0.14}  # of a line, where both have the same value
 _BARS, _NORMAL, _CHI = "#b8c4d0", "#d62728", "#0072b2"
 _NORM_FITS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("norm_ks_normal", {"color": "#444444", "marker": "s"}),
@@ -30,8 +31,13 @@ _ROW = 0.135  # inches of a layer's line
 _MOST_ROWS = 120  # lines of a page; with more layers every k-th is named
 _NAME_CHARACTERS = 34
 
-MARGINALS = "These are marginals over the data: no test of p(a_l ∣ a_(l−1)) = N(φ(s), I)."
-_RULE = "Coordinates: those at the quantiles 0, ¼, ½, ¾ and 1 of the excess kurtosis."
+SAMPLING = "p(a_l ∣ a_{l−1}) = N(φ(s), I)"
+"""What layer-wise sampling assumes."""
+MARGINALS = f"These are marginals over the data: no test of {SAMPLING}."
+_RULE = (
+    "Coordinates: those at the quantiles 0, ¼, ½, ¾ and 1 of the excess kurtosis. KS: the Kolmogorov–Smirnov "
+    "distance from the fit; Q–Q plots and KS are of the values tested, from different samples."
+)
 
 
 @style.styled
@@ -43,6 +49,7 @@ def histograms(
     layer: str,
     vector: str,
     caption: str,
+    title: str | None = None,
 ) -> Figure:
     """Histograms of some coordinates and of the norms of a layer's vectors, and below each its Q–Q plot.
 
@@ -57,6 +64,7 @@ def histograms(
         layer: Name of the layer, for the title.
         vector: ``input``, ``output`` or ``activated``.
         caption: Data, model, checkpoint, seed and device; written under the figure.
+        title: Replaces the title that names the layer.
 
     Returns:
         The figure, 7 inches wide.
@@ -74,20 +82,14 @@ def histograms(
         style.PAGE_WIDTH,
         2.75 * down,
         caption=f"{caption}\n{_RULE} {MARGINALS}",
-        title=f"Layer {short(layer, 50)}: {_PLAIN.get(vector, vector)} over the data",
+        title=title or f"Layer {short(layer, 50)}: {_PLAIN.get(vector, vector)} over the data",
         legend=[
             Patch(color=_BARS, label="all values"),
             Line2D([], [], color=_NORMAL, label="normal fit"),
             Line2D([], [], color=_CHI, ls="--", label="scaled chi fit (norms)"),
-            Line2D(
-                [],
-                [],
-                color="black",
-                ls="",
-                marker=".",
-                markersize=4,
-                label="Q–Q of values tested",
-            ),
+            Line2D([], [], color=_NORMAL, ls="", marker=".", markersize=4, label="Q–Q, normal"),
+            Line2D([], [], color=_CHI, ls="", marker=".", markersize=4, label="Q–Q, scaled chi"),
+            Line2D([], [], color=style.MUTED, lw=0.6, label="equal"),
         ],
     )
     grid = figure.subplots(2 * down, _ACROSS, squeeze=False)
@@ -101,6 +103,7 @@ def histograms(
         if not column:
             grid[2 * row, 0].set_ylabel("density")
             grid[2 * row + 1, 0].set_ylabel("quantile")
+    figure.align_ylabels(grid[:, 0])
     return figure
 
 
@@ -143,7 +146,7 @@ def normality(layers: pd.DataFrame, *, caption: str) -> Figure:
         _dots(kurtosis, rows["kurtosis_median"], **look)
         _dots(distance, rows["ks_worst"], hollow=True, **look)
         _dots(distance, rows["ks_median"], **look)
-        _dots(rejected, 100 * numbers(rows["rejected"]), **look)
+        _dots(rejected, 100 * numbers(rows["rejected"]), shift=_SHIFTS[kind], **look)
         if kind == "output":
             for column, fit in _NORM_FITS:
                 _dots(norms, rows[column], **fit)
@@ -161,13 +164,14 @@ def normality(layers: pd.DataFrame, *, caption: str) -> Figure:
 
 
 @style.styled
-def isotropies(assumption: pd.DataFrame, *, caption: str) -> Figure:
+def isotropies(assumption: pd.DataFrame, *, caption: str, title: str | None = None) -> Figure:
     """How close M = Σ_c q qᵀ is to a multiple of I, a line a layer; layer-wise sampling takes it for I.
 
     Args:
         assumption: Columns ``layer``, ``outputs``, ``isotropy_population``, ``isotropy_samples``,
             ``isotropy_limit``, ``samples``, ``labels``.
         caption: Data, model, checkpoint, seed and device; written under the figure.
+        title: Replaces the title that says what M is.
 
     Returns:
         The figure, 7 inches wide.
@@ -181,9 +185,10 @@ def isotropies(assumption: pd.DataFrame, *, caption: str) -> Figure:
     figure, (axes,) = _rows_of_layers(
         names,
         1,
-        f"{caption}\nPositions are pooled. Gradients of {int(assumption['samples'].max())} samples, labels: "
-        f"{assumption['labels'].iloc[0]}. This, not the histograms, tests p(a_l ∣ a_(l−1)) = N(φ(s), I).",
-        "Layer-wise sampling takes M = E[Σ q qᵀ] for I, q the gradient at the activated output",
+        f"{caption}\nM = E[Σ_c q qᵀ] of a sample, q the gradient at the activated output; positions pooled. "
+        f"Gradients of {int(assumption['samples'].max()):,} samples, labels: {assumption['labels'].iloc[0]}. "
+        f"This, not the histograms, tests {SAMPLING}.",
+        title or "Isotropy of M = E[Σ_c q qᵀ], which layer-wise sampling takes for I",
         [
             Line2D([], [], ls="", marker="o", color=_SHADES["output"], label="of the mean M"),
             Line2D([], [], ls="", marker="D", color=_SHADES["activated"], label="of a sample's M, mean"),
@@ -199,6 +204,7 @@ def isotropies(assumption: pd.DataFrame, *, caption: str) -> Figure:
     axes.axvline(1, color=style.MUTED, ls="--", lw=0.8)
     axes.set_xscale("log")
     axes.set_xlim(right=1.3)
+    style.name_logarithms(axes.xaxis)
     axes.set_xlabel("isotropy $(\\mathrm{tr}\\,M)^2 / (m\\,\\|M\\|^2)$")
     return figure
 
@@ -236,6 +242,7 @@ def _draw_histogram(axes: Axes, bins: pd.DataFrame, moment: pd.Series) -> None:
         words = f"▲ cut; {zeros:.0f} % are 0" if zeros >= 0.5 else "▲ cut"
         axes.text(0.97, 0.95, words, transform=axes.transAxes, ha="right", va="top", color=style.MUTED)
     axes.set_yticks([])
+    axes.set_xlabel("norm" if norm else "value")
     axes.xaxis.set_major_locator(MaxNLocator(4))
 
 
@@ -286,8 +293,8 @@ def _rows_of_layers(
     return figure, panels
 
 
-def _dots(axes: Axes, values: pd.Series, *, hollow: bool = False, **look: Any) -> None:
+def _dots(axes: Axes, values: pd.Series, *, hollow: bool = False, shift: float = 0.0, **look: Any) -> None:
     own = {"marker": "o", "markersize": 3.2, **look}
     if hollow:
         own["markerfacecolor"] = "white"
-    axes.plot(numbers(values), np.arange(len(values)), ls="", markeredgewidth=0.7, **own)
+    axes.plot(numbers(values), np.arange(len(values)) + shift, ls="", markeredgewidth=0.7, **own)

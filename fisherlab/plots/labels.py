@@ -67,6 +67,14 @@ def number(value: object, missing: str = "n/a", digits: int = 3) -> str:
     return f"{mantissa}e{int(exponent)}".replace("-", "−") if exponent else mantissa
 
 
+def plain(value: float) -> str:
+    """A round number as a tick says it: ``0.05``, ``2000``, ``5e−5``."""
+    if value == 0 or 1e-4 < abs(value) < 1e5:
+        return f"{value:g}".replace("-", "−")
+    mantissa, _, exponent = f"{value:e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}".replace("-", "−")
+
+
 def short(name: object, most: int) -> str:
     """A layer's name in at most so many characters.
 

@@ -24,6 +24,11 @@ def method_label(name: str) -> str:
     return _WORDS.get(name) or label(name)
 
 
+def printed_number(value: float) -> str:
+    """A value as a paper prints it: whole, or to two decimals."""
+    return f"{value:.0f}" if value == round(value) else f"{value:.2f}"
+
+
 @style.styled
 def method_curves(
     frame: pd.DataFrame,
@@ -72,6 +77,7 @@ def method_curves(
             axes.set_xlim(0, None)
             if column == "metric" and logarithmic:
                 axes.set_yscale("log")
+                style.name_logarithms(axes.yaxis)
             if row == 1:
                 axes.set_xlabel(_CLOCKS[clock])
         grid[row, 1].sharey(grid[row, 0])
@@ -121,7 +127,7 @@ def _draw_printed(axes: Axes, words: str, values: Mapping[str, float | None]) ->
     places = range(len(lengths))
     axes.barh(places, np.nan_to_num(lengths), color=_PRINTED, height=0.62)
     for place, value in zip(places, lengths, strict=True):
-        text = "–" if np.isnan(value) else f"{value:g}"
+        text = "–" if np.isnan(value) else printed_number(value)
         axes.annotate(
             text,
             (float(np.nan_to_num(value)), place),

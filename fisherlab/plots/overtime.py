@@ -21,7 +21,7 @@ _FAR_APART = 50.0  # last step over first one after 0, from which the axis is lo
 _MOST_DECADES = 3  # named on it
 _DEPTH_MAP = "viridis"
 _DEPTH_SPAN = (0.0, 0.88)  # of the map: its yellow end is too light for a line
-_ROW = 0.085  # of a map, in inches: the least height of a row
+_ROW = 0.101  # of a map, in inches: the least height of a row
 _NAME_ROOM = 0.1  # between two names
 _TALLEST = 6.5
 _MARKERS = "os^DvPX<>*hp"
@@ -105,12 +105,13 @@ def depth_colors(count: int) -> Array:
     return matplotlib.colormaps[_DEPTH_MAP](np.linspace(*_DEPTH_SPAN, max(count, 2)))[:count]
 
 
-def layer_key(layers: Sequence[str]) -> list[Line2D]:
-    """Legend entries of few layers; many have a colour bar."""
+def layer_key(layers: Sequence[str], what: str = "layer") -> list[Line2D]:
+    """Legend entries of few layers, a bare number with what it is; many have a colour bar."""
     if len(layers) > MANY:
         return []
-    pairs = zip(layers, depth_colors(len(layers)), strict=True)
-    return [Line2D([], [], color=shade, label=short(layer, 28)) for layer, shade in pairs]
+    names = [f"{what} {layer}" if str(layer).isdigit() else short(layer, 28) for layer in layers]
+    pairs = zip(names, depth_colors(len(layers)), strict=True)
+    return [Line2D([], [], color=shade, label=name) for name, shade in pairs]
 
 
 def draw_layers(axes: Axes, x: Array, values: Array) -> None:
@@ -142,6 +143,7 @@ def finish(axes: Axes, values: Array, *, logarithmic: bool = True) -> None:
     if logarithmic and finite.min() > 0:
         if finite.max() > 1.0001 * finite.min():
             axes.set_yscale("log")
+            style.name_logarithms(axes.yaxis)
         else:
             axes.set_ylim(0, 2 * finite.max())
     axes.grid()
@@ -162,7 +164,7 @@ def name_rows(axes: Axes, layers: Sequence[str], height: float) -> None:
 
 
 def name_columns(axes: Axes, texts: Sequence[str], words: str, width: float, shift: float = 0.5) -> None:
-    """Names below a panel of so many inches: all, or every k-th where they have no room.
+    """Names below a panel of so many inches: all, turned where they are long, or every k-th.
 
     Args:
         axes: the panel.
@@ -171,10 +173,11 @@ def name_columns(axes: Axes, texts: Sequence[str], words: str, width: float, shi
         width: of the panel.
         shift: from the place of a column to its middle.
     """
-    step = max(1, int(np.ceil(len(texts) * 1.25 * _NAME_ROOM / width)))
-    places = range(0, len(texts), step)
-    names = [short(texts[place], 26) for place in places]
-    axes.set_xticks([place + shift for place in places], names, rotation=90, parse_math=False)
+    names = [short(text, 26) for text in texts]
+    level = max(style.text_width(name, style.SMALL_SIZE) for name in names) * 1.25 * len(names) <= width
+    step = 1 if level else max(1, int(np.ceil(len(texts) * 1.25 * _NAME_ROOM / width)))
+    places = [place + shift for place in range(0, len(texts), step)]
+    axes.set_xticks(places, names[::step], rotation=0 if level else 90, parse_math=False)
     axes.set_xlabel(f"{len(texts)} {words}s, every {ordinal(step)} named" if step > 1 else words)
 
 

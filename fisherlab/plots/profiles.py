@@ -171,6 +171,8 @@ def _draw_errors(axes: Axes, values: Array, spread: Array, looks: list[dict[str,
         values = np.maximum(values, _LEAST_DRAWN)
         axes.set_title(f"logarithmic{below}", loc="right", color=style.MUTED)
     _draw_lines(axes, values, looks)
+    if logarithmic:
+        style.name_logarithms(axes.yaxis)
     for column, look in enumerate(looks):
         if np.isfinite(spread[:, column]).any():
             places = np.arange(len(values))

@@ -49,11 +49,12 @@ def quadratic_models(
         axes.axhline(0.0, color=style.MUTED, lw=0.6)
         axes.set_ylabel("change of $h$ in the quadratic model")
     left.set_title("block-diagonal model: the theorem's")
-    right.set_title("with the products of layers: no theorem")
+    right.set_title("products of layers too: no theorem")
     middle.plot(steps, block_diagonal["single"] / block_diagonal["layer-wise"], color=_SINGLE)
     middle.axhline(1.0, color=style.MUTED, lw=0.8, ls=(0, (1, 1.5)))
     middle.set_ylim(0, 1.05)
-    middle.set_title("single / layer-wise: at most 1")
+    middle.set_title("the theorem: at most 1")
+    middle.set_ylabel("single / layer-wise")
     for axes in (left, middle, right):
         axes.set_xlabel("step")
         axes.grid()
@@ -87,6 +88,7 @@ def error_bounds(panels: Mapping[float, Mapping[str, Array]], *, title: str, cap
         for name, values in paths.items():
             axes.plot(steps, values, **looks[name])
         axes.set_yscale("log")
+        style.name_logarithms(axes.yaxis)
         axes.set_title(f"$\\alpha$ = {alpha:g}")
         axes.set_xlabel("step $k$")
         axes.grid()

@@ -84,3 +84,4 @@ def _spread_out(axes: Axes, values: np.ndarray) -> None:
     finite = values[np.isfinite(values)]
     if finite.min() > 0 and finite.max() > 10 * finite.min():
         axes.set_yscale("log")
+        style.name_logarithms(axes.yaxis)

@@ -10,15 +10,17 @@ import matplotlib.style
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from fisherlab.plots.labels import short
+from fisherlab.plots.labels import plain, short
 
 COLUMN_WIDTH = 3.4
 """Width of a figure in one column of a two-column page, in inches."""
@@ -39,6 +41,7 @@ _CHARACTER = 0.56  # mean width of a character, in font sizes
 _HANDLE = 2.2  # width of a legend's line or patch, in font sizes
 _KEY_GAP = 2.2  # from it to its text, and from there to the next entry
 _KEY_EDGE = 1.2  # around all entries
+_MANY_DECADES, _PART_OF_DECADE = 2.2, 0.7  # of a logarithmic axis
 _PNG_LEVEL = 2  # of zlib: a third of the time of its default
 _PDF_DPI = 300
 
@@ -216,6 +219,23 @@ def name_panel(axes: Axes, layer: object, across: int) -> None:
     assert figure is not None
     room = int((figure.get_figwidth() / across - 0.25) * 72 / (TEXT_SIZE * 0.62))
     axes.set_title(f"layer {short(layer, max(4, room - 6))}", parse_math=False)
+
+
+def name_logarithms(axis: Axis) -> None:
+    """Ticks of a logarithmic axis on which all is drawn: decades, or plain numbers where it has few.
+
+    Less than about two decades get 1, 2, 5, 10, …; less than two thirds of one, a few even steps.
+    """
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    axis.set_minor_formatter(NullFormatter())
+    if decades >= _MANY_DECADES:
+        return
+    few = decades < _PART_OF_DECADE
+    axis.set_major_locator(MaxNLocator(4) if few else LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    if few:
+        axis.set_minor_locator(NullLocator())
 
 
 def not_available(axes: Axes) -> None:

@@ -16,6 +16,7 @@ from fisherlab.plots.labels import number
 _LINE = "#0072b2"
 _FAR = 20.0  # a range of values that needs a logarithmic scale
 _CELL = 0.19  # height of a row of the map in inches
+_AROUND = 0.45  # inches above and below the cells
 _POINT = 24.0
 
 
@@ -92,6 +93,7 @@ def _curve(table: pd.DataFrame, name: str, higher: bool, title: str, caption: st
         transform=axes.get_xaxis_transform(),
     )
     axes.set(xlabel="learning rate", ylabel=name)
+    _name_logarithms(axes)
     axes.grid()
     return figure
 
@@ -109,7 +111,8 @@ def _map(table: pd.DataFrame, name: str, higher: bool, second: str, title: str, 
     key = [Patch(fc="none", ec=style.ACCENT, lw=1.2, label="best")]
     key += [Patch(fc=style.MISSING_COLOR, label="× diverged")] if lost.any() else []
     key += [Patch(fc="white", ec="#bbbbbb", lw=0.5, label="not tried")] if not tried.all() else []
-    height = 0.55 + _CELL * len(dampings)
+    words = max(style.text_width(one, style.TEXT_SIZE) for one in (second, name))
+    height = _AROUND + max(_CELL * len(dampings), words + 0.05)
     figure = style.new_figure(style.PAGE_WIDTH, height, caption=caption, title=title, legend=key)
     axes = figure.subplots()
     colors = _colors(values, higher)
@@ -124,6 +127,7 @@ def _map(table: pd.DataFrame, name: str, higher: bool, second: str, title: str, 
         edge = (float(column) - 0.5, float(row) - 0.5)
         axes.add_patch(Rectangle(edge, 1, 1, fc="none", ec=style.ACCENT, lw=1.6, clip_on=False))
         figure.colorbar(colors, ax=axes, label=name, pad=0.015, aspect=12)
+    axes.spines[:].set_visible(False)
     axes.set_xticks(range(len(rates)), [f"{one:g}" for one in rates])
     axes.set_yticks(range(len(dampings)), [f"{one:g}" for one in dampings])
     axes.tick_params(length=0)
@@ -146,8 +150,15 @@ def _points(table: pd.DataFrame, name: str, higher: bool, second: str, title: st
         best = _best(known, higher)
         axes.plot(best["lr"], best["damping"], "o", ms=8.5, mfc="none", mec=style.ACCENT, mew=1.2)
         figure.colorbar(colors, ax=axes, label=name, pad=0.02)
+    _name_logarithms(axes)
     axes.grid()
     return figure
+
+
+def _name_logarithms(axes: Axes) -> None:
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            style.name_logarithms(axis)
 
 
 def _best(known: pd.DataFrame, higher: bool) -> pd.Series:

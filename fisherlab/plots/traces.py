@@ -33,7 +33,12 @@ from fisherlab.plots.overtime import (
 from fisherlab.plots.profiles import MANY
 
 _RATIO_MAP = "RdBu_r"
-_LIMITS = (1.25, 2.0, 4.0, 10.0)  # factors at which the colours of a ratio may end
+_LIMITS = {
+    1.25: (0.8, 0.9, 1, 1.1, 1.25),
+    2.0: (0.5, 0.7, 1, 1.4, 2),
+    4.0: (0.25, 0.5, 1, 2, 4),
+    10.0: (0.1, 0.3, 1, 3, 10),
+}  # factors at which the colours of a ratio may end, and the ticks of their bar
 _COVERED = 0.75  # of all ratios lie inside
 _MAPS_WIDTH = style.PAGE_WIDTH - 1.2
 _FEW_COLUMNS = 12
@@ -177,7 +182,7 @@ def _trace_map(frame: pd.DataFrame, layers: list[str], left: str, time: Time, *,
         cmap=style.MAGNITUDE_MAP,
         xticklabels=False,
         yticklabels=False,
-        cbar_kws={"label": "tr $F$, logarithmic; grey: zero or not computed"},
+        cbar_kws={"label": "tr $F$, logarithmic; grey: 0 or n/a"},
         rasterized=True,
     )
     name_rows(axes, layers, height)
@@ -206,7 +211,8 @@ def _ratio_maps(
         title=f"Trace ratio tr F̂ / tr F: 1 is the exact scale{left}",
     )
     grid = figure.subplots(down, across, squeeze=False, sharey=True)
-    limit = math.log10(_limit(maps))
+    factor = _limit(maps)
+    limit = math.log10(factor)
     for axes, values, title in zip(grid.flat, maps, titles, strict=False):
         logs = np.log10(np.where(values > 0, values, np.nan))
         axes.set_facecolor(style.MISSING_COLOR)
@@ -223,14 +229,14 @@ def _ratio_maps(
             cbar=False,
             rasterized=True,
         )
-        axes.set_title(title)
+        axes.set_title(title if numbered or not title else f"{title}\n{_range(values)}")
         axes.tick_params(length=0)
         name_columns(axes, texts, words, _MAPS_WIDTH / across)
     for axes in grid[:, 0]:
         name_rows(axes, layers, height)
     for axes in grid.flat[len(maps) :]:
         axes.set_visible(False)
-    _ratio_bar(figure, grid, limit)
+    _ratio_bar(figure, grid, factor)
     return figure
 
 
@@ -249,14 +255,21 @@ def _limit(maps: list[Array]) -> float:
     values = np.concatenate([values.ravel() for values in maps])
     logs = np.abs(np.log10(values[np.isfinite(values) & (values > 0)]))
     needed = 10 ** float(np.quantile(logs, _COVERED)) if len(logs) else 1.0
-    return next((limit for limit in _LIMITS if limit >= needed), _LIMITS[-1])
+    return next((limit for limit in _LIMITS if limit >= needed), max(_LIMITS))
 
 
-def _ratio_bar(figure: Figure, grid: Array, limit: float) -> None:
+def _range(values: Array) -> str:
+    """The least and the largest ratio of a map, whose colours end at a factor."""
+    known = values[np.isfinite(values)]
+    ends = dict.fromkeys(number(one) for one in (known.min(), known.max())) if len(known) else ["n/a"]
+    return " to ".join(ends)
+
+
+def _ratio_bar(figure: Figure, grid: Array, factor: float) -> None:
     image = next(axes.collections[0] for axes in grid.flat if axes.collections)
     bar = figure.colorbar(
         image, ax=grid.ravel().tolist(), orientation="horizontal", extend="both", shrink=0.5, aspect=40
     )
-    places = np.linspace(-limit, limit, 5)
-    bar.set_ticks(places.tolist(), labels=[number(10**place) for place in places])
-    bar.set_label(f"tr $\\hat{{F}}$ / tr $F$, logarithmic; beyond a factor {10**limit:g}: darkest; grey: n/a")
+    ticks = _LIMITS[factor]
+    bar.set_ticks([math.log10(tick) for tick in ticks], labels=[f"{tick:g}" for tick in ticks])
+    bar.set_label(f"tr $\\hat{{F}}$ / tr $F$, logarithmic; beyond a factor {factor:g}: darkest; grey: n/a")

@@ -59,7 +59,7 @@ def stages(frame: pd.DataFrame, *, caption: str, whole: str = "all") -> Figure:
     parts = [str(name) for name in frame["stage"].unique() if name != whole]
     total = frame[frame["stage"] == whole]
     names = list(total["approximation"].unique())
-    key = [*layer_key(parts), Line2D([], [], **{**EXACT, "label": "all layers"})]
+    key = [*layer_key(parts, "stage"), Line2D([], [], **{**EXACT, "label": "all layers"})]
     key += [Line2D([], [], **look(name, names, 1)) for name in names]
     figure = style.new_figure(
         style.PAGE_WIDTH, 2.5, caption=caption, title="Stages of the network", legend=key

@@ -11,9 +11,10 @@ from fisherlab.figures.printed import TABLES
 from fisherlab.figures.quantities import common_target, quantity
 from fisherlab.figures.runs import Run
 from fisherlab.figures.table_1 import make as make_table_1
-from fisherlab.figures.work import TABLE_COLUMNS, ablation
+from fisherlab.figures.work import TABLE_COLUMNS, _as_printed, _cell, ablation
 
 from fisherlab.finished import FinishedRun
+from fisherlab.plots.methods import method_label
 
 
 class Logged(Run):
@@ -81,6 +82,25 @@ def test_time_saved_is_one_minus_the_ratio() -> None:
     saved = rows["SGD: time that LNGD saves, 1 − t_LNGD/t"]
     assert saved[1] is None
     assert saved[2] == pytest.approx(0.294, abs=5e-4)
+
+
+def test_a_printed_total_that_contradicts_its_factors_is_flagged() -> None:
+    """Reading 19: each flagged total is off by more than rounding, and no other one is."""
+    for number in (1, 6):
+        table = TABLES[number]
+        notes = {row[0]: row[3] for row in trainings._rows(None, table)}
+        for method in table.methods:
+            total = table.columns[printed.SECONDS][method]
+            product = table.columns[printed.EPOCHS][method] * table.columns[printed.PER_EPOCH][method]
+            note = notes[f"{method_label(method)}: {printed.SECONDS}"]
+            assert ("reading 19" in note) == (abs(total - product) > 0.01 * total)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(79.0, "79"), (3.4, "3.40"), (239.2, "239.20"), (0.29396658, "0.294"), (None, "–")]
+)
+def test_printed_values_stand_as_in_the_paper(value, text) -> None:
+    assert _cell(value, _as_printed) == text
 
 
 def test_the_table_and_the_figure_share_their_runs(work, work_in, tmp_path) -> None:

@@ -2,6 +2,7 @@ import io
 import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from PIL import Image
 
 from fisherlab import plots
 from fisherlab.plots import labels, style
+from fisherlab.plots.labels import plain
 
 
 @pytest.fixture
@@ -218,6 +220,32 @@ def test_short_names_keep_numbers_and_the_first_letters_of_words():
 @pytest.mark.parametrize(("number", "text"), [(2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (22, "22nd")])
 def test_ordinals(number, text):
     assert labels.ordinal(number) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "least"), [(0.05, 0.1, 2), (0.04, 1.3, 3), (0.2, 3, 3), (1e-6, 1e-5, 3), (1e-9, 1e2, 3)]
+)
+def test_a_logarithmic_axis_names_enough_ticks_and_names_them_apart(low, high, least):
+    figure = style.new_figure(3, 2, caption="here")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [low, high])
+    axes.set_yscale("log")
+    style.name_logarithms(axes.yaxis)
+    figure.draw_without_rendering()
+    ticks = [*axes.yaxis.get_major_ticks(), *axes.yaxis.get_minor_ticks()]
+    bottom, top = axes.get_ylim()
+    named = [tick.label1 for tick in ticks if tick.label1.get_text() and bottom <= tick.get_loc() <= top]
+    assert len(named) >= least
+    boxes = sorted((label.get_window_extent() for label in named), key=lambda box: box.y0)
+    assert not any(one.overlaps(other) for one, other in pairwise(boxes))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.05, "0.05"), (2000, "2000"), (5e-5, "5e−5"), (2e6, "2e6"), (-0.5, "−0.5"), (0, "0")],
+)
+def test_round_numbers_are_written_plainly(value, text):
+    assert plain(value) == text
 
 
 def test_a_tight_box_keeps_the_caption():

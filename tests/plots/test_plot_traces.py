@@ -58,13 +58,14 @@ def test_few_layers_have_a_panel_each_with_all_curves(caption, texts):
     assert caption in " ".join(texts(figure)).replace("\n", " ")
 
 
-def test_many_layers_are_a_map_of_the_exact_trace(caption, texts):
-    figure = traces.traces(frame(layers=60, checkpoints=6, norms=7), caption=caption)
+@pytest.mark.parametrize("layers", [60, 90])
+def test_many_layers_are_a_map_of_the_exact_trace(caption, texts, layers):
+    figure = traces.traces(frame(layers=layers, checkpoints=6, norms=7), caption=caption)
     (values, *_) = meshes(figure)
-    expected = 2.0 ** (np.arange(6)[None] - np.arange(60)[:, None])
+    expected = 2.0 ** (np.arange(6)[None] - np.arange(layers)[:, None])
     np.testing.assert_allclose(values, expected.ravel())
     assert any("7 with the diagonal only are left out" in text for text in texts(figure))
-    assert any(text.startswith("60 layers, every") for text in texts(figure))
+    assert any(text.startswith("90 layers, every 2nd") for text in texts(figure)) == (layers == 90)
 
 
 def test_one_checkpoint_is_drawn_against_the_layers(caption):
@@ -89,7 +90,10 @@ def test_a_ratio_of_one_is_white_and_others_are_on_their_side(caption, layers):
 def test_numbers_stand_in_the_cells_that_have_room(caption, texts):
     few = texts(traces.ratios(frame(), caption=caption))
     assert few.count("50.0") == 4 * 5
-    assert "50.0" not in texts(traces.ratios(frame(layers=60, checkpoints=8), caption=caption))
+    many = texts(traces.ratios(frame(layers=60, checkpoints=8), caption=caption))
+    assert "50.0" not in many
+    assert "LNGD\n50.0" in many
+    assert "KFAC\n1.00 to 1.70" in many
     one = traces.ratios(frame(checkpoints=1), caption=caption)
     assert {"KFAC", "EKFAC", "LNGD"} <= set(texts(one))
     assert texts(one).count("50.0") == 4
