@@ -187,9 +187,12 @@ def _relative(file: Path, folder: Path) -> str:
 
 
 def _sections(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Mappings of mappings as tables, all else as one list of names and values."""
-    plain = {key: value for key, value in summary.items() if not _is_table(value)}
+    """Values as a list, mappings as lists that are folded, mappings of mappings as tables."""
+    plain = {key: value for key, value in summary.items() if not isinstance(value, Mapping)}
     sections: list[dict[str, Any]] = [{"name": None, "pairs": flat(plain)}] if plain else []
+    for key, value in summary.items():
+        if isinstance(value, Mapping) and not _is_table(value):
+            sections.append({"name": words(key).capitalize(), "folded": flat(value)})
     for key, value in summary.items():
         if _is_table(value):
             heads = list(dict.fromkeys(head for row in value.values() for head in row))

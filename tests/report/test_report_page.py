@@ -197,3 +197,11 @@ def test_a_run_without_records_has_no_tables(write):
     text = " ".join(write(records=None).text)
     assert "beside its approximations" not in text
     assert "What the numbers mean" in text
+
+
+def test_the_options_of_a_run_are_folded_below_the_facts(write):
+    summary = {"model": "mnist-mlp", "inputs": {"samples": 300, "layers": "*"}}
+    page = write(summary=summary, records=None)
+    text = [part.strip() for part in page.text if part.strip()]
+    assert page.counts["details"] == 1
+    assert text.index("mnist-mlp") < text.index("Inputs") < text.index("samples") < text.index("300")
