@@ -142,7 +142,7 @@ def _draw_printed(axes: Axes, words: str, values: Mapping[str, float | None]) ->
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, 1.45 * max(float(np.nanmax(lengths, initial=0.0)), 1e-9))
     axes.invert_yaxis()
-    axes.set_title(f"printed: {words}", color=style.MUTED, fontsize=style.SMALL_SIZE)
+    axes.set_title(f"printed: {words}", loc="right", color=style.MUTED, fontsize=style.SMALL_SIZE)
 
 
 def _look(name: str, methods: list[str]) -> dict[str, Any]:

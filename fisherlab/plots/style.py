@@ -37,7 +37,7 @@ TEXT_SIZE = 7.0
 SMALL_SIZE = 6.0
 TITLE_SIZE = 8.5
 _LINE = 1.35  # height of a line of text, in font sizes
-_CHARACTER = 0.56  # mean width of a character, in font sizes
+_CHARACTER, _BOLD_CHARACTER = 0.56, 0.62  # width of a character that few lines exceed, in font sizes
 _HANDLE = 2.2  # width of a legend's line or patch, in font sizes
 _KEY_GAP = 2.2  # from it to its text, and from there to the next entry
 _KEY_EDGE = 1.2  # around all entries
@@ -157,7 +157,7 @@ def new_figure(
     Returns:
         A figure with constrained layout inside the strips.
     """
-    title_lines = _wrap(title or "", width, TITLE_SIZE)
+    title_lines = _wrap(title or "", width, TITLE_SIZE, _BOLD_CHARACTER)
     top = _strip(len(title_lines), TITLE_SIZE)
     columns = _legend_columns(legend, width)
     key = _strip(math.ceil(len(legend) / columns), TEXT_SIZE + 1)
@@ -280,8 +280,8 @@ def save(figure: Figure, path_without_suffix: str | Path, png_dpi: int = 200) ->
     return [png, pdf]
 
 
-def _wrap(text: str, width: float, size: float) -> list[str]:
-    characters = max(20, int((width - 0.1) * 72 / (size * _CHARACTER)))
+def _wrap(text: str, width: float, size: float, character: float = _CHARACTER) -> list[str]:
+    characters = max(20, int((width - 0.1) * 72 / (size * character)))
     return [line for part in text.splitlines() for line in textwrap.wrap(part, characters)]
 
 
