@@ -46,7 +46,7 @@ def test_printed_values_stand_greyed_with_their_numbers(frame) -> None:
 
 def test_printed_alone_has_a_panel_a_column() -> None:
     figure = printed_values({"a": {"sgd": 1.0}, "b": {"sgd": None}}, title="t", caption="nothing measured")
-    assert [axes.get_title() for axes in figure.axes] == ["printed: a", "printed: b"]
+    assert [axes.get_title(loc="right") for axes in figure.axes] == ["printed: a", "printed: b"]
     assert any("nothing measured" in one.get_text() for one in figure.texts)
 
 
