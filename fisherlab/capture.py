@@ -20,27 +20,26 @@ from fisherlab.layers import (
 from fisherlab.likelihoods import categorical_slope
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.patches import Patches
+from fisherlab.precision import full_precision
 
 _SMALL_PASS = 2**17
 
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients and without TF32; on exit everything is as it was before."""
+    """Evaluation mode with gradients and in full precision; on exit everything is as it was before."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    devices = {p.device for p in model.parameters()}
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(sorted(devices)))
+        stack.enter_context(torch.random.fork_rng(sorted(d.index for d in devices if d.type == "cuda")))
+        stack.enter_context(full_precision({d.type for d in devices}))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         try:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
             model.eval()
             yield
         finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
             for module, mode in modes:
                 module.training = mode
             for buffer, before in buffers:

@@ -117,3 +117,79 @@ def test_dropout_and_batch_norm_act_as_in_evaluation(busy):
     expected = fl.exact_fisher(evaluated, data)
     for layer, operator in fl.exact_fisher(busy, data).items():
         assert torch.equal(operator.dense(), expected[layer].dense())
+
+
+# How users allow less than full precision: the older flags, and those of torch 2.9 and later.
+PRECISIONS = {
+    "autocast": "pass",
+    "flags": "cuda.matmul.allow_tf32 = True; cudnn.allow_tf32 = False",
+    "medium": "torch.set_float32_matmul_precision('medium')",
+    "matmul": "cuda.matmul.fp32_precision = 'tf32'",
+    "cudnn": "cudnn.fp32_precision = 'tf32'",
+    "all": "torch.backends.fp32_precision = 'tf32'",
+    "all ieee": "torch.backends.fp32_precision = 'ieee'",
+}
+FLAGS = (
+    "cuda.matmul.allow_tf32",
+    "cudnn.allow_tf32",
+    "torch.get_float32_matmul_precision()",
+    "cuda.matmul.fp32_precision",
+    "cudnn.conv.fp32_precision",
+    "cudnn.rnn.fp32_precision",
+    "mkldnn.matmul.fp32_precision",
+    "mkldnn.conv.fp32_precision",
+    "torch.backends.fp32_precision",
+)
+
+
+def flags() -> dict[str, object]:
+    """Every flag, or that torch refuses to read it, or has none of that name."""
+    found: dict[str, object] = {}
+    for flag in FLAGS:
+        try:
+            found[flag] = eval(flag, {"torch": torch, **vars(torch.backends)})
+        except (RuntimeError, AttributeError) as error:
+            found[flag] = type(error)
+    return found
+
+
+@pytest.fixture
+def default_flags() -> Iterator[None]:
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    if hasattr(torch.backends, "fp32_precision"):
+        torch.backends.fp32_precision = torch.backends.cudnn.fp32_precision = "none"
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
+        torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "tf32"
+
+
+@pytest.mark.parametrize("allowed", PRECISIONS)
+def test_products_are_in_full_precision_and_flags_as_before(default_flags, allowed):
+    if "fp32_precision" in PRECISIONS[allowed] and not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("this torch has no such flag")
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    data = torch.randn(6, 4), torch.arange(6) % 3
+    expected = fl.exact_fisher(model, data)
+    during = []
+    model[0].register_forward_hook(lambda module, args, output: during.append((flags(), output.dtype)))
+    exec(PRECISIONS[allowed], {"torch": torch, **vars(torch.backends)})
+    before = flags()
+    with torch.autocast("cpu", torch.bfloat16, enabled=allowed == "autocast"):
+        found = fl.exact_fisher(model, data)
+    assert flags() == before
+    for seen, dtype in during:
+        assert dtype == torch.float32
+        assert not {seen["cuda.matmul.allow_tf32"], seen["cudnn.allow_tf32"]} - {False}
+        assert not {seen[flag] for flag in FLAGS[3:8]} - {"ieee", AttributeError}
+    for layer, operator in found.items():
+        assert torch.equal(operator.dense(), expected[layer].dense())
+
+
+def test_a_wider_setting_still_reaches_products_afterwards(default_flags):
+    if not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("this torch has no such flag")
+    torch.backends.fp32_precision = "tf32"
+    fl.exact_fisher(nn.Sequential(nn.Linear(2, 3)), (torch.randn(4, 2), torch.arange(4) % 3))
+    torch.backends.fp32_precision = "ieee"
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
