@@ -14,17 +14,11 @@ from fisherlab.approximations import Approximation, basis_of, build_operator
 from fisherlab.batch import LayerBatch
 from fisherlab.damping import Constant, Damping, FactoredDamping
 from fisherlab.data import is_finite
-from fisherlab.errors import NumericalError
+from fisherlab.errors import NotSupportedError, NumericalError
 from fisherlab.layers import LayerView, Use
-from fisherlab.operators import (
-    EigenKroneckerOperator,
-    KroneckerOperator,
-    LinearOperator,
-    blocks_of,
-    joined,
-)
+from fisherlab.operators import KroneckerOperator, LinearOperator, blocks_of
 from fisherlab.operators.factors import factor_diagonal
-from fisherlab.operators.numerics import symmetric_eigenvalues
+from fisherlab.optim.inverses import Tensors, condition_of, operator_of, tensors_of
 from fisherlab.statistics import Basis, LayerSums, Statistic
 
 NUMBERS = ("trace_input", "trace_output", "damping_input", "damping_output")
@@ -183,6 +177,7 @@ class Block:
 
         Raises:
             NumericalError: where the statistics are not finite, or cannot be inverted; names the layer.
+            NotSupportedError: where F̂ cannot be damped so, or its inverse is of an unknown structure.
         """
         sums = self._sums(decay)
         if not _all_finite(sums):
@@ -192,10 +187,11 @@ class Block:
             )
         try:
             operator = build_operator(self.method, self.view, sums, self.kind)
-            self.inverse = operator.inverse(damping)
-            self.numbers = _numbers(operator, damping)
-        except NumericalError as error:
-            raise NumericalError(f"layer {self.view.name!r}: {error}") from error
+            inverse = operator.inverse(damping)
+            tensors_of(inverse)  # refuses one that no state could keep
+            self.inverse, self.numbers = inverse, _numbers(operator, damping)
+        except (NotSupportedError, NumericalError) as error:
+            raise type(error)(f"layer {self.view.name!r}: {error}") from error
 
     def _make_basis(self, decay: float) -> None:
         sums = self._sums_of_all(decay)
@@ -270,28 +266,21 @@ class Block:
         self.load_inverse(state["inverse"], state.get("numbers", {}))
         self._stale = state["stale"]
 
-    def inverse_tensors(self) -> list[list[Tensor | None]]:
-        """The tensors of the inverse, a list a group."""
-        return [] if self.inverse is None else [_tensors(block) for block in blocks_of(self.inverse)]
+    def inverse_tensors(self) -> Tensors:
+        """The tensors of the inverse, a list a group; none without an inverse."""
+        return [] if self.inverse is None else tensors_of(self.inverse)
 
     def load_inverse(
-        self,
-        tensors: list[list[Tensor | None]],
-        numbers: Mapping[str, Tensor],
-        device: torch.device | None = None,
+        self, tensors: Tensors, numbers: Mapping[str, Tensor], device: torch.device | None = None
     ) -> None:
         """The inverse from its tensors, with its numbers."""
         self.numbers = {key: value.to(device) for key, value in numbers.items()}
-        moved = [[None if t is None else t.to(device) for t in block] for block in tensors]
-        self.inverse = joined([_operator(block) for block in moved]) if moved else None
+        self.inverse = operator_of(tensors, device) if tensors else None
 
     @property
     def condition(self) -> float:
         """The condition number of the damped F̂ that the inverse is of: the mean over groups."""
-        if self.inverse is None:
-            return math.nan
-        parts = [_condition(block) for block in blocks_of(self.inverse)]
-        return sum(parts) / len(parts)
+        return math.nan if self.inverse is None else condition_of(self.inverse)
 
 
 def _all_finite(sums: LayerSums) -> bool:
@@ -313,29 +302,6 @@ def _numbers_of(operator: LinearOperator, damping: Damping) -> Tensor:
     trace = operator.trace().to(operator.dtype)
     none = torch.full_like(trace, math.nan)
     return torch.stack([trace, none, torch.full_like(trace, damping.value), none])
-
-
-def _condition(inverse: LinearOperator) -> float:
-    if isinstance(inverse, KroneckerOperator):
-        return math.prod(_spread(factor) for factor in (inverse.A, inverse.B))
-    assert isinstance(inverse, EigenKroneckerOperator)
-    return float(inverse.S.max() / inverse.S.min())
-
-
-def _spread(factor: Tensor) -> float:
-    values = factor if factor.ndim == 1 else symmetric_eigenvalues(factor)
-    return float(values.max() / values.min())
-
-
-def _tensors(inverse: LinearOperator) -> list[Tensor | None]:
-    if isinstance(inverse, KroneckerOperator):
-        return [inverse.A, inverse.B]
-    assert isinstance(inverse, EigenKroneckerOperator)
-    return [inverse.U_A, inverse.U_B, inverse.S]
-
-
-def _operator(tensors: list[Any]) -> LinearOperator:
-    return KroneckerOperator(*tensors) if len(tensors) == 2 else EigenKroneckerOperator(*tensors)
 
 
 def _add(sums: dict[str, Tensor], key: str, term: Tensor) -> None:

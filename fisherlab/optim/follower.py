@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +11,14 @@ from fisherlab import distributed
 from fisherlab.batch import LayerBatch
 from fisherlab.damping import Damping
 from fisherlab.errors import InputError, NumericalError
-from fisherlab.layers import Layers, Use
+from fisherlab.layers import Layers
 from fisherlab.likelihoods import Likelihood
-from fisherlab.optim.block import Block, Seen, Step
-from fisherlab.optim.checks import check_contributions, check_factor, check_reduction
-from fisherlab.optim.gradients import Gradients, norms_of
+from fisherlab.optim.block import Block, Step
+from fisherlab.optim.changes import Changes
+from fisherlab.optim.checks import check_contributions, check_reduction
+from fisherlab.optim.contributions import Contributions
+from fisherlab.optim.gradients import Gradients
+from fisherlab.optim.hooks import Hook
 from fisherlab.optim.recorder import ForwardPass, Recorder
 
 
@@ -86,8 +88,10 @@ class Follower:
         self.parameters = dict(model.named_parameters())
         self.count = 0
         self._gradients = Gradients(self.parameters, layers, self.dtype_of)
+        self._changes = Changes(self._gradients)
+        self._contributions = Contributions(layers, batch_dim, options.rate_samples)
         self._layers, self._blocks, self._options = layers, blocks, options
-        self._likelihood, self._kind, self._batch_dim = likelihood, kind, batch_dim
+        self._likelihood, self._kind = likelihood, kind
         self._scaler, self._settings, self._damping, self._momentum = scaler, settings, damping, momentum
         self._watch()
         self._recorder = Recorder(
@@ -123,20 +127,18 @@ class Follower:
             InputError: without a fresh backward pass, or where a gradient has changed since.
             NumericalError: where a gradient or a layer's statistics are not finite; names the layer.
         """
-        if not self._fresh:
+        if not self._fresh or self._gradients.are_cleared():
             raise InputError("step() without a backward pass since the last one; call loss.backward() first")
         try:
             self._gradients.check_finite()
             self._settle()
             names = [name for name in self._blocks if self._gradients.has_come(name, self._came)]
             self._synchronise(names)
-            self._apart: dict[str, Tensor] = {}
-            self._factors: dict[str, Tensor] = {}
             steps = {name: self._step_of(name) for name in names}
         except NumericalError:
             self.abandon()
             raise
-        self._check_rescaled()
+        self._check_changes()
         return steps
 
     def go_on(self) -> None:
@@ -151,7 +153,7 @@ class Follower:
         self.count = count
         self._recorder.forget()
         self._prepared.clear()
-        self._let_all_go()
+        self._forget()
 
     def abandon(self) -> None:
         """The backward passes since the last step belong to no step."""
@@ -164,7 +166,7 @@ class Follower:
             for block in self._blocks.values():
                 block.drop()
         self._prepared.clear()
-        self._let_all_go()
+        self._forget()
 
     def _settle(self) -> None:
         """Layers whose last gradient came before the last backward pass: N was smaller then."""
@@ -184,6 +186,7 @@ class Follower:
         """With several processes: statistics over all of them, each inverting a share of the layers."""
         if distributed.size() == 1:
             return
+        self._check_alike()
         Block.add_up(self._blocks.values())
         due = [name for name in names if self._due_for(name)]
         for name in due[distributed.rank() :: distributed.size()]:
@@ -196,48 +199,36 @@ class Follower:
                 self._blocks[name].load_inverse(tensors, numbers, device)
                 self._prepared.add(name)
 
+    def _check_alike(self) -> None:
+        """Raises `InputError` in all processes where a layer took part in this step in some of them only."""
+        observed = [name for name, block in self._blocks.items() if block.observed]
+        for found in zip(*distributed.gather_all((observed, self._contributions.names)), strict=True):
+            some = set().union(*found).difference(set(found[0]).intersection(*found))
+            if some:
+                raise InputError(
+                    f"layer {min(some)!r} took part in this step in some processes only; use it in all of "
+                    "them, or leave it out with exclude="
+                )
+
     def _step_of(self, name: str) -> Step:
         """The step as it was made when the gradient came, or made anew where that has changed since.
 
         ∇ℓ_n stay as they came: clipping changes ∇h and D.
         """
         ready = self._ready.get(name)
-        if ready is not None and self._is_unchanged(name):
+        if ready is not None and self._changes.is_unchanged(name):
             if self._recorder.checks:  # unscaling does not count as a change
-                self._factors[name] = (ready.direction * self._gradient(name)).sum() / ready.gradient
+                along = (ready.direction * self._gradient(name)).sum()
+                self._changes.note(name, along / ready.gradient)
             return ready
         step = self._make_step(name, self._gradient(name))
-        if self._options.layerwise and ready is not None:
-            ratio = (step.direction * ready.direction).sum() / ready.direction.square().sum()
-            apart = (step.direction - ratio * ready.direction).norm() / step.direction.norm()
-            self._apart[name] = torch.where(step.direction.norm() > 0, apart, 0.0)
-            self._factors[name] = ratio
-            assert ready.squares is not None
+        if ready is not None and ready.squares is not None:
+            ratio = self._changes.ratio(name, ready.direction, step.direction)
             step.squares = ratio.square().nan_to_num() * ready.squares
         return step
 
-    def _factor(self, name: str, gradient: Tensor) -> Tensor:
-        """By how much a gradient was multiplied since it came, from its two norms."""
-        then, now = self._norms[name], norms_of(gradient)
-        factor = (now[1] / then[1]).nan_to_num(nan=1.0)
-        self._apart[name] = (now[0] / (factor * then[0]) - 1).abs().nan_to_num()
-        self._factors[name] = factor
-        if self._recorder.checks:
-            self._check_rescaled()
-        return factor
-
-    def _check_rescaled(self) -> None:
-        """A gradient that changed since its backward pass must have been multiplied by a number."""
-        apart = torch.stack(list(self._apart.values())) if self._apart else torch.zeros(1)
-        if bool((apart > 1e-2).any()):
-            layer = list(self._apart)[int(apart.argmax())]
-            raise InputError(
-                f"the gradient of layer {layer!r} was changed after its backward pass by more than a factor, "
-                "so that the layer-wise rate no longer belongs to it; clip by norm, or use rate='fixed'"
-            )
-        if self._recorder.checks and self._scaler is None:
-            for factor in self._factors.values():
-                check_factor(float(factor))
+    def _check_changes(self) -> None:
+        self._changes.check(unscaled=self._recorder.checks and self._scaler is None)
 
     # --- what happens during the user's passes ------------------------------------------------------
 
@@ -273,9 +264,8 @@ class Follower:
                 blocks_of.setdefault(parameter, []).append(name)
         for parameter, p in self.parameters.items():
             if p.requires_grad:
-                p.register_post_accumulate_grad_hook(
-                    partial(self._arrive, parameter, blocks_of.get(parameter, []))
-                )
+                hook = Hook(self._arrive, parameter, blocks_of.get(parameter, []))
+                p.register_post_accumulate_grad_hook(hook)
         self._prepared: set[str] = set()
         self._forget()
 
@@ -284,17 +274,16 @@ class Follower:
         for p in parameters:
             name = f"added parameter {len(self.parameters)}"
             self.parameters[name] = p
-            p.register_post_accumulate_grad_hook(partial(self._arrive, name, []))
+            p.register_post_accumulate_grad_hook(Hook(self._arrive, name, []))
 
     def _forget(self) -> None:
         """What was made for one step."""
         self._ready: dict[str, Step] = {}
-        self._versions: dict[str, list[tuple[Tensor | None, int]]] = {}
-        self._norms: dict[str, Tensor] = {}
+        self._changes.forget()
+        self._contributions.let_all_go()
         self._counts: dict[str, int] = {}
         self._came: set[str] = set()
         self._arrived: dict[str, set[str]] = {}
-        self._last: dict[str, list[tuple[int, list[Seen]]]] = {}
         self._samples, self._backwards, self._scale, self._fresh = 0, 0, 1.0, False
 
     def _begin(self, one: ForwardPass) -> None:
@@ -327,9 +316,9 @@ class Follower:
                 self._observe_loss(name, [one for one in came if one.refresh])
             self._counts[name] = self._samples
             self._check_loss(came[-1])
-            self._last[name] = [(one.samples, one.layers.pop(name)) for one in came]
+            self._contributions.keep(name, came)
             if not self._options.layerwise:
-                self._let_go(name)
+                self._contributions.let_go(name)
             elif distributed.size() == 1:
                 self._keep_step(name)
 
@@ -346,25 +335,14 @@ class Follower:
         """The step, where it depends on nothing else to come; else the norms of the gradient."""
         gradient = self._gradient(name) / self._scale
         if not self._options.eager:
-            self._norms[name] = norms_of(gradient)
+            self._changes.keep_norms(name, gradient)
             return
         try:
             self._ready[name] = self._make_step(name, gradient)
         except NumericalError:  # `step()` says so, unless a GradScaler leaves it out
             return
-        self._versions[name] = self._gradients.version(name)
-        self._let_go(name)
-
-    def _let_all_go(self) -> None:
-        for name in list(self._last):
-            self._let_go(name)
-        self._forget()
-
-    def _let_go(self, name: str) -> None:
-        """Drops what was kept of a layer's calls."""
-        for _, calls in self._last.pop(name):
-            for call in calls:
-                call.slot.clear()
+        self._changes.keep_version(name)
+        self._contributions.let_go(name)
 
     def _check_loss(self, one: ForwardPass) -> None:
         if self._recorder.checks and one.outputs is not None and one.output_gradient is not None:
@@ -381,13 +359,7 @@ class Follower:
     def _gradient(self, name: str) -> Tensor:
         """∇h [m, d]."""
         gradient = self._gradients.matrix(name)
-        return gradient if self._options.of_mean else gradient / self._samples
-
-    def _is_unchanged(self, name: str) -> bool:
-        """Whether the gradients are those that the step was made of."""
-        pairs = zip(self._versions.get(name, []), self._gradients.version(name), strict=False)
-        same = [then is now and old == new for (then, old), (now, new) in pairs]
-        return bool(same) and all(same)
+        return gradient if self._options.of_mean else gradient / max(1, self._samples)
 
     def _prepare(self, name: str) -> None:
         """The inverse of this step."""
@@ -413,41 +385,24 @@ class Follower:
         direction = driven if block.inverse is None else block.inverse.apply(driven)
         direction = self._gradients.of_trained(name, direction)
         along = (direction * gradient).sum()
-        whole = along / self._factor(name, gradient) if name in self._norms else along
-        squares = self._squares(name, direction, whole) if name in self._last else None
+        squares = self._squares(name, direction, gradient) if name in self._contributions.names else None
         kept = driven if self._options.momentum_on == "gradient" else None
         return Step(direction, along, squares, kept, torch._foreach_norm([direction, gradient]))
 
-    def _squares(self, name: str, direction: Tensor, whole: Tensor) -> Tensor:
-        """(1/N) Σ_n ⟨D, ∇ℓ_n⟩² with ∇ℓ_n := N times the contribution of sample n to ∇h.
-
-        Σ_n of the contributions is the whole, ⟨D, ∇h⟩ with ∇h as it came.
-        """
-        view, found = self._layers[name], []
-        for samples, calls in self._last[name]:
-            seen = [(call.use, call.g) for call in calls if call.g is not None]
-            most = min(samples, self._options.rate_samples or samples)
-            if any(not use.input.shape[0] == samples == g.shape[0] for use, g in seen):
-                most = samples  # a call with several rows a sample
-            products = torch.zeros((), dtype=direction.dtype, device=direction.device)
-            for call in seen:
-                use, g = call if most == samples else _first(*call, most)
-                products = products + view.products(use, g, direction, most, self._batch_dim)
-            found.append(products)
-        products = torch.cat(found) / self._scale
-        mean = self._options.of_mean
-        if self._recorder.checks and self._backwards == 1 and most == samples and distributed.size() == 1:
-            gradients = [call.g for _, calls in self._last[name] for call in calls if call.g is not None]
-            precise = all(g.dtype.itemsize >= 4 for g in gradients)
-            check_contributions(name, products, whole if mean else whole * self._samples, precise)
-        squares = (products * self._samples if mean else products).square()
+    def _squares(self, name: str, direction: Tensor, gradient: Tensor) -> Tensor:
+        """(1/N) Σ_n ⟨D, ∇ℓ_n⟩² with ∇ℓ_n := N times the contribution of sample n to ∇h as it came."""
+        along, every = self._contributions.along(name, direction)
+        along = along / self._scale
+        factor = self._changes.factor(name, gradient)
+        if self._recorder.checks:
+            self._check_changes()
+            if self._backwards == 1 and every and distributed.size() == 1:
+                whole = (direction * gradient).sum() / (1.0 if factor is None else factor)
+                whole = whole if self._options.of_mean else whole * self._samples
+                check_contributions(name, along, whole, self._contributions.are_precise(name))
+        squares = (along * self._samples if self._options.of_mean else along).square()
         if distributed.size() == 1:
             return squares.mean()
         totals = torch.stack([squares.sum(), squares.new_tensor(float(len(squares)))])
         distributed.add_up([totals])
         return totals[0] / totals[1]
-
-
-def _first(use: Use, g: Tensor, most: int) -> tuple[Use, Tensor]:
-    """The first rows of a call."""
-    return Use(use.input[:most], use.output[:most]), g[:most]

@@ -94,8 +94,3 @@ class Gradients:
             p: torch.full_like(self.parameters[p], self.parameters[p].requires_grad) for p in view.parameters
         }
         return direction * view.to_matrix(trains).to(direction.dtype)
-
-
-def norms_of(gradient: Tensor) -> Tensor:
-    """(‖∇h‖₁, ‖∇h‖₂): a factor changes both alike."""
-    return torch.stack([gradient.abs().sum(), gradient.norm()])

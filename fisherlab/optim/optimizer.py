@@ -71,6 +71,11 @@ class NaturalGradient(torch.optim.Optimizer):
         batch_dim: int = 0,
         seed: int = 0,
     ) -> None:
+        if method.from_exact:
+            raise InputError(
+                f"{method.name} is made from the exact Fisher block, which no training keeps; use another "
+                "approximation"
+            )
         model = check_model(model)
         layers = layers_of(model, include, exclude, activations)
         settings = {

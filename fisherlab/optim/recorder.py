@@ -1,8 +1,8 @@
 """What an optimizer sees of training: the inputs and gradients of layers, from the passes that happen anyway.
 
-Hooks are open only while the root module runs forward in training mode with gradients enabled: evaluation
-and the second forward of activation checkpointing add nothing. Gradients come to the outputs by hooks on the
-graph, with the user's own backward.
+Hooks are open only while the root module runs forward in training mode with gradients enabled: evaluation,
+the second forward of activation checkpointing and passes under a transform of torch.func (vmap, grad) add
+nothing. Gradients come to the outputs by hooks on the graph, with the user's own backward.
 """
 
 import weakref
@@ -31,6 +31,7 @@ from fisherlab.errors import InputError
 from fisherlab.layers import Layers, Use, activations_from
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.optim.block import Seen
+from fisherlab.optim.hooks import Hook
 
 
 @dataclass(eq=False)
@@ -97,11 +98,7 @@ class Recorder:
             name: [model.get_parameter(p) for p in view.parameters] for name, view in layers.items()
         }
         self._scaled = scaled
-        self._handle = model.register_forward_pre_hook(self._open, with_kwargs=True)
-
-    def close(self) -> None:
-        """Stops following the model."""
-        self._handle.remove()
+        model.register_forward_pre_hook(Hook(self._open), with_kwargs=True)
 
     def came_back(self, name: str) -> "list[ForwardPass]":
         """The passes whose gradients have come to a layer and were not used yet."""
@@ -136,17 +133,17 @@ class Recorder:
     # --- a forward pass ---------------------------------------------------------------------------
 
     def _open(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not (model.training and torch.is_grad_enabled()):
+        if not (model.training and torch.is_grad_enabled()) or _is_transformed():
             return
         if not self._scaled and _half_precision(next(model.parameters()).device.type):
             raise InputError(
                 "the model runs in float16, whose gradients are scaled; give the GradScaler in use as "
                 "scaler=, or use bfloat16"
             )
+        samples = _samples(args, kwargs, self._batch_dim)
         self._opened()
         stack = ExitStack()
         seen = stack.enter_context(capture(self._trained()))
-        samples = _samples(args, kwargs, self._batch_dim)
 
         def done(module: nn.Module, _: Any, output: Any) -> None:
             handle.remove()
@@ -166,8 +163,9 @@ class Recorder:
         outputs = [t for t in _tensors(output) if t.requires_grad]
         if not outputs:
             return
-        taken = {name: calls for name, calls in seen.items() if calls}
-        refresh = self._due(taken)
+        used = {name: [call for call in calls if call.output.numel()] for name, calls in seen.items()}
+        taken = {name: calls for name, calls in used.items() if calls}
+        refresh = bool(taken) and self._due(taken)
         layers = {name: [Seen(_shape_only(call)) for call in calls] for name, calls in taken.items()}
         record = ForwardPass(samples, layers, refresh)
         if refresh and self._kind.startswith("layerwise"):
@@ -268,6 +266,11 @@ def _listen(edge: Any, slot: list[Tensor]) -> None:
             slot[:] = [gradients[place].detach()]
 
     edge.node.register_prehook(arrived)
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _half_precision(device: str) -> bool:

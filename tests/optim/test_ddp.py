@@ -113,12 +113,44 @@ def everything(own: slice, wrap) -> dict:
     return found | {"accumulated": accumulated(own, wrap), "resumed": resumed(own, wrap)}
 
 
+class Branches(nn.Module):
+    """One of two layers, another in each process."""
+
+    def __init__(self, branch: int) -> None:
+        super().__init__()
+        self.first, self.second, self.branch = nn.Linear(6, 3), nn.Linear(6, 3), branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.first if self.branch == 0 else self.second)(x)
+
+
+def unlike(rank: int) -> list[str]:
+    """What is said where a layer took part in one process only."""
+    said = []
+    for steps in (0, 1):  # of both processes alike, before
+        torch.manual_seed(0)
+        model = Branches(0).double()
+        module = DistributedDataParallel(model, find_unused_parameters=True)
+        optimizer = METHODS["lngd"](module)
+        x, y = batches("mlp")[0]
+        for step in range(steps + 1):
+            model.branch = rank * (step == steps)
+            optimizer.zero_grad()
+            cross_entropy(module(x), y).backward()
+            try:
+                optimizer.step()
+            except fl.FisherlabError as error:
+                said.append(str(error))
+    return said
+
+
 def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     half = SAMPLES // 2
     own = slice(rank * half, (rank + 1) * half)
-    torch.save(everything(own, DistributedDataParallel), folder / f"rank-{rank}.pt")
+    found = everything(own, DistributedDataParallel) | {"unlike": unlike(rank)}
+    torch.save(found, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -176,9 +208,18 @@ def whole() -> dict[str, Tensor]:
 def test_both_processes_have_the_same_weights_to_the_bit(processes):
     first, second = processes
     for case, expected in first.items():
+        if case == "unlike":
+            continue
         assert all(
             torch.equal(second[case][name], value) for name, value in expected.items() if name != "rates"
         )
+
+
+def test_a_layer_that_only_one_process_used_is_refused_in_both(processes):
+    for process in processes:
+        assert len(process["unlike"]) == 2
+        for message in process["unlike"]:
+            assert "took part in this step in some processes only; use it in all of them" in message
 
 
 if __name__ == "__main__":

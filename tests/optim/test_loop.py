@@ -48,7 +48,17 @@ def evaluated(model: nn.Module, x: Tensor) -> None:
     model.train()
 
 
-@pytest.mark.parametrize("look", [without_gradients, in_evaluation_mode, evaluated])
+def of_every_sample(model: nn.Module, x: Tensor) -> None:
+    """Gradients of the samples by torch.func, in training mode."""
+
+    def total(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (sample.unsqueeze(0),)).sum()
+
+    torch.func.vmap(torch.func.grad(total), (None, 0))(weights(model), x)
+    torch.func.jacrev(model)(x)
+
+
+@pytest.mark.parametrize("look", [without_gradients, in_evaluation_mode, evaluated, of_every_sample])
 @pytest.mark.parametrize("method", METHODS)
 def test_other_passes_change_nothing(method, look):
     """Before a step, and between its forward and its backward pass."""
@@ -187,6 +197,38 @@ def test_layers_unused_in_a_batch(method, to_none):
         optimizer.step()
         assert_same(weights(unused), before)
     assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_called_without_positions(method):
+    """As an expert that no token was sent to; the rest is as if it had not been called."""
+
+    class Idle(Branches):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.second(x.unsqueeze(1)[:, :0]).sum()
+
+    torch.manual_seed(0)
+    model, usual = Idle().double(), Branches().double()
+    usual.load_state_dict(model.state_dict())
+    data, optimizers = batches("mlp", 3), [METHODS[method](net, weight_decay=0.0) for net in (model, usual)]
+    assert_same(train(model, optimizers[0], data), train(usual, optimizers[1], data))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_without_samples(method):
+    """It leaves the weights, and the next batches go on as if it had not been."""
+    model, usual = network("mlp"), network("mlp")
+    optimizer = METHODS[method](model, loss_reduction="sum", momentum=0.0, weight_decay=0.0)
+    reference = METHODS[method](usual, loss_reduction="sum", momentum=0.0, weight_decay=0.0)
+    (x, y), before = batches("mlp")[0], weights(model)
+    for part, one in ((slice(0), (optimizer,)), (slice(None), (optimizer, reference))):
+        for steps, net in zip(one, (model, usual), strict=False):
+            steps.zero_grad()
+            cross_entropy(net(x[part]), y[part], reduction="sum").backward()
+            steps.step()
+        if part == slice(0):
+            assert_same(weights(model), before)
+    assert_same(weights(model), weights(usual))
 
 
 def test_a_layer_whose_output_is_thrown_away():
@@ -360,15 +402,14 @@ def test_the_mean_of_products_is_the_product_of_the_mean(name):
     optimizer = LNGD(model)
     train(model, optimizer, data[:1])
     follower, found = optimizer._follower, {}
-    plain = follower._squares
+    plain = follower._contributions.along
 
-    def kept(layer: str, direction: Tensor, whole: Tensor) -> Tensor:
-        view = optimizer._layers[layer]
-        [(samples, calls)] = follower._last[layer]
-        found[layer] = sum(view.products(call.use, call.g, direction, samples).sum() for call in calls)
-        return plain(layer, direction, whole)
+    def kept(layer: str, direction: Tensor) -> tuple[Tensor, bool]:
+        along, every = plain(layer, direction)
+        found[layer] = along.sum()
+        return along, every
 
-    follower._squares = kept
+    follower._contributions.along = kept
     optimizer.zero_grad()
     backward(model, data[1])
     steps = follower.steps()

@@ -1,15 +1,19 @@
 """What the optimizer keeps alive: nothing of a batch after its backward pass, and no graph."""
 
 import gc
+import io
 import weakref
 from collections.abc import Iterator
+from copy import deepcopy
 
 import pytest
+import torch
 from optim.cases import METHODS, NETWORKS, batches, network, train
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fisherlab.capture import Seen
+from fisherlab.errors import InputError
 from fisherlab.optim import LNGD
 
 
@@ -160,3 +164,24 @@ def test_steps_and_states_add_nothing(method):
         optimizer.zero_grad()
     gc.collect()
     assert numbers() <= before
+
+
+def test_a_copy_of_the_model_has_nothing_of_the_optimizer():
+    """Nor has a saved one; as for a moving average of weights."""
+    model, [(x, y)] = network("mlp"), batches("mlp")
+    optimizer = LNGD(model)
+    stored = io.BytesIO()
+    torch.save(model, stored)
+    stored.seek(0)
+    for other in (deepcopy(model), torch.load(stored, weights_only=False)):
+        cross_entropy(other(x), y).backward()
+        with pytest.raises(InputError, match="without a backward pass"):
+            optimizer.step()
+
+
+def test_an_optimizer_that_is_gone_follows_no_more():
+    model, [(x, y)] = network("mlp"), batches("mlp")
+    first = weakref.ref(LNGD(model)._follower)
+    gc.collect()
+    assert first() is None
+    cross_entropy(model(x), y).backward()

@@ -175,6 +175,10 @@ def test_a_step_without_a_backward_pass(method):
     backward(model, batch)
     optimizer.zero_grad()
     refused(model, optimizer, lambda: None, "without a backward pass")
+    backward(model, batch)
+    for p in model.parameters():
+        p.grad = None
+    refused(model, optimizer, lambda: None, "without a backward pass")
 
 
 @pytest.mark.parametrize("method", METHODS)

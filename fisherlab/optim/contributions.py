@@ -1,0 +1,66 @@
+"""What single samples contribute to a layer's gradient, from the calls of its last (micro-)batch."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from fisherlab.layers import Layers, Use
+from fisherlab.optim.block import Seen
+from fisherlab.optim.recorder import ForwardPass
+
+
+class Contributions:
+    """Keeps the calls of layers, with the gradients of their outputs, until the step is made.
+
+    Args:
+        layers: the layers with a block.
+        batch_dim: the dimension that counts samples.
+        most: the samples of a pass that are looked at; None: all.
+    """
+
+    def __init__(self, layers: Layers, batch_dim: int, most: int | None) -> None:
+        self._layers, self._batch_dim, self._most = layers, batch_dim, most
+        self._kept: dict[str, list[tuple[int, list[Seen]]]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The layers with kept calls."""
+        return list(self._kept)
+
+    def keep(self, name: str, passes: Iterable[ForwardPass]) -> None:
+        """Takes the calls of a layer out of these passes."""
+        self._kept[name] = [(one.samples, one.layers.pop(name)) for one in passes]
+
+    def let_go(self, name: str) -> None:
+        """Drops what was kept of a layer."""
+        for _, calls in self._kept.pop(name):
+            for call in calls:
+                call.slot.clear()
+
+    def let_all_go(self) -> None:
+        """Drops everything."""
+        for name in self.names:
+            self.let_go(name)
+
+    def along(self, name: str, direction: Tensor) -> tuple[Tensor, bool]:
+        """⟨D, contribution of sample n to ∇h⟩ for samples of the kept passes [n], and whether for all."""
+        found, whole = [], True
+        for samples, calls in self._kept[name]:
+            seen = [(call.use, call.g) for call in calls if call.g is not None]
+            most = min(samples, self._most or samples)
+            if any(not use.input.shape[0] == samples == g.shape[0] for use, g in seen):
+                most = samples  # a call with several rows a sample
+            whole = whole and most == samples
+            products = torch.zeros((), dtype=direction.dtype, device=direction.device)
+            for use, g in seen:
+                if most < samples:
+                    use, g = Use(use.input[:most], use.output[:most]), g[:most]
+                products = products + self._layers[name].products(use, g, direction, most, self._batch_dim)
+            found.append(products)
+        return torch.cat(found), whole
+
+    def are_precise(self, name: str) -> bool:
+        """Whether all gradients of a layer's outputs have at least 32 bits."""
+        gradients = [call.g for _, calls in self._kept[name] for call in calls]
+        return all(g.dtype.itemsize >= 4 for g in gradients if g is not None)
