@@ -34,7 +34,7 @@ def prepare(config: OneModel, *, samples: int | None, bias: str, progress: bool)
 
     from fisherlab import models
 
-    _check_layers(config, bias)
+    models.check_layers(config.model, config.layers, bias=bias, seed=config.seed)
     with _training(progress) as step:
         prepared = models.prepare(
             config.model,
@@ -79,16 +79,6 @@ def as_used(config: OneModel, prepared: "Prepared", dtype: str) -> OneModel:
         likelihood=config.likelihood or likelihood,
         dtype=dtype if dtype in DTYPES else None,
     )
-
-
-def _check_layers(config: OneModel, bias: str) -> None:
-    """Refuses unknown layers of a built-in model before it is trained."""
-    from fisherlab import models
-    from fisherlab.layers import find_layers
-    from fisherlab.models.seeding import seeded
-
-    if ":" not in config.model:
-        find_layers(seeded(models.spec(config.model).build, config.seed), config.layers, bias=bias)
 
 
 @contextmanager

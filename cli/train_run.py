@@ -5,16 +5,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fisherlab.config import read_config
 from fisherlab.errors import InputError
-from fisherlab.train.config import TrainConfig, read_config
+from fisherlab.train.config import TrainConfig
 from fisherlab.train.recipes import with_recipe
 
 from . import rundirs
+from .bars import bars
 from .messages import accept, set_verbosity
 from .options import Output
 from .printing import print_json
@@ -39,7 +42,7 @@ def with_options(path: Path, given: Mapping[str, Any]) -> TrainConfig:
     Raises:
         InputError: where the file cannot be read, or a value cannot be used.
     """
-    found, values = read_config(path), dict(given)
+    found, values = read_config(path, TrainConfig), dict(given)
     for one, other in (("epochs", "steps"), ("warm_up", "warm_up_epochs")):
         if (one in given) != (other in given):
             values |= {one: given.get(one), other: given.get(other)}
@@ -50,31 +53,31 @@ def with_options(path: Path, given: Mapping[str, Any]) -> TrainConfig:
 
 def train_config(config: TrainConfig, output: Output) -> None:
     """Trains as a configuration says."""
-    from fisherlab import distributed, train
+    from fisherlab import train
 
     out = rundirs.choose(output.out, "train", config.model, force=output.force)
     if output.out is None:
         out = _unused(out)
-    with distributed.launched():
-        first = distributed.rank() == 0
-        if not first:
-            set_verbosity(quiet=True, verbose=False)
-        with redirect_stdout(sys.stderr), _bar(output.progress and first) as report:
-            summary = train.train(config, out, force=output.force, report=report, accepted=accept)
-        if first:
-            _print(summary, output)
+    _run(partial(train.train, config, out, force=output.force), output)
 
 
 def continue_run(run: Path, given: Mapping[str, Any], recipe: str | None, output: Output) -> None:
     """Continues an interrupted run; what is given must be what it began with."""
-    from fisherlab import distributed, train
+    from fisherlab import train
+
+    _run(partial(train.resume, run, with_recipe(recipe, given)), output)
+
+
+def _run(training: Callable[..., dict[str, Any]], output: Output) -> None:
+    """Trains, alone or under torchrun, and prints the summary; of several processes the first does."""
+    from fisherlab import distributed
 
     with distributed.launched():
         first = distributed.rank() == 0
         if not first:
             set_verbosity(quiet=True, verbose=False)
         with redirect_stdout(sys.stderr), _bar(output.progress and first) as report:
-            summary = train.resume(run, with_recipe(recipe, given), report=report, accepted=accept)
+            summary = training(report=report, accepted=accept)
         if first:
             _print(summary, output)
 
@@ -118,31 +121,16 @@ def _number(value: float | None) -> str:
 
 @contextmanager
 def _bar(wanted: bool) -> "Iterator[Report]":
-    """A bar with the loss, the metric and steps a second, on a terminal."""
-    if not wanted or not sys.stderr.isatty():
-        yield lambda progress, steps: None
-        return
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = (
-        bars.TextColumn("training"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[numbers]}"),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        tasks: list[bars.TaskID] = []
+    """A bar with the loss, the metric and steps a second."""
+    with bars(wanted) as shown:
         began: list[tuple[float, int]] = []
 
         def report(progress: "Progress", steps: int) -> None:
-            if not tasks:
-                tasks.append(shown.add_task("training", total=steps, numbers=""))
+            if not began:
                 began.append((time.perf_counter(), progress.step - 1))
             start, first = began[0]
             speed = (progress.step - first) / max(time.perf_counter() - start, 1e-9)
             numbers = f"loss {_number(progress.loss)}  metric {_number(progress.value)}  {speed:.3g} steps/s"
-            shown.update(tasks[0], completed=progress.step, numbers=numbers)
+            shown("training", progress.step, steps, numbers)
 
         yield report

@@ -85,7 +85,7 @@ class Config:
             raise InputError(f"the key 'command' is missing; add the line command = \"{cls.command}\"")
         command = values.pop("command")
         if command != cls.command:
-            raise unknown("command", str(command), [cls.command])
+            raise InputError(f'it is for the command {command!r}; give one with command = "{cls.command}"')
         return cls.from_dict(values)
 
 
@@ -199,6 +199,15 @@ def read_config(path: str | os.PathLike[str], kind: type[AnyConfig] = CompareCon
         raise InputError(f"cannot read {str(path)!r}: it is not a text file in UTF-8") from error
     except (InputError, InputTypeError) as error:
         raise InputError(f"in {str(path)!r}: {error}") from error
+
+
+def command_of(path: str | os.PathLike[str]) -> str | None:
+    """The command that a `config.toml` is for; None where the file cannot be read or does not say so."""
+    try:
+        command = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("command")
+    except (OSError, ValueError):
+        return None
+    return command if isinstance(command, str) else None
 
 
 def resolve_device(device: str) -> str:

@@ -5,7 +5,7 @@ from fisherlab.models.charlm import CHARLM
 from fisherlab.models.checkpoints import load_weights
 from fisherlab.models.cifar_resnet import CIFAR_RESNET8, CIFAR_RESNET18, CIFAR_RESNET20
 from fisherlab.models.cnn import CIFAR_CNN
-from fisherlab.models.loading import Loaded, Prepared, load, prepare
+from fisherlab.models.loading import Loaded, Prepared, check_layers, load, prepare
 from fisherlab.models.mlp import MNIST_MLP
 from fisherlab.models.registry import ModelSpec, Recipe, names, register, spec
 from fisherlab.models.resnet50 import RESNET50
@@ -19,6 +19,7 @@ __all__ = [
     "Prepared",
     "Recipe",
     "TrainedWeights",
+    "check_layers",
     "load",
     "load_weights",
     "names",

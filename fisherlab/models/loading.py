@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from fisherlab.data import ModelInputs, called, each, tensors_of
 from fisherlab.datasets import Dataset
 from fisherlab.datasets.dataset import Inputs
 from fisherlab.errors import InputError
+from fisherlab.layers import find_layers
 from fisherlab.models import registry
 from fisherlab.models.checkpoints import put_weights, read_weights
 from fisherlab.models.imported import Imported, import_model, is_import
@@ -142,6 +143,7 @@ def prepare(
     data_dir: str | os.PathLike[str] | None = None,
     samples: int | None = None,
     dtype: torch.dtype | None = None,
+    at_most: int | None = None,
     device: str | torch.device = "cpu",
     trained: bool = True,
     progress: Progress | None = None,
@@ -156,6 +158,7 @@ def prepare(
         data_dir: see `load`.
         samples: see `load`.
         dtype: see `load`.
+        at_most: the most samples that are taken where `samples` is None.
         device: where model, inputs and targets are put.
         trained: whether a model with a recipe is trained when no checkpoint is given.
         progress: called with (step, steps) while the network is trained.
@@ -175,6 +178,8 @@ def prepare(
     else:
         few = None if on_the_spot else wanted  # training takes them all
         dataset = datasets.load(data or spec.dataset, data_dir=data_dir, samples=few, seed=seed)
+    if samples is None and at_most is not None:
+        wanted = min(at_most, len(dataset) if wanted is None else wanted)
     used = dataset if wanted in (None, len(dataset)) else dataset.subset(wanted, seed)
 
     build = spec.build if spec.build_for is None else partial(spec.build_for, dataset)
@@ -204,6 +209,16 @@ def prepare(
         seed=seed,
         masks=spec.masks,
     )
+
+
+def check_layers(name: str, layers: Iterable[str], *, bias: str, seed: int) -> None:
+    """Refuse unknown layers of a built-in model, before it is trained; of other names nothing.
+
+    Raises:
+        InputError: for a name or glob without a layer.
+    """
+    if not is_import(name):
+        find_layers(seeded(registry.spec(name).build, seed), layers, bias=bias)
 
 
 class _Origin(NamedTuple):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
-from fisherlab.config import CompareConfig, Config, absolute
+from fisherlab.config import CompareConfig, Config, absolute, read_config
 from fisherlab.errors import InputError
 
 DEFAULT_SAMPLES = 1000
@@ -86,13 +86,13 @@ class TraceConfig(Config):
 
     def _comparison_of_run(self) -> CompareConfig:
         """`comparison` with the model and the seed of the run; `source_of` refuses a run without them."""
-        from fisherlab.train.config import read_config
+        from fisherlab.train.config import TrainConfig
 
         own = self.comparison()
         if self.run is None:
             return own
         try:
-            trained = read_config(Path(self.run) / "config.toml")
+            trained = read_config(Path(self.run) / "config.toml", TrainConfig)
         except InputError:
             return own
         return replace(own, model=trained.model, seed=trained.seed if self.seed is None else self.seed)

@@ -10,19 +10,19 @@ from torch import nn
 
 from fisherlab import models
 from fisherlab.about import About
+from fisherlab.config import read_config
 from fisherlab.errors import InputError
 from fisherlab.finished import FinishedRun, read_run
 from fisherlab.layers import Layers, find_layers
 from fisherlab.models.loading import NamedPair
 from fisherlab.models.registry import Mask
-from fisherlab.models.seeding import seeded
 from fisherlab.traces.config import DEFAULT_SAMPLES, TraceConfig
 from fisherlab.traces.measure import Checkpoint, read_file, trace
 from fisherlab.traces.recorder import Recorder
 from fisherlab.traces.result import Traces
 from fisherlab.train import log as training_log
 from fisherlab.train.checkpoints import Checkpoints
-from fisherlab.train.config import NO_SPLIT, TrainConfig, read_config
+from fisherlab.train.config import NO_SPLIT, TrainConfig
 from fisherlab.train.prepare import prepare as prepare_task
 
 _PRECISIONS = {"float32": "32", "float64": "64"}
@@ -99,7 +99,7 @@ def _of_run(config: TraceConfig, folder: Path) -> Source:
             "`fisherlab train`"
         )
     checkpoints = _checkpoints(folder)
-    trained = read_config(folder / "config.toml")
+    trained = read_config(folder / "config.toml", TrainConfig)
     wanted = _training_of(config, trained, run)
     task = prepare_task(wanted, torch.device(config.device))
     dataset = task.train.dataset
@@ -154,7 +154,8 @@ def _training_of(config: TraceConfig, trained: TrainConfig, run: FinishedRun) ->
     most = run.summary.get("samples") if config.data is None else None
     if most is not None and config.samples is not None and config.samples > most:
         raise InputError(f"the run learned from {most:,} samples; give --samples {most} or fewer")
-    samples = config.samples or min(DEFAULT_SAMPLES, most or DEFAULT_SAMPLES, _usual(trained.model))
+    usual = None if ":" in trained.model else models.spec(trained.model).default_samples
+    samples = config.samples or min(count for count in (DEFAULT_SAMPLES, most, usual) if count)
     return replace(
         trained,
         samples=samples,
@@ -173,26 +174,20 @@ def _log_lines(folder: Path) -> list[dict[str, Any]]:
 
 def _of_model(config: TraceConfig, progress: Callable[[int, int], None] | None) -> Source:
     assert config.model is not None
-    _check_layers(config)
     seed = config.seed or 0
-
-    def prepared(samples: int | None) -> models.Prepared:
-        return models.prepare(
-            config.model or "",
-            seed=seed,
-            checkpoint=config.checkpoint,
-            data=config.data,
-            data_dir=config.data_dir,
-            samples=samples,
-            dtype=None if config.dtype is None else getattr(torch, config.dtype),
-            device=config.device,
-            progress=progress,
-        )
-
-    imported = ":" in config.model
-    found = prepared(config.samples or (None if imported else _usual(config.model)))
-    if config.samples is None and len(found.dataset) > DEFAULT_SAMPLES:
-        found = prepared(DEFAULT_SAMPLES)
+    models.check_layers(config.model, config.layers, bias=config.bias, seed=seed)
+    found = models.prepare(
+        config.model,
+        seed=seed,
+        checkpoint=config.checkpoint,
+        data=config.data,
+        data_dir=config.data_dir,
+        samples=config.samples,
+        at_most=DEFAULT_SAMPLES,
+        dtype=None if config.dtype is None else getattr(torch, config.dtype),
+        device=config.device,
+        progress=progress,
+    )
     dataset = found.dataset
     about = About.of(
         found.name,
@@ -211,15 +206,3 @@ def _of_model(config: TraceConfig, progress: Callable[[int, int], None] | None) 
         checkpoints=(),
         about=about,
     )
-
-
-def _usual(model: str) -> int:
-    """How many samples of a built-in model are traced where nothing is said."""
-    own = None if ":" in model else models.spec(model).default_samples
-    return min(DEFAULT_SAMPLES, own or DEFAULT_SAMPLES)
-
-
-def _check_layers(config: TraceConfig) -> None:
-    """Refuses unknown layers of a built-in model before it is trained."""
-    if config.model is not None and ":" not in config.model:
-        find_layers(seeded(models.spec(config.model).build, 0), config.layers, bias=config.bias)

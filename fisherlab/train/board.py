@@ -18,14 +18,14 @@ class Board:
 
     Args:
         folder: the run's directory.
-        step: events of later steps, from before an interruption, are hidden.
+        step: events of later steps, from before an interruption, are hidden; at step 0 all are.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(
-            str(folder / FOLDER), purge_step=step + 1 if step else None, flush_secs=_FLUSH_SECONDS
+            str(folder / FOLDER), purge_step=step + 1 if step else 0, flush_secs=_FLUSH_SECONDS
         )
 
     def write(self, line: Mapping[str, Any]) -> None:

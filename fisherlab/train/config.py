@@ -1,13 +1,11 @@
 """The configuration of `fisherlab train`, as flags give it and as `config.toml` keeps it."""
 
 import math
-import tomllib
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from fisherlab.config import Config, absolute, resolve_device
-from fisherlab.errors import InputError, InputTypeError, unknown
+from fisherlab.errors import InputError, unknown
 from fisherlab.train.schedules import SCHEDULES
 
 PRECISIONS = ("32", "64", "bf16-mixed")
@@ -169,31 +167,3 @@ class TrainConfig(Config):
             epochs=DEFAULT_EPOCHS if self.epochs is None and self.steps is None else self.epochs,
             device=resolve_device(self.device),
         )
-
-
-def command_of(path: Path) -> str | None:
-    """The command that a `config.toml` is for; None where the file does not say so."""
-    try:
-        command = tomllib.loads(path.read_text(encoding="utf-8")).get("command")
-    except (OSError, ValueError):
-        return None
-    return command if isinstance(command, str) else None
-
-
-def read_config(path: Path) -> TrainConfig:
-    """The configuration in a `config.toml` of `train`.
-
-    Raises:
-        InputError: with the path in front, also where the file cannot be read.
-    """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        if values.pop("command", None) != TrainConfig.command:
-            raise InputError(
-                f'it is not for this command; its first line must be command = "{TrainConfig.command}"'
-            )
-        return TrainConfig.from_dict(values)
-    except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror}; check the path") from error
-    except (ValueError, InputTypeError) as error:
-        raise InputError(f"in {str(path)!r}: {error}") from error

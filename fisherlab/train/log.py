@@ -18,7 +18,7 @@ class Log:
 
     Args:
         folder: the run's directory.
-        step: lines of later steps are dropped, as is a line that was cut off.
+        step: lines of later steps are dropped, as is a line that was cut off; at step 0 all are.
         tensorboard: whether the numbers are written for TensorBoard too.
 
     Raises:
@@ -28,7 +28,8 @@ class Log:
     def __init__(self, folder: Path, step: int, *, tensorboard: bool = False) -> None:
         self._path = folder / NAME
         self._board = Board(folder, step) if tensorboard else None
-        kept = [line for line in read(folder) if line["step"] <= step] if self._path.exists() else []
+        begun = step > 0 and self._path.exists()
+        kept = [line for line in read(folder) if line["step"] <= step] if begun else []
         try:
             write(self._path, "".join(map(_text, kept)).encode())
             self._file = self._path.open("a", encoding="utf-8", buffering=1)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from fisherlab import distributed
+from fisherlab.config import read_config
 from fisherlab.errors import InputError
 from fisherlab.provenance import provenance
 from fisherlab.rundir import write_json
 from fisherlab.train.checkpoints import Checkpoints
-from fisherlab.train.config import TrainConfig, read_config
+from fisherlab.train.config import TrainConfig
 from fisherlab.train.curves import write_curves
 from fisherlab.train.directory import CONFIG, RunPart, check_startable, part_of
 from fisherlab.train.log import Log, finite
@@ -109,7 +110,7 @@ def resume(
     out = run.with_name(run.name.removesuffix(".part"))
     part = RunPart.reopen(run) if distributed.rank() == 0 else None
     try:
-        config = read_config(part_of(out) / CONFIG)
+        config = read_config(part_of(out) / CONFIG, TrainConfig)
         check_same(config, given or {})
         if any(distributed.gather_all(part is not None and (part.path / PROVENANCE).is_file())):
             return _ended(part)

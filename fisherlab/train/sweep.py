@@ -80,7 +80,7 @@ def resume(
     """
     part = RunPart.reopen(folder)
     with _held(part):
-        config = read_config(str(part.path / CONFIG), SweepConfig)
+        config = read_config(part.path / CONFIG, SweepConfig)
         _check_given(config, given or {})
         if (part.path / PROVENANCE).is_file():
             return _end(part, json.loads((part.path / SUMMARY).read_text(encoding="utf-8")))

@@ -71,6 +71,16 @@ def test_resumed_is_uninterrupted(name, place):
     assert names == ["checkpoints", "config.toml", "log.jsonl", "provenance.json", "summary.json"]
 
 
+def test_cut_off_before_the_second_checkpoint(place):
+    """The evaluation before the first step, of a run with a test split, is in the log once."""
+    config = TrainConfig(model="mnist-mlp", samples=64, batch=16, steps=4, log_every=2)
+    train(config, place / "whole")
+    with pytest.raises(Killed):
+        train(config, place / "cut", report=killed_at(1))
+    resume(place / "cut")
+    assert contents(place / "cut") == contents(place / "whole")
+
+
 def _kill_until_done(place: Path, processes, settings: dict, kills: int, seed: int) -> int:
     """Kills a run at random moments; returns how many times it was under way then."""
     draw, hit = random.Random(seed), 0

@@ -12,9 +12,9 @@ import pytest
 import torch
 from train import nets
 
+from fisherlab.config import read_config
 from fisherlab.errors import FisherlabError, InputError
 from fisherlab.train import TrainConfig, sweep, train
-from fisherlab.train.config import read_config
 from fisherlab.train.sweep_config import PAPER_DAMPING, PAPER_LR, SweepConfig
 from fisherlab.train.sweep_study import Study
 
@@ -70,7 +70,7 @@ def test_trials_are_plain_trainings_and_the_value_is_their_mean(swept, place):
 
 def test_the_best_configuration_trains_to_the_best_value(swept, place):
     summary = swept()
-    best = read_config(place / "s" / "best.toml")
+    best = read_config(place / "s" / "best.toml", TrainConfig)
     assert (best.lr, best.damping) == (summary["best"]["lr"], summary["best"]["damping"])
     assert train(best, place / "again")["value"] == summary["best"]["value"]
 

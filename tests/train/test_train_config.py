@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fisherlab.config import read_config
 from fisherlab.errors import InputError, InputTypeError
-from fisherlab.train.config import PRECISIONS, TrainConfig, read_config
+from fisherlab.train.config import PRECISIONS, TrainConfig
 from fisherlab.train.recipes import with_recipe
 from fisherlab.train.schedules import SCHEDULES
 
@@ -81,12 +82,12 @@ def test_the_path_is_in_front_of_what_is_wrong(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text('command = "train"\nmodel = "m"\nseeds = 1\n')
     with pytest.raises(InputError, match=r"c\.toml': unknown key 'seeds'; did you mean seed"):
-        read_config(path)
+        read_config(path, TrainConfig)
     path.write_text('command = "compare"\nmodel = "m"\n')
     with pytest.raises(InputError, match='command = "train"'):
-        read_config(path)
+        read_config(path, TrainConfig)
     with pytest.raises(InputError, match="check the path"):
-        read_config(Path("nowhere.toml"))
+        read_config(Path("nowhere.toml"), TrainConfig)
 
 
 def test_the_recipe_is_the_protocol_of_the_paper_and_options_overrule_it():
