@@ -125,7 +125,7 @@ def half_of(start: int, count: int) -> Tensor:
     other and alike, also where the order of the data has a period (MNIST's training set alternates
     between two groups of writers).
     """
-    indices = torch.arange(start, start + count)
+    indices = torch.arange(start, start + count, device="cpu")
     pairs = indices // 2
     blocks = [_coins(block) for block in range(start // (2 * _COINS), (start + count) // (2 * _COINS) + 1)]
     coins = torch.cat(blocks)[pairs - start // (2 * _COINS) * _COINS]
@@ -134,4 +134,4 @@ def half_of(start: int, count: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _coins(block: int) -> Tensor:
-    return torch.randint(2, (_COINS,), generator=torch.Generator().manual_seed(block))
+    return torch.randint(2, (_COINS,), generator=torch.Generator().manual_seed(block), device="cpu")

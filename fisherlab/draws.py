@@ -28,7 +28,7 @@ def uniform(like: Tensor, draws: int, numbers: tuple[int, ...], generator: torch
         [draws, n, *numbers], float64.
     """
     shape = (len(like), draws, *numbers)
-    values = torch.rand(shape, generator=generator, dtype=torch.float64).clamp_(min=2.0**-54)
+    values = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").clamp_(min=2.0**-54)
     return values.transpose(0, 1).to(like.device)
 
 

@@ -124,14 +124,14 @@ class Experiment:
         ‖F_lk‖² = ⟨K_l, K_k⟩, so this is the cosine between the two Gram matrices.
         """
         names = list(self.plans)
-        matrix = torch.full((len(names), len(names)), math.nan, dtype=torch.float64)
+        matrix = torch.full((len(names), len(names)), math.nan, dtype=torch.float64, device="cpu")
         kinds = [self.plans[name].kind for name in names]
         for kind in set(kinds) - {"layerwise"}:
             places = [place for place, own in enumerate(kinds) if own == kind]
             rows = torch.stack([self._grams[names[place]].flatten() for place in places])
             products = (rows @ rows.T).cpu()
             scale = products.diagonal().sqrt()
-            index = torch.tensor(places)
+            index = torch.tensor(places, device="cpu")
             matrix[index[:, None], index] = products / (scale[:, None] * scale)
         return matrix
 

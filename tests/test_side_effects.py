@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -184,6 +185,20 @@ def test_products_are_in_full_precision_and_flags_as_before(default_flags, allow
         assert not {seen[flag] for flag in FLAGS[3:8]} - {"ieee", AttributeError}
     for layer, operator in found.items():
         assert torch.equal(operator.dense(), expected[layer].dense())
+
+
+def test_the_default_device_of_torch_does_not_matter(tmp_path):
+    """Numbers of fisherlab's own stand on the CPU, or where the model is; on "meta" nothing could be read."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(18, 3)).double()
+    data = torch.randn(12, 1, 4, 4, dtype=torch.float64), torch.arange(12) % 3
+    names = ("kfac", "ekfac", "lngd")
+    expected = fl.compare(model, data, names).records.drop(columns="seconds")
+    with torch.device("meta"):
+        found = fl.compare(model, data, names).records.drop(columns="seconds")
+        fl.exact_fisher(model, data, kind="monte-carlo")
+        fl.approximate("lngd", model, data, sampling=2)
+        fl.collect_statistics(model, data).save(tmp_path / "statistics")
+    pd.testing.assert_frame_equal(found, expected)
 
 
 def test_a_wider_setting_still_reaches_products_afterwards(default_flags):

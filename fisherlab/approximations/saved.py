@@ -154,7 +154,7 @@ class Statistics:
                 tensors[f"{place}|sum|{key}"] = value.contiguous()
             for method, basis in sums.bases.items():
                 for side, U in zip(_SIDES, basis, strict=True):
-                    tensors[f"{place}|{side}|{method}"] = torch.empty(0) if U is None else U.contiguous()
+                    tensors[f"{place}|{side}|{method}"] = _identity() if U is None else U.contiguous()
             layers.append({**asdict(shape), "samples": sums.samples, "positions": sums.positions})
         header: dict[str, Any] = {"kind": self.kind, "about": self.about, "layers": layers}
         header |= {"torch": torch.__version__, "progress": dict(progress or {})}
@@ -255,6 +255,11 @@ def _from_header(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> St
         bases = {key: (_basis(U_A), _basis(sides[1][key])) for key, U_A in sides[0].items()}
         shapes[shape.name], sums[shape.name] = shape, LayerSums(samples, positions, values, bases)
     return Statistics(shapes, sums, header["kind"], header["about"])
+
+
+def _identity() -> Tensor:
+    """What stands for a basis that is the identity in a file."""
+    return torch.empty(0, device="cpu")
 
 
 def _basis(U: Tensor) -> Tensor | None:

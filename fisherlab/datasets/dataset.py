@@ -22,7 +22,7 @@ def random_indices(total: int, samples: int, seed: int) -> Tensor:
             f"so give a number from 1 to {total}."
         )
     generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(total, generator=generator)[:samples].sort().values
+    return torch.randperm(total, generator=generator, device="cpu")[:samples].sort().values
 
 
 @dataclass(frozen=True, eq=False)

@@ -143,7 +143,7 @@ def _dataset(root: Path, request: Request, size: int, name: str) -> Dataset:
     return Dataset(
         name=name,
         inputs=_decoded([root / image.path for image in kept], size),
-        targets=torch.tensor([number[image.label] for image in kept]),
+        targets=torch.tensor([number[image.label] for image in kept], device="cpu"),
         split=request.split,
         checksum=joined_sum(f"{size}\n", *(f"{image.path}\t{image.size}\n" for image in images)),
         stand_in="",

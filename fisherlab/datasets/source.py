@@ -59,7 +59,7 @@ class Request:
             InputError: if there are not so many samples.
         """
         if self.samples is None:
-            return torch.arange(total)
+            return torch.arange(total, device="cpu")
         return random_indices(total, self.samples, self.seed)
 
 

@@ -37,12 +37,12 @@ def synthetic_images(
         Images float32 [n, 3, size, size] in [0, 1], with ``stand_in="synthetic"``.
     """
     generator = torch.Generator().manual_seed(_PATTERN_SEED)
-    coarse = torch.randn(len(classes), 3, _COARSE, _COARSE, generator=generator)
+    coarse = torch.randn(len(classes), 3, _COARSE, _COARSE, generator=generator, device="cpu")
     patterns = interpolate(coarse, size=(_FINE, _FINE), mode="bicubic", align_corners=False)
     generator.manual_seed(_seed(request.split))
     total = _total(request.split, train)
-    targets = torch.arange(total)[torch.randperm(total, generator=generator)] % len(classes)
-    noise = torch.randn(total, 3, _FINE, _FINE, generator=generator)
+    targets = torch.randperm(total, generator=generator, device="cpu") % len(classes)
+    noise = torch.randn(total, 3, _FINE, _FINE, generator=generator, device="cpu")
     kept = request.indices(total)
     targets = targets[kept]
     images = (0.5 + _CONTRAST * patterns[targets] + _NOISE * noise[kept]).clamp_(0, 1)
@@ -75,14 +75,14 @@ def synthetic_pairs(name: str, request: Request) -> Dataset:
         ``stand_in="synthetic"``. A source ends in <eos>, as do the targets; target_in starts with <bos>.
     """
     generator = torch.Generator().manual_seed(_PATTERN_SEED)
-    translation = torch.randperm(_WORDS, generator=generator)
+    translation = torch.randperm(_WORDS, generator=generator, device="cpu")
     generator.manual_seed(_seed(request.split))
     total = _total(request.split, _PAIRS)
-    lengths = torch.randint(_SHORTEST, _LONGEST + 1, (total, 1), generator=generator)
-    words = torch.randint(0, _WORDS, (total, _LONGEST), generator=generator)
+    lengths = torch.randint(_SHORTEST, _LONGEST + 1, (total, 1), generator=generator, device="cpu")
+    words = torch.randint(0, _WORDS, (total, _LONGEST), generator=generator, device="cpu")
     kept = request.indices(total)
     lengths, words = lengths[kept], words[kept]
-    place = torch.arange(_LONGEST).expand_as(words)
+    place = torch.arange(_LONGEST, device="cpu").expand_as(words)
     backwards = words.gather(1, (lengths - 1 - place).clamp(min=0))
     source, target = (_ended(ids, lengths) for ids in (words, translation[backwards]))
     vocabulary = SPECIAL_TOKENS + tuple(f"{WORD_MARK}word-{number}" for number in range(_WORDS))
@@ -106,7 +106,7 @@ def synthetic_pairs(name: str, request: Request) -> Dataset:
 def _ended(words: Tensor, lengths: Tensor) -> Tensor:
     """Words [n, T] as tokens [n, T + 1]: <eos> at each length [n, 1], and padding behind it."""
     tokens = torch.cat([words + len(SPECIAL_TOKENS), torch.zeros_like(lengths)], dim=1)
-    place = torch.arange(tokens.shape[1])
+    place = torch.arange(tokens.shape[1], device="cpu")
     return tokens.masked_fill(place == lengths, EOS).masked_fill(place > lengths, PAD)
 
 

@@ -212,7 +212,7 @@ def _dataset(
     )
     kept = request.indices(len(source)).numpy()
     rows = _tensor(target[kept])
-    target_in = torch.cat([torch.full((len(rows), 1), BOS), unended(rows[:, 1:-1])], dim=1)
+    target_in = torch.cat([torch.full((len(rows), 1), BOS, device="cpu"), unended(rows[:, 1:-1])], dim=1)
     return Dataset(
         name=name,
         inputs=(_tensor(source[kept]), target_in),

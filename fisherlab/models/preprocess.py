@@ -1,6 +1,5 @@
 """From a data set to what a model takes: images scaled, tokens, and the targets."""
 
-import torch
 from torch import Tensor
 
 from fisherlab.datasets import Dataset
@@ -55,8 +54,9 @@ def colour_images(data: Dataset) -> Tensor:
             f"the model takes colour images, from {' or '.join(sorted(_CHANNELS))}, "
             f"not from the data set {data.name!r}."
         )
-    mean, deviation = (torch.tensor(values).reshape(3, 1, 1) for values in _CHANNELS[data.name])
-    return (images(data, 3, None, None) - mean) / deviation
+    found = images(data, 3, None, None)
+    mean, deviation = (found.new_tensor(values).reshape(3, 1, 1) for values in _CHANNELS[data.name])
+    return (found - mean) / deviation
 
 
 def small_images(data: Dataset) -> Tensor:

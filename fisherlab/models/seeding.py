@@ -1,4 +1,4 @@
-"""Seeded initialisation that leaves the global random state as it was."""
+"""Seeded initialisation on the CPU that leaves the global random state as it was."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def seeded(build: Callable[[], T], seed: int) -> T:
-    """``build()`` with the CPU's random state set to `seed` for the time of the call."""
-    with torch.random.fork_rng(devices=[]):
+    """``build()`` on the CPU, with its random state set to `seed` for the time of the call."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         return build()

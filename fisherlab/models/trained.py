@@ -103,7 +103,7 @@ def _train(
     model.train()
     with torch.enable_grad():
         for _ in range(epochs):
-            order = torch.randperm(len(inputs), generator=generator)
+            order = torch.randperm(len(inputs), generator=generator, device="cpu")
             batches = zip(inputs[order].split(recipe.batch), targets[order].split(recipe.batch), strict=True)
             for batch_inputs, batch_targets in batches:
                 optimizer.zero_grad()

@@ -129,8 +129,8 @@ def sinusoids(length: int, dim: int) -> Tensor:
 
     Entry (t, 2i) is sin(t / 10000^(2i / dim)) and entry (t, 2i + 1) the cosine of the same.
     """
-    rates = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * rates  # [length, dim / 2]
+    rates = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
+    angles = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * rates  # [length, dim / 2]
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
 

@@ -174,7 +174,7 @@ class LinearOperator(ABC):
             right = torch.as_tensor(v, dtype=self.dtype, device=self.device)
             return (self @ right).cpu().numpy()
 
-        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        dtype = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
         return ScipyOperator(shape=self.shape, matvec=product, rmatvec=product, matmat=product, dtype=dtype)
 
     def _dense_columns(self) -> Tensor:

@@ -47,11 +47,16 @@ def holds(basis: Tensor, matrix: Tensor) -> bool:
 
     As in `find_range`, what is left of the matrix outside is estimated by 16 Gaussian probes.
     """
-    k = len(matrix)
-    generator = torch.Generator().manual_seed(0)
-    images = matrix @ torch.randn(k, _EXTRA, generator=generator, dtype=matrix.dtype).to(matrix.device)
+    images = matrix @ _probes(matrix, _EXTRA)
     left = torch.linalg.norm(images - basis @ (basis.T @ images)) / math.sqrt(_EXTRA)
     return bool(left <= _rounding(matrix))
+
+
+def _probes(matrix: Tensor, columns: int) -> Tensor:
+    """Gaussian vectors [k, columns] for a matrix [k, k], the same on every device and each time."""
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(len(matrix), columns, generator=generator, dtype=matrix.dtype, device="cpu")
+    return probes.to(matrix.device)
 
 
 def _rounding(matrix: Tensor) -> Tensor:
@@ -71,9 +76,7 @@ def find_range(matrix: Tensor) -> Range | None:
     if matrix.ndim != 2 or k <= SMALLEST:
         return None
     columns = k // _SHARE
-    generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(k, columns, generator=generator, dtype=matrix.dtype).to(matrix.device)
-    reflectors, scales = torch.geqrf(matrix @ probes)
+    reflectors, scales = torch.geqrf(matrix @ _probes(matrix, columns))
     row_norms = reflectors[:columns].triu().double().square().sum(1)
     left = row_norms.flip(0).cumsum(0).flip(0) / torch.arange(columns, 0, -1, device=matrix.device)
     rank = int((left.sqrt() > _rounding(matrix).double()).sum())

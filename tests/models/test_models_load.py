@@ -137,3 +137,15 @@ def test_results_name_built_in_data(monkeypatch, tmp_path):
     assert set(comparison.records["dataset"]) == {"mnist (stand-in: digits)"}
     assert "stand-in: digits" in comparison.caption
     assert comparison.about.stand_in
+
+
+@pytest.mark.parametrize("name", ["mnist-mlp", "cifar-resnet8", "transformer-small", "charlm"])
+def test_the_default_device_of_torch_does_not_matter(monkeypatch, tmp_path, name):
+    monkeypatch.setenv("FISHERLAB_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("FISHERLAB_DATA", raising=False)
+    expected = models.load(name, samples=3)
+    with torch.device("meta"):
+        model, data, _ = models.load(name, samples=3)
+    assert states_equal(model, expected.model)
+    assert torch.equal(data[1], expected.data[1])
