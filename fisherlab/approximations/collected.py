@@ -76,7 +76,7 @@ def collect_statistics(
         progress=progress,
     )
     work = {name: layer_work(view, methods, kind) for name, view in chosen.items()}
-    _check_memory(collector, work, kind, parse_bytes(memory))
+    _check_memory(collector, work, parse_bytes(memory))
     about = _identity(collector, work, kind)
     keeper = None
     if path is not None:
@@ -116,15 +116,16 @@ def _identity(collector: Collector, work: Mapping[str, LayerWork], kind: str) ->
     }
 
 
-def _check_memory(collector: Collector, work: Mapping[str, LayerWork], kind: str, memory: int) -> None:
-    """Refuses sums, or label columns, that do not fit."""
+def _check_memory(collector: Collector, work: Mapping[str, LayerWork], memory: int) -> None:
+    """Refuses sums, or label columns that they need, that do not fit."""
     held = sum(task.numbers(collector.layers[name]) for name, task in work.items())
     if 8 * held > memory:
         raise MemoryLimitError(
             f"the statistics would need {bytes_text(8 * held)}, more than the memory limit of "
             f"{bytes_text(memory)}; take fewer layers or approximations, or a larger limit"
         )
-    columns = collector.sizes.columns.get(kind, 1)
+    kinds = {kind for task in work.values() for kind in (task.kinds | ({task.kind} if task.bases else set()))}
+    columns = max((collector.sizes.columns.get(kind, 1) for kind in kinds), default=1)
     needed = collector.sizes.pass_bytes(columns)
     if needed > memory:
         raise MemoryLimitError(

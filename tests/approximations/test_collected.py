@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import fisherlab as fl
-from fisherlab.errors import InputError
+from fisherlab.errors import InputError, MemoryLimitError
 
 NAMES = ("kfac", "ekfac", "tkfac", "tekfac", "lngd", "lngd-lr", "ngplus", "foof", "diagonal")
 
@@ -181,3 +181,14 @@ def test_a_header_that_makes_no_sense_is_refused(statistics, tmp_path, header):
     save_file({"0|sum|w": torch.zeros(2)}, path, {"format": form, "header": header})
     with pytest.raises(InputError, match="sums' is damaged: its header cannot be read"):
         fl.load_statistics(path)
+
+
+def test_only_labels_that_a_method_needs_count_against_the_memory_limit():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 400))
+    data = torch.randn(8, 3), torch.arange(8)
+    for name in ("lngd", "foof"):
+        assert fl.approximate(name, model, data, memory="1MB")["0"].shape == (1600, 1600)
+    with pytest.raises(MemoryLimitError, match="399 label columns a sample"):
+        fl.approximate("lngd-lr", model, data, memory="1MB")
+    with pytest.raises(MemoryLimitError, match="399 label columns a sample"):
+        fl.approximate("diagonal", model, data, memory="1MB")
