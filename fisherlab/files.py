@@ -179,12 +179,12 @@ def _layer_pictures(
 
 
 def _write_matrices(comparison: "Comparison", path: Path) -> None:
-    """Dense blocks in column-vec order, `<layer>/exact` and `<layer>/<approximation>`."""
+    """Dense blocks in column-vec order, `<layer>/exact` and `<layer>/<approximation>`; not those let go."""
     from safetensors.torch import save_file
 
     tensors: dict[str, torch.Tensor] = {}
-    for layer in comparison.results:
-        for name, operator in comparison.operators(layer).items():
+    for layer, result in comparison.results.items():
+        for name, operator in result.operators.items():
             if 8 * operator.shape[0] ** 2 <= _LARGEST_MATRIX:
                 tensors[f"{layer}/{name}"] = operator.dense().contiguous().cpu()
     save_file(tensors, path, {"format": "fisherlab-blocks-1", "vec": "column"})

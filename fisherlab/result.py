@@ -283,6 +283,7 @@ class Comparison:
             layer=layer,
             damping=result.damping,
             caption=self._caption(result),
+            size=result.view.size,
         )
 
     def summary(self) -> dict[str, Any]:

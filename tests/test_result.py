@@ -10,7 +10,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import fisherlab as fl
-from fisherlab import metrics
+from fisherlab import experiment, metrics
 from fisherlab.errors import InputError, NotSupportedError
 
 NAMES = ("kfac", "ekfac", "tkfac", "lngd", "nearest-kronecker")
@@ -101,3 +101,25 @@ def test_save_writes_all_files(categorical, tmp_path):
     assert json.loads((folder / "summary.json").read_text()) == c.summary()
     with pytest.raises(InputError, match="run"):
         c.save(folder)
+
+
+@pytest.mark.parametrize(("largest", "kept"), [(15, {"4/exact", "4/kfac"}), (0, set())])
+def test_matrices_of_layers_that_were_let_go_are_left_out(categorical, tmp_path, monkeypatch, largest, kept):
+    monkeypatch.setattr(experiment, "_LARGEST_KEPT", largest)
+    c = fl.compare(categorical.model, categorical.data, "kfac", spectra=False)
+    assert {name for name, result in c.results.items() if result.operators} == {k.split("/")[0] for k in kept}
+    folder = c.save(tmp_path / "run", matrices=True)
+    assert set(load_file(folder / "blocks.safetensors")) == kept
+
+
+def test_spectra_of_a_gram_block_say_the_size_of_the_block():
+    torch.manual_seed(0)
+    model = (
+        torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3))
+        .append(torch.nn.Flatten())
+        .append(torch.nn.Linear(64, 3))
+    )
+    data = torch.randn(5, 3, 4, 4), torch.arange(5) % 3
+    c = fl.compare(model, data, "kfac", layers="0", memory="2MiB")
+    assert c.records["method"].tolist() == ["gram"]
+    assert "exact F (rank 10 of 448)" in [t.get_text() for t in c.spectrum("0").legends[0].get_texts()]

@@ -26,6 +26,7 @@ def spectrum(
     layer: str,
     damping: float,
     caption: str,
+    size: int | None = None,
 ) -> Figure:
     """Eigenvalues of F and F̂, and what is left of F after preconditioning by F̂.
 
@@ -35,23 +36,25 @@ def spectrum(
     near 1.
 
     Args:
-        exact: Eigenvalues of F, [D], any order.
-        approximations: Name -> eigenvalues of F̂, [D]; None where not computed.
+        exact: Eigenvalues of F, any order; all, [D], or the largest where the others are zero.
+        approximations: Name -> eigenvalues of F̂, all or as many of the largest as `exact` has; None where
+            not computed.
         preconditioned: Name -> non-zero eigenvalues of (F̂ + λI)⁻¹ F, [k], with F̂ · tr F / tr F̂
             in the place of F̂; None where not computed.
         layer: Name of the layer, for the title.
         damping: λ.
         caption: Data, model, checkpoint, seed and device; written under the figure.
+        size: D; None: the number of eigenvalues of F.
 
     Returns:
         The figure, 7 inches wide.
     """
     names = list(dict.fromkeys([*approximations, *preconditioned]))
-    size = len(exact)
+    size = len(exact) if size is None else size
     key = [Line2D([], [], color="black", lw=2.4, label=f"exact F (rank {_rank(exact)} of {size})")]
     for index, name in enumerate(names):
         values = approximations.get(name)
-        rank = "" if values is None else f" (rank {_rank(values)})"
+        rank = "" if values is None else f" ({_rank_words(values, size)})"
         key.append(Line2D([], [], **_look(name, index, names), label=label(name) + rank))
     figure = style.new_figure(
         style.PAGE_WIDTH,
@@ -175,6 +178,12 @@ def _look(name: str, index: int, names: list[str]) -> dict[str, Any]:
 
 def _rank(values: Array) -> int:
     return len(_nonzero(values))
+
+
+def _rank_words(values: Array, size: int) -> str:
+    """The rank of F̂; its least where only the largest eigenvalues of so many are given."""
+    rank = _rank(values)
+    return f"rank {rank}" if rank < len(values) or rank == size else f"rank ≥ {rank}"
 
 
 def _nonzero(values: Array) -> Array:

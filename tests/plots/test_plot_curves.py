@@ -35,6 +35,16 @@ def test_spectrum_ends_at_the_rank(rank, zeros):
     assert f"rank {rank} of {rank + zeros}" in entry.get_text()
 
 
+def test_a_rank_is_not_more_certain_than_the_eigenvalues_that_are_known():
+    """Of a block in Gram form, and of approximations beside it, only the largest eigenvalues are known."""
+    largest, fewer = np.geomspace(1e-3, 1.0, 6), np.array([0.0, 0, 0, 0.5, 0.5, 1])
+    figure = plots.spectrum(
+        largest, {"kfac": largest, "lngd": fewer}, {}, layer="4", damping=0.1, caption="here", size=20
+    )
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["exact F (rank 6 of 20)", "KFAC (rank ≥ 6)", "LNGD (rank 3)"]
+
+
 def test_spectrum_draws_both_sides_and_marks_one(caption, texts):
     exact = np.geomspace(1e-3, 1, 20)
     figure = plots.spectrum(
