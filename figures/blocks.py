@@ -120,7 +120,7 @@ def draw(
     }
     for words, (_, matched) in rows.items():
         if matched:
-            shown[words] *= np.trace(exact) / np.trace(shown[words])
+            shown[words] = shown[words] * (np.trace(exact) / np.trace(shown[words]))
     work.figure(
         name,
         lambda title, text: heatmap(
