@@ -329,6 +329,15 @@ def test_the_model_is_unchanged(images):
     assert model[6].weight.grad is None
 
 
+def test_the_default_device_of_torch_does_not_matter(images):
+    model, data = images
+    whole = fl.represent(model, data)
+    with torch.device("meta"):
+        found = fl.represent(model, data)
+    for name in ("moments", "histograms", "quantiles", "assumption", "layers"):
+        assert_frame_equal(getattr(found, name), getattr(whole, name))
+
+
 def test_attention_embeddings_and_masks():
     class Tokens(nn.Module):
         def __init__(self):

@@ -229,6 +229,12 @@ class _Origin(NamedTuple):
     step: int | None
 
 
+def batch_norms(model: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
+    """The batch norms in a model."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return [module for module in model.modules() if isinstance(module, kinds)]
+
+
 def settle_norms(model: nn.Module, inputs: ModelInputs) -> bool:
     """Gives the batch norms of an untrained network the moments of these inputs.
 
@@ -238,7 +244,7 @@ def settle_norms(model: nn.Module, inputs: ModelInputs) -> bool:
     Returns:
         Whether the model has batch norms.
     """
-    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))]
+    norms = batch_norms(model)
     momenta = [norm.momentum for norm in norms]
     if not norms:
         return False

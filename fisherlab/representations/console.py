@@ -10,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fisherlab.plots.labels import number, short
+from fisherlab.report.definitions import STAND_IN
 from fisherlab.representations.vectors import ACTIVATED, OUTPUT
-
-STAND_IN = "stand-in"
 
 _HEADS = (
     "φ",

@@ -12,7 +12,7 @@ from fisherlab.collect import Collector
 from fisherlab.data import each
 from fisherlab.progress import Progress, bar
 from fisherlab.representations.isotropy import Isotropy
-from fisherlab.representations.vectors import BatchReading, most_samples, read
+from fisherlab.representations.vectors import BatchReading, most_samples, places_between, read
 
 MOST_COLUMNS = 32
 """Columns of a sample's output Hessian above which labels are drawn."""
@@ -75,10 +75,10 @@ class Gradients:
     def _add_all(self, order: Tensor, mine: range, progress: Progress) -> None:
         collector = self._collector
         chosen = order[: max(_LEAST_SAMPLES, int(_OPERATIONS / self._operations()))].sort().values
-        begin, end = torch.searchsorted(chosen, torch.tensor([mine.start, mine.stop])).tolist()
-        taken = chosen[begin:end]
+        own = places_between(chosen, mine.start, mine.stop)
+        taken = chosen[own]
         most = most_samples(collector, collector.sizes.columns[self._kind], 8 * self._held())
-        generators, done = collector.generators(begin), 0
+        generators, done = collector.generators(own.start), 0
         with unchanged(collector.model), bar(progress, "gradients", len(taken)) as report:
             for inputs, targets in self._selected(taken, mine, most):
                 reading = read(collector, inputs)
@@ -106,7 +106,7 @@ class Gradients:
         start, collector = mine.start, self._collector
         for inputs, targets in collector.read(_CHUNK, mine.start, mine.stop):
             count = collector.batches.size(inputs)
-            own = slice(*torch.searchsorted(wanted, torch.tensor([start, start + count])))
+            own = places_between(wanted, start, start + count)
             for places in (wanted[own] - start).to(collector.device).split(most):
                 if len(places):
                     select = partial(torch.index_select, dim=collector.batch_dim, index=places)

@@ -13,7 +13,7 @@ from fisherlab.errors import InputError
 from fisherlab.progress import Progress, bar
 from fisherlab.representations.moments import Histograms, Moments
 from fisherlab.representations.tables import VectorFacts
-from fisherlab.representations.vectors import BatchReading, Vectors, most_samples, read
+from fisherlab.representations.vectors import BatchReading, Vectors, most_samples, places_between, read
 
 TESTED = 1000
 """The most values of a coordinate that are tested for normality, each from another sample."""
@@ -52,7 +52,7 @@ class Marginals:
     ) -> None:
         self._collector, self._progress, self._mine = collector, progress, mine
         self._tested = order[:TESTED].sort().values
-        self._shares = torch.rand(len(self._tested), generator=draws, dtype=torch.float64)
+        self._shares = torch.rand(len(self._tested), generator=draws, dtype=torch.float64, device="cpu")
         self._largest = self._most_numbers()
         sums = self._add_moments()
         self._counts = {
@@ -85,7 +85,7 @@ class Marginals:
     def _count(self) -> None:
         device = self._collector.device
         for reading, start in self._readings("histograms"):
-            own = slice(*torch.searchsorted(self._tested, torch.tensor([start, start + reading.samples])))
+            own = places_between(self._tested, start, start + reading.samples)
             samples, shares = (self._tested[own] - start).to(device), self._shares[own].to(device)
             for name, by_kind in self._counts.items():
                 for kind, vectors in reading.vectors(name).items():

@@ -87,7 +87,7 @@ def represent(
     if on_start is not None:
         on_start()
     draws = collector.generators().ready("values", lambda n, generator: None)
-    order = torch.randperm(samples, generator=draws)
+    order = torch.randperm(samples, generator=draws, device="cpu")
     marginals = Marginals(collector, order, mine, draws, progress)
     gradients = Gradients(collector, order, mine, progress)
     about = about or About.given(model, data)

@@ -160,10 +160,10 @@ class Histograms:
         least, low, high, most = (float(x[place]) for x in (self._least, self._low, self._high, self._most))
         counts = self._counts[place].cpu()
         if least == most:
-            edge = torch.tensor([least], dtype=torch.float64)
+            edge = counts.new_tensor([least], dtype=torch.float64)
             return edge, edge, counts.sum().reshape(1)
-        inner = torch.linspace(low, high, INNER_BINS + 1, dtype=torch.float64)
-        edges = torch.cat([torch.tensor([least]).double(), inner, torch.tensor([most]).double()])
+        edges = counts.new_empty(INNER_BINS + 3, dtype=torch.float64)
         edges[0], edges[-1] = least, most
+        edges[1:-1] = torch.linspace(low, high, INNER_BINS + 1, dtype=torch.float64, device="cpu")
         kept = edges[1:] > edges[:-1]
         return edges[:-1][kept], edges[1:][kept], counts[kept]

@@ -159,6 +159,11 @@ def most_samples(collector: Collector, columns: int, more: int) -> int:
     return max(1, min(_BATCH_BYTES // needed, _MOST_SAMPLES))
 
 
+def places_between(ordered: Tensor, start: int, stop: int) -> slice:
+    """Where the numbers from `start` to below `stop` stand in an ascending tensor [n]."""
+    return slice(*torch.searchsorted(ordered, ordered.new_tensor([start, stop])).tolist())
+
+
 class _Copies(TorchFunctionMode):
     """Copies of the layers' outputs, and of what is made of them, before either is overwritten in place.
 

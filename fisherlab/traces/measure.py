@@ -23,7 +23,7 @@ from fisherlab.layers import Layers
 from fisherlab.likelihoods import Likelihood
 from fisherlab.measure import Target
 from fisherlab.models.checkpoints import Weights, check_weights, put_weights, read_weights
-from fisherlab.models.loading import settle_norms
+from fisherlab.models.loading import batch_norms, settle_norms
 from fisherlab.models.seeding import seeded
 from fisherlab.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, Plan
 from fisherlab.progress import Progress
@@ -32,7 +32,6 @@ from fisherlab.traces.result import Traces
 
 log = logging.getLogger("fisherlab")
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _SETTLING = 512
 SETTLED = f"the batch norms had seen no data: they were given the moments of (at most {_SETTLING}) samples"
 
@@ -204,8 +203,8 @@ def read_file(path: str | Path, sha256: str | None) -> Weights:
 
 def _settled(model: nn.Module, data: Any, seed: int) -> bool:
     """Gives batch norms that have seen no data the moments of the first samples; whether there are such."""
-    norms = [module for module in model.modules() if isinstance(module, _BATCH_NORMS)]
-    seen = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    counts = [norm.num_batches_tracked for norm in batch_norms(model)]
+    seen = [count for count in counts if count is not None]
     if not seen or any(int(count) for count in seen):
         return False
     inputs, _ = Batches(data).first(_SETTLING)

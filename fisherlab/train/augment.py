@@ -37,10 +37,11 @@ class Augment:
     def draw(self, samples: int) -> dict[str, Tensor]:
         """The numbers for a batch: `crop` int64 [samples, 2] (down, right), `flip` bool [samples]."""
         drawn = {}
+        here: dict[str, Any] = {"generator": self._generator, "device": "cpu"}
         if "crop" in self._names:
-            drawn["crop"] = torch.randint(0, 2 * PADDING + 1, (samples, 2), generator=self._generator)
+            drawn["crop"] = torch.randint(0, 2 * PADDING + 1, (samples, 2), **here)
         if "flip" in self._names:
-            drawn["flip"] = torch.rand(samples, generator=self._generator) < 0.5
+            drawn["flip"] = torch.rand(samples, **here) < 0.5
         return drawn
 
     def state(self) -> Tensor:

@@ -35,7 +35,7 @@ class Batches:
         self._rest = rest - rest % parts
         self._generator = torch.Generator().manual_seed(seed)
         self._began = self._generator.get_state()
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._order = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def take(self, step: int) -> Tensor:
         """The indices of a step, counted from 0; steps are taken one after another."""
@@ -58,4 +58,4 @@ class Batches:
 
     def _shuffle(self) -> None:
         self._began = self._generator.get_state()
-        self._order = torch.randperm(self.samples, generator=self._generator)
+        self._order = torch.randperm(self.samples, generator=self._generator, device="cpu")

@@ -10,6 +10,7 @@ from torch import nn
 
 from fisherlab import optim
 from fisherlab.errors import InputError, unknown
+from fisherlab.train.config import SETTINGS
 
 _NO = ("LBFGS", "SparseAdam")  # one needs closures, the other sparse gradients
 _OF_THE_LOOP = ("model", "params", "scaler", "likelihood", "loss_reduction", "seed", "groups", "batch_dim")
@@ -105,8 +106,7 @@ def resolved_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for option in given:
         if option not in options:
             raise unknown(f"option of {name}", option, options)
-    shown = ("lr", "momentum", "weight_decay", "damping", "statistics_every", "inverse_every")
-    own = {key: options[key] for key in shown if isinstance(options.get(key), int | float | tuple)}
+    own = {key: options[key] for key in SETTINGS if isinstance(options.get(key), int | float | tuple)}
     return own | dict(given)
 
 

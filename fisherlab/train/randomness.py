@@ -11,7 +11,8 @@ def seed_all(seed: int, device: torch.device) -> None:
     """Seeds the generators of torch (CPU and device), NumPy and Python."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)
 

@@ -318,7 +318,7 @@ def check_same(config: TrainConfig, given: Mapping[str, Any]) -> None:
     for name in given:
         own, other = getattr(config, name), getattr(wanted, name)
         if own != other:
-            different.append(f"{name} is {_shown(own)} there, not {_shown(other)}")
+            different.append(f"{name} is {shown(own)} there, not {shown(other)}")
     if different:
         raise InputError(
             f"the run to resume has another configuration: {'; '.join(different)}; leave these options out, "
@@ -326,16 +326,20 @@ def check_same(config: TrainConfig, given: Mapping[str, Any]) -> None:
         )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a configuration in words."""
     return "not set" if value is None else repr(list(value) if isinstance(value, tuple) else value)
 
 
 @contextmanager
 def _own_randomness() -> Iterator[None]:
-    """Leaves the global random states of this process as they were."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before = random_state(device)
+    """Leaves the global random states of this process as they were; those of GPUs where they were in use."""
+    cpu = torch.device("cpu")
+    before = random_state(cpu)
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
         yield
     finally:
-        set_random_state(before, device)
+        set_random_state(before, cpu)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)

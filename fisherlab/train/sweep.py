@@ -13,7 +13,7 @@ from fisherlab import distributed
 from fisherlab.config import read_config, resolve_device
 from fisherlab.errors import FisherlabError, InputError
 from fisherlab.train.directory import CONFIG, RunPart, check_startable
-from fisherlab.train.runs import PROVENANCE, SUMMARY, check_same, rehearse
+from fisherlab.train.runs import PROVENANCE, SUMMARY, check_same, rehearse, shown
 from fisherlab.train.sweep_config import SweepConfig
 from fisherlab.train.sweep_results import Plan, Results
 from fisherlab.train.sweep_study import PARAMS, Point, Study
@@ -118,8 +118,8 @@ def _check_given(config: SweepConfig, given: Mapping[str, Any]) -> None:
         wanted = tuple(sorted(value)) if isinstance(value, tuple) else value
         if name not in _FREE and wanted != (tuple(sorted(own)) if isinstance(own, tuple) else own):
             raise InputError(
-                f"the sweep to resume has another configuration: {name} is {_shown(own)} there, not "
-                f"{_shown(value)}; leave this option out, or start a sweep of its own"
+                f"the sweep to resume has another configuration: {name} is {shown(own)} there, not "
+                f"{shown(value)}; leave this option out, or start a sweep of its own"
             )
 
 
@@ -128,10 +128,6 @@ def _check_data(plan: Plan, part: RunPart) -> None:
     for path in part.path.glob(f"{TRIALS}/*/*/{PROVENANCE}"):
         if json.loads(path.read_text(encoding="utf-8"))["checksum"] != plan.dataset.checksum:
             raise InputError("the training data have changed since the sweep began; start it anew")
-
-
-def _shown(value: Any) -> str:
-    return repr(list(value) if isinstance(value, tuple) else value)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ class Interpreter:
         total = len(samples.targets)
         self._model, self._samples = model, samples
         self.some = random_indices(total, min(some, total), 0)
-        self.every = torch.arange(total)
+        self.every = torch.arange(total, device="cpu")
 
     @classmethod
     def of(cls, model: torch.nn.Module, samples: Samples | None, some: int) -> "Interpreter | None":

@@ -20,6 +20,7 @@ import torch
 
 from fisherlab.errors import FisherlabError
 from fisherlab.rundir import write_json
+from fisherlab.train.checkpoints import WEIGHTS
 from fisherlab.train.config import TrainConfig
 from fisherlab.train.directory import CONFIG, part_of
 from fisherlab.train.loop import DivergedError
@@ -56,7 +57,7 @@ class Job:
             place = str(out / folder.parent.name / folder.name)
             with beside(folder / SUMMARY) as part:
                 write_json(part, {**summary, "directory": place, "checkpoints": []})
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            shutil.rmtree(folder / WEIGHTS, ignore_errors=True)
 
 
 def work_off(jobs: Iterator[Job], at_once: int, done: Callable[[Job], None]) -> None:

@@ -130,3 +130,11 @@ def test_what_cannot_be_used_is_refused_in_one_line(name: str, reason: str) -> N
     with pytest.raises(InputError, match=reason) as caught:
         models.load(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("samples", "at_most", "taken"), [(None, 3, 3), (None, 9, 5), (4, 3, 4), (None, None, 5)]
+)
+def test_at_most_so_many_samples_where_none_are_asked_for(samples, at_most, taken):
+    prepared = models.prepare("factories:complete", samples=samples, at_most=at_most)
+    assert len(prepared.dataset) == len(prepared.targets) == taken

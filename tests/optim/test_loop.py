@@ -76,6 +76,20 @@ def test_other_passes_change_nothing(method, look):
     assert_same(weights(model), train(usual, METHODS[method](usual, **DUE), data))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_default_device_of_torch_does_not_matter(method):
+    """Numbers stand where the model is; on "meta" nothing could be read."""
+    data, expected = batches("transformer", 3), network("transformer")
+    usual = train(expected, METHODS[method](expected, **DUE), data)
+    model = network("transformer")
+    with torch.device("meta"):
+        optimizer = METHODS[method](model, **DUE)
+        found = train(model, optimizer, data)
+        optimizer.diagnostics()
+        optimizer.load_state_dict(optimizer.state_dict())
+    assert_same(found, usual)
+
+
 def test_the_models_own_random_numbers_stay():
     """Drawn labels come from the optimizer's generator, and looking at layers changes no forward pass."""
     torch.manual_seed(0)

@@ -71,6 +71,15 @@ def test_augmentation_goes_on_from_its_state():
     assert all(torch.equal(first[name], second[name]) for name in ("crop", "flip"))
 
 
+def test_the_default_device_of_torch_does_not_matter():
+    """Orders and augmentations are drawn on the CPU."""
+    expected = Batches(10, 4, 1, 0).take(0), Augment(("crop", "flip"), 0).draw(4)
+    with torch.device("meta"):
+        order, drawn = Batches(10, 4, 1, 0).take(0), Augment(("crop", "flip"), 0).draw(4)
+    assert torch.equal(order, expected[0])
+    assert all(torch.equal(drawn[name], values) for name, values in expected[1].items())
+
+
 def test_augmentation_needs_images():
     with pytest.raises(InputError, match="no images"):
         Augment(("flip",), 0).check(torch.zeros(3, 4))
