@@ -20,6 +20,7 @@ _CHOICES = {
 }
 _COUNTS = ("statistics_every", "inverse_every", "rate_samples")
 _POSITIVE = ("lr", "other_lr", "max_rate")
+_WHOLE = "a layer's weight must be whole in every process: use DistributedDataParallel"
 _NOT_NEGATIVE = ("weight_decay", "rate_damping")
 
 
@@ -28,7 +29,7 @@ def check_model(model: Any) -> nn.Module:
 
     Raises:
         InputTypeError: for parameters, or anything else that is no module.
-        InputError: for a compiled model, or complex parameters or ones with sparse gradients.
+        InputError: for a compiled or sharded model, or complex parameters or ones with sparse gradients.
     """
     if not isinstance(model, nn.Module):
         raise InputTypeError(
@@ -43,11 +44,15 @@ def check_model(model: Any) -> nn.Module:
                 f"{where} is compiled, which hides its layers; give the optimizer the model without "
                 "torch.compile"
             )
+        if hasattr(module, "_fsdp_wrapped_module"):
+            raise InputError(f"the model is sharded by FullyShardedDataParallel; {_WHOLE}")
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
             raise InputError(f"embedding {name!r} has sparse gradients; set sparse=False")
     for name, parameter in model.named_parameters():
         if parameter.is_complex():
             raise InputError(f"parameter {name!r} is complex; split it into real and imaginary parts")
+        if hasattr(parameter, "full_tensor"):
+            raise InputError(f"parameter {name!r} is a DTensor; {_WHOLE}")
         if parameter.layout != torch.strided:
             raise InputError(f"parameter {name!r} is sparse; make it dense")
     return model
@@ -73,7 +78,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise unknown(name, str(settings[name]), known)
     for name in _COUNTS:
         value = settings.get(name)
-        if value is not None and not (isinstance(value, int) and value > 0):
+        if value is not None and not (type(value) is int and value > 0):
             raise InputError(f"{name} is {value!r}; give a whole number from 1 on")
     for name in _POSITIVE:
         _check(settings, name, 0, math.inf, "above 0", lambda value: value > 0)

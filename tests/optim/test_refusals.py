@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.distributed as dist
 from optim.cases import METHODS, assert_same, backward, batches, network, train, weights
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -31,6 +32,7 @@ SETTINGS = {
     "statistics_every is 0; give a whole number from 1 on": {"statistics_every": 0},
     "inverse_every is 2.0; ": {"inverse_every": 2.0},
     "rate_samples is -3; ": {"rate_samples": -3},
+    "statistics_every is True; ": {"statistics_every": True},
     "unknown rate 'layer-wise'; did you mean layerwise": {"rate": "layer-wise"},
     "unknown momentum_on 'updates'; did you mean update": {"momentum_on": "updates"},
     "unknown loss_reduction 'none'": {"loss_reduction": "none"},
@@ -147,6 +149,21 @@ def test_compiled_models():
     part[0] = torch.compile(part[0])
     with pytest.raises(InputError, match="module '0' is compiled"):
         LNGD(part)
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+def test_sharded_models(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        model = network("mlp")
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+        model[2].weight = nn.Parameter(dist.tensor.distribute_tensor(model[2].weight.detach(), mesh))
+        with pytest.raises(
+            InputError, match=r"'2\.weight' is a DTensor; .* use DistributedDataParallel"
+        ):
+            LNGD(model)
+    finally:
+        dist.destroy_process_group()
 
 
 # --- training -------------------------------------------------------------------------------------------
