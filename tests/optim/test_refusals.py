@@ -158,9 +158,7 @@ def test_sharded_models(tmp_path):
         model = network("mlp")
         mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
         model[2].weight = nn.Parameter(dist.tensor.distribute_tensor(model[2].weight.detach(), mesh))
-        with pytest.raises(
-            InputError, match=r"'2\.weight' is a DTensor; .* use DistributedDataParallel"
-        ):
+        with pytest.raises(InputError, match=r"'2\.weight' is a DTensor; .* use DistributedDataParallel"):
             LNGD(model)
     finally:
         dist.destroy_process_group()
