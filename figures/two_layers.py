@@ -34,7 +34,7 @@ class TwoLayers:
         self.y = draw(self.samples)
 
     def residual(self, W: Tensor) -> Tensor:
-        """V − y, [n]."""
+        """The difference v − y, [n]."""
         return (self.X @ W.T).relu() @ self.b - self.y
 
     def signals(self, W: Tensor) -> Tensor:

@@ -71,8 +71,8 @@ def compare(
             the samples given, which alone give a population error.
         about: what the records call the model, the data, the checkpoint and the seed.
         on_plan: called with each layer's plan before the work.
-        on_target: called with each layer's name and exact block while that is held; large ones are let go
-            after it.
+        on_target: called with each layer's name and its `Target` (F, and ∇h where there are targets) once the
+            layer is measured; to take numbers of blocks that are too large to be kept.
 
     Returns:
         A `Comparison`: `.records`, `.directions`, `.coupling`, `.table()`, `.heatmap(layer, name)`,

@@ -315,11 +315,11 @@ class Gaussian(_Independent):
     name = "gaussian"
 
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """F − y."""
+        """The difference f − y."""
         return outputs - targets.to(outputs.dtype)
 
     def draw(self, outputs: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:
-        """F + ε, [draws, n, …]."""
+        """The outputs with noise, f + ε, [draws, n, …]."""
         return outputs + normal(outputs, draws, tuple(outputs.shape[1:]), generator)
 
     def _root(self, outputs: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Target:
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """The dampings, and the exact steps at each, made once for all approximations."""
+        """The trace of F, and the mean of its eigenvalues: the unit of dampings."""
         self.trace = float(self.exact.trace())
         self.unit = self.trace / self.exact.shape[0]
         self._judged: tuple[LinearOperator, metrics.Errors] | None = None
@@ -64,7 +64,7 @@ class Target:
 
     @cached_property
     def diagonal(self) -> Tensor:
-        """Diag F, [D]."""
+        """The diagonal of F, [D]."""
         return self.exact.diagonal()
 
     @property

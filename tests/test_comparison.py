@@ -10,9 +10,10 @@ from reference import Case, gradients, jacobian, names_of, output_hessians
 from torch import nn
 
 import fisherlab as fl
-from fisherlab import metrics
+from fisherlab import experiment, metrics
 from fisherlab.batch import half_of
 from fisherlab.errors import InputError
+from fisherlab.measure import Target
 
 NAMES = ("kfac", "ekfac", "tkfac", "lngd", "lngd-lr", "nearest-kronecker", "ngplus", "diagonal")
 
@@ -331,3 +332,19 @@ def test_plans_are_told(wide):
     told = []
     fl.compare(wide.model, wide.data, "kfac", memory=40_000, spectra=False, on_plan=told.append)
     assert [(plan.layer, plan.method) for plan in told] == [("0", "gram"), ("2", "gram")]
+
+
+def test_blocks_are_handed_out_while_they_are_held(categorical, monkeypatch):
+    monkeypatch.setattr(experiment, "_LARGEST_KEPT", 0)
+    found = {}
+
+    def take(name: str, target: Target) -> None:
+        found[name] = target.exact.dense(), target.gradient
+
+    c = fl.compare(categorical.model, categorical.data, "kfac", spectra=False, on_target=take)
+    assert not any(result.operators for result in c.results.values())
+    expected = fl.exact_fisher(categorical.model, categorical.data)
+    assert list(found) == list(expected)
+    for name, (block, gradient) in found.items():
+        torch.testing.assert_close(block, expected[name].dense())
+        assert gradient.shape == (expected[name].outputs, expected[name].inputs)
