@@ -277,6 +277,11 @@ class Block:
         self.numbers = {key: value.to(device) for key, value in numbers.items()}
         self.inverse = operator_of(tensors, device) if tensors else None
 
+    def on_cpu(self) -> tuple[Tensors, dict[str, Tensor]]:
+        """What `load_inverse` takes, on the CPU: other processes have other devices."""
+        tensors = [[None if t is None else t.cpu() for t in block] for block in self.inverse_tensors()]
+        return tensors, {key: value.cpu() for key, value in self.numbers.items()}
+
     @property
     def condition(self) -> float:
         """The condition number of the damped F̂ that the inverse is of: the mean over groups."""

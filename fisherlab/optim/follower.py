@@ -191,8 +191,7 @@ class Follower:
         due = [name for name in names if self._due_for(name)]
         for name in due[distributed.rank() :: distributed.size()]:
             self._prepare(name)
-        prepared = {name: self._blocks[name] for name in self._prepared}
-        mine = {name: (block.inverse_tensors(), block.numbers) for name, block in prepared.items()}
+        mine = {name: self._blocks[name].on_cpu() for name in self._prepared}
         for share in distributed.gather_all(mine) if due else ():
             for name, (tensors, numbers) in share.items():
                 device = self._gradients.device(name)
