@@ -16,8 +16,8 @@ Record = Mapping[str, Any]
 """A row of the records."""
 
 MISSING = "–"
-OWN_SCALE = ("lngd", "lngd-lr", "lngd-sample", "ngplus")
-"""Approximations that have no common scale with the Fisher of the loss."""
+OWN_SCALE = ("lngd", "lngd-sample", "foof", "ngplus")
+"""Approximations that have no common scale with the Fisher of the loss; LNGD-lr, of its labels, has."""
 
 _RUN = ("model", "dataset", "checkpoint", "step", "seed")
 _NEEDED = ("layer", "approximation")

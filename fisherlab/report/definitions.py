@@ -129,10 +129,10 @@ THEOREMS: tuple[str, ...] = (
 """What must hold, whatever the data. No other order of the methods is a theorem."""
 
 SCALE_NOTE = (
-    "LNGD has no common scale with the Fisher of the loss, and NG+'s trace is a multiple of its "
+    "LNGD and FOOF have no common scale with the Fisher of the loss, and NG+'s trace is a multiple of its "
     "own: compare their scaled errors, not their relative errors."
 )
-"""How to read the rows of LNGD, LNGD-lr and NG+."""
+"""How to read the rows of LNGD, FOOF and NG+."""
 
 STAND_IN = "stand-in"
 """Mark in the name of a data set that stands in for another."""
