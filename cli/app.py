@@ -49,6 +49,7 @@ class Root(LazyGroup):
         except click.ClickException as error:
             return _fail(_usage(error), BAD_INPUT)
         except _BAD_INPUT as error:
+            _debug(error.__cause__)
             return _fail(str(error), BAD_INPUT)
         except FisherlabError as error:
             return _fail(str(error), FAILED)
@@ -94,9 +95,14 @@ def _usage(error: click.ClickException) -> str:
     return f"{message}; see '{context.command_path} --help'" if context else message
 
 
+def _debug(error: BaseException | None) -> bool:
+    """Shows the traceback with -v; returns whether it is shown."""
+    log = logging.getLogger("fisherlab")
+    if error is not None:
+        log.debug("the traceback:", exc_info=error)
+    return log.isEnabledFor(logging.DEBUG)
+
+
 def _unexpected(error: Exception) -> int:
-    verbose = logging.getLogger("fisherlab").isEnabledFor(logging.DEBUG)
-    if verbose:
-        logging.getLogger("fisherlab").debug("the traceback:", exc_info=error)
-    hint = "" if verbose else "; -v shows the traceback"
+    hint = "" if _debug(error) else "; -v shows the traceback"
     return _fail(f"{type(error).__name__}: {error}{hint}", FAILED)

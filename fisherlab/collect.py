@@ -25,9 +25,9 @@ from fisherlab.capture import (
     outputs_of,
     unchanged,
 )
-from fisherlab.data import Batches, ModelInputs, called, each, is_finite
+from fisherlab.data import Batches, ModelInputs, each, is_finite, outputs_of_model
 from fisherlab.draws import Generators, normal
-from fisherlab.errors import InputError, InputTypeError, NumericalError
+from fisherlab.errors import InputError, NumericalError
 from fisherlab.layers import Activation, Layers, LayerView, Use, find_activations
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.operators.inputs import Inputs, OneHot
@@ -74,7 +74,7 @@ class Collector:
             self._seed = int(torch.randint(2**62, (), generator=generator, device=device))
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
-        _check_weights(model)
+        check_weights(model)
         self.sizes = self._look()
 
     def passes(
@@ -270,12 +270,7 @@ class Collector:
 
     def _forward(self, inputs: ModelInputs, index: int) -> tuple[dict[str, list[Seen]], Tensor]:
         with capture(self.layers) as seen:
-            outputs = called(self.model, inputs)
-        if not isinstance(outputs, Tensor):
-            raise InputTypeError(
-                f"the model returns a {type(outputs).__name__}; wrap it so that it returns one "
-                "tensor of outputs"
-            )
+            outputs = outputs_of_model(self.model, inputs)
         missing = [name for name in self.layers if not seen[name]]
         if missing:
             raise InputError(
@@ -392,7 +387,8 @@ def _draw_layerwise(slope: Tensor, draws: int, generators: Generators, use: str)
     return drawn_layerwise(slope, noise)
 
 
-def _check_weights(model: nn.Module) -> None:
+def check_weights(model: nn.Module) -> None:
+    """Refuse a model with a parameter that is not finite, named in the error (`InputError`)."""
     for name, parameter in model.named_parameters():
         if not is_finite(parameter.detach()):
             raise InputError(

@@ -191,6 +191,10 @@ def read_config(path: str | os.PathLike[str], kind: type[AnyConfig] = CompareCon
     Raises:
         InputError: with the path in front, also where the file cannot be read.
     """
+    if Path(path).is_dir():
+        raise InputError(
+            f"{str(path)!r} is a directory; give a file, such as {str(Path(path, 'config.toml'))!r}"
+        )
     try:
         return kind.from_toml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

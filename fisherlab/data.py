@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherlab.errors import InputError, InputTypeError
+from fisherlab.errors import FisherlabError, InputError, InputTypeError
 
 ModelInputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """What a model is called with: `model(x)`, `model(*x)` or `model(**x)`."""
@@ -21,6 +21,30 @@ def called(model: Callable[..., Any], inputs: ModelInputs) -> Any:
     if isinstance(inputs, Tensor):
         return model(inputs)
     return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+def outputs_of_model(model: Callable[..., Any], inputs: ModelInputs) -> Tensor:
+    """As `called`, of a model and inputs that may not fit each other.
+
+    Raises:
+        InputError: where the model raises what torch raises for wrong shapes, dtypes, arguments or
+            indices.
+        InputTypeError: where it returns anything but one tensor.
+    """
+    try:
+        outputs = called(model, inputs)
+    except (FisherlabError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, IndexError) as error:
+        given = ", ".join(f"{list(x.shape)} {x.dtype}" for x in tensors_of(inputs))
+        raise InputError(
+            f"the model fails on inputs {given} ({type(error).__name__}: {error}); check that the data fit it"
+        ) from error
+    if not isinstance(outputs, Tensor):
+        raise InputTypeError(
+            f"the model returns a {type(outputs).__name__}; wrap it so that it returns one tensor of outputs"
+        )
+    return outputs
 
 
 def each(inputs: ModelInputs, change: Callable[[Tensor], Tensor]) -> Any:

@@ -10,7 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from fisherlab.about import About
-from fisherlab.errors import InputError, NotSupportedError, bytes_text, unknown
+from fisherlab.errors import InputError, InputTypeError, NotSupportedError, bytes_text, unknown
 from fisherlab.layers import Layers, LayerView
 from fisherlab.measure import Measured
 from fisherlab.operators import LinearOperator
@@ -344,6 +344,10 @@ class Comparison:
         }
 
     def _result(self, layer: str) -> LayerResult:
+        if not isinstance(layer, str):
+            raise InputTypeError(
+                f"a layer is named by a string such as {next(iter(self.results))!r}, not {layer!r}"
+            )
         if layer not in self.results:
             raise unknown("layer", layer, self.results)
         return self.results[layer]

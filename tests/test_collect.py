@@ -219,6 +219,28 @@ def test_a_model_that_returns_a_tuple_is_refused():
     refuses(Tuple(), InputTypeError, "the model returns a tuple; wrap it")
 
 
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (X[:, :2], r"the model fails on inputs \[2, 2\] torch.float32 \(RuntimeError: mat1 and mat2"),
+        (X.long(), r"inputs \[2, 3\] torch.int64"),
+        ((X, X), r"inputs \[2, 3\] torch.float32, \[2, 3\] torch.float32 \(TypeError: .*check that the data"),
+        ({"z": X}, "unexpected keyword argument 'z'"),
+    ],
+)
+def test_inputs_that_the_model_cannot_take_are_refused(inputs, message):
+    with pytest.raises(InputError, match=message) as caught:
+        fl.exact_fisher(nn.Linear(3, 2), (inputs, Y))
+    assert isinstance(caught.value.__cause__, (RuntimeError, TypeError))
+
+
+def test_a_compiled_model_is_refused():
+    compiled = nn.Linear(3, 2)
+    compiled.compile()
+    for model in (torch.compile(nn.Linear(3, 2)), compiled):
+        refuses(model, InputError, "the model is compiled, which hides its layers; give it without")
+
+
 def test_a_layer_that_is_not_called_is_refused_by_name():
     class Unused(Model):
         def forward(self, x):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import fisherlab as fl
 from fisherlab import experiment, metrics
-from fisherlab.errors import InputError, NotSupportedError
+from fisherlab.errors import InputError, InputTypeError, NotSupportedError
 
 NAMES = ("kfac", "ekfac", "tkfac", "lngd", "nearest-kronecker")
 
@@ -50,6 +50,8 @@ def test_pictures_and_names(comparison):
     for call in (comparison.heatmap, comparison.spectrum, comparison.operators):
         with pytest.raises(InputError, match="unknown layer '3'"):
             call("3")
+    with pytest.raises(InputTypeError, match="named by a string such as '0', not 0"):
+        comparison.heatmap(0)
     with pytest.raises(InputError, match="unknown approximation 'kfacs'; did you mean kfac"):
         comparison.heatmap("0", "kfacs")
     with pytest.raises(InputError, match="name at least one approximation"):

@@ -160,9 +160,18 @@ def match_names(names: Iterable[str], globs: Iterable[str]) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
 
 
+def check_not_compiled(model: nn.Module) -> None:
+    """Refuse a model with a compiled module, named in the error (`InputError`)."""
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            where = f"module {name!r}" if name else "the model"
+            raise InputError(f"{where} is compiled, which hides its layers; give it without torch.compile")
+
+
 def _check_arguments(model: nn.Module, bias: str) -> None:
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    check_not_compiled(model)
     if bias not in BIAS_MODES:
         raise unknown("bias mode", bias, BIAS_MODES)
 

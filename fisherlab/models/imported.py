@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from fisherlab.data import is_finite
 from fisherlab.datasets.dataset import Inputs
-from fisherlab.errors import FisherlabError, InputError
+from fisherlab.errors import FisherlabError, InputError, unknown
 from fisherlab.models.seeding import seeded
 
 
@@ -139,13 +141,19 @@ def _import_factory(name: str) -> Callable[[], Any]:
         raise InputError(f"the module {module_name!r} cannot be imported: {_short(error)}.") from error
     factory = getattr(module, attribute, None)
     if factory is None:
-        raise InputError(f"the module {module_name!r} has no {attribute!r}.")
+        raise unknown(f"factory of {module_name}", attribute, _defined(module))
     if not callable(factory) or isinstance(factory, nn.Module):
         raise InputError(
-            f"{name!r} is a {type(factory).__name__}, not a factory; name a function that "
-            f"takes nothing and returns a model."
+            f"{name!r} is of type {type(factory).__name__}, not a factory; name a function that takes "
+            f"nothing and returns a model."
         )
     return factory
+
+
+def _defined(module: ModuleType) -> list[str]:
+    """The functions and classes that a module defines itself."""
+    own = vars(module).items()
+    return [name for name, value in own if getattr(value, "__module__", None) == module.__name__]
 
 
 def _understood(name: str, made: Any) -> Imported:
@@ -154,13 +162,20 @@ def _understood(name: str, made: Any) -> Imported:
         case nn.Module():
             return Imported(made, None, "categorical")
         case (nn.Module() as model, (inputs, Tensor() as targets), likelihood) if _are_inputs(inputs):
-            _check_lengths(name, inputs, targets)
+            _check_tensors(name, inputs, targets)
             return Imported(model, (inputs, targets), likelihood)
     raise InputError(
-        f"{name!r} returned a {type(made).__name__}; return a torch.nn.Module, or a tuple "
+        f"{name!r} returned {_types(made)}; return a torch.nn.Module, or a tuple "
         f"(model, (inputs, targets), likelihood) with a tensor or a tuple of tensors for inputs, "
         f"and a tensor for targets."
     )
+
+
+def _types(made: Any) -> str:
+    """A value by its type, a tuple by the types in it, such as ``(Linear, (dict, Tensor), str)``."""
+    if isinstance(made, tuple):
+        return f"({', '.join(map(_types, made))})"
+    return str(None) if made is None else type(made).__name__
 
 
 def _are_inputs(inputs: Any) -> bool:
@@ -169,14 +184,18 @@ def _are_inputs(inputs: Any) -> bool:
     return isinstance(inputs, Tensor) or several
 
 
-def _check_lengths(name: str, inputs: Inputs, targets: Tensor) -> None:
-    """Refuse inputs and targets whose first dimensions differ."""
+def _check_tensors(name: str, inputs: Inputs, targets: Tensor) -> None:
+    """Refuse no samples, values that are not finite, and inputs and targets whose first dimensions differ."""
+    if not targets.dim() or not len(targets):
+        raise InputError(f"{name!r} gave no samples; give at least one.")
     for tensor in inputs if isinstance(inputs, tuple) else (inputs,):
         if len(tensor) != len(targets):
             raise InputError(
                 f"{name!r} gave {len(tensor)} inputs with {len(targets)} targets; "
                 f"their first dimensions must agree."
             )
+        if not is_finite(tensor):
+            raise InputError(f"{name!r} gave inputs that are not finite (NaN or infinite); clean the data.")
 
 
 @contextmanager

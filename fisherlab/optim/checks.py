@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.layers import Layers, find_layers, match_names
+from fisherlab.layers.discovery import check_not_compiled
 from fisherlab.likelihoods import Categorical, Likelihood
 
 _CHOICES = {
@@ -37,13 +38,8 @@ def check_model(model: Any) -> nn.Module:
         )
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
+    check_not_compiled(model)
     for name, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-            where = f"module {name!r}" if name else "the model"
-            raise InputError(
-                f"{where} is compiled, which hides its layers; give the optimizer the model without "
-                "torch.compile"
-            )
         if hasattr(module, "_fsdp_wrapped_module"):
             raise InputError(f"the model is sharded by FullyShardedDataParallel; {_WHOLE}")
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:

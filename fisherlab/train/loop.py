@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fisherlab import distributed
-from fisherlab.data import called, each
+from fisherlab.collect import check_weights
+from fisherlab.data import called, each, outputs_of_model
 from fisherlab.errors import FisherlabError, InputError, NumericalError
 from fisherlab.train.augment import Augment, augmented
 from fisherlab.train.batches import Batches
@@ -90,14 +91,15 @@ class Trainer:
         """Runs two samples through the model in evaluation mode, and looks at all targets.
 
         Raises:
-            InputError: where outputs and targets do not fit the likelihood.
+            InputError: where a weight is not finite, the model does not take the data, or outputs and
+                targets do not fit the likelihood.
+            InputTypeError: where the model does not return one tensor.
         """
+        check_weights(self._task.model)
         inputs, _ = self._task.train.take(slice(0, 2))
         self._task.model.eval()
         with torch.no_grad():
-            outputs = called(self._model, inputs)
-        if not isinstance(outputs, Tensor):
-            raise InputError("the model must return one tensor to be trained here")
+            outputs = outputs_of_model(self._model, inputs)
         targets = self._task.train.targets
         self._objective.likelihood.check(outputs[:1].expand(len(targets), *outputs.shape[1:]), targets)
 

@@ -43,6 +43,11 @@ MODELS = """
         return model, (inputs, targets), "categorical"
 
 
+    def narrow():
+        model, inputs, targets = _made()
+        return model, (inputs[:, :5], targets), "categorical"
+
+
     def nan_weights():
         model, inputs, targets = _made()
         model[0].weight.data[1, 1] = float("nan")

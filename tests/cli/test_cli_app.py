@@ -77,6 +77,12 @@ def test_verbose_shows_the_traceback_of_a_failure(run):
     assert result.stderr.endswith("fisherlab: error: ZeroDivisionError: in the model\n")
 
 
+def test_verbose_shows_what_lies_behind_bad_input(run):
+    result = run("compare", "--model", "small_nets:narrow", "-v")
+    assert result.exit_code == 2
+    assert "RuntimeError: mat1 and mat2" in result.stderr.partition("fisherlab: error:")[0]
+
+
 def test_a_whole_run_as_a_process_of_its_own(start, place):
     process = start("compare", "--model", "small_nets:small", "--layers", "2", "--json", "--out", "run")
     stdout, stderr = process.communicate(timeout=120)

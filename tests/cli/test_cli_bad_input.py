@@ -62,6 +62,8 @@ def _files(place: Path) -> set[str]:
         ([*SMALL, "--out", "small_nets.py/run"], "cannot make the directory"),
         (["compare", "--model", "small_nets:empty"], "empty"),
         (["compare", "--model", "small_nets:nan_inputs"], "not finite"),
+        (["compare", "--model", "small_nets:narrow"], "the model fails on inputs [2, 5] torch.float32"),
+        (["run", "."], "'.' is a directory; give a file, such as 'config.toml'"),
         (["compare", "--model", "small_nets:nan_weights"], "'0.weight'"),
         (["compare", "--model", "small_nets:wrong_labels"], "out of range"),
         (["run"], "missing argument"),

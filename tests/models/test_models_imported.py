@@ -29,6 +29,15 @@ def unequal_pair():
 def no_inputs():
     return nn.Linear(2, 3), ((), torch.arange(5)), "gaussian"
 
+def empty():
+    return nn.Linear(2, 3), (torch.ones(0, 2), torch.arange(0)), "gaussian"
+
+def unclean():
+    return nn.Linear(2, 3), (torch.ones(5, 2) / torch.arange(5)[:, None], torch.arange(5)), "gaussian"
+
+def by_name():
+    return nn.Linear(2, 3), ({"x": torch.ones(5, 2)}, torch.arange(5)), "gaussian"
+
 def unequal():
     return nn.Linear(2, 3), (torch.ones(5, 2), torch.arange(4)), "gaussian"
 
@@ -108,14 +117,18 @@ def test_the_import_path_is_as_before() -> None:
     ("name", "reason"),
     [
         ("factories:bare", "without data; name a data set"),
-        ("factories:absent", "has no 'absent'"),
-        ("factories:size", "is a int, not a factory"),
-        ("factories:network", "is a Linear, not a factory"),
-        ("factories:nothing", "returned a NoneType"),
-        ("factories:short", "returned a tuple"),
+        ("factories:absent", "unknown factory of factories 'absent'; known: bare"),
+        ("factories:complet", "'complet'; did you mean complete"),
+        ("factories:empty", "gave no samples"),
+        ("factories:unclean", "inputs that are not finite"),
+        ("factories:by_name", r"returned \(Linear, \(dict, Tensor\), str\); return"),
+        ("factories:size", "is of type int, not a factory"),
+        ("factories:network", "is of type Linear, not a factory"),
+        ("factories:nothing", "returned None; return"),
+        ("factories:short", r"returned \(Linear, \(Tensor, Tensor\)\)"),
         ("factories:unequal", "5 inputs with 4 targets"),
         ("factories:unequal_pair", "6 inputs with 5 targets"),
-        ("factories:no_inputs", "returned a tuple"),
+        ("factories:no_inputs", r"returned \(Linear, \(\(\), Tensor\), str\)"),
         ("factories:demanding", "failed: TypeError.*width"),
         ("factories:failing", "failed: RuntimeError: no weights found"),
         ("factories:", "form package.module:factory"),
