@@ -457,7 +457,7 @@ def test_a_saved_result_has_the_files_of_the_contract(images, tmp_path, monkeypa
     bins = pd.read_csv(folder / "histograms.csv")
     assert list(bins) == ["layer", "quantity", "index", "left", "right", "count"]
     assert set(bins.groupby(["quantity", "index"])["count"].sum()) == {23}
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="exists already; choose another, or delete it"):
         result.save(folder)
     with pytest.raises(InputError, match="unknown vector 'activate'; did you mean activated"):
         result.histogram("4", "activate")
