@@ -53,7 +53,8 @@ def check_free(out: Path, *, force: bool = False) -> None:
         return
     if not force:
         raise InputError(
-            f"the directory {str(out)!r} exists already; choose another, or delete it (a command takes --force)"
+            f"the directory {str(out)!r} exists already; choose another, or delete it "
+            "(a command takes --force)"
         )
     if not (out / "provenance.json").is_file():
         raise InputError(f"the directory {str(out)!r} holds no finished run to replace; choose another")
