@@ -75,6 +75,8 @@ class Halves:
         n = self.samples
         if n < LEAST_SAMPLES:
             return PopulationError(None, None, f"population error needs at least {LEAST_SAMPLES} samples")
+        if self.self_products == 0:
+            return PopulationError(None, None, "population error: the block is zero")
         norm = self._pairs / (n * (n - 1))
         products = None if self.norms is None else [self.quadratics(fits[1 - h], h) for h in (0, 1)]
         means = [self._mean(fits[1 - h], h, products) for h in (0, 1)]

@@ -59,8 +59,10 @@ RECORD_COLUMNS = [
     "note",
 ]
 
-_WHOLE = ("samples", "columns", "bytes", "note", "method")
-_NUMBERS = [c for c in RECORD_COLUMNS[RECORD_COLUMNS.index("relative_error") :] if c not in _WHOLE]
+_COUNTS = ("outputs", "inputs", "positions", "groups", "samples", "columns", "bytes")
+_NUMBERS = [
+    c for c in RECORD_COLUMNS[RECORD_COLUMNS.index("relative_error") :] if c not in (*_COUNTS, "note")
+]
 
 DIRECTION_COLUMNS = ("layer", "approximation", "damping", "direction_cosine", "decrease_share")
 
@@ -136,10 +138,8 @@ class Comparison:
             for result in self.results.values()
             for (approximation, target), measured in result.measured.items()
         ]
-        table = pd.DataFrame(rows, columns=list(RECORD_COLUMNS)).convert_dtypes(
-            convert_string=False, convert_floating=False
-        )
-        return table.astype(dict.fromkeys(_NUMBERS, "float64"))
+        types = dict.fromkeys(_COUNTS, "Int64") | dict.fromkeys(_NUMBERS, "float64")
+        return pd.DataFrame(rows, columns=list(RECORD_COLUMNS)).astype(types)
 
     @cached_property
     def directions(self) -> pd.DataFrame:

@@ -203,6 +203,13 @@ def test_a_negative_estimate_is_empty_with_a_note(population):
     assert halves.error(fits) == (None, None, "population error: the estimate is negative; use more samples")
 
 
+def test_of_a_block_that_is_zero_the_note_says_so(population):
+    a, g = population.sample(20, torch.Generator().manual_seed(0))
+    halves = halves_of(a, torch.zeros_like(g))
+    found = halves.error([block(a, g), block(a, g)])
+    assert found == (None, None, "population error: the block is zero")
+
+
 @pytest.mark.parametrize("n", [2, 3, 7])
 def test_fewer_than_eight_samples_are_too_few(population, n):
     a, g = population.sample(n, torch.Generator().manual_seed(7))
