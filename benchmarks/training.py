@@ -20,12 +20,12 @@ from statistics import mean, median, stdev
 
 import torch
 from common import RESULTS, compare_times, machine, write_table
-from fisherlab.figures.two_layers import TwoLayers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fisherlab import datasets, models
 from fisherlab.errors import NumericalError
+from fisherlab.figures.two_layers import TwoLayers
 from fisherlab.models.seeding import seeded
 from fisherlab.optim import EKFAC, KFAC, LNGD, TKFAC, NGPlus
 from fisherlab.writing import write

@@ -6,6 +6,7 @@ from contextlib import redirect_stdout
 from typing import Any
 
 import click
+
 from fisherlab.figures.catalogue import chosen
 from fisherlab.figures.config import FiguresConfig
 

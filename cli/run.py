@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import click
-from fisherlab.figures.config import FiguresConfig
 
 from fisherlab.config import CompareConfig, Config, command_of, read_config
 from fisherlab.errors import InputError, unknown
+from fisherlab.figures.config import FiguresConfig
 from fisherlab.representations.config import RepresentConfig
 from fisherlab.traces.config import TraceConfig
 from fisherlab.train.config import TrainConfig

@@ -24,14 +24,14 @@
 from pathlib import Path
 
 import pandas as pd
-from fisherlab.figures.catalogue import ENTRIES
-from fisherlab.figures.config import FiguresConfig
-from fisherlab.figures.making import make
-from fisherlab.figures.printed import ERRATA, TABLES
 from PIL import Image
 
 import fisherlab as fl
 from fisherlab.about import About
+from fisherlab.figures.catalogue import ENTRIES
+from fisherlab.figures.config import FiguresConfig
+from fisherlab.figures.making import make
+from fisherlab.figures.printed import ERRATA, TABLES
 
 SCALE = "smoke"
 pd.DataFrame([(entry.name, entry.title) for entry in ENTRIES], columns=["name", "shows"])

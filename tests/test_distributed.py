@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from fisherlab.cli import main
 from torch import Tensor, nn
 
 import fisherlab as fl
 from fisherlab import distributed
 from fisherlab.approximations import LNGD, registered
+from fisherlab.cli import main
 from fisherlab.errors import InputError
 from fisherlab.plots import workers
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+
 from fisherlab.cli import main
 
 MODELS = """

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from fisherlab.figures.runs import Runs
 from fisherlab.figures.scales import SMOKE, Scale
 from fisherlab.figures.work import Work

@@ -1,13 +1,13 @@
 from pathlib import Path
 
-import fisherlab.figures
 import pytest
+
+import fisherlab.figures
+from fisherlab.config import read_config
+from fisherlab.errors import InputError
 from fisherlab.figures.catalogue import ENTRIES, chosen
 from fisherlab.figures.config import FiguresConfig
 from fisherlab.figures.scales import METHODS, SCALES
-
-from fisherlab.config import read_config
-from fisherlab.errors import InputError
 from fisherlab.train.config import TrainConfig
 
 

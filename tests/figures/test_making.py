@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+
+from fisherlab.errors import FisherlabError, InputError
 from fisherlab.figures import figure_1, figure_5, figure_6, making, theorem_1, theorem_2
 from fisherlab.figures.config import FiguresConfig
 from fisherlab.figures.making import make
 from fisherlab.figures.scales import SMOKE
 from fisherlab.figures.work import TABLE_COLUMNS
-
-from fisherlab.errors import FisherlabError, InputError
 
 
 def test_scripts_without_training_write_their_files(tmp_path) -> None:

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from fisherlab.figures.printed import ERRATA, FORMULAS, TABLES, errata
 
 CIFAR = """

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
+
 from fisherlab.figures.quadratic import Quadratic, steps
 from fisherlab.figures.two_layers import TwoLayers
-from torch import nn
 
 
 @pytest.fixture

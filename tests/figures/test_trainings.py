@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+
 from fisherlab.figures import printed, trainings
 from fisherlab.figures.figure_2 import make as make_figure_2
 from fisherlab.figures.printed import TABLES
@@ -12,7 +13,6 @@ from fisherlab.figures.quantities import common_target, quantity
 from fisherlab.figures.runs import Run
 from fisherlab.figures.table_1 import make as make_table_1
 from fisherlab.figures.work import TABLE_COLUMNS, _as_printed, _cell, ablation
-
 from fisherlab.finished import FinishedRun
 from fisherlab.plots.methods import method_label
 

@@ -9,12 +9,12 @@ from itertools import pairwise
 import hypothesis.strategies as st
 import pytest
 import torch
-from fisherlab.figures.quadratic import Quadratic
-from fisherlab.figures.two_layers import TwoLayers
 from hypothesis import assume, given, settings
 from torch import Tensor, nn
 
 from fisherlab import optim
+from fisherlab.figures.quadratic import Quadratic
+from fisherlab.figures.two_layers import TwoLayers
 
 LAYERWISE = {"momentum": 0.0, "weight_decay": 0.0, "rate": "layerwise", "rate_damping": 0.0}
 
