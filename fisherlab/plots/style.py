@@ -233,9 +233,13 @@ def name_logarithms(axis: Axis) -> None:
         return
     few = decades < _PART_OF_DECADE
     axis.set_major_locator(MaxNLocator(4) if few else LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axis.set_major_formatter(FuncFormatter(_plain_tick))
     if few:
         axis.set_minor_locator(NullLocator())
+
+
+def _plain_tick(value: float, _place: int | None) -> str:
+    return plain(value)  # a function of the module: figures go to other processes
 
 
 def not_available(axes: Axes) -> None:

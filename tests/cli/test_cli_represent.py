@@ -96,7 +96,7 @@ def test_run_repeats_it_from_its_configuration(run):
         (("--model", "small_nets:small", "--device", "cuda"), "not on this machine"),
         (("--model", "small_nets:nan_weights"), "not finite"),
         (("--model", "small_nets:warns"), "not finite"),
-        (("--model", "small_nets:empty"), "at least one sample"),
+        (("--model", "small_nets:empty"), "gave no samples; give at least one"),
         (("--model", "small_nets:small", "--checkpoint", "none.safetensors"), "none.safetensors"),
         ((), "--model"),
     ],
