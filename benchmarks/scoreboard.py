@@ -25,6 +25,7 @@ from fisherlab import plots
 from fisherlab.about import About
 from fisherlab.data import called, each
 from fisherlab.models import prepare
+from fisherlab.report.definitions import STAND_IN
 from fisherlab.result import RECORD_COLUMNS
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -200,11 +201,14 @@ def write_results() -> None:
         lines += section(name, frame)
     (RESULTS / "scoreboard.md").write_text("\n".join(lines), encoding="utf-8")
     samples = sorted({str(frame["samples"].max()) for frame in frames.values()}, key=int)
+    data = {name: str(frame["dataset"].iloc[0]) for name, frame in frames.items()}
+    drawn = [name for name, frame in frames.items() if "monte-carlo" in set(frame["kind"])]
     caption = (
         f"Medians over all layers but norms; {'/'.join(samples)} samples, seed 0, float32, {machine()}. "
-        "Training: Adam, steps and losses in scoreboard.md. In-sample: where labels are drawn (charlm, "
-        "transformer-small, large layers) errors mostly measure sampling."
+        "Training: Adam, steps and losses in scoreboard.md. Labels are drawn for layers of "
+        f"{', '.join(drawn)}: errors there mostly measure sampling."
     )
+    caption += "".join(f" {name}: data {words}." for name, words in data.items() if STAND_IN in words)
     figure = plots.scoreboard(pd.concat([overall(frame) for frame in frames.values()]), caption=caption)
     plots.save(figure, RESULTS / "scoreboard")
 
