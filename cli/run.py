@@ -38,9 +38,8 @@ _COMMANDS: dict[str, tuple[type[Config], Perform]] = {
 @options.output
 def command(*, config: str, device: str | None, output: options.Output) -> None:
     """Repeat the run that a config.toml describes, into a directory of its own."""
-    name = (
-        command_of(config) or CompareConfig.command
-    )  # a file that does not say so is refused when it is read
+    # a file that names no command is refused when it is read
+    name = command_of(config) or CompareConfig.command
     if name not in _COMMANDS:
         raise InputError(f"in {config!r}: {unknown('command', name, _COMMANDS)}")
     kind, perform = _COMMANDS[name]

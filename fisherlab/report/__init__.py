@@ -3,12 +3,13 @@
 from fisherlab.report.definitions import METRICS, THEOREMS, Metric
 from fisherlab.report.page import Picture, write_page
 from fisherlab.report.table import console_table, html_table
-from fisherlab.report.tabular import Column, Definition, Tabular, defined, write_tables
+from fisherlab.report.tabular import Column, Contents, Definition, Tabular, defined, write_tables
 
 __all__ = [
     "METRICS",
     "THEOREMS",
     "Column",
+    "Contents",
     "Definition",
     "Metric",
     "Picture",

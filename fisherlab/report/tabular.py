@@ -100,25 +100,32 @@ def defined(*columns: str) -> list[Definition]:
     return [Definition(known[c].name, known[c].formula, known[c].meaning) for c in columns]
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a page of tables says beside its pictures.
+
+    Attributes:
+        title: Title of the page.
+        facts: What was run, in words.
+        tables: In the order of the page.
+        definitions: Of every number in the tables.
+    """
+
+    title: str
+    facts: Mapping[str, Any]
+    tables: Sequence[Tabular]
+    definitions: Sequence[Definition]
+
+
 def write_tables(
-    path: Path,
-    *,
-    title: str,
-    facts: Mapping[str, Any],
-    tables: Sequence[Tabular],
-    figures: Sequence[Picture],
-    definitions: Sequence[Definition],
-    provenance: Mapping[str, Any],
+    path: Path, contents: Contents, figures: Sequence[Picture], provenance: Mapping[str, Any]
 ) -> Path:
     """Write the page of one run; it looks, and is offline, like that of a comparison (`write_page`).
 
     Args:
         path: The ``.html`` file to write.
-        title: Title of the page.
-        facts: What was run, in words.
-        tables: In the order of the page.
+        contents: What it says.
         figures: In the order of the page.
-        definitions: Of every number in the tables.
         provenance: What ``provenance.json`` holds.
 
     Returns:
@@ -128,12 +135,12 @@ def write_tables(
         InputError: A picture does not exist.
     """
     text = template("tabular.html").render(
-        title=title,
+        title=contents.title,
         stand_ins=stand_ins(None, provenance),
-        facts=flat(facts),
-        tables=tables,
+        facts=flat(contents.facts),
+        tables=contents.tables,
         figures=[image(picture, path.parent) for picture in figures],
-        metrics=definitions,
+        metrics=contents.definitions,
         provenance=flat(provenance),
     )
     path.write_text(text, encoding="utf-8")

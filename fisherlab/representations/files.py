@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fisherlab import plots
 from fisherlab.plots.workers import saver
-from fisherlab.report import Picture
-from fisherlab.representations.page import write_representations_page
+from fisherlab.report import Picture, write_tables
+from fisherlab.representations.page import page
 from fisherlab.representations.vectors import ACTIVATED, INPUT, OUTPUT
 from fisherlab.rundir import run_directory, write_json
 
@@ -57,7 +57,7 @@ def write_representations(
     pictures = _write_pictures(result, folder, report)
     origin = result.about.provenance(result.device, started)
     write_json(folder / "provenance.json", origin)
-    write_representations_page(result, folder, pictures, origin)
+    write_tables(folder / "report.html", page(result), pictures, origin)
 
 
 def _write_pictures(result: "Representations", folder: Path, report: Callable[[int], None]) -> list[Picture]:

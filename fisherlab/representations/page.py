@@ -1,11 +1,9 @@
 """The page of representation vectors: what was run, tables, pictures, definitions."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fisherlab.plots.histograms import MARGINALS
-from fisherlab.report import Column, Definition, Picture, Tabular, write_tables
+from fisherlab.report import Column, Contents, Definition, Tabular
 from fisherlab.representations.result import Representations
 from fisherlab.representations.vectors import ACTIVATED, INPUT, OUTPUT
 
@@ -104,28 +102,13 @@ _DEFINITIONS = (
 )
 
 
-def write_representations_page(
-    result: Representations, folder: Path, pictures: Sequence[Picture], provenance: Mapping[str, Any]
-) -> None:
-    """Writes `report.html` into the folder of a result.
-
-    Args:
-        result: what was measured.
-        folder: where its pictures lie.
-        pictures: in the order of the page.
-        provenance: what `provenance.json` holds.
-
-    Raises:
-        InputError: where a picture does not exist.
-    """
-    write_tables(
-        folder / "report.html",
+def page(result: Representations) -> Contents:
+    """What the page says beside its pictures."""
+    return Contents(
         title=f"Representation vectors: {result.about.model}",
         facts=_facts(result),
         tables=(_marginals(result), _assumption(result)),
-        figures=pictures,
         definitions=_DEFINITIONS,
-        provenance=provenance,
     )
 
 

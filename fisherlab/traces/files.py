@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from fisherlab.plots.workers import saver
-from fisherlab.report import Picture
+from fisherlab.report import Picture, write_tables
 from fisherlab.rundir import write_json
-from fisherlab.traces.page import write_traces_page
+from fisherlab.traces.page import page
 from fisherlab.traces.result import Traces
 
 _PICTURES = 5
@@ -44,4 +44,4 @@ def write_traces(
             report(done + 1)
     origin = traces.about.provenance(traces.device, started)
     write_json(folder / "provenance.json", origin)
-    write_traces_page(traces, folder, pictures, origin)
+    write_tables(folder / "report.html", page(traces), pictures, origin)

@@ -1,11 +1,10 @@
 """The page of a trace: what was run, tables, pictures, definitions."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from fisherlab.plots.labels import label
-from fisherlab.report import Column, Definition, Picture, Tabular, defined, write_tables
+from fisherlab.report import Column, Contents, Definition, Tabular, defined
 from fisherlab.report.blocks import OWN_SCALE
 from fisherlab.report.definitions import SCALE_NOTE
 from fisherlab.report.overview import counted_notes
@@ -45,28 +44,13 @@ _DEFINITIONS = (
 )
 
 
-def write_traces_page(
-    traces: Traces, folder: Path, pictures: Sequence[Picture], provenance: Mapping[str, Any]
-) -> None:
-    """Writes `report.html` into the folder of a trace.
-
-    Args:
-        traces: what was measured.
-        folder: where its pictures lie.
-        pictures: in the order of the page.
-        provenance: what `provenance.json` holds.
-
-    Raises:
-        InputError: where a picture does not exist.
-    """
-    write_tables(
-        folder / "report.html",
+def page(traces: Traces) -> Contents:
+    """What the page says beside its pictures."""
+    return Contents(
         title=f"Trace diagnostics: {traces.about.model}",
         facts=_facts(traces),
         tables=list(_tables(traces)),
-        figures=pictures,
         definitions=_DEFINITIONS,
-        provenance=provenance,
     )
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from fisherlab.errors import InputError
-from fisherlab.report import METRICS, Column, Definition, Picture, Tabular, defined, write_tables
+from fisherlab.report import METRICS, Column, Contents, Definition, Picture, Tabular, defined, write_tables
 
 
 @pytest.fixture
@@ -40,17 +40,16 @@ def test_values_are_written_by_kind_and_empty_columns_left_out(frame):
 
 @pytest.fixture
 def write(frame, tmp_path):
-    def make(**changes):
-        arguments = {
-            "title": "A & B",
-            "facts": {"model": "mnist-mlp", "step": None},
-            "tables": [Tabular.of(frame, COLUMNS, "Layers", "1 < 2", ["a note"])],
-            "figures": [],
-            "definitions": [Definition("tr F", "Σ λ", "The sum of <eigenvalues>.")],
-            "provenance": {"dataset": "mnist (stand-in: digits)", "stand_in": True},
-            **changes,
-        }
-        return write_tables(tmp_path / "report.html", **arguments).read_text(encoding="utf-8")
+    def make(figures=()):
+        contents = Contents(
+            title="A & B",
+            facts={"model": "mnist-mlp", "step": None},
+            tables=[Tabular.of(frame, COLUMNS, "Layers", "1 < 2", ["a note"])],
+            definitions=[Definition("tr F", "Σ λ", "The sum of <eigenvalues>.")],
+        )
+        provenance = {"dataset": "mnist (stand-in: digits)", "stand_in": True}
+        path = write_tables(tmp_path / "report.html", contents, figures, provenance)
+        return path.read_text(encoding="utf-8")
 
     return make
 
