@@ -25,12 +25,17 @@ from fisherlab.train import TrainConfig, log
 from fisherlab.writing import write
 
 GRIDS = {
-    "sgd": (0.03, 0.1, 0.3),
-    "adam": (0.001, 0.003, 0.01),
+    "sgd": (0.03, 0.1, 0.3, 1.0),
+    "adam": (0.001, 0.003, 0.01, 0.03),
     "kfac": (0.01, 0.03, 0.1),
-    "lngd": (0.03, 0.1, 0.3),
+    "lngd": (0.03, 0.1, 0.3, 1.0),
+    "lngd-small-mu": (0.03, 0.1, 0.3),
 }
-OWN: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9}}
+OWN: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.9},
+    "lngd-small-mu": {"optimizer": "lngd", "options": {"rate_damping": 1e-7}},
+}
+LABELS = {"lngd-small-mu": "LNGD, μ = 1e-7"}
 COMMON: dict[str, Any] = {
     "model": "cifar-resnet8",
     "data": "cifar10",
@@ -53,8 +58,9 @@ STEPS_PER_EPOCH = -(-40_000 // COMMON["batch"])
 def config_of(method: str, lr: float, seed: int, epochs: int) -> TrainConfig:
     """A training; the learning rate grows over 50 steps and falls linearly to zero."""
     return TrainConfig(
-        **COMMON, **OWN.get(method, {}), optimizer=method, lr=lr, seed=seed, epochs=epochs, device="cpu"
-    )
+        **(COMMON | {"optimizer": method} | OWN.get(method, {})),
+        lr=lr, seed=seed, epochs=epochs, device="cpu",
+    )  # fmt: skip
 
 
 def done(out: Path, config: TrainConfig) -> FinishedRun:
@@ -126,7 +132,7 @@ def rows_of(
         seconds, ratio = times[method]
         steps = mean(reached) if reached else float("nan")
         lr = own[0].config["lr"]
-        row = [method_label(method), f"{lr:g}" + ("*" if lr in (GRIDS[method][0], GRIDS[method][-1]) else "")]
+        row = [labelled(method), f"{lr:g}" + ("*" if lr in (GRIDS[method][0], GRIDS[method][-1]) else "")]
         row += [f"{shown(steps)} ({len(reached)}/{len(own)})", shown(steps * seconds)]
         row += [f"{STEPS_PER_EPOCH * seconds:.0f}", f"{ratio:.2f}"]
         row += [spread(last["loss"], 3), spread(last["test_loss"], 3), spread(last["metric"], 2)]
@@ -134,6 +140,10 @@ def rows_of(
     for row in rows:
         row.insert(4, "–" if "–" in (row[3], rows[0][3]) else f"{float(rows[0][3]) / float(row[3]):.2f}")
     return rows
+
+
+def labelled(method: str) -> str:
+    return LABELS.get(method) or method_label(method)
 
 
 def late_end(run: FinishedRun) -> float:
@@ -163,7 +173,7 @@ def report(runs: dict[str, list[FinishedRun]], repeats: int, epochs: int) -> Non
         "50 steps of warm-up, then linear to zero; statistics and inverses every 10 steps; float32; other "
         f"settings the defaults; {seeds} seeds, mean ± sd",
         "grids: "
-        + "; ".join(f"{method} " + ", ".join(f"{lr:g}" for lr in GRIDS[method]) for method in runs)
+        + "; ".join(f"{labelled(method)} " + ", ".join(f"{lr:g}" for lr in GRIDS[method]) for method in runs)
         + "; the lowest training loss over the last third of one epoch, seed 0; * an end of the grid",
         "target: the training loss of SGD's last 100 steps (its worst seed); the first step at which the "
         "mean over 100 steps is there, and how many seeds reach it",
@@ -178,11 +188,11 @@ def report(runs: dict[str, list[FinishedRun]], repeats: int, epochs: int) -> Non
     write_table(RESULTS / "cifar_training.md", "CIFAR-10", notes, header, rows_of(runs, frame, times))
     write(RESULTS / "cifar_training.csv", frame.to_csv(index=False, float_format="%.6g").encode())
     caption = (
-        f"cifar-resnet8 on {data}; batch {COMMON['batch']}, best learning rate of three each; {seeds} seeds: "
+        f"cifar-resnet8 on {data}; batch {COMMON['batch']}, the best learning rate of a grid; {seeds} seeds: "
         "mean and range; seconds of the processor, one thread, without evaluation"
     )
     figure = method_curves(
-        frame,
+        frame.replace({"method": LABELS}),
         loss="training loss, mean over an epoch",
         metric="held-out accuracy, %",
         title="A ResNet-8 on CIFAR-10",

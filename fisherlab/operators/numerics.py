@@ -16,7 +16,8 @@ CHUNK_BYTES = 256 * 2**20
 ENTRY_COST = 50.0  # multiplications that take as long as writing one number to memory and reading it
 _REDUCTION_ELEMENTS = 2**22
 _PANELS = 8
-_FEW_PANELS, _LEAST_MIRRORED = 4, 192
+_FEW_PANELS = 4
+_LEAST_MIRRORED, _LEAST_ROWS = 2**23, 256  # products and rows from which panels pay
 _LEAST_PANEL = 128
 _TILE = 256
 _SINGLE_ROUNDING = 1e-6
@@ -298,8 +299,8 @@ def gram(X: Tensor) -> Tensor:
 
 def symmetric_product(X: Tensor, Y: Tensor) -> Tensor:
     """XᵀY for X and Y [r, k] where it is symmetric; most of the lower half of a large one is mirrored."""
-    k = X.shape[1]
-    if k < _LEAST_MIRRORED:
+    rows, k = X.shape
+    if rows < _LEAST_ROWS or rows * k**2 < _LEAST_MIRRORED:
         return X.T @ Y
     out = X.new_empty(k, k)
     panels = list(spans(k, 1, -(-k // _FEW_PANELS)))

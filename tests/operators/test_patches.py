@@ -39,7 +39,7 @@ def test_patches_in_other_dimensions_are_what_a_convolution_sees(dimensions):
     assert torch.allclose(patches.second_moment(), row_moment(patches.unfolded().contiguous()), atol=1e-12)
 
 
-@pytest.mark.parametrize("width", [5, 192, 193, 300])
+@pytest.mark.parametrize("width", [5, 166, 193, 300])
 def test_the_gram_matrix_is_whole(width):
-    X = torch.randn(40, width, dtype=torch.float64)
+    X = torch.randn(301, width, dtype=torch.float64)
     assert torch.allclose(gram(X), X.T @ X, rtol=1e-12, atol=1e-12)
