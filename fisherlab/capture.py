@@ -1,8 +1,9 @@
 """The one seam to autograd: hooks that keep a forward pass, the batched backward, and leaving no trace."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,10 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class Seen:
-    """A layer's input, and its output's place in the autograd graph."""
+    """A layer's input and output, and its output's place in the autograd graph.
+
+    The output may be a stand-in without numbers, see `capture`.
+    """
 
     input: Tensor
     output: Tensor
@@ -63,22 +67,28 @@ class Seen:
 
 
 @contextmanager
-def capture(layers: Layers) -> Iterator[dict[str, list[Seen]]]:
-    """While it is open, every call of every layer is kept, in the order of the calls."""
+def capture(layers: Layers, *, outputs: bool = True) -> Iterator[dict[str, list[Seen]]]:
+    """While it is open, every call of every layer is kept, in the order of the calls.
+
+    Args:
+        layers: whose calls.
+        outputs: whether the numbers of outputs are kept; else their shapes, which take no memory.
+    """
     seen: dict[str, list[Seen]] = {name: [] for name in layers}
     parts: dict[tuple[int, str], list[LayerView]] = {}
     attention: dict[int, nn.Module] = {}
 
     def record(module: nn.Module, part: str, x: Tensor, output: Tensor) -> None:
         for view in parts.get((id(module), part), []):
-            _keep(view, seen, x, output)
+            _keep(view, seen, outputs, x, output)
 
     handles = []
     with ExitStack() as stack:
         for view in layers.values():
             for module in view.modules:
                 if view.part is None:
-                    handles.append(module.register_forward_hook(_keeper(view, seen), with_kwargs=True))
+                    handle = module.register_forward_hook(_keeper(view, seen, outputs), with_kwargs=True)
+                    handles.append(handle)
                 else:
                     parts.setdefault((id(module), view.part), []).append(view)
                 if view.attention is not None:
@@ -91,19 +101,23 @@ def capture(layers: Layers) -> Iterator[dict[str, list[Seen]]]:
                 handle.remove()
 
 
-def _keeper(view: LayerView, seen: dict[str, list[Seen]]) -> Callable[..., None]:
+def _keeper(view: LayerView, seen: dict[str, list[Seen]], outputs: bool) -> Callable[..., None]:
     def keep(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
-        _keep(view, seen, args[0] if args else next(iter(kwargs.values())), output)
+        _keep(view, seen, outputs, args[0] if args else next(iter(kwargs.values())), output)
 
     return keep
 
 
-def _keep(view: LayerView, seen: dict[str, list[Seen]], x: Tensor, output: Tensor) -> None:
+def _keep(view: LayerView, seen: dict[str, list[Seen]], outputs: bool, x: Tensor, output: Tensor) -> None:
     if not output.requires_grad:  # a call without gradients
         return
     slope = None if view.activation is None else slope_of(view.activation, output)
     edge = torch.autograd.graph.get_gradient_edge(output)
-    seen[view.name].append(Seen(x.detach(), output, edge, slope))
+    seen[view.name].append(Seen(x.detach(), output if outputs else _shape_only(output), edge, slope))
+
+
+def _shape_only(output: Tensor) -> Tensor:
+    return output.new_empty(()).expand(output.shape)
 
 
 def layerwise_draws(kind: str) -> int:
@@ -151,6 +165,56 @@ def backward(
         again = keep or place + 1 < len(columns)
         gradients = torch.autograd.grad(outputs, edges, column, retain_graph=again, allow_unused=True)
         yield 1, tuple(None if g is None else g.unsqueeze(0) for g in gradients)
+
+
+def backward_one_by_one(
+    output: Tensor, edges: Sequence[Any], column: Tensor, take: Callable[[int, Tensor | None], None]
+) -> None:
+    """Sends a column back through a graph that is needed again, and gives gradients as they come.
+
+    They are not all alive at once: `take` is called with the place of an edge and its gradient, or None
+    without a path. Only edges with no other below them are asked for; the pass goes through the rest.
+    """
+    passed = _above_others(edges)
+    waiting = set(range(len(edges)))
+
+    def give(place: int, g: Tensor | None) -> None:
+        waiting.discard(place)
+        take(place, g)
+
+    def arrived(place: int, gradients: tuple[Tensor | None, ...]) -> None:
+        g = gradients[edges[place].output_nr]
+        if g is not None:
+            give(place, g)
+
+    with ExitStack() as stack:
+        for place in passed:
+            handle = edges[place].node.register_prehook(partial(arrived, place))
+            stack.callback(handle.remove)
+        last = sorted(waiting.difference(passed))
+        ends = [edges[place] for place in last]
+        gradients = torch.autograd.grad(output, ends, column, retain_graph=True, allow_unused=True)
+    for place, g in zip(last, gradients, strict=True):
+        give(place, g)
+    for place in sorted(waiting):
+        take(place, None)
+
+
+def _above_others(edges: Sequence[Any]) -> list[int]:
+    """Places of the edges from which another edge's node can be reached."""
+    nodes = {edge.node for edge in edges}
+    above: dict[Any, bool] = {}
+    stack = list(nodes)
+    while stack:
+        node = stack[-1]
+        children = [child for child, _ in node.next_functions if child is not None]
+        unknown = [child for child in children if child not in above]
+        if node in above or not unknown:
+            stack.pop()
+            above[node] = any(child in nodes or above[child] for child in children)
+        else:
+            stack += unknown
+    return [place for place, edge in enumerate(edges) if above[edge.node]]
 
 
 def inputs_of(view: LayerView, calls: list[Use], samples: int, batch_dim: int) -> Inputs | Patches:

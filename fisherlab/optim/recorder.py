@@ -19,6 +19,7 @@ from fisherlab import distributed
 from fisherlab.batch import LayerBatch
 from fisherlab.capture import Seen as Captured
 from fisherlab.capture import (
+    backward_one_by_one,
     capture,
     drawn_layerwise,
     inputs_of,
@@ -128,7 +129,8 @@ class Recorder:
         """What came back to a layer's outputs, times a number, as g [1, n, t, m]."""
         view, dtype = self._layers[name], self.dtype_of(name)
         pairs = [(call.use, call.g.unsqueeze(0).to(dtype)) for call in calls if call.g is not None]
-        return outputs_of(view, pairs, samples, self._batch_dim) * scale
+        g = outputs_of(view, pairs, samples, self._batch_dim)
+        return g if scale == 1 else g * scale
 
     # --- a forward pass ---------------------------------------------------------------------------
 
@@ -143,7 +145,7 @@ class Recorder:
         samples = _samples(args, kwargs, self._batch_dim)
         self._opened()
         stack = ExitStack()
-        seen = stack.enter_context(capture(self._trained()))
+        seen = stack.enter_context(capture(self._trained(), outputs=False))
 
         def done(module: nn.Module, _: Any, output: Any) -> None:
             handle.remove()
@@ -166,7 +168,7 @@ class Recorder:
         used = {name: [call for call in calls if call.output.numel()] for name, calls in seen.items()}
         taken = {name: calls for name, calls in used.items() if calls}
         refresh = bool(taken) and self._due(taken)
-        layers = {name: [Seen(_shape_only(call)) for call in calls] for name, calls in taken.items()}
+        layers = {name: [Seen(call.use) for call in calls] for name, calls in taken.items()}
         record = ForwardPass(samples, layers, refresh)
         if refresh and self._kind.startswith("layerwise"):
             self._layerwise(record, taken, outputs)
@@ -201,6 +203,7 @@ class Recorder:
         }
         found = activations_from(outputs, edges)
         draws = layerwise_draws(self._kind)
+        ends = {(output.grad_fn, output.output_nr): output for output in outputs}
         for name, calls in taken.items():
             pairs = []
             for place, call in enumerate(calls):
@@ -208,6 +211,7 @@ class Recorder:
                 if activation is None:  # a call whose output is not used
                     slope = torch.zeros_like(call.output)
                 else:
+                    call.output = ends.get((call.edge.node, call.edge.output_nr), call.output)
                     slope = layerwise_slope(call, activation, self._kind)
                 pairs.append((call.use, slope.detach().unsqueeze(0).to(self.dtype_of(name))))
             g = outputs_of(self._layers[name], pairs, record.samples, self._batch_dim)
@@ -227,20 +231,24 @@ class Recorder:
         scores = output.detach().to(torch.promote_types(output.dtype, torch.float32))
         own, rows = _among_processes(scores)
         column = label_columns(self._likelihood, "monte-carlo", rows, None, 1, self._generator)[0, own]
-        edges = [call.edge for calls in taken.values() for call in calls]
+        calls = [(name, place) for name, calls in taken.items() for place in range(len(calls))]
+        missing = {name: len(own) for name, own in taken.items()}
+
+        def take(index: int, g: Tensor | None) -> None:
+            name, place = calls[index]
+            one, kept = taken[name][place], record.layers[name]
+            kept[place].slot[:] = [torch.zeros_like(one.output) if g is None else g.detach()]
+            missing[name] -= 1
+            if missing[name]:
+                return
+            g = self.gradients(name, kept, record.samples, 1.0)
+            for call in kept:
+                call.slot.clear()
+            self._observe(name, self.batch(name, kept, record.samples, {self._kind: g}))
+
+        edges = [taken[name][place].edge for name, place in calls]
         with torch.autograd.set_multithreading_enabled(False):
-            gradients = torch.autograd.grad(
-                output, edges, column.to(output.dtype), retain_graph=True, allow_unused=True
-            )
-        by_call = iter(gradients)
-        for name, calls in taken.items():
-            for call, kept in zip(calls, record.layers[name], strict=True):
-                g = next(by_call)
-                kept.slot[:] = [torch.zeros_like(call.output) if g is None else g]
-            g = self.gradients(name, record.layers[name], record.samples, 1.0)
-            for kept in record.layers[name]:
-                kept.slot.clear()
-            self._observe(name, self.batch(name, record.layers[name], record.samples, {self._kind: g}))
+            backward_one_by_one(output, edges, column.to(output.dtype), take)
 
 
 def _among_processes(rows: Tensor) -> tuple[slice, Tensor]:
@@ -275,12 +283,6 @@ def _is_transformed() -> bool:
 
 def _half_precision(device: str) -> bool:
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-
-
-def _shape_only(call: Captured) -> Use:
-    """The call without the numbers of its output."""
-    output = call.output.detach()
-    return Use(call.input, output.new_empty(()).expand(output.shape))
 
 
 def _samples(args: tuple[Any, ...], kwargs: dict[str, Any], batch_dim: int) -> int:
