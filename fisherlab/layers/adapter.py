@@ -61,10 +61,8 @@ class Adapter(ABC):
         """The inverse of `matrix` for one matrix [m, d]: shaped as the weight."""
         return matrix.reshape(module.get_parameter("weight").shape)
 
-    def applied(
-        self, module: nn.Module, x: Tensor, output: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Tensor | None:
-        """The module's function of x with another weight and bias, without its hooks; None: by way of a."""
+    def applied(self, module: nn.Module, x: Tensor, output: Tensor, weight: Tensor) -> Tensor | None:
+        """The module's function of x with another weight, no bias and no hooks; None: by way of a."""
         return None
 
     def groups(self, module: nn.Module) -> int:

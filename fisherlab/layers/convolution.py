@@ -34,11 +34,11 @@ class ConvolutionAdapter(Adapter):
         """[c, l, out, …] as [c, l, t, out]."""
         return g.flatten(3).transpose(2, 3)
 
-    def applied(self, module: Any, x: Tensor, output: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def applied(self, module: Any, x: Tensor, output: Tensor, weight: Tensor) -> Tensor:
         """The convolution of the padded input."""
         convolve = getattr(functional, f"conv{len(module.kernel_size)}d")
         padded = _padded(module, x)
-        return convolve(padded, weight, bias, module.stride, 0, module.dilation, module.groups)
+        return convolve(padded, weight, None, module.stride, 0, module.dilation, module.groups)
 
 
 class TransposedConvolutionAdapter(Adapter):
@@ -98,7 +98,7 @@ class TransposedConvolutionAdapter(Adapter):
         by_group = matrix.unflatten(0, (module.groups, -1)).unflatten(-1, (-1, *module.kernel_size))
         return by_group.transpose(1, 2).flatten(0, 1)
 
-    def applied(self, module: Any, x: Tensor, output: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def applied(self, module: Any, x: Tensor, output: Tensor, weight: Tensor) -> Tensor:
         """The transposed convolution to the size of the output."""
         convolve = getattr(functional, f"conv_transpose{len(module.kernel_size)}d")
         extra = []
@@ -106,7 +106,7 @@ class TransposedConvolutionAdapter(Adapter):
             reach = module.dilation[place] * (module.kernel_size[place] - 1) - 2 * module.padding[place]
             extra.append(size - (x.shape[2 + place] - 1) * module.stride[place] - reach - 1)
         own = module.stride, module.padding, tuple(extra), module.groups, module.dilation
-        return convolve(x, weight, bias, *own)
+        return convolve(x, weight, None, *own)
 
 
 def _padded(module: Any, x: Tensor) -> Tensor:

@@ -37,11 +37,9 @@ class LinearAdapter(Adapter):
         """The matrix itself."""
         return matrix
 
-    def applied(
-        self, module: nn.Module, x: Tensor, output: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        """X Wᵀ + b."""
-        return functional.linear(x, weight, bias)
+    def applied(self, module: nn.Module, x: Tensor, output: Tensor, weight: Tensor) -> Tensor:
+        """X Wᵀ."""
+        return functional.linear(x, weight)
 
 
 class EmbeddingAdapter(Adapter):

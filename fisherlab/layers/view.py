@@ -192,21 +192,22 @@ class LayerView(BlockShape):
             samples: n.
             batch_dim: the dimension that counts samples.
         """
-        x, g = (self._rows_first(value, 0, batch_dim) for value in (use.input, g))
         g = g.to(matrix.dtype)
+        outputs = self.to_outputs(g.unsqueeze(0), use, samples, batch_dim)[0]
         applied = None
         if self.weight is not None:
             shaped = {role: tensor for role, _, tensor in self.to_parameters(matrix)}
-            weight, bias = shaped[self.weight], None if self.bias is None else shaped[self.bias]
-            applied = self._adapter.applied(self._module, x.to(matrix.dtype), use.output, weight, bias)
+            x = self._rows_first(use.input, 0, batch_dim).to(matrix.dtype)
+            applied = self._adapter.applied(self._module, x, use.output, shaped[self.weight])
         if applied is not None:
-            left, right = (value.reshape(samples, 1, -1) for value in (applied, g))
-            return torch.bmm(left, right.mT).flatten()
+            rows = applied, self._rows_first(g, 0, batch_dim)
+            left, right = (value.reshape(samples, 1, -1) for value in rows)
+            products = torch.bmm(left, right.mT).flatten()
+            return products if self.bias is None else products + outputs.sum(1) @ shaped[self.bias]
         a = self.to_inputs(use, samples, batch_dim)
         a = dense_inputs(a.unfolded() if isinstance(a, Patches) else a).to(matrix.dtype)
         by_group = a.unflatten(-1, (self.groups, -1)), matrix.unflatten(0, (self.groups, -1))
-        outputs = torch.einsum("ntgd,gmd->ntgm", *by_group).flatten(2)
-        return (outputs * self.to_outputs(g.unsqueeze(0), use, samples, batch_dim)[0]).sum((1, 2))
+        return (torch.einsum("ntgd,gmd->ntgm", *by_group).flatten(2) * outputs).sum((1, 2))
 
     @property
     def _module(self) -> nn.Module:

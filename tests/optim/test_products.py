@@ -175,6 +175,35 @@ def test_attention(options, batch_first):
         torch.testing.assert_close(steps[layer].squares, products.square().mean(), msg=layer)
 
 
+@pytest.mark.parametrize(("n", "t"), [(6, 4), (5, 5)])
+def test_samples_in_the_second_dimension(n, t):
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x).mean(0)
+
+    torch.manual_seed(0)
+    model = Positions().double()
+    x, y = torch.randn(t, n, 4, dtype=torch.float64), torch.arange(n) % 3
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def one_loss(parameters: Gradients, x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(torch.func.functional_call(model, parameters, (x.unsqueeze(1),))[0], y)
+
+    V = torch.func.vmap(torch.func.grad(one_loss), (None, 1, 0))(parameters, x, y)
+    optimizer = LNGD(model, batch_dim=1)
+    cross_entropy(model(x), y).backward()
+    steps = optimizer._follower.steps()
+    assert len(steps) == 2
+    for layer, view in optimizer._layers.items():
+        per_sample = view.to_matrix({p: V[p] for p in view.parameters})
+        products = torch.einsum("md,nmd->n", steps[layer].direction, per_sample)
+        torch.testing.assert_close(steps[layer].squares, products.square().mean())
+
+
 @pytest.mark.parametrize("name", ["mlp", "transformer"])
 def test_the_rate_of_a_sum_is_that_of_a_mean(name):
     model, other = network(name), network(name)
