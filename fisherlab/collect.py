@@ -336,9 +336,18 @@ def _whole(parts: list[dict[str, LayerBatch]]) -> dict[str, LayerBatch]:
             if name in part:
                 for kind, piece in part.pop(name).g.items():
                     columns.setdefault(kind, []).append(piece)
-        joined = {kind: one[0] if len(one) == 1 else torch.cat(one) for kind, one in columns.items()}
+        joined = {kind: _side_by_side(one) for kind, one in columns.items()}
         whole[name] = fresh.part({**fresh.g, **joined}, True)
     return whole
+
+
+def _side_by_side(columns: list[Tensor]) -> Tensor:
+    """Columns [c', n, t, m] as one [c, n, t, m]; of images as [n, c, m, t] in memory: V needs no copy."""
+    if len(columns) == 1:
+        return columns[0]
+    if columns[0].stride(2) != 1 or columns[0].shape[3] == 1:
+        return torch.cat(columns)
+    return torch.cat([one.permute(1, 0, 3, 2) for one in columns], 1).permute(1, 0, 3, 2)
 
 
 def _known(gradients: Tensor | None, call: Seen, columns: int) -> Tensor:

@@ -23,7 +23,7 @@ network's last layer has √(p(1 − p)) in the place of its slope. `layerwise-c
 _MOST_SAMPLES = 8192
 """In one batch."""
 
-_BATCH_BYTES = 64 * 2**20
+_BATCH_BYTES = 96 * 2**20
 _LIVE = 4  # tensors of a layer's size that a backward pass holds at once
 
 

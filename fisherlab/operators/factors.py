@@ -88,8 +88,12 @@ def factor_times(factor: Tensor, X: Tensor) -> Tensor:
 
 
 def into_basis(X: Tensor, U: Tensor | None) -> Tensor:
-    """X U for X [..., k]."""
-    return X if U is None else X @ U
+    """X U for X [..., k]; where X lies column by column in memory so does the result."""
+    if U is None:
+        return X
+    if X.dim() < 3 or X.stride(-2) != 1 or X.stride(-1) == 1:
+        return X @ U
+    return (U.T @ X.mT).mT
 
 
 def rows_into_basis(U: Tensor | None, X: Tensor) -> Tensor:

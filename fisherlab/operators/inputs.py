@@ -219,7 +219,7 @@ def row_moment(x: Tensor) -> Tensor:
     positions, width = x.shape[-2:]
     by_columns = x.dim() > 2 and x.stride(-2) == 1 and x.stride(-1) >= positions >= width
     if by_columns and x.stride(-3) != positions:
-        samples = x.flatten(0, -3)
+        samples = (x.transpose(0, 1) if x.dim() == 4 and x.stride(0) < x.stride(1) else x).flatten(0, -3)
         return torch.bmm(samples.mT, samples).sum(0)
     return gram(x.reshape(-1, width))
 
