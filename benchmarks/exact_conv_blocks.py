@@ -22,8 +22,8 @@ from common import (
     rounds,
     write_table,
 )
-from kronecker_statistics_networks import PASSES, network
-from peers import Loader, backpack_blocks, nngeometry_blocks, passes_alone, torch_func_blocks
+from kronecker_statistics_networks import PASSES, network, passes_alone
+from peers import Loader, backpack_blocks, nngeometry_blocks, torch_func_blocks
 from torch import nn
 
 import fisherlab as fl

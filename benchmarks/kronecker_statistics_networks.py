@@ -22,17 +22,11 @@ from common import (
     rounds,
     write_table,
 )
-from peers import (
-    Loader,
-    curvlinops_ekfac,
-    curvlinops_factors,
-    nngeometry_ekfac,
-    nngeometry_factors,
-    passes_alone,
-)
+from peers import Loader, curvlinops_ekfac, curvlinops_factors, nngeometry_ekfac, nngeometry_factors
 from torch import Tensor, nn
 
 import fisherlab as fl
+from fisherlab.likelihoods import Categorical, label_columns
 from fisherlab.models import prepare
 
 SAMPLES = {"cifar-cnn": 256, "cifar-resnet20": 64, "encoder": 64}
@@ -99,6 +93,23 @@ def ours(method, layers, model, inputs, targets):
     """fisherlab's statistics and operators."""
     data = inputs, targets
     return fl.collect_statistics(model, data, layers=layers, approximations=method).build(method)
+
+
+def passes_alone(model: nn.Module, layers: list[str], loader: Loader, times: int = 1) -> None:
+    """What no method can do without: forward passes, and C − 1 columns back to the layers' outputs."""
+    outputs: list[Tensor] = []
+    hooks = [
+        model.get_submodule(layer).register_forward_hook(lambda _, __, output: outputs.append(output))
+        for layer in layers
+    ]
+    for _ in range(times):
+        for x, _ in loader:
+            f = model(x)
+            for column in label_columns(Categorical(), "predictive", f.detach(), None):
+                torch.autograd.grad(f, outputs, column, retain_graph=True)
+            outputs.clear()
+    for hook in hooks:
+        hook.remove()
 
 
 def contender(name, method, model, inputs, targets, batch):

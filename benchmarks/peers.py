@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.utils.data import DataLoader, TensorDataset
 
-from fisherlab.likelihoods import Categorical, label_columns
-
 Blocks = dict[str, Tensor]
 Factors = dict[str, tuple[Tensor, Tensor]]
 
@@ -23,23 +21,6 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self._pairs)
-
-
-def passes_alone(model: nn.Module, layers: list[str], loader: Loader, times: int = 1) -> None:
-    """What no method can do without: forward passes, and C − 1 columns back to the layers' outputs."""
-    outputs: list[Tensor] = []
-    hooks = [
-        model.get_submodule(layer).register_forward_hook(lambda _, __, output: outputs.append(output))
-        for layer in layers
-    ]
-    for _ in range(times):
-        for x, _ in loader:
-            f = model(x)
-            for column in label_columns(Categorical(), "predictive", f.detach(), None):
-                torch.autograd.grad(f, outputs, column, retain_graph=True)
-            outputs.clear()
-    for hook in hooks:
-        hook.remove()
 
 
 def torch_func_blocks(model: nn.Module, layers: list[str], loader: Loader) -> Blocks:

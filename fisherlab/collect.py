@@ -336,12 +336,12 @@ def _whole(parts: list[dict[str, LayerBatch]]) -> dict[str, LayerBatch]:
             if name in part:
                 for kind, piece in part.pop(name).g.items():
                     columns.setdefault(kind, []).append(piece)
-        joined = {kind: _side_by_side(one) for kind, one in columns.items()}
+        joined = {kind: _in_one(one) for kind, one in columns.items()}
         whole[name] = fresh.part({**fresh.g, **joined}, True)
     return whole
 
 
-def _side_by_side(columns: list[Tensor]) -> Tensor:
+def _in_one(columns: list[Tensor]) -> Tensor:
     """Columns [c', n, t, m] as one [c, n, t, m]; of images as [n, c, m, t] in memory: V needs no copy."""
     if len(columns) == 1:
         return columns[0]

@@ -80,10 +80,13 @@ def test_deep_graphs_need_no_recursion():
     value = first = x * 1
     for _ in range(3000):
         value = value + 1
-    found: list[Tensor | None] = []
-    backward_one_by_one(value, edges([first]), torch.ones(1), lambda _, g: found.append(g))
+    found: dict[int, Tensor | None] = {}
+    backward_one_by_one(
+        value, edges([value, first]), torch.ones(1), lambda place, g: found.update({place: g})
+    )
     assert found[0] is not None
-    assert float(found[0]) == 1
+    assert found[1] is not None
+    assert float(found[0]) == float(found[1]) == 1
 
 
 def test_layers_of_a_module_called_twice():

@@ -93,7 +93,7 @@ def into_basis(X: Tensor, U: Tensor | None) -> Tensor:
         return X
     if X.dim() < 3 or X.stride(-2) != 1 or X.stride(-1) == 1:
         return X @ U
-    return (U.T @ X.mT).mT
+    return rows_into_basis(U, X.mT).mT
 
 
 def rows_into_basis(U: Tensor | None, X: Tensor) -> Tensor:

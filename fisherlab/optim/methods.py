@@ -29,8 +29,7 @@ class LNGD(NaturalGradient):
 
     Networks without norm layers need a wider damping and a slow start: damping=(1e-5, 1.0), lr=0.3 with a
     warm-up of 100 steps or more, or a cap max_rate=1. A decaying learning rate is part of the method.
-    Convolutions and sequences need a smaller rate_damping, such as 1e-7: with the default their layers hardly
-    move.
+    Layers with many positions (convolutions, sequences) may need a smaller rate_damping, such as 1e-7.
 
     Args:
         model: the network, not its parameters; called as usual, in training mode.

@@ -232,7 +232,7 @@ class Recorder:
         own, rows = _among_processes(scores)
         column = label_columns(self._likelihood, "monte-carlo", rows, None, 1, self._generator)[0, own]
         calls = [(name, place) for name, calls in taken.items() for place in range(len(calls))]
-        missing = {name: len(own) for name, own in taken.items()}
+        missing = {name: len(taken[name]) for name in taken}
 
         def take(index: int, g: Tensor | None) -> None:
             name, place = calls[index]
