@@ -24,6 +24,9 @@ _MOST_SAMPLES = 8192
 """In one batch."""
 
 _BATCH_BYTES = 96 * 2**20
+_TENSOR_BYTES = 16 * 2**20
+"""Of one layer's a or g: memory that malloc gives again without asking the system for fresh pages."""
+
 _LIVE = 4  # tensors of a layer's size that a backward pass holds at once
 
 
@@ -74,12 +77,14 @@ class Sizes:
 
     def samples(self, needs: Needs, scratch: int = 0, in_parts: bool = False) -> int:
         """How many samples a batch may have for its a and g, and the passes themselves, to stay in bounds."""
-        largest, held = 0, scratch
+        inputs, largest, held = 0, 0, scratch
         for name, kinds in needs.items():
-            largest = max(largest, self.numbers(name, 0))
-            labels = {kind: self.label_columns_of(kind, name) for kind in kinds}
-            if in_parts:
-                labels = {kind: min(count, 1) for kind, count in labels.items()}
-            held += self.numbers(name, sum(labels.values())) - self.numbers(name, 0)
-        needed = self.bytes * (2 * largest + held) + self.pass_bytes(1)
-        return max(1, min(_BATCH_BYTES // needed, _MOST_SAMPLES))
+            inputs = max(inputs, self.numbers(name, 0))
+            labels = [self.label_columns_of(kind, name) for kind in kinds]
+            columns = [min(count, 1) for count in labels] if in_parts else labels
+            outputs = self.positions[name] * self.layers[name].outputs
+            largest = max(largest, outputs * max(columns, default=0))
+            held += outputs * sum(columns)
+        needed = self.bytes * (2 * inputs + held) + self.pass_bytes(1)
+        most = min(_BATCH_BYTES // needed, _TENSOR_BYTES // (self.bytes * max(inputs, largest)))
+        return max(1, min(most, _MOST_SAMPLES))

@@ -18,6 +18,7 @@ _REDUCTION_ELEMENTS = 2**22
 _PANELS = 8
 _FEW_PANELS = 4
 _LEAST_MIRRORED, _LEAST_ROWS = 2**23, 256  # products and rows from which panels pay
+_NARROWEST = 16
 _LEAST_PANEL = 128
 _TILE = 256
 _SINGLE_ROUNDING = 1e-6
@@ -303,7 +304,7 @@ def symmetric_product(X: Tensor, Y: Tensor) -> Tensor:
     if rows < _LEAST_ROWS or rows * k**2 < _LEAST_MIRRORED:
         return X.T @ Y
     out = X.new_empty(k, k)
-    panels = list(spans(k, 1, -(-k // _FEW_PANELS)))
+    panels = list(spans(k, 1, max(_NARROWEST, -(-k // _FEW_PANELS))))
     for start, stop in panels:
         torch.mm(X[:, start:stop].T, Y[:, start:], out=out[start:stop, start:])
         out[stop:, start:stop] = out[start:stop, stop:].T
