@@ -13,18 +13,23 @@ import importlib.util
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import accumulate
+from operator import itemgetter
+from typing import Any
 from unittest import mock
 
 import torch
 from common import RESULTS, machine, peak_memory, report_peak, rounds, write_table
 from kronecker_statistics_networks import network
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from fisherlab.optim import KFAC, LNGD
 from fisherlab.optim.follower import Follower
 
 CASES = {"cifar-resnet20": ("sgd", 128), "encoder": ("adam", 64)}
 EVERY = (100, 10)
+SMALL = 4  # samples of the steps that are made before memory is measured
 NEVER = 10**9
 ASDL = "kfac of asdl"
 
@@ -112,6 +117,15 @@ def by_layer(case: str, steps: int = 5) -> list[list[str]]:
     return [*rows, [case, f"{len(largest) - 6} others", f"{1e3 * rest / steps:.1f}", f"{rest / whole:.0%}"]]
 
 
+def peak_of_tensors(work: Callable[[], Any]) -> float:
+    """MiB that tensors take at most at one time, of those that the work makes, as torch counts them."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    results = found.profiler.kineto_results
+    changes = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
+    return max(accumulate(bytes for _, bytes in sorted(changes, key=itemgetter(0)))) / 2**20
+
+
 def measure(case: str, repeats: int) -> list[list[str]]:
     """Rows: ms of a plain step, of a step with a refresh, ratios to the reference, MiB."""
     reference, batch = CASES[case]
@@ -123,7 +137,8 @@ def measure(case: str, repeats: int) -> list[list[str]]:
     fresh = rounds({name: stepper(name, case, batch, 1) for name in ours}, max(3, repeats // 4))
     median = {name: float(torch.tensor(times).median()) for name, times in plain.items()}
     refresh = {name: float(torch.tensor(times).median()) for name, times in fresh.items()}
-    memory = {name: peak_memory(__file__, name, case) for name in names}
+    resident = {name: peak_memory(__file__, name, case) for name in names}
+    tensors = {name: peak_of_tensors(lambda name=name: stepper(name, case, batch, NEVER)()) for name in names}
     rows = []
     for name in names:
         extra = refresh.get(name, median[name]) - median[name]
@@ -131,7 +146,8 @@ def measure(case: str, repeats: int) -> list[list[str]]:
         row = [case, str(batch), name, f"{1e3 * median[name]:.0f}"]
         row += [f"{1e3 * refresh[name]:.0f}" if name in refresh else ""]
         row += [f"{ratio:.2f}" for ratio in ratios]
-        row += [f"{memory[name]:.0f}", f"{memory[name] / memory['sgd']:.2f}"]
+        for memory in (tensors, resident):
+            row += [f"{memory[name]:.0f}", f"{memory[name] / memory['sgd']:.2f}"]
         print(" | ".join(row), flush=True)
         rows.append(row)
     return rows
@@ -146,7 +162,7 @@ def main() -> None:
     if arguments.memory:
         name, case = arguments.memory
         batch = CASES[case][1]
-        network(case, 2, torch.float32)  # imports are not the work
+        stepper(name, case, SMALL, NEVER)()  # imports, and the code of libraries, are not the work
         report_peak(lambda: stepper(name, case, batch, NEVER)())
         return
     rows = [row for case in arguments.cases for row in measure(case, arguments.repeats)]
@@ -156,7 +172,9 @@ def main() -> None:
         "encoder: 4 layers, 64 positions, width 128; ratios over Adam; all float32",
         "step: forward, backward and step; refresh: one with new statistics and inverses; medians of rounds",
         "every 100, every 10: the mix at that many steps between refreshes, over the reference",
-        "MiB: growth of the peak resident set over two steps, the first a refresh, in a process of its own",
+        "MiB: the most that tensors take at once over two steps, the first a refresh, by torch's profiler",
+        "resident: growth of the process's peak resident set over the same, with what malloc keeps; in a "
+        "process of its own",
     ]
     header = [
         "network",
@@ -167,6 +185,8 @@ def main() -> None:
         "every 100",
         "every 10",
         "MiB",
+        "of SGD",
+        "resident",
         "of SGD",
     ]
     path = RESULTS / "optimizer_steps.md"

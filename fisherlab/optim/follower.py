@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fisherlab import distributed
 from fisherlab.batch import LayerBatch
+from fisherlab.capture import layerwise_draws
 from fisherlab.damping import Damping
 from fisherlab.errors import InputError, NumericalError
 from fisherlab.layers import Layers
@@ -93,6 +94,8 @@ class Follower:
         self._layers, self._blocks, self._options = layers, blocks, options
         self._likelihood, self._kind = likelihood, kind
         self._scaler, self._settings, self._damping, self._momentum = scaler, settings, damping, momentum
+        two_pass = any(block.method.two_pass for block in blocks.values())
+        self._meets = two_pass or kind == "drawn" or layerwise_draws(kind) > 0  # with others in a pass
         self._watch()
         self._recorder = Recorder(
             model,
@@ -186,7 +189,8 @@ class Follower:
         """With several processes: statistics over all of them, each inverting a share of the layers."""
         if distributed.size() == 1:
             return
-        self._check_alike()
+        observed = [name for name, block in self._blocks.items() if block.observed]
+        _require_alike(observed, self._contributions.names)
         Block.add_up(self._blocks.values())
         due = [name for name in names if self._due_for(name)]
         for name in due[distributed.rank() :: distributed.size()]:
@@ -197,17 +201,6 @@ class Follower:
                 device = self._gradients.device(name)
                 self._blocks[name].load_inverse(tensors, numbers, device)
                 self._prepared.add(name)
-
-    def _check_alike(self) -> None:
-        """Raises `InputError` in all processes where a layer took part in this step in some of them only."""
-        observed = [name for name, block in self._blocks.items() if block.observed]
-        for found in zip(*distributed.gather_all((observed, self._contributions.names)), strict=True):
-            some = set().union(*found).difference(set(found[0]).intersection(*found))
-            if some:
-                raise InputError(
-                    f"layer {min(some)!r} took part in this step in some processes only; use it in all of "
-                    "them, or leave it out with exclude="
-                )
 
     def _step_of(self, name: str) -> Step:
         """The step as it was made when the gradient came, or made anew where that has changed since.
@@ -239,11 +232,16 @@ class Follower:
     def _due(self, names: Iterable[str]) -> bool:
         """Whether a forward pass with these layers is to give statistics."""
         if self.count % self._options.statistics_every == 0:
-            return True
-        blocks = [self._blocks[name] for name in names]
-        return any(not block.known for block in blocks) or (
-            self._due_inverse() and any(block.wants_basis for block in blocks)
-        )
+            wanting = set(self._blocks)
+        else:
+            wanting = {name for name, block in self._blocks.items() if self._wants(block)}
+        if wanting and self._meets and distributed.size() > 1:  # as in all processes, before they wait
+            _require_alike(list(names))
+        return not wanting.isdisjoint(names)
+
+    def _wants(self, block: Block) -> bool:
+        """Whether statistics of a layer are due out of turn."""
+        return not block.known or (self._due_inverse() and block.wants_basis)
 
     def _due_inverse(self) -> bool:
         return self.count % self._options.inverse_every == 0
@@ -405,3 +403,14 @@ class Follower:
         totals = torch.stack([squares.sum(), squares.new_tensor(float(len(squares)))])
         distributed.add_up([totals])
         return totals[0] / totals[1]
+
+
+def _require_alike(*own: Sequence[str]) -> None:
+    """Raises `InputError` in all processes where a layer took part in some of them only."""
+    for found in zip(*distributed.gather_all(own), strict=True):
+        some = set().union(*found).difference(set(found[0]).intersection(*found))
+        if some:
+            raise InputError(
+                f"layer {min(some)!r} took part in this step in some processes only; use it in all of "
+                "them, or leave it out with exclude="
+            )

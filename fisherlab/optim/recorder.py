@@ -167,7 +167,7 @@ class Recorder:
             return
         used = {name: [call for call in calls if call.output.numel()] for name, calls in seen.items()}
         taken = {name: calls for name, calls in used.items() if calls}
-        refresh = bool(taken) and self._due(taken)
+        refresh = self._due(taken)
         layers = {name: [Seen(call.use) for call in calls] for name, calls in taken.items()}
         record = ForwardPass(samples, layers, refresh)
         if refresh and self._kind.startswith("layerwise"):
