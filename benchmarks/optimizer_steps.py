@@ -123,7 +123,7 @@ def peak_of_tensors(work: Callable[[], Any]) -> float:
         work()
     results = found.profiler.kineto_results
     changes = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
-    return max(accumulate(bytes for _, bytes in sorted(changes, key=itemgetter(0)))) / 2**20
+    return max(accumulate(change for _, change in sorted(changes, key=itemgetter(0)))) / 2**20
 
 
 def measure(case: str, repeats: int) -> list[list[str]]:

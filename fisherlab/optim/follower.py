@@ -231,26 +231,25 @@ class Follower:
 
     def _due(self, names: Iterable[str]) -> bool:
         """Whether a forward pass with these layers is to give statistics."""
-        if self.count % self._options.statistics_every == 0:
-            wanting = set(self._blocks)
-        else:
-            wanting = {name for name, block in self._blocks.items() if self._wants(block)}
+        wanting = {name for name, block in self._blocks.items() if self._wants(block)}
         if wanting and self._meets and distributed.size() > 1:  # as in all processes, before they wait
             _require_alike(list(names))
         return not wanting.isdisjoint(names)
 
     def _wants(self, block: Block) -> bool:
-        """Whether statistics of a layer are due out of turn."""
-        return not block.known or (self._due_inverse() and block.wants_basis)
+        """Whether statistics of a layer, or second moments in a new eigenbasis, are due."""
+        return self._due_sums(block) or (self._due_inverse() and block.wants_basis)
+
+    def _due_sums(self, block: Block) -> bool:
+        return self.count % self._options.statistics_every == 0 or not block.known
 
     def _due_inverse(self) -> bool:
         return self.count % self._options.inverse_every == 0
 
     def _observe(self, name: str, batch: LayerBatch) -> None:
         block = self._blocks[name]
-        due = self.count % self._options.statistics_every == 0 or not block.known
         basis = self._due_inverse() or not block.bases
-        block.observe(batch, self._options.decay, sums=due, basis=basis)
+        block.observe(batch, self._options.decay, sums=self._due_sums(block), basis=basis)
         self._prepared.discard(name)
 
     def _watch(self) -> None:
