@@ -122,9 +122,10 @@ def _drawn(comparison: "Comparison", folder: Path, save: "Save") -> "Iterator[Pi
             "with real gradients (lngd-lr) to LNGD.",
         )
     if len(comparison.directions):
+        drawn = [name for name, result in comparison.results.items() if result.kind == "drawn"]
         yield written(
             "directions",
-            lambda: plots.directions(comparison.directions, caption=caption),
+            lambda: plots.directions(comparison.directions, caption=caption, drawn=drawn),
             "Quality of the damped direction",
             "Cosine with the exact step, and share of its decrease, over six dampings.",
         )

@@ -9,9 +9,27 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from fisherlab.plots import style
-from fisherlab.plots.frames import Array, Series, compared_layers, numbers, pivot, require, with_series
+from fisherlab.plots.frames import (
+    Array,
+    Series,
+    compared_layers,
+    drawn_labels,
+    numbers,
+    pivot,
+    require,
+    with_series,
+)
 from fisherlab.plots.labels import METRICS, label, number, short
-from fisherlab.plots.profiles import FAR, MANY, diagonal_only, error_profiles, series_label, waterfall_profile
+from fisherlab.plots.profiles import (
+    FAR,
+    MANY,
+    diagonal_only,
+    error_profiles,
+    series_label,
+    shade,
+    shade_key,
+    waterfall_profile,
+)
 
 _ERRORS = ("relative_error", "scaled_error", "population_error")
 _NUMBERED_BARS = 54  # bars of a row that leave room for their numbers
@@ -27,11 +45,11 @@ def errors(records: pd.DataFrame, *, caption: str) -> Figure:
     approximation against the position of the layer, on a logarithmic axis where some errors exceed
     2 and others do not. Population errors carry their standard error. Layers that have only the
     approximation `diagonal` (norms) are left out, and counted under the axis, where others have
-    more.
+    more. Layers whose labels are drawn are shaded: their in-sample errors mostly measure the draws.
 
     Args:
         records: Columns ``layer``, ``approximation``, ``relative_error``, ``scaled_error``,
-            and, where known, ``population_error``, ``population_error_se`` and ``target``.
+            and, where known, ``population_error``, ``population_error_se``, ``target`` and ``kind``.
         caption: Data, model, checkpoint, seed and device; written under the figure.
 
     Returns:
@@ -44,10 +62,10 @@ def errors(records: pd.DataFrame, *, caption: str) -> Figure:
     layers, diagonal = compared_layers(records)
     rows = with_series(records[records["layer"].isin(layers)])
     series = list(dict.fromkeys(rows["series"]))
-    left = diagonal_only(diagonal)
+    left, drawn = diagonal_only(diagonal), drawn_labels(records)
     if len(layers) * (len(series) + 1) > 2 * _NUMBERED_BARS:
-        return error_profiles(rows, _ERRORS, layers, series, caption=caption, left=left)
-    return _error_bars(rows, layers, series, caption=caption, left=left)
+        return error_profiles(rows, _ERRORS, layers, series, caption=caption, left=left, drawn=drawn)
+    return _error_bars(rows, layers, series, caption=caption, left=left, drawn=drawn)
 
 
 @style.styled
@@ -105,7 +123,13 @@ def waterfall(steps: pd.DataFrame, *, caption: str) -> Figure:
 
 
 def _error_bars(
-    rows: pd.DataFrame, layers: list[str], series: list[Series], *, caption: str, left: str
+    rows: pd.DataFrame,
+    layers: list[str],
+    series: list[Series],
+    *,
+    caption: str,
+    left: str,
+    drawn: list[str],
 ) -> Figure:
     """Bars with their numbers, in one or two bands of layers a metric."""
     slots = len(series) + 1
@@ -117,7 +141,10 @@ def _error_bars(
         (1.4 * len(_ERRORS) + (1.1 if turned else 0.3)) * len(wraps),
         caption=caption,
         title="Errors of the approximations by layer",
-        legend=[Patch(label=series_label(one), **_fill(one, series)) for one in series],
+        legend=[
+            *(Patch(label=series_label(one), **_fill(one, series)) for one in series),
+            *shade_key(layers, drawn),
+        ],
     )
     grid = figure.subplots(len(_ERRORS) * len(wraps), 1, squeeze=False)[:, 0]
     grid = grid.reshape(len(wraps), len(_ERRORS))
@@ -132,6 +159,7 @@ def _error_bars(
             if not np.isfinite(values).any():
                 style.not_available(axes)
                 continue
+            shade(axes, part, drawn)
             own = slice(wrap * per_row, wrap * per_row + len(part))
             _draw_groups(axes, values[own], spread[own], exists[own], series, limit)
             axes.set_xticks(range(len(part)), [])

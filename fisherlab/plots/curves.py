@@ -1,6 +1,6 @@
 """Curves: the spectra of a layer, and directions against damping."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from fisherlab.plots import style
 from fisherlab.plots.frames import compared_layers, numbers, require
 from fisherlab.plots.labels import METRICS, label, number
-from fisherlab.plots.profiles import MANY, diagonal_only, direction_profiles
+from fisherlab.plots.profiles import MANY, diagonal_only, direction_profiles, shade_key
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -89,7 +89,7 @@ def spectrum(
 
 
 @style.styled
-def directions(frame: pd.DataFrame, *, caption: str) -> Figure:
+def directions(frame: pd.DataFrame, *, caption: str, drawn: Collection[str] = ()) -> Figure:
     """How good the preconditioned directions are, against the damping.
 
     The cosine between (F̂ + λI)⁻¹∇h and (F + λI)⁻¹∇h, and the share of the decrease of the damped
@@ -102,6 +102,9 @@ def directions(frame: pd.DataFrame, *, caption: str) -> Figure:
         frame: Columns ``layer``, ``approximation``, ``damping``, ``direction_cosine``,
             ``decrease_share``; numbers may be NaN.
         caption: Data, model, checkpoint, seed and device; written under the figure.
+        drawn: Layers whose exact block has one drawn label a sample; they are shaded. There the gradient
+            of the data mostly leaves the range of F, and the exact step is nearly its share outside over λ:
+            the decrease share says little.
 
     Returns:
         The figure, 7 inches wide, no taller than a page for six dampings.
@@ -116,7 +119,7 @@ def directions(frame: pd.DataFrame, *, caption: str) -> Figure:
     left = diagonal_only(diagonal)
     frame = frame[frame["layer"].isin(layers)]
     if len(layers) > MANY:
-        return direction_profiles(frame, metrics, layers, caption=caption, left=left)
+        return direction_profiles(frame, metrics, layers, caption=caption, left=left, drawn=drawn)
     names = list(frame["approximation"].unique())
     lowest = {metric: float(np.nanmin(frame[metric], initial=0.0)) * 1.03 for metric in metrics}
     across = min(len(layers), 4)
@@ -127,7 +130,7 @@ def directions(frame: pd.DataFrame, *, caption: str) -> Figure:
         2.9 * bands,
         caption=caption,
         title="Approximate against exact natural gradient direction" + (f" (layers: {left})" if left else ""),
-        legend=key,
+        legend=[*key, *shade_key(layers, drawn)],
     )
     grid = figure.subplots(2 * bands, across, squeeze=False, sharey="row")
     for place in range(bands * across):
@@ -142,6 +145,8 @@ def directions(frame: pd.DataFrame, *, caption: str) -> Figure:
         for axes, metric in zip(pair, metrics, strict=True):
             _draw_sweep(axes, rows, metric, names)
             axes.set_ylim(lowest[metric], 1.03)
+            if layers[place] in drawn:
+                axes.set_facecolor(style.SHADE)
             if column == 0:
                 axes.set_ylabel(METRICS[metric])
         pair[0].tick_params(labelbottom=False)

@@ -43,6 +43,11 @@ def compared_layers(records: pd.DataFrame) -> tuple[list[str], list[str]]:
     return list(names[~diagonal]), list(names[diagonal])
 
 
+def drawn_labels(records: pd.DataFrame) -> list[str]:
+    """Layers whose exact block has one drawn label a sample in place of the expectation (`kind`)."""
+    return [] if "kind" not in records else list(dict.fromkeys(records["layer"][records["kind"] == "drawn"]))
+
+
 def with_series(records: pd.DataFrame) -> pd.DataFrame:
     """The records with a column ``series``; the main target of a layer is that of its first row."""
     if "target" not in records:

@@ -30,6 +30,8 @@ PAGE_WIDTH = 7.0
 MAGNITUDE_MAP = "viridis"
 """Perceptually uniform map for magnitudes, readable with any colour vision."""
 MISSING_COLOR = "#d9d9d9"
+SHADE = "#efebe2"
+"""Behind what is to be read with care."""
 ACCENT = "#d62728"
 MUTED = "#666666"
 

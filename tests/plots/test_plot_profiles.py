@@ -5,8 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgba
 
 from fisherlab import plots
+from fisherlab.plots import style
 from fisherlab.plots.frames import compared_layers, numbers
 
 STEPS = ("nearest-kronecker", "kfac", "lngd-lr", "lngd")
@@ -181,3 +183,24 @@ def test_numbers_of_any_column_are_floats():
     column = numbers(pd.Series([1, None, pd.NA, "text", 2.5], dtype=object))
     np.testing.assert_array_equal(column, [1, np.nan, np.nan, np.nan, 2.5])
     assert numbers(pd.Series([1, None], dtype="Int64")).dtype == float
+
+
+@pytest.mark.parametrize("count", [2, 20, 40])
+def test_layers_with_drawn_labels_are_shaded_and_the_legend_says_so(count, make_records, caption):
+    layers = names(count)
+    records = make_records(layers)
+    records["kind"] = ["drawn" if layer == layers[1] else "predictive" for layer in records["layer"]]
+    errors = plots.errors(records, caption=caption)
+    directions = plots.directions(sweep(layers), caption=caption, drawn=layers[1:2])
+    for figure in (errors, directions):
+        assert "one drawn label" in figure.legends[0].get_texts()[-1].get_text()
+        plain = plots.errors(records.drop(columns="kind"), caption=caption)
+        assert "one drawn label" not in plain.legends[0].get_texts()[-1].get_text()
+    shade = to_rgba(style.SHADE)
+    assert len([one for one in errors.axes[0].patches if one.get_facecolor() == shade]) == 1
+    if count == 2:
+        faces = [axes.get_facecolor() == shade for axes in directions.axes]
+        assert faces == [False, True, False, True]
+    else:
+        (span,) = [one for one in directions.axes[0].patches if one.get_facecolor() == shade]
+        assert (span.get_x(), span.get_width()) == (0.5, 1.0)
