@@ -277,7 +277,8 @@ def sample_gradients(a: Inputs, g: Tensor, out: Tensor | None = None) -> Tensor:
         return total.view(samples, d, classes, m).permute(0, 2, 3, 1)
     shape = (samples, classes, m, d)
     V = g.new_empty(shape) if out is None else out[: samples * classes * m * d].view(shape)
-    if samples * positions * m * d < _LARGE_PRODUCT:
+    together = g.stride(0) == m * g.stride(3)  # as [n, c, m, t] in memory
+    if together or samples * positions * m * d < _LARGE_PRODUCT:
         torch.bmm(by_sample(g.detach()).mT, a.detach(), out=V.flatten(1, 2))
     else:  # no copy of g
         for c in range(classes):
