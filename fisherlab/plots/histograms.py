@@ -131,11 +131,12 @@ def normality(layers: pd.DataFrame, *, caption: str) -> Figure:
     for (_, fit), words in zip(_NORM_FITS, ("normal", "scaled chi"), strict=True):
         key.append(Line2D([], [], ls="", label=f"norms of $s$, {words}", **fit))
     tested = int(layers["tested"].max())
+    which = "outputs s and activated outputs φ(s)" if "activated" in kinds else "outputs s"
     figure, panels = _rows_of_layers(
         names,
         4,
         f"{caption}\nDistances, tests and fits: of {tested} values from different samples. {MARGINALS}",
-        "How far outputs s and activated outputs φ(s) are from normal, by layer",
+        f"How far {which} are from normal, by layer",
         key,
     )
     kurtosis, distance, rejected, norms = panels
@@ -146,11 +147,13 @@ def normality(layers: pd.DataFrame, *, caption: str) -> Figure:
         _dots(kurtosis, rows["kurtosis_median"], **look)
         _dots(distance, rows["ks_worst"], hollow=True, **look)
         _dots(distance, rows["ks_median"], **look)
-        _dots(rejected, 100 * numbers(rows["rejected"]), shift=_SHIFTS[kind], **look)
+        shift = _SHIFTS[kind] if len(kinds) > 1 else 0.0
+        _dots(rejected, 100 * numbers(rows["rejected"]), shift=shift, **look)
         if kind == "output":
             for column, fit in _NORM_FITS:
                 _dots(norms, rows[column], **fit)
     kurtosis.set_xscale("symlog", linthresh=1)
+    kurtosis.xaxis.set_major_formatter("{x:g}")
     kurtosis.axvline(0, color=style.MUTED, lw=0.6)
     kurtosis.set_xlabel("excess kurtosis\n(normal: 0)")
     distance.set_xlabel("KS distance\nof coordinates")
