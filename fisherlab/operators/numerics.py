@@ -321,12 +321,17 @@ def self_product(pieces: Iterable[Tensor], size: int, device: torch.device) -> T
         size: the width of X.
         device: of X.
     """
-    total = torch.zeros(size, size, dtype=torch.float64, device=device)
+    total = torch.empty(size, size, dtype=torch.float64, device=device)
     panels = list(spans(size, 1, max(_LEAST_PANEL, -(-size // _PANELS))))
+    pieces = iter(pieces)
+    first = next(pieces, None)
+    if first is None:
+        return total.zero_()
+    for start, stop in panels:
+        total[start:stop, start:] = first[:, start:stop].T @ first[:, start:]
     for X in pieces:
         for start, stop in panels:
-            panel, rest = X[:, start:stop], X[:, start:]
-            add_product(total[start:stop, start:], panel.T, rest)
+            add_product(total[start:stop, start:], X[:, start:stop].T, X[:, start:])
     for start, stop in panels:
         total[stop:, start:stop] = total[start:stop, stop:].T
     return total
