@@ -98,6 +98,7 @@ def _pictures(comparison: "Comparison", folder: Path) -> "Iterator[Picture]":
 
 def _drawn(comparison: "Comparison", folder: Path, save: "Save") -> "Iterator[Picture]":
     from fisherlab import plots
+    from fisherlab.plots.frames import drawn_labels
     from fisherlab.report import Picture
 
     def written(
@@ -122,7 +123,7 @@ def _drawn(comparison: "Comparison", folder: Path, save: "Save") -> "Iterator[Pi
             "with real gradients (lngd-lr) to LNGD.",
         )
     if len(comparison.directions):
-        drawn = [name for name, result in comparison.results.items() if result.kind == "drawn"]
+        drawn = drawn_labels(comparison.records)
         yield written(
             "directions",
             lambda: plots.directions(comparison.directions, caption=caption, drawn=drawn),

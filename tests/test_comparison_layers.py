@@ -3,16 +3,19 @@
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from reference import Case, exact, relative
 from torch import nn
 
 import fisherlab as fl
-from fisherlab import comparison, experiment
+from fisherlab import comparison, experiment, plots
 from fisherlab.errors import NotSupportedError
 from fisherlab.metrics import relative_error
 from fisherlab.operators import GroupedOperator
+from fisherlab.plots import style
 
 NAMES = ("kfac", "ekfac", "tkfac", "lngd")
+BOTH = ("layer 0", "layer 2")
 KEY = ["layer", "approximation", "target"]
 
 
@@ -163,6 +166,24 @@ def test_layers_with_other_labels_have_no_coupling(wide):
     assert pd.isna(table["2", "0"])
     assert table["0", "0"] == pytest.approx(1)
     assert table["2", "2"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"memory": 60_000, "max_columns": 10}, {"layer 0": style.SHADE}), ({}, dict.fromkeys(BOTH, "#ffffff"))],
+)
+def test_pictures_shade_the_layers_with_drawn_labels(options, expected, wide, tmp_path, monkeypatch):
+    c = compared(wide, spectra=False, **options)
+    made, draw = [], plots.directions
+
+    def keep(*args, **given):
+        made.append(draw(*args, **given))
+        return made[0]
+
+    monkeypatch.setattr(plots, "directions", keep)
+    c.save(tmp_path / "run")
+    faces = {axes.get_title(): to_hex(axes.get_facecolor()) for axes in made[0].axes if axes.get_title()}
+    assert faces == expected
 
 
 # --- other kinds of layers --------------------------------------------------------------------------------

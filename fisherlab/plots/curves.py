@@ -102,9 +102,9 @@ def directions(frame: pd.DataFrame, *, caption: str, drawn: Collection[str] = ()
         frame: Columns ``layer``, ``approximation``, ``damping``, ``direction_cosine``,
             ``decrease_share``; numbers may be NaN.
         caption: Data, model, checkpoint, seed and device; written under the figure.
-        drawn: Layers whose exact block has one drawn label a sample; they are shaded. There the gradient
-            of the data mostly leaves the range of F, and the exact step is nearly its share outside over λ:
-            the decrease share says little.
+        drawn: Layers whose exact block has drawn labels; they are shaded. With few labels the gradient of
+            the data mostly leaves the range of F, and the exact step is nearly its share outside over λ: the
+            decrease share says little.
 
     Returns:
         The figure, 7 inches wide, no taller than a page for six dampings.

@@ -44,8 +44,10 @@ def compared_layers(records: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 
 def drawn_labels(records: pd.DataFrame) -> list[str]:
-    """Layers whose exact block has one drawn label a sample in place of the expectation (`kind`)."""
-    return [] if "kind" not in records else list(dict.fromkeys(records["layer"][records["kind"] == "drawn"]))
+    """Layers whose exact block has drawn labels in place of the expectation, by the column ``kind``."""
+    if "kind" not in records:
+        return []
+    return list(dict.fromkeys(records["layer"][records["kind"] == "monte-carlo"]))
 
 
 def with_series(records: pd.DataFrame) -> pd.DataFrame:

@@ -158,7 +158,7 @@ def shade_key(layers: Sequence[str], drawn: Collection[str]) -> list[Patch]:
     """The legend's words for the shade, where any of the layers has it."""
     if not any(layer in drawn for layer in layers):
         return []
-    return [Patch(facecolor=style.SHADE, label="F of one drawn label a sample")]
+    return [Patch(facecolor=style.SHADE, label="F of drawn labels")]
 
 
 def series_label(one: Series) -> str:

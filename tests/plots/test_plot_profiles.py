@@ -189,13 +189,13 @@ def test_numbers_of_any_column_are_floats():
 def test_layers_with_drawn_labels_are_shaded_and_the_legend_says_so(count, make_records, caption):
     layers = names(count)
     records = make_records(layers)
-    records["kind"] = ["drawn" if layer == layers[1] else "predictive" for layer in records["layer"]]
+    records["kind"] = ["monte-carlo" if layer == layers[1] else "predictive" for layer in records["layer"]]
     errors = plots.errors(records, caption=caption)
     directions = plots.directions(sweep(layers), caption=caption, drawn=layers[1:2])
     for figure in (errors, directions):
-        assert "one drawn label" in figure.legends[0].get_texts()[-1].get_text()
+        assert "drawn labels" in figure.legends[0].get_texts()[-1].get_text()
         plain = plots.errors(records.drop(columns="kind"), caption=caption)
-        assert "one drawn label" not in plain.legends[0].get_texts()[-1].get_text()
+        assert "drawn labels" not in plain.legends[0].get_texts()[-1].get_text()
     shade = to_rgba(style.SHADE)
     assert len([one for one in errors.axes[0].patches if one.get_facecolor() == shade]) == 1
     if count == 2:
