@@ -123,10 +123,10 @@ def _drawn(comparison: "Comparison", folder: Path, save: "Save") -> "Iterator[Pi
             "with real gradients (lngd-lr) to LNGD.",
         )
     if len(comparison.directions):
-        drawn = drawn_labels(comparison.records)
+        shaded = drawn_labels(comparison.records)
         yield written(
             "directions",
-            lambda: plots.directions(comparison.directions, caption=caption, drawn=drawn),
+            lambda: plots.directions(comparison.directions, caption=caption, shaded=shaded),
             "Quality of the damped direction",
             "Cosine with the exact step, and share of its decrease, over six dampings.",
         )

@@ -62,10 +62,10 @@ def errors(records: pd.DataFrame, *, caption: str) -> Figure:
     layers, diagonal = compared_layers(records)
     rows = with_series(records[records["layer"].isin(layers)])
     series = list(dict.fromkeys(rows["series"]))
-    left, drawn = diagonal_only(diagonal), drawn_labels(records)
+    left, shaded = diagonal_only(diagonal), drawn_labels(records)
     if len(layers) * (len(series) + 1) > 2 * _NUMBERED_BARS:
-        return error_profiles(rows, _ERRORS, layers, series, caption=caption, left=left, drawn=drawn)
-    return _error_bars(rows, layers, series, caption=caption, left=left, drawn=drawn)
+        return error_profiles(rows, _ERRORS, layers, series, caption=caption, left=left, shaded=shaded)
+    return _error_bars(rows, layers, series, caption=caption, left=left, shaded=shaded)
 
 
 @style.styled
@@ -129,7 +129,7 @@ def _error_bars(
     *,
     caption: str,
     left: str,
-    drawn: list[str],
+    shaded: list[str],
 ) -> Figure:
     """Bars with their numbers, in one or two bands of layers a metric."""
     slots = len(series) + 1
@@ -143,7 +143,7 @@ def _error_bars(
         title="Errors of the approximations by layer",
         legend=[
             *(Patch(label=series_label(one), **_fill(one, series)) for one in series),
-            *shade_key(layers, drawn),
+            *shade_key(layers, shaded),
         ],
     )
     grid = figure.subplots(len(_ERRORS) * len(wraps), 1, squeeze=False)[:, 0]
@@ -159,7 +159,7 @@ def _error_bars(
             if not np.isfinite(values).any():
                 style.not_available(axes)
                 continue
-            shade(axes, part, drawn)
+            shade(axes, part, shaded)
             own = slice(wrap * per_row, wrap * per_row + len(part))
             _draw_groups(axes, values[own], spread[own], exists[own], series, limit)
             axes.set_xticks(range(len(part)), [])

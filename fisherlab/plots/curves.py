@@ -89,7 +89,7 @@ def spectrum(
 
 
 @style.styled
-def directions(frame: pd.DataFrame, *, caption: str, drawn: Collection[str] = ()) -> Figure:
+def directions(frame: pd.DataFrame, *, caption: str, shaded: Collection[str] = ()) -> Figure:
     """How good the preconditioned directions are, against the damping.
 
     The cosine between (F̂ + λI)⁻¹∇h and (F + λI)⁻¹∇h, and the share of the decrease of the damped
@@ -102,9 +102,9 @@ def directions(frame: pd.DataFrame, *, caption: str, drawn: Collection[str] = ()
         frame: Columns ``layer``, ``approximation``, ``damping``, ``direction_cosine``,
             ``decrease_share``; numbers may be NaN.
         caption: Data, model, checkpoint, seed and device; written under the figure.
-        drawn: Layers whose exact block has drawn labels; they are shaded. With few labels the gradient of
-            the data mostly leaves the range of F, and the exact step is nearly its share outside over λ: the
-            decrease share says little.
+        shaded: Layers whose exact block has drawn labels. With few labels the gradient of the data mostly
+            leaves the range of F, and the exact step is nearly its share outside over λ: the decrease share
+            says little.
 
     Returns:
         The figure, 7 inches wide, no taller than a page for six dampings.
@@ -119,7 +119,7 @@ def directions(frame: pd.DataFrame, *, caption: str, drawn: Collection[str] = ()
     left = diagonal_only(diagonal)
     frame = frame[frame["layer"].isin(layers)]
     if len(layers) > MANY:
-        return direction_profiles(frame, metrics, layers, caption=caption, left=left, drawn=drawn)
+        return direction_profiles(frame, metrics, layers, caption=caption, left=left, shaded=shaded)
     names = list(frame["approximation"].unique())
     lowest = {metric: float(np.nanmin(frame[metric], initial=0.0)) * 1.03 for metric in metrics}
     across = min(len(layers), 4)
@@ -130,7 +130,7 @@ def directions(frame: pd.DataFrame, *, caption: str, drawn: Collection[str] = ()
         2.9 * bands,
         caption=caption,
         title="Approximate against exact natural gradient direction" + (f" (layers: {left})" if left else ""),
-        legend=[*key, *shade_key(layers, drawn)],
+        legend=[*key, *shade_key(layers, shaded)],
     )
     grid = figure.subplots(2 * bands, across, squeeze=False, sharey="row")
     for place in range(bands * across):
@@ -145,7 +145,7 @@ def directions(frame: pd.DataFrame, *, caption: str, drawn: Collection[str] = ()
         for axes, metric in zip(pair, metrics, strict=True):
             _draw_sweep(axes, rows, metric, names)
             axes.set_ylim(lowest[metric], 1.03)
-            if layers[place] in drawn:
+            if layers[place] in shaded:
                 axes.set_facecolor(style.SHADE)
             if column == 0:
                 axes.set_ylabel(METRICS[metric])

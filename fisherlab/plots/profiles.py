@@ -34,7 +34,7 @@ def error_profiles(
     *,
     caption: str,
     left: str,
-    drawn: Collection[str],
+    shaded: Collection[str],
 ) -> Figure:
     """A panel a metric: the errors of each approximation against the position of the layer.
 
@@ -45,7 +45,7 @@ def error_profiles(
         series: The curves.
         caption: Written under the figure.
         left: What the axis says about layers that are not drawn.
-        drawn: Layers that are shaded because their labels are drawn.
+        shaded: Layers whose labels are drawn.
     """
     looks = [_look(one, series, len(layers)) for one in series]
     figure = style.new_figure(
@@ -53,12 +53,12 @@ def error_profiles(
         1.55 * len(metrics) + _names_height(layers),
         caption=caption,
         title="Errors of the approximations by layer",
-        legend=[*_legend(series, looks), *shade_key(layers, drawn)],
+        legend=[*_legend(series, looks), *shade_key(layers, shaded)],
     )
     grid = figure.subplots(len(metrics), 1, squeeze=False, sharex=True)[:, 0]
     for axes, metric in zip(grid, metrics, strict=True):
         axes.set_ylabel(METRICS[metric])
-        shade(axes, layers, drawn)
+        shade(axes, layers, shaded)
         values = pivot(rows, metric, layers, series)
         if np.isfinite(values).any():
             _draw_errors(axes, values, pivot(rows, f"{metric}_se", layers, series), looks)
@@ -106,12 +106,12 @@ def direction_profiles(
     *,
     caption: str,
     left: str,
-    drawn: Collection[str],
+    shaded: Collection[str],
 ) -> Figure:
     """A row of panels a damping, a column a metric: values against the position of the layer.
 
     Each layer's dampings are taken in ascending order: row k shows the k-th of each layer. The layers of
-    `drawn` are shaded.
+    `shaded` have drawn labels.
     """
     rows = with_series(frame)
     series = list(dict.fromkeys(rows["series"]))
@@ -123,7 +123,7 @@ def direction_profiles(
         1.05 * len(parts) + _names_height(layers),
         caption=caption,
         title="Approximate against exact natural gradient direction, at each damping",
-        legend=[*_legend(series, looks), *shade_key(layers, drawn)],
+        legend=[*_legend(series, looks), *shade_key(layers, shaded)],
     )
     grid = figure.subplots(len(parts), len(metrics), squeeze=False, sharex=True, sharey="col")
     for column, metric in enumerate(metrics):
@@ -131,7 +131,7 @@ def direction_profiles(
         lowest = float(np.nanmin(rows[metric], initial=0.0))
         for axes, part in zip(grid[:, column], parts, strict=True):
             values = pivot(part, metric, layers, series)
-            shade(axes, layers, drawn)
+            shade(axes, layers, shaded)
             _draw_lines(axes, values, looks)
             axes.set_ylim(1.05 * lowest, 1.05)
             axes.grid(axis="y")
@@ -147,16 +147,16 @@ def diagonal_only(layers: list[str]) -> str:
     return f"{len(layers)} with the diagonal only are left out" if layers else ""
 
 
-def shade(axes: Axes, layers: Sequence[str], drawn: Collection[str]) -> None:
+def shade(axes: Axes, layers: Sequence[str], shaded: Collection[str]) -> None:
     """Shades the places of the layers whose labels are drawn."""
     for place, layer in enumerate(layers):
-        if layer in drawn:
+        if layer in shaded:
             axes.axvspan(place - 0.5, place + 0.5, color=style.SHADE, lw=0, zorder=-1)
 
 
-def shade_key(layers: Sequence[str], drawn: Collection[str]) -> list[Patch]:
+def shade_key(layers: Sequence[str], shaded: Collection[str]) -> list[Patch]:
     """The legend's words for the shade, where any of the layers has it."""
-    if not any(layer in drawn for layer in layers):
+    if not any(layer in shaded for layer in layers):
         return []
     return [Patch(facecolor=style.SHADE, label="F of drawn labels")]
 

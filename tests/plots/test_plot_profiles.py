@@ -191,7 +191,7 @@ def test_layers_with_drawn_labels_are_shaded_and_the_legend_says_so(count, make_
     records = make_records(layers)
     records["kind"] = ["monte-carlo" if layer == layers[1] else "predictive" for layer in records["layer"]]
     errors = plots.errors(records, caption=caption)
-    directions = plots.directions(sweep(layers), caption=caption, drawn=layers[1:2])
+    directions = plots.directions(sweep(layers), caption=caption, shaded=layers[1:2])
     for figure in (errors, directions):
         assert "drawn labels" in figure.legends[0].get_texts()[-1].get_text()
         plain = plots.errors(records.drop(columns="kind"), caption=caption)
