@@ -9,7 +9,7 @@ compare: $(VENV)/installed
 	$(VENV)/bin/python -m fisherlab compare --model mnist-mlp
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

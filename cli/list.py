@@ -31,7 +31,7 @@ def list_models(*, as_json: bool) -> None:
         }
         for spec in map(models.spec, models.names())
     ]
-    print_rows(rows, as_json=as_json)
+    print_rows(rows, as_json=as_json, below={"source": "description", "likelihood": "data"})
 
 
 @command.command("data")

@@ -2,13 +2,14 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 _PIPED_WIDTH = 100
 
@@ -26,18 +27,35 @@ def print_rich(content: "RenderableType") -> None:
     Console(file=sys.stdout, width=width, highlight=False, markup=False).print(content)
 
 
-def print_rows(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
-    """Prints rows with the same keys as a table, or as a JSON list of objects."""
+def print_rows(
+    rows: Sequence[dict[str, Any]], *, as_json: bool, below: Mapping[str, str] | None = None
+) -> None:
+    """Prints rows with the same keys as a table, or as a JSON list of objects.
+
+    Args:
+        rows: what is printed.
+        as_json: whether as JSON.
+        below: for a key the one under which the table shows it, without a column of its own.
+    """
     if as_json:
         print_json(rows)
         return
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
+    below = below or {}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(rows[0]):
+    names = [name for name in rows[0] if name not in below]
+    for number, name in enumerate(names):
         table.add_column(name, no_wrap=number == 0, overflow="fold")
     for row in rows:
-        table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
+        lower = {upper: row[name] for name, upper in below.items()}
+        table.add_row(*(_cell(row[name], lower.get(name)) for name in names))
     print_rich(table)
+
+
+def _cell(value: Any, lower: Any) -> "Text":
+    from rich.text import Text
+
+    text = Text("" if value is None else str(value))
+    return text if lower is None else text.append(f"\n{lower}", style="dim")

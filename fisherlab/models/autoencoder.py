@@ -46,6 +46,6 @@ MNIST_AUTOENCODER = ModelSpec(
     preprocess=pixels,
     targets=pixels,
     default_samples=500,
-    description="784-1000-500-250-30-250-500-1000-784, tanh, targets are the inputs",
+    description="784-1000-500-250-30 and back, tanh, targets are the inputs",
     source="widths of Hinton, Salakhutdinov (2006), as in Martens, Grosse (2015)",
 )
