@@ -11,7 +11,8 @@ from fisherlab.layers.activation import (
 )
 from fisherlab.layers.adapter import Adapter, register_layer
 from fisherlab.layers.attention import spelled_out
-from fisherlab.layers.discovery import Layers, find_layers, match_names, select_layers
+from fisherlab.layers.coverage import Layers
+from fisherlab.layers.discovery import find_layers, match_names, select_layers
 from fisherlab.layers.view import BlockShape, LayerView, Mask, Use
 
 __all__ = [
