@@ -118,6 +118,29 @@ class LayerBatch:
         )
 
 
+def whole(parts: list[dict[str, LayerBatch]]) -> dict[str, LayerBatch]:
+    """A batch with all its columns from its parts, the fresh one first."""
+    joined = {}
+    for name, fresh in parts[0].items():
+        columns: dict[str, list[Tensor]] = {}
+        for part in parts[1:]:
+            if name in part:
+                for kind, piece in part.pop(name).g.items():
+                    columns.setdefault(kind, []).append(piece)
+        in_one = {kind: _in_one(one) for kind, one in columns.items()}
+        joined[name] = fresh.part({**fresh.g, **in_one}, True)
+    return joined
+
+
+def _in_one(columns: list[Tensor]) -> Tensor:
+    """Columns [c', n, t, m] as one [c, n, t, m]; of images as [n, c, m, t] in memory: V needs no copy."""
+    if len(columns) == 1:
+        return columns[0]
+    if columns[0].stride(2) != 1 or columns[0].shape[3] == 1:
+        return torch.cat(columns)
+    return torch.cat([one.permute(1, 0, 3, 2) for one in columns], 1).permute(1, 0, 3, 2)
+
+
 def half_of(start: int, count: int) -> Tensor:
     """Which half of the data (0 or 1) samples start, …, start + count − 1 are in.
 

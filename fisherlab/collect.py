@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab import distributed
-from fisherlab.batch import LayerBatch
+from fisherlab.batch import LayerBatch, whole
 from fisherlab.capture import (
     Seen,
     backward,
@@ -27,12 +27,13 @@ from fisherlab.capture import (
 )
 from fisherlab.data import Batches, ModelInputs, each, is_finite, outputs_of_model
 from fisherlab.draws import Generators, normal
-from fisherlab.errors import InputError, NumericalError
+from fisherlab.errors import InputError
 from fisherlab.layers import Activation, Layers, LayerView, Use, find_activations
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.patches import Patches
 from fisherlab.progress import Progress, bar
+from fisherlab.refusals import not_finite, require_finite_weights, require_own_rows
 from fisherlab.sizes import LABEL_KINDS, LAYERWISE_COLUMNS, Needs, Sizes
 
 
@@ -74,7 +75,7 @@ class Collector:
             self._seed = int(torch.randint(2**62, (), generator=generator, device=device))
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
-        check_weights(model)
+        require_finite_weights(model)
         self.sizes = self._look()
 
     def passes(
@@ -97,7 +98,7 @@ class Collector:
                 the batch.
         """
         for parts in self._passes(needs, what, self.sizes.samples(needs, scratch), begin):
-            yield _whole(list(parts))
+            yield whole(list(parts))
 
     def passes_in_parts(
         self, needs: Needs, what: str, begin: int | None = None
@@ -278,7 +279,7 @@ class Collector:
                 "layers= or exclude="
             )
         if not is_finite(outputs.detach()):
-            raise _not_finite(seen, index)
+            raise not_finite(seen, index)
         return seen, outputs
 
     def _look(self) -> Sizes:
@@ -297,8 +298,8 @@ class Collector:
                 repeated = each(inputs, self._second_twice)
                 other, repeated_outputs = self._forward(repeated, 0)
                 for name in self.layers:
-                    _check_rows(f"layer {name!r} sees", a[name], self._inputs(name, other[name], 2))
-                _check_rows("the model gives", outputs.detach(), repeated_outputs.detach())
+                    require_own_rows(f"layer {name!r} sees", a[name], self._inputs(name, other[name], 2))
+                require_own_rows("the model gives", outputs.detach(), repeated_outputs.detach())
         return Sizes(
             self.layers,
             torch.finfo(self.dtype).bits // 8,
@@ -325,29 +326,6 @@ class Collector:
     def _move(self, values: Tensor) -> Tensor:
         dtype = self.dtype if values.is_floating_point() else None
         return values.to(device=self.device, dtype=dtype)
-
-
-def _whole(parts: list[dict[str, LayerBatch]]) -> dict[str, LayerBatch]:
-    """A batch with all its columns."""
-    whole = {}
-    for name, fresh in parts[0].items():
-        columns: dict[str, list[Tensor]] = {}
-        for part in parts[1:]:
-            if name in part:
-                for kind, piece in part.pop(name).g.items():
-                    columns.setdefault(kind, []).append(piece)
-        joined = {kind: _in_one(one) for kind, one in columns.items()}
-        whole[name] = fresh.part({**fresh.g, **joined}, True)
-    return whole
-
-
-def _in_one(columns: list[Tensor]) -> Tensor:
-    """Columns [c', n, t, m] as one [c, n, t, m]; of images as [n, c, m, t] in memory: V needs no copy."""
-    if len(columns) == 1:
-        return columns[0]
-    if columns[0].stride(2) != 1 or columns[0].shape[3] == 1:
-        return torch.cat(columns)
-    return torch.cat([one.permute(1, 0, 3, 2) for one in columns], 1).permute(1, 0, 3, 2)
 
 
 def _known(gradients: Tensor | None, call: Seen, columns: int) -> Tensor:
@@ -394,43 +372,3 @@ def _draw_layerwise(slope: Tensor, draws: int, generators: Generators, use: str)
 
     noise = normal(slope[0], draws, numbers, generators.ready(use, draw))
     return drawn_layerwise(slope, noise)
-
-
-def check_weights(model: nn.Module) -> None:
-    """Refuse a model with a parameter that is not finite, named in the error (`InputError`)."""
-    for name, parameter in model.named_parameters():
-        if not is_finite(parameter.detach()):
-            raise InputError(
-                f"parameter {name!r} holds values that are not finite (NaN or infinite); load "
-                "another checkpoint"
-            )
-
-
-def _check_rows(whose: str, a: Inputs | Patches, other: Inputs | Patches) -> None:
-    """`other` was made from the same batch with sample 0 replaced by sample 1."""
-    a, other = map(_numbers, (a, other))
-    tolerance = 0.0
-    if a.is_floating_point():
-        tolerance = 1e3 * torch.finfo(a.dtype).eps * max(float(a.abs().max()), 1e-30)
-    expected = a[1:].expand_as(a)
-    if not torch.allclose(other.double(), expected.double(), rtol=0.0, atol=tolerance):
-        raise InputError(
-            f"the rows that {whose} do not each belong to one sample: the model mixes "
-            "samples, draws random numbers, or counts samples in another dimension (batch_dim)"
-        )
-
-
-def _numbers(a: Inputs | Patches) -> Tensor:
-    if isinstance(a, OneHot):
-        return a.indices
-    return a.images if isinstance(a, Patches) else a
-
-
-def _not_finite(seen: Mapping[str, list[Seen]], index: int) -> NumericalError:
-    for name, calls in seen.items():
-        if not all(is_finite(call.output.detach()) for call in calls):
-            return NumericalError(
-                f"layer {name!r} gives values that are not finite in batch {index}; check its "
-                "weights and the scale of the data"
-            )
-    return NumericalError(f"the model's output is not finite in batch {index}; check the weights")

@@ -1,6 +1,5 @@
 """A model with its data and likelihood, ready for analysis."""
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab import datasets
-from fisherlab.data import ModelInputs, called, each, tensors_of
+from fisherlab.data import ModelInputs, called, each, hash_of, tensors_of
 from fisherlab.datasets import Dataset
 from fisherlab.datasets.dataset import Inputs
 from fisherlab.errors import InputError
@@ -293,22 +292,14 @@ def _imported_dataset(name: str, imported: Imported) -> Dataset:
             f"({', '.join(datasets.names())}), or return (model, (inputs, targets), likelihood)."
         )
     inputs, targets = imported.data
+    tensors = enumerate((*tensors_of(inputs), targets))
     return Dataset(
         name=name,
         inputs=inputs,
         targets=targets,
         split="train",
-        checksum=_tensor_checksum(*tensors_of(inputs), targets),
+        checksum=hash_of({str(place): tensor for place, tensor in tensors}),
         stand_in="",
         source=name,
         classes=(),
     )
-
-
-def _tensor_checksum(*tensors: Tensor) -> str:
-    """The sha256 of the bytes of some tensors."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

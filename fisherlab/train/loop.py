@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fisherlab import distributed
-from fisherlab.collect import check_weights
 from fisherlab.data import called, each, outputs_of_model
 from fisherlab.errors import FisherlabError, InputError, NumericalError
+from fisherlab.refusals import require_finite_weights
 from fisherlab.train.augment import Augment, augmented
 from fisherlab.train.batches import Batches
 from fisherlab.train.checkpoints import Checkpoints, Restored
@@ -95,7 +95,7 @@ class Trainer:
                 targets do not fit the likelihood.
             InputTypeError: where the model does not return one tensor.
         """
-        check_weights(self._task.model)
+        require_finite_weights(self._task.model)
         inputs, _ = self._task.train.take(slice(0, 2))
         self._task.model.eval()
         with torch.no_grad():
