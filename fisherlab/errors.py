@@ -30,9 +30,9 @@ class NumericalError(FisherlabError, ArithmeticError):
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is not registered: it suggests near names, or lists all."""
+    """The error for a name that is not registered: it suggests near names, or lists all; numbers have none."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = [] if name.isdigit() else difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}."
     return InputError(f"unknown {what} {name!r}; {hint}")
 

@@ -245,6 +245,7 @@ def test_mixed_precision_keeps_weights_in_float32(trained, place):
         ({"test_split": "test"}, "no test split"),
         ({"warm_up": 1000}, "warm-up takes 1000 steps"),
         ({"model": "no-such"}, "unknown model"),
+        ({"precision": "16"}, "unknown precision '16'; known: 32, 64"),
     ],
     ids=str,
 )
