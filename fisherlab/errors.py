@@ -30,7 +30,7 @@ class NumericalError(FisherlabError, ArithmeticError):
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is not registered: it suggests near names, or lists all; numbers have none."""
+    """The error for a name that is not registered: near names, or all; a number has no near name."""
     names = sorted(known)
     near = [] if name.isdigit() else difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}."
