@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from fisherlab import softmax
 from fisherlab.draws import categorical, normal, uniform
-from fisherlab.errors import InputError, InputTypeError, unknown
+from fisherlab.errors import InputError, InputTypeError, known_name
 
 KINDS = ("predictive", "monte-carlo", "empirical", "layerwise")
 _ALIASES = {"type-2": "predictive", "mc": "monte-carlo"}
@@ -25,10 +25,8 @@ _ALIASES = {"type-2": "predictive", "mc": "monte-carlo"}
 
 def check_kind(kind: str) -> str:
     """The full name of a kind of Fisher; `type-2` and `mc` are aliases."""
-    kind = _ALIASES.get(kind, kind)
-    if kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
-    return kind
+    full = _ALIASES.get(kind, kind) if isinstance(kind, str) else kind
+    return known_name("kind", full, KINDS)
 
 
 class Likelihood(ABC):
@@ -185,6 +183,10 @@ class TokenCategorical(_InParts):
     name = "token-categorical"
 
     def __init__(self, ignore_index: int = -100) -> None:
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+            raise InputTypeError(
+                f"ignore_index is a whole number, a target that does not count, not {ignore_index!r}"
+            )
         self.ignore_index = ignore_index
 
     def _make(self, outputs: Tensor, start: int, stop: int) -> Tensor:
@@ -272,6 +274,8 @@ class _Independent(_InParts):
                 f"a {self.name} likelihood needs targets of the outputs' shape {list(outputs.shape)}; got "
                 f"{list(targets.shape)}"
             )
+        if targets.is_complex():
+            raise InputError(f"a {self.name} likelihood needs real targets; got {targets.dtype}")
 
     def _check_outputs(self, outputs: Tensor) -> None:
         if outputs.dim() < 2:
@@ -340,13 +344,15 @@ def as_likelihood(likelihood: "str | Likelihood") -> Likelihood:
     """
     if isinstance(likelihood, Likelihood):
         return likelihood
+    if isinstance(likelihood, type) and issubclass(likelihood, Likelihood):
+        raise InputTypeError(
+            f"likelihood is the class {likelihood.__name__}; give an instance, {likelihood.__name__}()"
+        )
     if not isinstance(likelihood, str):
         raise InputTypeError(
             f"likelihood must be a name or a fisherlab Likelihood, not {type(likelihood).__name__}"
         )
-    if likelihood not in _BUILT_IN:
-        raise unknown("likelihood", likelihood, _BUILT_IN)
-    return _BUILT_IN[likelihood]()
+    return _BUILT_IN[known_name("likelihood", likelihood, _BUILT_IN)]()
 
 
 def categorical_slope(outputs: Tensor) -> Tensor:

@@ -3,16 +3,15 @@
 import torch
 from torch import Tensor
 
-from fisherlab.errors import InputError, unknown
+from fisherlab.errors import InputError, known_name
 from fisherlab.operators.inputs import Inputs, sample_gradients
 
 VEC_ORDERS = ("column", "row")
 
 
 def check_vec(vec: str) -> None:
-    """Raises InputError unless vec is "column" or "row"."""
-    if vec not in VEC_ORDERS:
-        raise unknown("vec", vec, VEC_ORDERS)
+    """Raises InputError (or InputTypeError) unless vec is "column" or "row"."""
+    known_name("vec", vec, VEC_ORDERS)
 
 
 def matrix_to_vector(X: Tensor, vec: str = "column") -> Tensor:
