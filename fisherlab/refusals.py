@@ -27,19 +27,26 @@ def require_own_rows(whose: str, a: Inputs | Patches, other: Inputs | Patches) -
 
     Args:
         whose: who has the rows.
-        a: the rows of two samples.
+        a: the rows of a few samples.
         other: those of the same batch with sample 0 replaced by sample 1.
     """
-    a, other = map(_numbers, (a, other))
-    tolerance = 0.0
-    if a.is_floating_point():
-        tolerance = 1e3 * torch.finfo(a.dtype).eps * max(float(a.abs().max()), 1e-30)
-    expected = a[1:].expand_as(a)
-    if not torch.allclose(other.double(), expected.double(), rtol=0.0, atol=tolerance):
+    if not own_rows(a, other):
         raise InputError(
             f"the rows that {whose} do not each belong to one sample: the model mixes "
             "samples, draws random numbers, or counts samples in another dimension (batch_dim)"
         )
+
+
+def own_rows(a: Inputs | Patches, other: Inputs | Patches) -> bool:
+    """Whether rows are those of `other` where sample 0 is replaced by sample 1 there."""
+    a, other = map(_numbers, (a, other))
+    if a.shape != other.shape:
+        return False
+    tolerance = 0.0
+    if a.is_floating_point():
+        tolerance = 1e3 * torch.finfo(a.dtype).eps * max(float(a.abs().max()), 1e-30)
+    expected = torch.cat([a[1:2], a[1:]])
+    return torch.allclose(other.double(), expected.double(), rtol=0.0, atol=tolerance)
 
 
 def not_finite(seen: Mapping[str, list[Seen]], index: int) -> NumericalError:

@@ -145,6 +145,12 @@ class LayerView(BlockShape):
             return OneHot(a.indices.reshape(samples, -1), a.size, a.dtype)
         return a.reshape(samples, -1, a.shape[-1])
 
+    def sample_rows(self, x: Tensor, samples: int, batch_dim: int = 0) -> Tensor:
+        """A call's input as it is, the samples first: [n, …]; raises as `to_inputs`."""
+        x = self._rows_first(x, 0, batch_dim)
+        self._rows_a_sample(x.shape, samples)
+        return x.reshape(samples, -1)
+
     def to_outputs(self, g: Tensor, use: Use, samples: int, batch_dim: int = 0) -> Tensor:
         """C tensors shaped as the call's output, [c, …], as [c, n, t, m]."""
         g = self._rows_first(g, 1, batch_dim)

@@ -1,0 +1,146 @@
+"""Whether a layer's inputs a and output gradients g give the gradients of its parameters.
+
+A block is one of parameters, and V_n = Σ_t g_nt a_ntᵀ is made of the calls of a module: they agree only where
+each row of a and g belongs to one sample, and where the parameters act through these calls alone.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fisherlab.capture import Seen, inputs_of, outputs_of
+from fisherlab.layers import LayerView
+from fisherlab.operators.inputs import Inputs, squared_norms, weighted_sum
+from fisherlab.operators.numerics import spans
+from fisherlab.operators.patches import Patches
+from fisherlab.refusals import own_rows
+
+_CHUNK_BYTES = 32 * 2**20
+
+NOT_ONE_SAMPLE = "the rows that it sees do not each belong to one sample"
+MIXED = "what comes back to the rows of one sample belongs to other samples"
+USED_ELSEWHERE = (
+    "the gradient of its parameters is not that of its module's calls: they are used elsewhere too, or its "
+    "inputs or outputs are changed on the way"
+)
+
+
+def why_not(
+    view: LayerView,
+    calls: Sequence[Seen],
+    other: Sequence[Seen] | None,
+    gradients: Sequence[Tensor | None],
+    by_parameter: Mapping[str, Tensor | None],
+    samples: int,
+    batch_dim: int,
+) -> str:
+    """Why a layer's (a, g) do not give the gradient of its parameters, or an empty text where they do.
+
+    A layer to which nothing comes back passes, if its parameters get nothing either: it gives no evidence.
+
+    Args:
+        view: the layer.
+        calls: its calls in a forward pass of a few samples.
+        other: those of the same pass with sample 0 replaced by sample 1; None leaves this test out.
+        gradients: for each call what a column u at the model's outputs gives at the call's output (None
+            without a path); u is random, and zero for the first half of the samples.
+        by_parameter: what the same backward gives for the view's parameters, by their full names.
+        samples: how many.
+        batch_dim: the dimension that counts samples.
+    """
+    if not calls:
+        return "its module is not called"
+    try:
+        a = inputs_of(view, [call.use for call in calls], samples, batch_dim)
+        pairs = [(call.use, _known(g, call).unsqueeze(0)) for call, g in zip(calls, gradients, strict=True)]
+        g = outputs_of(view, pairs, samples, batch_dim)[0]
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        shapes = " and ".join(dict.fromkeys(str(list(call.output.shape)) for call in calls))
+        return f"it gives tensors of shape {shapes}, which do not count the {samples} samples"
+    if a.shape[:2] != g.shape[:2]:
+        return f"it has {a.shape[1]} rows of inputs and {g.shape[1]} of outputs a sample"
+    if other is not None and samples > 1 and not _own_rows(view, calls, other, a, samples, batch_dim):
+        return NOT_ONE_SAMPLE
+    largest = float(g.abs().max()) if g.numel() else 0.0
+    tolerance = 1e3 * torch.finfo(g.dtype).eps
+    if samples > 1 and float(g[: samples // 2].abs().max()) > tolerance * largest:
+        return MIXED
+    expected = view.to_matrix({name: _dense(view, name, by_parameter[name]) for name in view.parameters})
+    return "" if _agree(view, a, g, expected) else USED_ELSEWHERE
+
+
+def came_back(gradients: Sequence[Tensor | None], by_parameter: Mapping[str, Tensor | None]) -> bool:
+    """Whether anything came back to a layer's calls or parameters: without, `why_not` has nothing to test."""
+    found = [*gradients, *by_parameter.values()]
+    return any(g is not None and bool(_without_zeros(g).any()) for g in found)
+
+
+def close(found: Tensor, expected: Tensor, scale: float) -> bool:
+    """Whether two sums agree to √eps of what enters them, or of themselves where that is more."""
+    norms = [float(torch.linalg.vector_norm(x.double())) for x in (found, expected, found - expected)]
+    eps = torch.finfo(expected.dtype).eps
+    return norms[2] <= math.sqrt(eps) * max(scale, norms[1])
+
+
+def _own_rows(
+    view: LayerView,
+    calls: Sequence[Seen],
+    other: Sequence[Seen],
+    a: Inputs | Patches,
+    samples: int,
+    batch_dim: int,
+) -> bool:
+    if [call.output.shape for call in calls] != [call.output.shape for call in other]:
+        return False
+    if not own_rows(a, inputs_of(view, [call.use for call in other], samples, batch_dim)):
+        return False
+    if view.weight is not None and not view.vector:
+        return True
+    # a norm's, and a lone bias's, a are ones, which tell nothing of their rows
+    return all(
+        own_rows(*(view.sample_rows(one.input, samples, batch_dim) for one in pair))
+        for pair in zip(calls, other, strict=True)
+    )
+
+
+def _agree(view: LayerView, a: Inputs | Patches, g: Tensor, expected: Tensor) -> bool:
+    """Whether Σ_n Σ_t g aᵀ is the expected matrix [m, d]."""
+    dtype = torch.promote_types(g.dtype, torch.float32)
+    total, squares = torch.zeros(expected.shape, dtype=torch.float64, device=g.device), 0.0
+    for part, rows in _pieces(a, g, dtype):
+        groups = zip(_groups(part, view.groups), rows.chunk(view.groups, -1), strict=True)
+        total += torch.cat([weighted_sum(own[None], inputs)[0] for inputs, own in groups])
+        squares += float((squared_norms(part) * rows.square().sum(-1)).double().sum())
+    return close(total, expected, math.sqrt(squares))
+
+
+def _pieces(a: Inputs | Patches, g: Tensor, dtype: torch.dtype) -> Iterator[tuple[Inputs, Tensor]]:
+    """The inputs and g; of images a few samples at a time, so that what is unfolded stays small."""
+    if not isinstance(a, Patches):
+        yield a.to(dtype), g.to(dtype)
+        return
+    _, positions, width = a.shape
+    for start, stop in spans(len(g), positions * width * g.element_size(), _CHUNK_BYTES):
+        part = replace(a, images=a.images[start:stop])
+        yield part.unfolded().to(dtype), g[start:stop].to(dtype)
+
+
+def _groups(a: Inputs, groups: int) -> Sequence[Inputs]:
+    return [a] if groups == 1 or not isinstance(a, Tensor) else a.chunk(groups, -1)
+
+
+def _known(gradient: Tensor | None, call: Seen) -> Tensor:
+    return call.output.new_zeros(call.output.shape) if gradient is None else gradient.detach()
+
+
+def _dense(view: LayerView, name: str, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        return torch.zeros_like(view.modules[0].get_parameter(name.rpartition(".")[2]))
+    return (gradient.to_dense() if gradient.is_sparse else gradient).detach()
+
+
+def _without_zeros(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
