@@ -1,12 +1,14 @@
 """The `data` argument of the public functions as batches of tensors, the same on every pass."""
 
 import hashlib
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fisherlab.errors import FisherlabError, InputError, InputTypeError
 
@@ -15,34 +17,43 @@ ModelInputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 Batch = tuple[ModelInputs, Tensor | None]
 
+_SHOWN = 4  # parts of a batch that an error names
+
 
 def called(model: Callable[..., Any], inputs: ModelInputs) -> Any:
-    """The model's output for these inputs."""
-    if isinstance(inputs, Tensor):
-        return model(inputs)
-    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    """The model's output for these inputs, which may not fit it.
+
+    Raises:
+        InputError: where the model raises any exception, but one of fisherlab or for want of memory.
+    """
+    try:
+        if isinstance(inputs, Tensor):
+            return model(inputs)
+        return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    except (FisherlabError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        given = ", ".join(f"{list(x.shape)} {x.dtype}" for x in tensors_of(inputs))
+        why = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        raise InputError(f"the model fails on inputs {given} ({why}); check that the data fit it") from error
 
 
 def outputs_of_model(model: Callable[..., Any], inputs: ModelInputs) -> Tensor:
-    """As `called`, of a model and inputs that may not fit each other.
+    """As `called`, of a model that may return anything.
 
     Raises:
-        InputError: where the model raises what torch raises for wrong shapes, dtypes, arguments or
-            indices.
-        InputTypeError: where it returns anything but one tensor.
+        InputError: as `called`.
+        InputTypeError: where the model returns anything but one dense tensor of real numbers.
     """
-    try:
-        outputs = called(model, inputs)
-    except (FisherlabError, torch.OutOfMemoryError):
-        raise
-    except (RuntimeError, TypeError, IndexError) as error:
-        given = ", ".join(f"{list(x.shape)} {x.dtype}" for x in tensors_of(inputs))
-        raise InputError(
-            f"the model fails on inputs {given} ({type(error).__name__}: {error}); check that the data fit it"
-        ) from error
+    outputs = called(model, inputs)
     if not isinstance(outputs, Tensor):
         raise InputTypeError(
             f"the model returns a {type(outputs).__name__}; wrap it so that it returns one tensor of outputs"
+        )
+    if not outputs.is_floating_point() or outputs.layout != torch.strided:
+        raise InputTypeError(
+            f"the model returns a {outputs.layout} tensor of {outputs.dtype}; wrap it so that it returns a "
+            "dense one of real numbers, such as logits"
         )
     return outputs
 
@@ -76,21 +87,25 @@ class Batches:
     """
 
     def __init__(self, data: Any, samples_dim: int = 0) -> None:
+        if isinstance(samples_dim, bool) or not isinstance(samples_dim, int):
+            raise InputTypeError(
+                f"batch_dim is a whole number, the dimension that counts samples, not {samples_dim!r}"
+            )
         self._dim = samples_dim
         self._tensors = isinstance(data, (Tensor, Mapping)) or _is_pair(data)
-        if not self._tensors and not isinstance(data, Iterable):
+        if not self._tensors and (not isinstance(data, Iterable) or _is_no_batches(data)):
             raise InputTypeError(
-                "data must be a pair (inputs, targets) of tensors or an iterable of such batches, "
-                f"not {type(data).__name__}"
+                "data must be a pair (inputs, targets) of tensors or an iterable of such batches (a "
+                f"DataLoader), not {type(data).__name__}{_way_out(data)}"
             )
         self._data = data
         self._checksums: list[int] | None = None
         self._started = False
         self.samples: int | None = None
         if self._tensors:
-            inputs, targets = self._split(data, 0)
-            self._check(inputs, targets, 0)
-            self.samples = self.size(inputs)
+            self.samples = self.size(self._checked(data, 0)[0])
+            if not self.samples:
+                raise _empty()
 
     def size(self, inputs: ModelInputs) -> int:
         """The number of samples."""
@@ -104,19 +119,21 @@ class Batches:
         if self._tensors or not isinstance(self._data, Iterator):
             with torch.random.fork_rng([]):
                 for batch in self._raw():
-                    return self._cut(batch, 0, samples)
+                    if self.size(batch[0]):
+                        return self._cut(batch, 0, samples)
             raise _empty()
         # A generator can be read only once: keep what the look takes from it.
-        first = next(self._data, None)
-        if first is None:
-            raise _empty()
-        self._data = _Rest(first, self._data)
-        inputs, targets = self._split(first, 0)
-        self._check(inputs, targets, 0)
-        return self._cut((inputs, targets), 0, samples)
+        taken: list[Any] = []
+        for index, raw in enumerate(self._data):
+            taken.append(raw)
+            batch = self._checked(raw, index)
+            if self.size(batch[0]):
+                self._data = _Rest(taken, self._data)
+                return self._cut(batch, 0, samples)
+        raise _empty()
 
     def batches(self, most: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
-        """One pass over samples start, …, stop − 1, in batches of at most `most`.
+        """One pass over samples start, …, stop − 1, in batches of at most `most`; empty batches give none.
 
         Raises:
             InputError: where the data set is empty, its tensors do not belong together, values are
@@ -132,7 +149,7 @@ class Batches:
             self._compare(checksums, index)
             yield from self._cuts(batch, most, start - count, None if stop is None else stop - count)
             count += self.size(batch[0])
-        if not checksums:
+        if not count:
             raise _empty()
         if self._checksums is not None and len(checksums) != len(self._checksums):
             raise _differs(len(checksums))
@@ -166,10 +183,24 @@ class Batches:
                     "batches or a DataLoader instead of a generator"
                 )
             self._started = True
-        for index, batch in enumerate(self._data):
-            inputs, targets = self._split(batch, index)
-            self._check(inputs, targets, index)
-            yield inputs, targets
+        form = None
+        for index, raw in enumerate(self._data):
+            batch = self._checked(raw, index)
+            if self.size(batch[0]):
+                own = [(x.dim(), x.is_floating_point()) for x in tensors_of(batch[0])]
+                form = own if form is None else form
+                if own != form:
+                    raise InputError(
+                        f"the inputs of batch {index} have other dimensions or numbers than those before; "
+                        "give every batch as a pair (inputs, targets), all of one form"
+                    )
+            yield batch
+
+    def _checked(self, batch: Any, index: int) -> Batch:
+        """A batch as it was given, of tensors that belong together; it may be empty."""
+        inputs, targets = self._split(batch, index)
+        self._check(inputs, targets, index)
+        return inputs, targets
 
     def _split(self, batch: Any, index: int) -> Batch:
         if isinstance(batch, Tensor) or (isinstance(batch, Mapping) and _are_inputs(batch)):
@@ -179,15 +210,24 @@ class Batches:
         if isinstance(batch, (tuple, list)) and len(batch) == 1 and _are_inputs(batch[0]):
             return _plain(batch[0]), None
         raise InputTypeError(
-            f"batch {index} of the data is a {type(batch).__name__}; each must be a pair "
-            "(inputs, targets) of tensors"
+            f"batch {index} of the data is {_described(batch)}; each must be a pair (inputs, targets) of "
+            f"torch tensors{_way_out(batch)}"
         )
 
     def _check(self, inputs: ModelInputs, targets: Tensor | None, index: int) -> None:
+        named = [("inputs", values) for values in tensors_of(inputs)]
+        named += [] if targets is None else [("targets", targets)]
+        for what, values in named:
+            trouble = _no_numbers(values)
+            if trouble:
+                raise InputTypeError(f"the {what} of batch {index} are {trouble}")
         samples = None
         for values in tensors_of(inputs):
-            if values.dim() == 0 or values.shape[self._dim] == 0:
-                raise _empty()
+            if not -values.dim() <= self._dim < values.dim():
+                raise InputError(
+                    f"the inputs of batch {index} have shape {list(values.shape)}, without a dimension "
+                    f"{self._dim} that counts samples; give a batch of samples, or another batch_dim"
+                )
             if samples not in (None, values.shape[self._dim]):
                 raise InputError(
                     f"the inputs of batch {index} have {samples} and {values.shape[self._dim]} samples; "
@@ -199,8 +239,12 @@ class Batches:
                 f"batch {index} of the data has {samples} inputs and "
                 f"{len(targets) if targets.dim() else 'a scalar as'} targets; they must be as many"
             )
-        finite = [("inputs", values) for values in tensors_of(inputs)]
-        for what, values in [*finite, *([] if targets is None else [("targets", targets)])]:
+        for what, values in named:
+            if samples and not values.numel():
+                raise InputError(
+                    f"the {what} of batch {index} have shape {list(values.shape)}, which holds no numbers; "
+                    "every dimension must be at least 1"
+                )
             if not is_finite(values):
                 raise InputError(
                     f"the {what} of batch {index} hold values that are not finite (NaN or "
@@ -226,18 +270,20 @@ class Batches:
 
 
 class _Rest:
-    """A generator whose first batch was taken from it already."""
+    """A generator whose first batches were taken from it already."""
 
-    def __init__(self, first: Any, rest: Iterator[Any]) -> None:
-        self._first, self._rest = first, rest
+    def __init__(self, taken: list[Any], rest: Iterator[Any]) -> None:
+        self._taken, self._rest = taken, rest
 
     def __iter__(self) -> Iterator[Any]:
-        yield self._first
+        yield from self._taken
         yield from self._rest
 
 
 def is_finite(values: Tensor) -> bool:
     """Whether no entry is NaN or infinite: their sum in float64 is not, in one pass and without a mask."""
+    if values.is_complex():
+        values = torch.view_as_real(values.resolve_conj())
     if not values.is_floating_point():
         return True
     return bool(torch.isfinite(values.sum(dtype=torch.float64)))
@@ -260,6 +306,58 @@ def _are_inputs(value: Any) -> bool:
     return several and all(isinstance(v, Tensor) for v in values)
 
 
+def _is_no_batches(data: Any) -> bool:
+    """Whether something that can be iterated is one thing all the same: a text, a path, an array, a table."""
+    return isinstance(data, (str, bytes, os.PathLike, nn.Module)) or _is_array(data)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and not isinstance(value, Tensor)
+
+
+def _described(batch: Any) -> str:
+    """What a batch is, with the types of its parts."""
+    if batch is None:
+        return "None"
+    if not isinstance(batch, (tuple, list, Mapping)):
+        return f"a {type(batch).__name__}"
+    parts = (
+        [f"{key}: {_type(batch[key])}" for key in batch] if isinstance(batch, Mapping) else map(_type, batch)
+    )
+    shown = list(islice(parts, _SHOWN))
+    return f"a {type(batch).__name__} ({', '.join(shown)}{', …' if len(batch) > _SHOWN else ''})"
+
+
+def _type(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+def _way_out(batch: Any) -> str:
+    """What to do about a batch of another form, where that can be told."""
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    parts = list(parts) if isinstance(batch, (tuple, list, Mapping)) else [batch]
+    if any(map(_is_array, parts)):
+        return ", such as torch.from_numpy(x)"
+    if isinstance(batch, (str, os.PathLike)):
+        return "; load the file first"
+    if len(parts) > 2 and all(isinstance(part, Tensor) for part in parts):
+        return ", with several inputs as ((x1, x2), targets) and without weights"
+    return ""
+
+
+def _no_numbers(values: Tensor) -> str:
+    """Why a tensor does not hold its numbers one after another, with the way out; or an empty text."""
+    if values.is_nested:
+        return "a nested tensor; pad it, with torch.nested.to_padded_tensor(x, 0.0)"
+    if values.layout != torch.strided:
+        return "a sparse tensor; give a dense one, x.to_dense()"
+    if values.is_quantized:
+        return "a quantized tensor; give x.dequantize()"
+    if values.is_meta:
+        return "on the meta device, which holds no numbers; give them on the CPU"
+    return ""
+
+
 def _plain(inputs: Any) -> ModelInputs:
     if isinstance(inputs, Tensor):
         return inputs
@@ -279,7 +377,16 @@ def _checksum(batch: Batch) -> int:
     value = 0
     inputs, targets = batch
     for tensor in (*tensors_of(inputs), *([] if targets is None else [targets])):
-        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        flat = (
+            tensor.detach()
+            .cpu()
+            .resolve_conj()
+            .resolve_neg()
+            .contiguous()
+            .flatten()
+            .view(torch.uint8)
+            .numpy()
+        )
         value = zlib.crc32(flat.tobytes(), value)
     return value
 

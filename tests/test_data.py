@@ -1,13 +1,18 @@
 """What counts as data, and what is refused."""
 
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisherlab as fl
-from fisherlab.data import Batches
+from fisherlab.data import Batches, outputs_of_model
 from fisherlab.errors import InputError, InputTypeError
 
 X = torch.arange(22.0).reshape(11, 2)
@@ -247,3 +252,193 @@ def test_things_that_are_no_data_are_refused(data):
 def test_batches_of_another_form_are_refused(batch):
     with pytest.raises(InputTypeError, match="batch 0 of the data is a"):
         joined(Batches([batch]))
+
+
+# --- empty batches ----------------------------------------------------------------------------------------
+
+EMPTY = (X[:0], Y[:0])
+HOLES = {
+    "first": [EMPTY, (X[:6], Y[:6]), (X[6:], Y[6:])],
+    "middle": [(X[:6], Y[:6]), EMPTY, EMPTY, (X[6:], Y[6:])],
+    "last": [(X[:6], Y[:6]), (X[6:], Y[6:]), EMPTY],
+    "flat": [(torch.empty(0), Y[:0]), (X, Y)],
+}
+
+
+@pytest.mark.parametrize("form", [list, iter], ids=["list", "generator"])
+@pytest.mark.parametrize("place", HOLES)
+def test_an_empty_batch_is_passed_over(place, form):
+    batches = Batches(form(HOLES[place]))
+    assert torch.equal(batches.first(3)[0], X[:3])
+    x, sizes = joined(batches)
+    assert torch.equal(x, X)
+    assert 0 not in sizes
+    assert batches.samples == batches.count() == 11
+    if form is list:
+        assert torch.equal(joined(batches)[0], X)
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_an_empty_batch_changes_no_number(categorical, place):
+    x, y = categorical.data
+    batches = [(x[:5], y[:5]), (x[5:], y[5:])]
+    batches.insert({"first": 0, "middle": 1, "last": 2}[place], (x[:0], y[:0]))
+    expected = fl.approximate("ekfac", categorical.model, categorical.data)
+    for layer, operator in fl.approximate("ekfac", categorical.model, batches).items():
+        torch.testing.assert_close(operator.dense(), expected[layer].dense(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("data", [[EMPTY, EMPTY], iter([EMPTY, EMPTY]), {"x": X[:0]}])
+def test_data_of_empty_batches_alone_are_empty(categorical, data):
+    with pytest.raises(InputError, match="the data set is empty"):
+        fl.exact_fisher(categorical.model, data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((torch.zeros(5, 0), Y[:5]), r"the inputs of batch 0 have shape \[5, 0\], which holds no numbers"),
+        ([(X, Y), (torch.zeros(5, 0), Y[:5])], r"the inputs of batch 1 have shape \[5, 0\]"),
+        ((X, torch.zeros(11, 0)), r"the targets of batch 0 have shape \[11, 0\]"),
+        (((X, torch.zeros(11, 3, 0)), Y), r"the inputs of batch 0 have shape \[11, 3, 0\]"),
+        (torch.tensor(3.0), r"have shape \[\], without a dimension 0 that counts samples"),
+        ([X, X, torch.tensor(3.0)], "the inputs of batch 2 have shape"),
+    ],
+)
+def test_inputs_without_numbers_or_samples_are_refused(data, message):
+    with pytest.raises(InputError, match=message):
+        joined(Batches(data))
+
+
+@pytest.mark.parametrize(("dim", "error"), [(2, InputError), (-3, InputError), ("0", InputTypeError)])
+def test_a_dimension_of_samples_that_does_not_exist(dim, error):
+    with pytest.raises(error, match="counts samples"):
+        joined(Batches((X, Y), dim))
+
+
+# --- other forms ------------------------------------------------------------------------------------------
+
+FORMS = {
+    "text": ("data.npz", "not str; load the file first"),
+    "path": (Path("data.npz"), "not (Posix|Windows)Path; load the file first"),
+    "array": (X.numpy(), r"not ndarray, such as torch\.from_numpy\(x\)"),
+    "table": (pd.DataFrame({"x": [1.0]}), r"not DataFrame, such as torch\.from_numpy"),
+    "model": (nn.Sequential(nn.Linear(2, 2)), "not Sequential"),
+    "data set": (TensorDataset(X, Y), r"iterable of such batches \(a DataLoader\), not TensorDataset"),
+    "pair of arrays": ((X.numpy(), Y.numpy()), r"batch 0 of the data is a ndarray; .*torch\.from_numpy\(x\)"),
+    "batch of arrays": ([(X.numpy(), Y.numpy())], r"is a tuple \(ndarray, ndarray\); .*torch\.from_numpy"),
+    "array of targets": ([(X, Y.numpy())], r"is a tuple \(Tensor, ndarray\); .*torch\.from_numpy"),
+    "dict of arrays": ({"x": X.numpy()}, r"is a dict \(x: ndarray\); .*torch\.from_numpy"),
+    "dict of lists": (
+        [{"x": X}, {"x": [1, 2], "z": 3}],
+        r"batch 1 of the data is a dict \(x: list, z: int\)",
+    ),
+    "weights": (
+        [(X, Y, Y)],
+        r"is a tuple \(Tensor, Tensor, Tensor\); .*\(\(x1, x2\), targets\) and without w",
+    ),
+    "lists": ([[[1.0, 2.0]] * 6] * 2, r"batch 0 of the data is a list \(list, list, list, list, …\)"),
+    "no inputs": ([(X, Y), (None, Y)], r"batch 1 of the data is a tuple \(None, Tensor\)"),
+    "none": ([None], "batch 0 of the data is None"),
+    "generator of none": (iter([None]), "batch 0 of the data is None"),
+    "sparse": ((X.to_sparse(), Y), r"the inputs of batch 0 are a sparse tensor; .*x\.to_dense\(\)"),
+    "sparse rows": ([(X, Y), (X.to_sparse_csr(), Y)], "the inputs of batch 1 are a sparse tensor"),
+    "meta": ((X.to("meta"), Y), "the inputs of batch 0 are on the meta device"),
+    "meta targets": ([(X, Y.to("meta"))], "the targets of batch 0 are on the meta device"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_of_data_are_named_with_the_way_out(form):
+    data, message = FORMS[form]
+    with pytest.raises(InputTypeError, match=message):
+        joined(Batches(data))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # these kinds of tensors are no longer made so
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.nested.nested_tensor([X, X[:4]]), "a nested tensor; pad it"),
+        (lambda: torch.nested.nested_tensor([X, X[:4]], layout=torch.jagged), "a nested tensor; pad it"),
+        (lambda: torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), r"a quantized tensor; give x\.dequant"),
+    ],
+    ids=["nested", "jagged", "quantized"],
+)
+def test_tensors_without_plain_numbers_are_refused(make, message):
+    for data in (make(), [(make(), Y)]):
+        with pytest.raises(InputTypeError, match=f"the inputs of batch 0 are {message}"):
+            joined(Batches(data))
+
+
+@pytest.mark.parametrize("data", [(X, Y, Y.double()), [X, X, X.long()], [(X, Y), (X[None], Y[:1])]])
+def test_batches_of_several_forms_are_refused(data):
+    """A triple (inputs, targets, weights) would be three batches of inputs."""
+    with pytest.raises(InputError, match=r"the inputs of batch \d have other dimensions .*pair"):
+        joined(Batches(data))
+
+
+def test_complex_inputs_are_looked_at():
+    x = torch.complex(X, X)
+    assert torch.equal(joined(Batches((x.conj(), Y)))[0], x.conj())
+    with pytest.raises(InputError, match="the inputs of batch 0 hold values that are not finite"):
+        Batches((x / 0, Y))
+
+
+# --- the model --------------------------------------------------------------------------------------------
+
+
+class Failing(nn.Module):
+    """Raises an error for batches larger than those that it takes."""
+
+    def __init__(self, error: BaseException, good: int = 0) -> None:
+        super().__init__()
+        self.error, self.good = error, good
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, x):
+        if len(x) <= self.good:
+            return self.layer(x)
+        raise self.error
+
+
+ERRORS = [
+    ValueError("x"),
+    KeyError("x"),
+    AttributeError("x"),
+    AssertionError(),
+    NotImplementedError("x\nsecond line"),
+    StopIteration("x"),
+    ZeroDivisionError("x"),
+    Exception("x"),
+    np.linalg.LinAlgError("x"),
+    OSError(2, "x"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_any_exception_of_the_model_is_one_sentence(error):
+    with pytest.raises(InputError, match=f"the model fails on inputs .*{type(error).__name__}") as caught:
+        fl.exact_fisher(Failing(error), (X, None), "gaussian")
+    assert caught.value.__cause__ is error
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=type(error).__name__):
+        fl.approximate("kfac", Failing(error, 2), [(X[:2],), (X[2:],)], "gaussian")
+    with pytest.raises(InputError, match=type(error).__name__):
+        fl.exact_fisher(Failing(error, 2), [(X[:2],), (X[2:],)], "gaussian", method="per-sample")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), MemoryError("x"), InputTypeError("x")])
+def test_what_is_no_failure_of_the_model_passes(error):
+    with pytest.raises(type(error)) as caught:
+        outputs_of_model(Failing(error), X)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("outputs", [torch.long, torch.complex64, torch.bool, "sparse"])
+def test_outputs_that_are_no_dense_real_numbers_are_refused(outputs):
+    def model(x):
+        return x.to_sparse() if outputs == "sparse" else x.to(outputs)
+
+    with pytest.raises(InputTypeError, match=r"the model returns a .*; wrap it"):
+        outputs_of_model(model, X)

@@ -106,8 +106,9 @@ def test_nothing_is_left_changed_after_an_error(busy, tf32, call):
 
     busy[2].register_forward_pre_hook(stop)
     before = state_of(busy)
-    with pytest.raises(KeyError, match="stop"):
+    with pytest.raises(fl.FisherlabError, match="KeyError: 'stop'") as caught:
         CALLS[call](busy, data)
+    assert isinstance(caught.value.__cause__, KeyError)
     assert 8 in sizes
     assert_same(before, state_of(busy))
 
