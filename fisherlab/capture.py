@@ -30,7 +30,7 @@ _SMALL_PASS = 2**17
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Evaluation mode with gradients and in full precision; on exit everything is as it was before."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = _Buffers(model)
     devices = {p.device for p in model.parameters()}
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(sorted(d.index for d in devices if d.type == "cuda")))
@@ -43,9 +43,41 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
-            for buffer, before in buffers:
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
+            buffers.put_back()
+
+
+class _Buffers:
+    """The buffers of a model as they are: which modules have which under which names, and their numbers.
+
+    A forward pass may write into a buffer, put another tensor in its place, add buffers, or take them away.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = [
+            (module, dict(module._buffers), set(module._non_persistent_buffers_set))
+            for module in model.modules()
+        ]
+        self._values = [(b, b.detach().clone(), b.requires_grad) for b in model.buffers()]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Everything as it was; a buffer whose numbers are unchanged is not written."""
+        for module, buffers, passing in self._names:
+            for name in buffers.keys() - module._buffers.keys():  # what may have its name now
+                vars(module).pop(name, None)
+                module._parameters.pop(name, None)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+            module._non_persistent_buffers_set.clear()
+            module._non_persistent_buffers_set.update(passing)
+        for buffer, before, free in self._values:
+            if buffer.requires_grad and not free:  # it took part in the pass
+                buffer.detach_()
+            plain = buffer.layout == torch.strided  # others cannot be compared
+            if not plain or buffer.shape != before.shape or buffer.dtype != before.dtype:
+                buffer.data = before
+            elif not torch.equal(buffer, before):
+                buffer.copy_(before)
 
 
 @dataclass

@@ -369,7 +369,7 @@ def hash_of(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 
@@ -377,18 +377,17 @@ def _checksum(batch: Batch) -> int:
     value = 0
     inputs, targets = batch
     for tensor in (*tensors_of(inputs), *([] if targets is None else [targets])):
-        flat = (
-            tensor.detach()
-            .cpu()
-            .resolve_conj()
-            .resolve_neg()
-            .contiguous()
-            .flatten()
-            .view(torch.uint8)
-            .numpy()
-        )
-        value = zlib.crc32(flat.tobytes(), value)
+        value = zlib.crc32(_bytes(tensor), value)
     return value
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """All numbers of a tensor; of a sparse one those that are kept, with their places."""
+    if tensor.layout != torch.strided:
+        kept = tensor.detach().to_sparse_coo().coalesce()
+        return _bytes(kept.indices()) + _bytes(kept.values())
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _empty() -> InputError:

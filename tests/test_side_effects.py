@@ -209,3 +209,101 @@ def test_a_wider_setting_still_reaches_products_afterwards(default_flags):
     fl.exact_fisher(nn.Sequential(nn.Linear(2, 3)), (torch.randn(4, 2), torch.arange(4) % 3))
     torch.backends.fp32_precision = "ieee"
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
+# --- buffers ----------------------------------------------------------------------------------------------
+
+
+class Counting(nn.Module):
+    """A layer whose forward pass treats its buffers in the ways that models do."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.change = change
+        self.layer = nn.Linear(3, 4)
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("passing", torch.ones(4), persistent=False)
+        self.register_buffer("flag", torch.tensor([True, False]))
+        self.register_buffer("gap", torch.tensor([float("nan"), 1.0]))
+        self.register_buffer("nothing", None)
+        self.register_buffer("same", self.passing)
+        self.register_buffer("matrix", torch.eye(3).to_sparse())
+
+    def forward(self, x):
+        out = self.layer(x)
+        self.change(self, out)
+        return out
+
+
+def replaced(module: nn.Module, out: Tensor) -> None:
+    module.count = module.count + 1
+    module.passing = module.passing * 2
+    module.flag = ~module.flag
+    module.gap = module.gap + 1
+
+
+def written(module: nn.Module, out: Tensor) -> None:
+    module.count += 1
+    module.passing.mul_(2)
+    module.flag.logical_not_()
+    module.gap.nan_to_num_()
+    module.matrix.mul_(2)
+
+
+def registered(module: nn.Module, out: Tensor) -> None:
+    module.register_buffer("new", out.detach().mean())
+    module.register_buffer("flag", torch.zeros(2), persistent=False)
+    module.register_buffer("passing", torch.zeros(7))
+
+
+def removed(module: nn.Module, out: Tensor) -> None:
+    module.count = None
+    module.nothing = torch.ones(2)
+    for name in ("passing", "flag", "gap"):
+        if name in module._buffers:
+            delattr(module, name)
+    module.flag = 3
+    module.gap = nn.Parameter(torch.ones(1))
+
+
+def resized(module: nn.Module, out: Tensor) -> None:
+    module.passing.data = torch.zeros(7)
+    module.count.data = torch.ones(2)
+
+
+def in_the_graph(module: nn.Module, out: Tensor) -> None:
+    module.passing.mul_(0.5).add_(out.mean(0))
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "failed"])
+@pytest.mark.parametrize("change", [replaced, written, registered, removed, resized, in_the_graph])
+def test_buffers_are_the_same_tensors_with_the_same_numbers(change, fails):
+    inner = Counting(change)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Sequential(inner), nn.Linear(4, 3)).train()
+    data = torch.randn(8, 2), torch.arange(8) % (9 if fails else 3)
+    names = list(inner._buffers)
+    tensors = {name: (b, None if b is None else b.clone()) for name, b in inner._buffers.items()}
+    keys, parameters = list(model.state_dict()), list(inner._parameters)
+    if fails:
+        with pytest.raises(fl.FisherlabError, match="label"):
+            fl.approximate("ekfac", model, data)
+    else:
+        fl.approximate("ekfac", model, data)
+        fl.exact_fisher(model, data)
+    assert list(inner._buffers) == names
+    assert (list(model.state_dict()), list(inner._parameters)) == (keys, parameters)
+    assert not {"flag", "new"} & vars(inner).keys()
+    for name, (tensor, before) in tensors.items():
+        assert inner._buffers[name] is tensor
+        if before is not None:
+            assert not tensor.requires_grad
+            assert tensor.dtype == before.dtype
+            torch.testing.assert_close(tensor.to_dense(), before.to_dense(), rtol=0, atol=0, equal_nan=True)
+    assert inner.same is inner.passing
+
+
+def test_a_buffer_that_is_not_written_keeps_its_version():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    versions = [buffer._version for buffer in model.buffers()]
+    fl.exact_fisher(model, (torch.randn(8, 2), torch.arange(8) % 2))
+    assert [buffer._version for buffer in model.buffers()] == versions
