@@ -3,14 +3,14 @@
 F is the exact block, F̂ the approximation; both of dimension D = m·d. All products are summed in float64.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fisherlab.errors import InputError, NotSupportedError, NumericalError, bytes_text
+from fisherlab.errors import InputError, InputTypeError, NotSupportedError, NumericalError, bytes_text
 from fisherlab.operators import (
     EigenKroneckerOperator,
     GramOperator,
@@ -18,6 +18,7 @@ from fisherlab.operators import (
     LinearOperator,
     blocks_of,
 )
+from fisherlab.operators.arguments import finite, real_tensor
 
 _MOST_OPERATIONS = 2e10
 _MOST_ITERATED = 5e6
@@ -59,6 +60,7 @@ def relative_error(F: LinearOperator, approximation: LinearOperator) -> float:
     Raises:
         NumericalError: where F is zero or not finite.
     """
+    F, approximation = _pair(F, approximation)
     return float(F.difference_norm(approximation)) / _norm(F)
 
 
@@ -67,6 +69,7 @@ def scaled_error(F: LinearOperator, approximation: LinearOperator) -> ScaledErro
 
     An F̂ without common scale with F (LNGD, FOOF, NG+) can only be judged so.
     """
+    F, approximation = _pair(F, approximation)
     squared = float(approximation.frobenius_norm()) ** 2
     if squared == 0:
         return ScaledError(1.0, 0.0)
@@ -93,6 +96,7 @@ def errors(F: LinearOperator, approximation: LinearOperator, norm: float | None 
         approximation: F̂.
         norm: ‖F‖, where it is known.
     """
+    F, approximation = _pair(F, approximation)
     if F.shape[0] <= _LARGEST_DENSE or not is_gram(F):
         scaled, scale = scaled_error(F, approximation)
         return Errors(relative_error(F, approximation), scaled, scale)
@@ -112,11 +116,13 @@ def is_gram(F: LinearOperator) -> bool:
 
 def cosine(F: LinearOperator, approximation: LinearOperator) -> float:
     """⟨F, F̂⟩ / (‖F‖_F ‖F̂‖_F)."""
+    F, approximation = _pair(F, approximation)
     return float(F.inner(approximation)) / (_norm(F) * _norm(approximation))
 
 
 def trace_ratio(F: LinearOperator, approximation: LinearOperator) -> float:
     """Tr F̂ / tr F."""
+    F, approximation = _pair(F, approximation)
     return quotient_of_traces(float(F.trace()), float(approximation.trace()))
 
 
@@ -135,8 +141,12 @@ def diagonal_error(F: LinearOperator | Tensor, approximation: LinearOperator, sc
         approximation: F̂.
         scaled: whether F̂ is scaled first.
     """
+    if not isinstance(F, Tensor):
+        F, approximation = _pair(F, approximation)
+    other = _operator(approximation).diagonal().double()
     own = (F if isinstance(F, Tensor) else F.diagonal()).double()
-    other = approximation.diagonal().double()
+    if own.shape != other.shape:
+        raise InputError(f"a diagonal of the block has shape {list(other.shape)}, not {list(own.shape)}")
     if scaled:
         other = other * ((own @ other).clamp(min=0) / (other @ other).clamp(min=1e-300))
     norm = float(torch.linalg.norm(own))
@@ -151,6 +161,7 @@ def trace_matched(F: LinearOperator, approximation: LinearOperator) -> LinearOpe
     Raises:
         NumericalError: where tr F̂ is not positive.
     """
+    F, approximation = _pair(F, approximation)
     return approximation * matching_scale(float(F.trace()), float(approximation.trace()))
 
 
@@ -185,6 +196,7 @@ def direction(
         gradient: ∇h [m, d].
         damping: λ > 0, the same in both.
     """
+    F, approximation = _pair(F, approximation)
     (best,) = exact_steps(F, gradient, [damping])
     step = trace_matched(F, approximation).solve(gradient.to(approximation.dtype), damping)
     return step_quality(F.quadratic(step.to(F.dtype)), best, step, gradient, damping)
@@ -192,12 +204,13 @@ def direction(
 
 def exact_steps(F: LinearOperator, gradient: Tensor, dampings: Sequence[float]) -> list[Tensor]:
     """(F + λI)⁻¹ ∇h [m, d] for each damping."""
+    gradient = real_tensor("the gradient", gradient)
     if gradient.shape != (F.outputs, F.inputs):
         raise InputError(
             f"the gradient has shape {list(gradient.shape)}; the block's is [{F.outputs}, {F.inputs}]"
         )
     for damping in dampings:
-        if not damping > 0:
+        if not finite("the damping of a direction", damping) > 0:
             raise InputError(f"the damping of a direction must be positive, not {damping}")
     return list(F.solves(gradient.to(F.dtype), dampings))
 
@@ -221,7 +234,8 @@ def spectrum(F: LinearOperator, damping: float = 0.0) -> Spectrum:
     Raises:
         NotSupportedError: where the block is too large for an eigendecomposition here.
     """
-    for block in blocks_of(F):
+    damping = finite("the damping of a spectrum", damping)
+    for block in blocks_of(_operator(F)):
         if not isinstance(block, GramOperator):
             _check_dense(block)
     values = F.eigenvalues().double()
@@ -243,6 +257,7 @@ def preconditioned_spectrum(F: LinearOperator, approximation: LinearOperator, da
     Raises:
         NotSupportedError: where the work or the block is too large.
     """
+    F, approximation = _pair(F, approximation)
     if isinstance(F, GroupedOperator):
         if not isinstance(approximation, GroupedOperator):
             raise InputError("a block of groups is compared with an approximation of as many groups")
@@ -274,6 +289,7 @@ def preconditioned_condition(
         NotSupportedError: where D·(m + d) is above 5·10⁶.
         NumericalError: where the iteration does not converge.
     """
+    F, approximation = _pair(F, approximation)
     if F.shape[0] * (F.outputs + F.inputs) > _MOST_ITERATED:
         raise NotSupportedError(
             f"the preconditioned condition of a block of size {F.shape[0]} is not computed: its products "
@@ -353,6 +369,19 @@ def _gram_preconditioned(F: GramOperator, approximation: LinearOperator, damping
         )
     matrix = approximation.inverse(damping).gram_products(F)
     return (matrix + matrix.T) / 2
+
+
+def _pair(F: LinearOperator, approximation: LinearOperator) -> tuple[LinearOperator, LinearOperator]:
+    """Two operators of one size, in the wider of their dtypes."""
+    _operator(F).check_same_size(approximation)
+    return F.widened(approximation.dtype), approximation.widened(F.dtype)
+
+
+def _operator(F: LinearOperator) -> LinearOperator:
+    if isinstance(F, LinearOperator):
+        return F
+    one = ", such as that of one layer" if isinstance(F, Mapping) else "; make a DenseOperator of a matrix"
+    raise InputTypeError(f"a metric is of operators, not of a {type(F).__name__}{one}")
 
 
 def _norm(F: LinearOperator) -> float:

@@ -342,7 +342,7 @@ FORMS = {
     "none": ([None], "batch 0 of the data is None"),
     "generator of none": (iter([None]), "batch 0 of the data is None"),
     "sparse": ((X.to_sparse(), Y), r"the inputs of batch 0 are a sparse tensor; .*x\.to_dense\(\)"),
-    "sparse rows": ([(X, Y), (X.to_sparse_csr(), Y)], "the inputs of batch 1 are a sparse tensor"),
+    "sparse later": ([(X, Y), (X.to_sparse(), Y)], "the inputs of batch 1 are a sparse tensor"),
     "meta": ((X.to("meta"), Y), "the inputs of batch 0 are on the meta device"),
     "meta targets": ([(X, Y.to("meta"))], "the targets of batch 0 are on the meta device"),
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,8 +15,9 @@ from torch import Tensor
 
 from fisherlab.damping import Constant, DampingLike, as_damping
 from fisherlab.errors import InputError, InputTypeError, NotSupportedError
+from fisherlab.operators.arguments import checked, finite, fitting, number
 from fisherlab.operators.factors import factor_inner
-from fisherlab.operators.inputs import Inputs, dense_inputs
+from fisherlab.operators.inputs import Inputs, OneHot, dense_inputs
 from fisherlab.operators.layout import (
     check_sample_shapes,
     check_vec,
@@ -46,6 +49,10 @@ class LinearOperator(ABC):
     A subclass gives `apply`, `scaled` and `diagonal_matrix`; everything else follows from them by
     way of the dense matrix, and is overridden where the structure offers a cheaper identity.
 
+    Matrices, vectors and factors that a method is given are real floating-point tensors on the operator's
+    device; they are brought to its dtype, so that the result has it too. Anything else is refused, in a
+    subclass as well: it sees what fits.
+
     Attributes:
         structure: rank in `inner`; of two operators the one with the lower rank computes.
         pair_symmetric: F[(i,j),(k,l)] (inputs i, k; outputs j, l) is unchanged when i and k alone
@@ -58,6 +65,11 @@ class LinearOperator(ABC):
 
     structure: ClassVar[int] = 100
     __array_ufunc__ = None  # so that numpy scalars multiply from the left through __rmul__
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Puts the checks of the arguments before the methods that the class gives."""
+        super().__init_subclass__(**options)
+        _put_checks(cls)
 
     def __init__(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device):
         self.outputs = outputs
@@ -98,22 +110,18 @@ class LinearOperator(ABC):
         """The diagonal of F as a matrix [m, d]: entry (j, i) belongs to weight W[j, i]."""
 
     def __mul__(self, factor: float) -> LinearOperator:
-        try:
-            number = float(factor)
-        except (TypeError, ValueError) as error:
-            raise InputTypeError(
-                f"an operator is multiplied by a number, not by a {type(factor).__name__}; use @ for vectors."
-            ) from error
-        return self.scaled(number)
+        return self.scaled(factor)
 
     __rmul__ = __mul__
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        """F v for v [D] or [D, k], in column-vec order.
+        """F v for v [D] or [D, k], in column-vec order and in the operator's dtype.
 
         Raises:
-            InputError: v has another shape.
+            InputError: v has another shape, or is on another device.
+            InputTypeError: v is no dense tensor of real floating-point numbers.
         """
+        v = fitting("what an operator multiplies", v, self)
         if v.ndim not in (1, 2) or v.shape[0] != self.shape[0]:
             raise InputError(
                 f"an operator of size {self.shape[0]} multiplies [{self.shape[0]}] or "
@@ -123,12 +131,19 @@ class LinearOperator(ABC):
         result = matrix_to_vector(self.apply(columns))
         return result.T if v.ndim == 2 else result
 
-    def check_matrix(self, X: Tensor) -> None:
-        """Raises InputError unless X ends in [m, d]."""
+    def check_matrix(self, X: Tensor) -> Tensor:
+        """X [..., m, d] in the operator's dtype.
+
+        Raises:
+            InputError: X does not end in [m, d], or is on another device.
+            InputTypeError: X is no dense tensor of real floating-point numbers.
+        """
+        X = fitting("the matrix that an operator acts on", X, self)
         if X.shape[-2:] != (self.outputs, self.inputs):
             raise InputError(
                 f"the operator acts on matrices [..., {self.outputs}, {self.inputs}], not {list(X.shape)}."
             )
+        return X
 
     # --- dense forms ----------------------------------------------------------------------------
 
@@ -182,6 +197,23 @@ class LinearOperator(ABC):
             return unpack(self.packed(), self.outputs, self.inputs)
         return self @ torch.eye(self.shape[0], dtype=self.dtype, device=self.device)
 
+    def widened(self, dtype: torch.dtype) -> LinearOperator:
+        """The operator itself, or where `dtype` is wider than its own the same one in `dtype`."""
+        wider = torch.promote_types(self.dtype, dtype)
+        if wider == self.dtype:
+            return self
+        made = {
+            n for cls in type(self).__mro__ for n, v in vars(cls).items() if isinstance(v, cached_property)
+        }
+        other = copy.copy(self)
+        for name, value in list(vars(self).items()):
+            if name in made:
+                del other.__dict__[name]
+            else:
+                setattr(other, name, _widened(value, wider))
+        other.dtype = wider
+        return other
+
     @cached_property
     def _dense_form(self) -> DenseOperator:
         from fisherlab.operators.dense import DenseOperator
@@ -202,10 +234,12 @@ class LinearOperator(ABC):
         """<F, G> = tr(F G), 0-d float64; no dense matrix is made where one of them has structure.
 
         Raises:
-            InputError: the operators have different outputs or inputs.
+            InputError: the operators have different outputs or inputs, or are on different devices.
+            InputTypeError: `other` is no operator.
         """
-        self._check_same_size(other)
-        first, second = (self, other) if self.structure <= other.structure else (other, self)
+        self.check_same_size(other)
+        pair = self.widened(other.dtype), other.widened(self.dtype)
+        first, second = pair if self.structure <= other.structure else pair[::-1]
         return first._inner_with(second)
 
     def difference_norm(self, other: LinearOperator) -> Tensor:
@@ -218,7 +252,7 @@ class LinearOperator(ABC):
         Raises:
             InputError: the operators have different outputs or inputs.
         """
-        self._check_same_size(other)
+        self.check_same_size(other)
         pairs, width = packed_size(self.inputs), packed_size(self.outputs)
         if self.pair_symmetric and other.pair_symmetric and pairs * width <= _PACKED_DIFFERENCE:
             total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -272,7 +306,6 @@ class LinearOperator(ABC):
             InputError: M does not end in [m, d].
             NumericalError: F + λI is singular or not finite.
         """
-        self.check_matrix(M)
         return self.inverse(damping).apply(M)
 
     def solves(self, M: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:
@@ -371,7 +404,20 @@ class LinearOperator(ABC):
         """<F, G> by the structure of F (the more structured of the two)."""
         return dot64(self.dense(), other.dense())
 
-    def _check_same_size(self, other: LinearOperator) -> None:
+    def check_same_size(self, other: LinearOperator) -> None:
+        """Checks that another operator can be compared with this one.
+
+        Raises:
+            InputError: it has different outputs or inputs, or is on another device.
+            InputTypeError: it is no operator.
+        """
+        if not isinstance(other, LinearOperator):
+            raise InputTypeError(
+                f"an operator is compared with another operator, not with a {type(other).__name__}; make a "
+                "DenseOperator of a matrix."
+            )
+        if self.device != other.device:
+            raise InputError(f"the operators are on {self.device} and {other.device}; compare on one device.")
         if (self.outputs, self.inputs) != (other.outputs, other.inputs):
             raise InputError(
                 f"the operators act on matrices of different shapes, [{self.outputs}, "
@@ -392,3 +438,65 @@ class LinearOperator(ABC):
             f"{type(checked).__name__} damps the two factors of a Kronecker product, which "
             f"{type(self).__name__} does not have; give a number."
         )
+
+    def _scale(self, factor: float) -> float:
+        return number("the factor of an operator", factor)
+
+    def _exponent(self, p: float) -> float:
+        return finite("the power of an operator", p)
+
+    def _input_factor(self, A: Tensor) -> Tensor:
+        return self._fitting_factor("the input factor", A, self.inputs)
+
+    def _output_factor(self, B: Tensor) -> Tensor:
+        return self._fitting_factor("the output factor", B, self.outputs)
+
+    def _fitting_factor(self, what: str, factor: Tensor, size: int) -> Tensor:
+        factor = fitting(what, factor, self)
+        if factor.shape not in ((size,), (size, size)):
+            raise InputError(f"{what} is [{size}, {size}] or [{size}], not {list(factor.shape)}.")
+        return factor
+
+    def _input_basis(self, U: Tensor | None) -> Tensor | None:
+        return self._basis("the input basis", U, self.inputs)
+
+    def _output_basis(self, U: Tensor | None) -> Tensor | None:
+        return self._basis("the output basis", U, self.outputs)
+
+    def _basis(self, what: str, U: Tensor | None, size: int) -> Tensor | None:
+        if U is None:
+            return None
+        U = fitting(what, U, self)
+        if U.ndim != 2 or len(U) != size:
+            raise InputError(f"{what} has columns of size {size}, not the shape {list(U.shape)}.")
+        return U
+
+
+_MATRIX = (LinearOperator.check_matrix,)
+_CHECKS: dict[str, tuple[Callable[[Any, Any], Any], ...]] = {
+    **dict.fromkeys(("apply", "solve", "solves", "quadratic", "rows"), _MATRIX),
+    "scaled": (LinearOperator._scale,),
+    "power": (LinearOperator._exponent,),
+    "contract_output": (LinearOperator._output_factor,),
+    "contract_input": (LinearOperator._input_factor,),
+    "inner_kronecker": (LinearOperator._input_factor, LinearOperator._output_factor),
+    "diagonal_in_basis": (LinearOperator._input_basis, LinearOperator._output_basis),
+}
+
+
+def _put_checks(cls: type) -> None:
+    for name, checks in _CHECKS.items():
+        if inspect.isfunction(vars(cls).get(name)):
+            setattr(cls, name, checked(vars(cls)[name], checks))
+
+
+_put_checks(LinearOperator)
+
+
+def _widened(value: Any, dtype: torch.dtype) -> Any:
+    """A part of an operator in a wider dtype."""
+    if isinstance(value, LinearOperator):
+        return value.widened(dtype)
+    if isinstance(value, tuple):
+        return tuple(_widened(part, dtype) for part in value)
+    return value.to(dtype) if isinstance(value, (Tensor, OneHot)) else value

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
+from fisherlab.operators.arguments import alike
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.factors import as_matrix
 from fisherlab.operators.layout import (
@@ -45,6 +46,7 @@ class DenseOperator(LinearOperator):
     structure: ClassVar[int] = 6
 
     def __init__(self, matrix: Tensor, outputs: int, inputs: int, vec: str = "column"):
+        (matrix,) = alike("the matrix of an operator", matrix)
         size = outputs * inputs
         if matrix.shape != (size, size):
             raise InputError(
@@ -57,7 +59,6 @@ class DenseOperator(LinearOperator):
 
     def apply(self, X: Tensor) -> Tensor:
         """mat(F vec(X))."""
-        self.check_matrix(X)
         return self._to_matrix(matrix_to_vector(X) @ self.matrix.T)
 
     def scaled(self, factor: float) -> DenseOperator:
@@ -87,7 +88,6 @@ class DenseOperator(LinearOperator):
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """(F + λI)⁻¹ vec(M) by Cholesky."""
-        self.check_matrix(M)
         factor = damped_cholesky(self.matrix, self._uniform(damping))
         right = matrix_to_vector(M).reshape(-1, self.shape[0]).T
         return self._to_matrix(cholesky_apply(factor, right).T).reshape(M.shape)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
+from fisherlab.operators.arguments import alike
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.contractions import weighted_squares
 from fisherlab.operators.factors import factor_diagonal
@@ -31,6 +32,7 @@ class DiagonalOperator(LinearOperator):
     structure: ClassVar[int] = 0
 
     def __init__(self, matrix: Tensor):
+        (matrix,) = alike("the diagonal of an operator", matrix)
         if matrix.ndim != 2:
             raise InputError(f"a diagonal block is a matrix [m, d], not {list(matrix.shape)}.")
         super().__init__(matrix.shape[0], matrix.shape[1], matrix.dtype, matrix.device)
@@ -43,7 +45,6 @@ class DiagonalOperator(LinearOperator):
 
     def apply(self, X: Tensor) -> Tensor:
         """S ∘ X."""
-        self.check_matrix(X)
         return self.matrix * X
 
     def scaled(self, factor: float) -> DiagonalOperator:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
+from fisherlab.operators.arguments import alike
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.contractions import rotated_pieces, rotated_weighted_squares, rotates_held
 from fisherlab.operators.crossgram import Gradients, vectors_gram, weighted_gram
@@ -48,6 +49,7 @@ class EigenKroneckerOperator(LinearOperator):
     structure: ClassVar[int] = 2
 
     def __init__(self, U_A: Tensor | None, U_B: Tensor | None, S: Tensor):
+        U_A, U_B, S = alike("the bases and eigenvalues of an operator", U_A, U_B, S)
         if S.ndim != 2 or any(
             U is not None and U.shape != (k, k) for U, k in zip((U_B, U_A), S.shape, strict=True)
         ):
@@ -68,7 +70,6 @@ class EigenKroneckerOperator(LinearOperator):
 
     def apply(self, X: Tensor) -> Tensor:
         """U_B [S ∘ (U_Bᵀ X U_A)] U_Aᵀ."""
-        self.check_matrix(X)
         scaled = self.S * self._coefficients(X)
         by_input = scaled if self.U_A is None else scaled @ self.U_A.T
         return by_input if self.U_B is None else self.U_B @ by_input
@@ -122,7 +123,6 @@ class EigenKroneckerOperator(LinearOperator):
         Columns of U_A where S is below rounding of every λ are left out: M outside the others is only divided
         by λ.
         """
-        self.check_matrix(M)
         U_A, S, outside = self.U_A, self.S, None
         kept = self.S.abs().amax(0) > _ABSENT * min(dampings)
         if U_A is not None and 0 < 2 * int(kept.sum()) < self.inputs:
@@ -158,7 +158,6 @@ class EigenKroneckerOperator(LinearOperator):
 
     def quadratic(self, V: Tensor) -> Tensor:
         """<S, (U_Bᵀ V U_A)∘²>."""
-        self.check_matrix(V)
         return (self.S * self._coefficients(V).square()).sum((-2, -1))
 
     def quadratics(self, a: Inputs, g: Tensor, held: Tensor | None = None) -> Tensor:

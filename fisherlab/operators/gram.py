@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError, NotSupportedError
+from fisherlab.operators.arguments import alike, fitting
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.contractions import (
     input_contraction,
@@ -66,6 +67,7 @@ class GramOperator(LinearOperator):
     structure: ClassVar[int] = 4
 
     def __init__(self, a: Inputs, g: Tensor, samples: int | None = None, *, memory: int = _DENSE_BYTES):
+        a, g = alike("the inputs and gradients of a Gram operator", a, g)
         check_sample_shapes(a, g)
         total = a.shape[0] if samples is None else samples
         if total <= 0 or g.numel() == 0:
@@ -99,7 +101,6 @@ class GramOperator(LinearOperator):
 
     def rows(self, X: Tensor) -> Tensor:
         """J vec(X): <V_{n,c}, X> for X [..., m, d], as [..., c, n]."""
-        self.check_matrix(X)
         matrices = X.reshape(-1, *X.shape[-2:])
         if self.held is not None:
             products = matrices.flatten(1) @ self.held.flatten(2).flatten(0, 1).T
@@ -123,8 +124,8 @@ class GramOperator(LinearOperator):
         Raises:
             InputError: w does not end in [c, n].
         """
-        self._check_weights(w)
-        weights = w.reshape(-1, *w.shape[-2:]).to(self.dtype)
+        w = self._check_weights(w)
+        weights = w.reshape(-1, *w.shape[-2:])
         if self.held is not None:
             found = weights.mT.flatten(1) @ self.held.flatten(2).flatten(0, 1)
             return found.view(*w.shape[:-2], self.outputs, self.inputs)
@@ -245,7 +246,7 @@ class GramOperator(LinearOperator):
             InputError: w does not end in [c, n].
             NumericalError: K + λI is singular or not finite.
         """
-        self._check_weights(w)
+        w = self._check_weights(w)
         factor = damped_cholesky(self.gram(), self._uniform(damping))
         return self.combine(apply_factor(factor, w))
 
@@ -343,12 +344,14 @@ class GramOperator(LinearOperator):
         for start, stop in spans(len(items), each):
             yield items[start:stop]
 
-    def _check_weights(self, w: Tensor) -> None:
+    def _check_weights(self, w: Tensor) -> Tensor:
+        w = fitting("the weights of the vectors", w, self)
         if w.shape[-2:] != self.g.shape[:2]:
             raise InputError(
                 f"the weights of the vectors are [..., {self.g.shape[0]}, {self.g.shape[1]}] "
                 f"(columns, samples), not {list(w.shape)}."
             )
+        return w
 
     def _dense_columns(self) -> Tensor:
         needed = self.shape[0] ** 2 * self.dtype.itemsize

@@ -55,7 +55,6 @@ class GroupedOperator(LinearOperator):
 
     def apply(self, X: Tensor) -> Tensor:
         """Each block applied to its rows."""
-        self.check_matrix(X)
         return torch.cat([block.apply(X[..., rows, :]) for block, rows in self._with_rows()], dim=-2)
 
     def scaled(self, factor: float) -> GroupedOperator:
@@ -113,13 +112,11 @@ class GroupedOperator(LinearOperator):
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """Each block's solution for its rows."""
-        self.check_matrix(M)
         solved = [block.solve(M[..., rows, :], damping) for block, rows in self._with_rows()]
         return torch.cat(solved, dim=-2)
 
     def solves(self, M: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:
         """Each block's solutions for its rows."""
-        self.check_matrix(M)
         solved = [block.solves(M[..., rows, :], dampings) for block, rows in self._with_rows()]
         return (torch.cat(parts, dim=-2) for parts in zip(*solved, strict=True))
 
@@ -187,7 +184,7 @@ class GroupedOperator(LinearOperator):
         return torch.stack(list(numbers)).sum()
 
     def _same_groups(self, other: GroupedOperator) -> bool:
-        self._check_same_size(other)
+        self.check_same_size(other)
         return len(other.blocks) == len(self.blocks)
 
     def _dense_columns(self) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike, FactoredDamping
 from fisherlab.errors import InputError
+from fisherlab.operators.arguments import alike
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.contractions import kronecker_quadratics
 from fisherlab.operators.crossgram import Gradients, tiles
@@ -50,6 +51,7 @@ class KroneckerOperator(LinearOperator):
     structure: ClassVar[int] = 1
 
     def __init__(self, A: Tensor, B: Tensor):
+        A, B = alike("the factors of an operator", A, B)
         for factor in (A, B):
             if factor.ndim not in (1, 2) or factor.shape[0] != factor.shape[-1]:
                 raise InputError(
@@ -73,7 +75,6 @@ class KroneckerOperator(LinearOperator):
 
     def apply(self, X: Tensor) -> Tensor:
         """B X A."""
-        self.check_matrix(X)
         return times_factor(factor_times(self.B, X), self.A.T if self.A.ndim == 2 else self.A)
 
     def scaled(self, factor: float) -> KroneckerOperator:
@@ -104,7 +105,7 @@ class KroneckerOperator(LinearOperator):
         norms = [norm64(self.B), norm64(other.B)] if isinstance(other, KroneckerOperator) else []
         if not isinstance(other, KroneckerOperator) or not all(float(norm) > 0 for norm in norms):
             return super().difference_norm(other)
-        self._check_same_size(other)
+        self.check_same_size(other)
         scale = norms[0] / norms[1]
         C, D = other.A / scale, other.B * scale
         inputs, outputs = factor_difference(self.A, C), factor_difference(self.B, D)

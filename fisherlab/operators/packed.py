@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
+from fisherlab.operators.arguments import alike
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.factors import factor_svec
 from fisherlab.operators.layout import matrix_to_vector, vector_to_matrix
@@ -42,6 +43,7 @@ class PackedOperator(LinearOperator):
     structure: ClassVar[int] = 5
 
     def __init__(self, M: Tensor, outputs: int, inputs: int):
+        (M,) = alike("the packed form of an operator", M)
         expected = (packed_size(inputs), packed_size(outputs))
         if M.shape != expected:
             raise InputError(
@@ -58,7 +60,6 @@ class PackedOperator(LinearOperator):
 
     def apply(self, X: Tensor) -> Tensor:
         """F vec(X), by rows of F expanded in pieces of bounded size; by the dense matrix once it is known."""
-        self.check_matrix(X)
         if "_dense_form" in self.__dict__:
             return self._dense_form.apply(X)
         m, d = self.outputs, self.inputs

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
+from fisherlab.operators.arguments import alike
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.factors import as_matrix, factor_diagonal
 from fisherlab.operators.numerics import (
@@ -37,6 +38,7 @@ class UnitBlockOperator(LinearOperator):
     structure: ClassVar[int] = 3
 
     def __init__(self, blocks: Tensor):
+        (blocks,) = alike("the blocks of an operator", blocks)
         if blocks.ndim != 3 or blocks.shape[1] != blocks.shape[2]:
             raise InputError(f"the blocks are [m, d, d], not {list(blocks.shape)}.")
         super().__init__(blocks.shape[0], blocks.shape[1], blocks.dtype, blocks.device)
@@ -49,7 +51,6 @@ class UnitBlockOperator(LinearOperator):
 
     def apply(self, X: Tensor) -> Tensor:
         """Row j of the result is block_j X[j]."""
-        self.check_matrix(X)
         return torch.einsum("jik,...jk->...ji", self.blocks, X)
 
     def scaled(self, factor: float) -> UnitBlockOperator:
@@ -87,7 +88,6 @@ class UnitBlockOperator(LinearOperator):
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """Row j of the result is (block_j + λI)⁻¹ M[j], by Cholesky."""
-        self.check_matrix(M)
         factor = damped_cholesky(self.blocks, self._uniform(damping))
         columns = M.reshape(-1, *M.shape[-2:]).permute(1, 2, 0)
         return cholesky_apply(factor, columns).permute(2, 0, 1).reshape(M.shape)
