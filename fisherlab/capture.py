@@ -1,6 +1,6 @@
 """The one seam to autograd: hooks that keep a forward pass, the batched backward, and leaving no trace."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fisherlab.layers import (
     NETWORK_OUTPUT,
     Activation,
-    Layers,
     LayerView,
     Use,
     slope_of,
@@ -99,15 +98,20 @@ class Seen:
 
 
 @contextmanager
-def capture(layers: Layers, *, outputs: bool = True) -> Iterator[dict[str, list[Seen]]]:
+def capture(
+    layers: Mapping[str, LayerView], *, outputs: bool = True, samples: int | None = None
+) -> Iterator[dict[str, list[Seen]]]:
     """While it is open, every call of every layer is kept, in the order of the calls.
 
     Args:
         layers: whose calls.
         outputs: whether the numbers of outputs are kept; else their shapes, which take no memory.
+        samples: how many the pass has. The output of a layer whose calls do not depend on the samples is
+            then expanded over them, as its view says, and goes on so.
     """
     seen: dict[str, list[Seen]] = {name: [] for name in layers}
     parts: dict[tuple[int, str], list[LayerView]] = {}
+    modules: dict[int, tuple[nn.Module, list[LayerView]]] = {}
     attention: dict[int, nn.Module] = {}
 
     def record(module: nn.Module, part: str, x: Tensor, output: Tensor) -> None:
@@ -119,12 +123,14 @@ def capture(layers: Layers, *, outputs: bool = True) -> Iterator[dict[str, list[
         for view in layers.values():
             for module in view.modules:
                 if view.part is None:
-                    handle = module.register_forward_hook(_keeper(view, seen, outputs), with_kwargs=True)
-                    handles.append(handle)
+                    modules.setdefault(id(module), (module, []))[1].append(view)
                 else:
                     parts.setdefault((id(module), view.part), []).append(view)
                 if view.attention is not None:
                     attention[id(view.attention)] = view.attention
+        for module, views in modules.values():
+            keeper = _keeper(views, seen, outputs, samples)
+            handles.append(module.register_forward_hook(keeper, with_kwargs=True))
         stack.enter_context(spelled_out(list(attention.values()), record))
         try:
             yield seen
@@ -133,9 +139,28 @@ def capture(layers: Layers, *, outputs: bool = True) -> Iterator[dict[str, list[
                 handle.remove()
 
 
-def _keeper(view: LayerView, seen: dict[str, list[Seen]], outputs: bool) -> Callable[..., None]:
-    def keep(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
-        _keep(view, seen, outputs, args[0] if args else next(iter(kwargs.values())), output)
+def _keeper(
+    views: list[LayerView], seen: dict[str, list[Seen]], outputs: bool, samples: int | None
+) -> Callable[..., Tensor | None]:
+    """A forward hook of a module, for all views of it."""
+    spread = None if samples is None else next((v for v in views if v.expanded is not None), None)
+
+    def keep(
+        module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
+    ) -> Tensor | None:
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(x, Tensor) or not isinstance(output, Tensor):  # a hook of the user's changed it
+            return None
+        for view in views:
+            if spread is None or view.expanded is None:
+                _keep(view, seen, outputs, x, output)
+        if spread is None or samples is None:
+            return None
+        x, output = spread.over_samples(x, samples), spread.over_samples(output, samples)
+        for view in views:
+            if view.expanded is not None:
+                _keep(view, seen, outputs, x, output)
+        return output
 
     return keep
 

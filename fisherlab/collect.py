@@ -5,7 +5,8 @@ go backwards in one batched call, with respect to those edges, so no parameter g
 formed. Whole samples are cut so that a batch stays under the memory limit.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,20 +26,28 @@ from fisherlab.capture import (
     outputs_of,
     unchanged,
 )
-from fisherlab.data import Batches, ModelInputs, each, is_finite, outputs_of_model
+from fisherlab.data import Batches, ModelInputs, each, outputs_of_model, tensors_of
 from fisherlab.draws import Generators, normal
 from fisherlab.errors import InputError
 from fisherlab.layers import Activation, Layers, LayerView, Use, find_activations
 from fisherlab.likelihoods import Likelihood, label_columns
+from fisherlab.look import Look, Looker
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.patches import Patches
 from fisherlab.progress import Progress, bar
-from fisherlab.refusals import not_finite, require_finite_weights, require_own_rows
+from fisherlab.refusals import require_finite, require_finite_weights
+from fisherlab.rows import SampleGradients
 from fisherlab.sizes import LABEL_KINDS, LAYERWISE_COLUMNS, Needs, Sizes
+
+_FIRST, _MORE, _MOST = 2, 8, 64  # samples of the first look, of another, and where too little came back
+_LOOK_BYTES = 2**28
 
 
 class Collector:
     """Reads a model, its layers and its data; every pass of fisherlab is one of its.
+
+    Its `layers` are those given, read as the first look at the data found that they must be; those that
+    cannot be read are left out with a warning. Its `remarks` say of a layer what a reader should know.
 
     Args:
         model: the network; its output is one tensor [n, …].
@@ -76,6 +85,10 @@ class Collector:
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
         require_finite_weights(model)
+        self.remarks: dict[str, str] = {}
+        self._looker = Looker(model, batch_dim)
+        self._rows_of: dict[tuple[str, ...], SampleGradients] = {}
+        self._rows_seen: dict[str, list[int]] = {}
         self.sizes = self._look()
 
     def passes(
@@ -122,6 +135,7 @@ class Collector:
             bar(self._progress, what, None if stop is None else stop - first) as report,
         ):
             for index, (inputs, targets) in enumerate(self.read(most, start, stop)):
+                self._make_sure(inputs)
                 yield self._collect(inputs, targets, needs, generators, start, index)
                 start += self.batches.size(inputs)
                 report(start - first)
@@ -187,16 +201,20 @@ class Collector:
         seen, outputs = self._forward(inputs, index)
         if targets is not None:
             self.likelihood.check(outputs, targets)
-        given = {name: self._given(name, inputs, seen[name], samples, start) for name in needs}
+        given = {name: self._given(name, inputs, seen.get(name, []), samples, start) for name in needs}
         self._layerwise(given, needs, seen, outputs, generators, samples)
         yield {name: batch.part(batch.g, True) for name, batch in given.items()}
         wanted = [kind for kind in LABEL_KINDS if any(kind in kinds for kinds in needs.values())]
         for kind in wanted:
             columns = self.columns(kind, outputs.detach(), targets, generators)
-            names = [name for name, kinds in needs.items() if kind in kinds]
+            taken = [name for name in needs if kind in needs[name]]
+            names = [name for name in taken if name in seen]
+            if len(names) < len(taken):
+                yield self._of_gradients(given, [n for n in taken if n not in seen], kind, inputs, columns)
             edges = [call.edge for name in names for call in seen[name]]
             numbers = samples * self.sizes.activations
-            for count, found in backward(outputs, edges, columns, kind != wanted[-1], numbers):
+            keep = kind != wanted[-1]
+            for count, found in backward(outputs, edges, columns, keep, numbers) if edges else ():
                 gradients = iter(found)
                 part = {}
                 for name in names:
@@ -210,12 +228,58 @@ class Collector:
     ) -> LayerBatch:
         """A layer's inputs, made when they are asked for where no position is left out."""
         view = self.layers[name]
+        if view.by_gradients:
+            return LayerBatch(start, view.unit_inputs(samples, self.dtype, self.device), {}, view.groups)
         make = partial(self._inputs, name, calls, samples)
         if view.mask is None and not view.one_hot:
             return LayerBatch(start, make, {}, view.groups)
         a = make()
         valid = _valid(view, inputs, a)
         return LayerBatch(start, _masked(a, valid), {}, view.groups, valid)
+
+    def _of_gradients(
+        self,
+        given: Mapping[str, LayerBatch],
+        names: Sequence[str],
+        kind: str,
+        inputs: ModelInputs,
+        columns: Tensor,
+    ) -> dict[str, LayerBatch]:
+        """The columns [c, n, …] as they come back to parameters, sample by sample."""
+        count = len(columns)
+        numbers = sum(count * self.layers[name].size for name in names)
+        most = max(1, _LOOK_BYTES // (self.sizes.pass_bytes(count) + self.sizes.bytes * numbers))
+        found = self.sample_gradients(names).pieces(inputs, columns.transpose(0, 1), most)
+        return {name: given[name].part({kind: found[name].permute(1, 0, 3, 2)}, False) for name in names}
+
+    def sample_gradients(self, names: Iterable[str]) -> SampleGradients:
+        """The samples' gradients of these layers' parameters by autograd alone.
+
+        Raises:
+            InputError: where they do not add up to the gradient of the batch; names the layer.
+        """
+        names = tuple(names)
+        if names not in self._rows_of:
+            rows = SampleGradients(self.model, [self.layers[name] for name in names], self.batch_dim)
+            for name, reason in rows.why_not(*self._looked_at).items():
+                if reason:
+                    raise InputError(f"layer {name!r} has no gradients of single samples: {reason}")
+            self._rows_of[names] = rows
+        return self._rows_of[names]
+
+    def leave_out(self, reasons: Mapping[str, str], stacklevel: int = 3) -> None:
+        """Takes layers out, with one warning that says why; raised as from the caller's caller.
+
+        Raises:
+            InputError: where no layer is left.
+        """
+        if not reasons:
+            return
+        self.layers = self.layers.without(reasons)
+        text = "; ".join(f"layer {name!r}: {reason}" for name, reason in reasons.items())
+        if not self.layers:
+            raise InputError(f"no layer can be measured: {text}")
+        warnings.warn(f"not measured: {text}", stacklevel=stacklevel)
 
     def _layerwise(
         self,
@@ -270,54 +334,115 @@ class Collector:
         return unit_columns(slope) if kind == LAYERWISE_COLUMNS else slope
 
     def _forward(self, inputs: ModelInputs, index: int) -> tuple[dict[str, list[Seen]], Tensor]:
-        with capture(self.layers) as seen:
+        samples = self.batches.size(inputs)
+        with capture(self._captured, samples=samples) as seen:
             outputs = outputs_of_model(self.model, inputs)
-        missing = [name for name in self.layers if not seen[name]]
-        if missing:
-            raise InputError(
-                f"layer {missing[0]!r} takes no part in the forward pass; leave it out with "
-                "layers= or exclude="
-            )
-        if not is_finite(outputs.detach()):
-            raise not_finite(seen, index)
+        require_finite(outputs, seen, index)
+        for name, rows in self._rows_seen.items():
+            self._require_rows(name, rows, seen[name], inputs, index)
         return seen, outputs
 
-    def _look(self) -> Sizes:
-        """Reads two samples: sizes, and whether each row of every layer belongs to one sample."""
-        inputs, targets = self.batches.first(2)
-        inputs, targets = each(inputs, self._move), None if targets is None else self._move(targets)
+    def _require_rows(
+        self, name: str, known: list[int], calls: list[Seen], inputs: ModelInputs, index: int
+    ) -> None:
+        """Refuses other numbers of rows than at the first look, for inputs of the same shape."""
         samples = self.batches.size(inputs)
-        with unchanged(self.model):
-            seen, outputs = self._forward(inputs, 0)
+        try:
+            rows = self._looker.rows(self.layers[name], calls, samples)
+        except InputError:
+            rows = []
+        if not rows or (rows != known and self._form(inputs) == self._form_seen):
+            raise InputError(
+                f"layer {name!r} sees other rows in batch {index} than it did of the first samples, so they "
+                "cannot be told apart by sample; leave it out with layers= or exclude="
+            )
+
+    def _form(self, inputs: ModelInputs) -> list[list[int]]:
+        """The shapes of one sample's inputs."""
+        return [list(x.narrow(self.batch_dim, 0, 1).shape) for x in tensors_of(inputs)]
+
+    def _look(self) -> Sizes:
+        """Reads a few samples: how each layer is to be read, and sizes."""
+        inputs, targets = self.batches.first(_MOST)
+        inputs, targets = each(inputs, self._move), None if targets is None else self._move(targets)
+        counted: list[int] = []
+
+        def check(outputs: Tensor) -> None:
             if targets is not None:
-                self.likelihood.check(outputs, targets)
-            predictive = self.likelihood.count(outputs)
-            a = {name: self._inputs(name, seen[name], samples) for name in self.layers}
+                self.likelihood.check(outputs, targets[: len(outputs)])
+            counted.append(self.likelihood.count(outputs))
+
+        with unchanged(self.model):
+            looks = self._looks(inputs, check)
+            first = looks[0]
+            settled = self._looker.settle(self.layers, looks)
+            self._sure = first.samples > 1
+            self._looked_at = first.inputs, first.column
+            self.leave_out(settled.left_out, stacklevel=5)
+            self.layers = self.layers.read_as(settled.views, settled.remarks)
+            self.remarks = settled.remarks
+            self._captured = {name: view for name, view in self.layers.items() if not view.by_gradients}
+            self._form_seen = self._form(first.inputs)
+            seen, outputs = {name: first.seen[name] for name in self._captured}, first.outputs
+            if any(view.expanded is not None for view in self._captured.values()):
+                seen, outputs = self._forward(first.inputs, 0)
+            self._rows_seen = {
+                name: self._looker.rows(view, seen[name], first.samples)
+                for name, view in self._captured.items()
+            }
             self.activations = self._name_activations(outputs, seen)
-            if samples == 2:
-                repeated = each(inputs, self._second_twice)
-                other, repeated_outputs = self._forward(repeated, 0)
-                for name in self.layers:
-                    require_own_rows(f"layer {name!r} sees", a[name], self._inputs(name, other[name], 2))
-                require_own_rows("the model gives", outputs.detach(), repeated_outputs.detach())
+            positions = {
+                name: view.inputs
+                if view.by_gradients
+                else self._inputs(name, seen[name], first.samples).shape[1]
+                for name, view in self.layers.items()
+            }
+        calls = [call for own in {**first.seen, **seen}.values() for call in own]
         return Sizes(
             self.layers,
             torch.finfo(self.dtype).bits // 8,
-            positions={name: a[name].shape[1] for name in a},
-            columns={"predictive": predictive, "monte-carlo": self._draws, "drawn": 1, "empirical": 1},
-            activations=sum(call.output.numel() for calls in seen.values() for call in calls) // samples,
-            outputs=outputs.numel() // samples,
+            positions=positions,
+            columns={"predictive": counted[0], "monte-carlo": self._draws, "drawn": 1, "empirical": 1},
+            activations=sum(call.output.numel() for call in calls) // first.samples,
+            outputs=outputs.numel() // first.samples,
         )
 
-    def _second_twice(self, x: Tensor) -> Tensor:
-        return x.narrow(self.batch_dim, 1, 1).expand_as(x).contiguous()
+    def _looks(self, inputs: ModelInputs, check: Callable[[Tensor], None] | None = None) -> list[Look]:
+        """Looks at two of these samples, and at more, as many as are needed for something to come back."""
+        total = self.batches.size(inputs)
+        count = min(_FIRST, total)
+        first = self._looker.look(self.layers, self._part(inputs, count), count, check=check)
+        numbers = sum(call.output.numel() for calls in first.seen.values() for call in calls) // count
+        silent = not all(first.tells(view) for view in self.layers.values())
+        fitting = _LOOK_BYTES // (8 * (torch.finfo(self.dtype).bits // 8) * max(1, numbers))
+        more = min(total, _MOST if silent else _MORE, fitting)
+        if more <= count:
+            return [first]
+        return [first, self._looker.look(self.layers, self._part(inputs, more), more, swap=False)]
+
+    def _make_sure(self, inputs: ModelInputs) -> None:
+        """Looks at the first batch with two samples, where there was none before."""
+        if self._sure or self.batches.size(inputs) < _FIRST:
+            return
+        self._sure = True
+        looks = [self._looker.look(self._captured, self._part(inputs, count), count) for count in (_FIRST,)]
+        for name, view in self._captured.items():
+            reason = self._looker.why_not(view, looks)
+            if reason:
+                raise InputError(
+                    f"the first batch has one sample only, and of a later one layer {name!r} is not right: "
+                    f"{reason}; give a first batch of two samples or more"
+                )
+
+    def _part(self, inputs: ModelInputs, count: int) -> ModelInputs:
+        return each(inputs, lambda x: x.narrow(self.batch_dim, 0, count))
 
     def _inputs(self, name: str, calls: list[Seen], samples: int) -> Inputs | Patches:
         return inputs_of(self.layers[name], [call.use for call in calls], samples, self.batch_dim)
 
     def _name_activations(self, outputs: Tensor, seen: Mapping[str, list[Seen]]) -> dict[str, Activation]:
         named = {}
-        for name, found in self._find_activations(outputs, seen, self.layers).items():
+        for name, found in self._find_activations(outputs, seen, seen).items():
             given = self.layers[name].activation
             kinds = list(dict.fromkeys(a.name for a in found)) if given is None else [given]
             named[name] = Activation(", ".join(kinds), "" if given else found[0].reason)

@@ -16,6 +16,7 @@ from fisherlab.approximations import (
 )
 from fisherlab.collect import Collector
 from fisherlab.errors import InputError
+from fisherlab.exact import no_layerwise
 from fisherlab.experiment import Experiment
 from fisherlab.layers import Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
@@ -96,8 +97,10 @@ def compare(
         generator=generator,
         progress=progress,
     )
+    if kind == "layerwise":
+        collector.leave_out(no_layerwise(collector))
     if statistics is not None:
-        statistics = statistics.fitting(model, chosen, kind)
+        statistics = statistics.fitting(model, collector.layers, kind)
         for method in methods:
             if not method.from_exact and not statistics.can_build(method):
                 raise InputError(f"the statistics do not hold what {method.name} needs; collect them with it")

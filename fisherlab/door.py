@@ -23,7 +23,7 @@ _CHUNK_BYTES = 32 * 2**20
 NOT_ONE_SAMPLE = "the rows that it sees do not each belong to one sample"
 MIXED = "what comes back to the rows of one sample belongs to other samples"
 USED_ELSEWHERE = (
-    "the gradient of its parameters is not that of its module's calls: they are used elsewhere too, or its "
+    "its module's calls do not give the gradient of its parameters, which are used elsewhere too, or whose "
     "inputs or outputs are changed on the way"
 )
 
@@ -53,6 +53,9 @@ def why_not(
     """
     if not calls:
         return "its module is not called"
+    reached = any(g is not None for g in by_parameter.values())
+    if reached and all(g is None for g in gradients):
+        return USED_ELSEWHERE
     try:
         a = inputs_of(view, [call.use for call in calls], samples, batch_dim)
         pairs = [(call.use, _known(g, call).unsqueeze(0)) for call, g in zip(calls, gradients, strict=True)]
@@ -69,7 +72,7 @@ def why_not(
     if samples > 1 and float(g[: samples // 2].abs().max()) > tolerance * largest:
         return MIXED
     expected = view.to_matrix({name: _dense(view, name, by_parameter[name]) for name in view.parameters})
-    return "" if _agree(view, a, g, expected) else USED_ELSEWHERE
+    return "" if agree(view, a, g, expected) else USED_ELSEWHERE
 
 
 def came_back(gradients: Sequence[Tensor | None], by_parameter: Mapping[str, Tensor | None]) -> bool:
@@ -106,7 +109,7 @@ def _own_rows(
     )
 
 
-def _agree(view: LayerView, a: Inputs | Patches, g: Tensor, expected: Tensor) -> bool:
+def agree(view: LayerView, a: Inputs | Patches, g: Tensor, expected: Tensor) -> bool:
     """Whether Σ_n Σ_t g aᵀ is the expected matrix [m, d]."""
     dtype = torch.promote_types(g.dtype, torch.float32)
     total, squares = torch.zeros(expected.shape, dtype=torch.float64, device=g.device), 0.0

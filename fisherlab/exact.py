@@ -5,18 +5,17 @@ memory limit; the three agree to rounding.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
 
 from fisherlab.batch import LayerBatch
 from fisherlab.capture import unchanged
 from fisherlab.collect import Collector
-from fisherlab.data import ModelInputs, called, each, tensors_of
+from fisherlab.data import called
 from fisherlab.errors import unknown
 from fisherlab.layers import BlockShape, Layers, LayerView, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
@@ -97,6 +96,9 @@ def exact_fisher(
         generator=generator,
         progress=progress,
     )
+    if kind == "layerwise":
+        collector.leave_out(no_layerwise(collector))
+    chosen = collector.layers
     plans = make_plans(collector, kind, method, parse_bytes(memory), max_columns)
     for plan in plans.values():
         if plan.note:
@@ -117,6 +119,15 @@ def exact_fisher(
         else:
             blocks[name] = build_block(chosen[name], plan, found.sums[0])
     return blocks
+
+
+def no_layerwise(collector: Collector) -> dict[str, str]:
+    """The layers that have no layer-wise Fisher, and why."""
+    return {
+        name: "it has no layer-wise Fisher, which is of a module's own inputs and outputs"
+        for name, view in collector.layers.items()
+        if view.by_gradients
+    }
 
 
 def block_statistic(plan: Plan) -> Statistic | None:
@@ -191,48 +202,10 @@ def _gradient_matrices(collector: Collector, view: LayerView, kind: str) -> Iter
     model, size = collector.model, torch.finfo(collector.dtype).bits // 8
     columns = collector.sizes.columns[kind]
     most = max(1, _ROW_BYTES // (size * columns * view.size))
-    rows_of = _Rows(model, view, collector.batch_dim)
     generators = collector.generators()
     with unchanged(model):
+        rows_of = collector.sample_gradients([view.name])
         for inputs, targets in collector.read(most):
             with torch.no_grad():
                 u = collector.columns(kind, called(model, inputs), targets, generators)
-            yield rows_of(inputs, u.transpose(0, 1)), u.shape[1]
-
-
-class _Rows:
-    """The samples' gradients of one block by `torch.func`, sample by sample where vmap cannot."""
-
-    def __init__(self, model: nn.Module, view: LayerView, batch_dim: int) -> None:
-        self._model, self._view, self._batch_dim = model, view, batch_dim
-        self._parameters = {name: p.detach() for name, p in model.named_parameters()}
-        self._block = {name: self._parameters[name] for name in view.parameters}
-        self._loop = False
-
-    def __call__(self, inputs: ModelInputs, u: Tensor) -> Tensor:
-        """V [n·c, m, d] for columns u [n, c, …]."""
-        if not self._loop:
-            try:
-                return vmap(self._sample, in_dims=(self._batch_dim, 0))(inputs, u).flatten(0, 1)
-            except RuntimeError:  # the model does what vmap cannot
-                self._loop = True
-        samples = [self._select(inputs, n) for n in range(len(u))]
-        rows = [self._sample(x, columns, batched=False) for x, columns in zip(samples, u, strict=True)]
-        return torch.cat(rows)
-
-    def _select(self, inputs: ModelInputs, n: int) -> ModelInputs:
-        return each(inputs, lambda x: x.select(self._batch_dim, n))
-
-    def _sample(self, x: ModelInputs, u: Tensor, batched: bool = True) -> Tensor:
-        pull = vjp(lambda block: self._output(block, x), self._block)[1]
-        if batched:
-            (gradients,) = vmap(pull)(u)
-        else:
-            pulled = [pull(column, retain_graph=True)[0] for column in u]
-            gradients = {name: torch.stack([one[name] for one in pulled]) for name in self._block}
-        return self._view.to_matrix(gradients)
-
-    def _output(self, block: Mapping[str, Tensor], x: ModelInputs) -> Tensor:
-        x = each(x, lambda value: value.unsqueeze(self._batch_dim))
-        arguments, keywords = ((), x) if isinstance(x, dict) else (tensors_of(x), {})
-        return functional_call(self._model, {**self._parameters, **block}, arguments, keywords).squeeze(0)
+            yield rows_of(inputs, u.transpose(0, 1))[view.name].flatten(0, 1), u.shape[1]

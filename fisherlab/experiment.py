@@ -21,6 +21,7 @@ from fisherlab.approximations import (
     columns_kind,
     create,
     layer_work,
+    why_not_built,
 )
 from fisherlab.batch import LayerBatch
 from fisherlab.collect import Collector
@@ -191,18 +192,22 @@ class Experiment:
         return max(_LEAST_KEPT, min(_MOST_KEPT, _KEPT_BYTES // (8 * numbers)))
 
     def _methods(self, view: LayerView) -> list[Approximation]:
-        """The methods of a layer's records and waterfall; a norm's block has its diagonal alone."""
-        return [self._diagonal] if view.vector else [*self.asked, *self._extra]
+        """The methods of a layer's records and waterfall; of a norm those that are meant for vectors."""
+        return self._asked(view) if view.vector else [*self.asked, *self._extra]
 
-    def _asked(self, view: LayerView) -> Sequence[Approximation]:
-        return [self._diagonal] if view.vector else self.asked
+    def _asked(self, view: LayerView) -> list[Approximation]:
+        """The methods of a layer's records; a norm's block has its diagonal whatever was asked for."""
+        if not view.vector:
+            return list(self.asked)
+        own = [method for method in self.asked if method.for_vectors and method.name != self._diagonal.name]
+        return [self._diagonal, *own]
 
     def _identity(self, view: LayerView) -> bool:
         return self.collector.activations[view.name].name == "identity"
 
     def _aims_at_layerwise(self, view: LayerView) -> bool:
         """Whether a method is compared with the layer-wise Fisher too."""
-        return any(method.layerwise for method in self._asked(view))
+        return any(method.layerwise and method.fits(view) for method in self._asked(view))
 
     def _why_no_layerwise(self, view: LayerView) -> str:
         """Why the layer-wise Fisher is out of reach, or an empty text."""
@@ -260,6 +265,12 @@ class Experiment:
             result.operators["exact"] = main.exact
         yardstick_first = sorted(methods, key=lambda method: method.name != NearestKronecker.name)
         for done, method in enumerate(yardstick_first):
+            report(done)
+            if reason := why_not_built(method, view):
+                if method in self._asked(view):
+                    note = "; ".join((reason, *main.notes))
+                    result.measured[method.name, main.name] = Measured({"note": note}, [], None)
+                continue
             fits = self._fits(view, main, method, gathered)
             if method.name == NearestKronecker.name:
                 nearest[main.name] = _shape_error(main, fits.operators[0])
@@ -271,7 +282,7 @@ class Experiment:
                     result.operators[method.name] = fits.operators[0]
             if method.name in result.waterfall:
                 result.waterfall[method.name] = self._scaled_error(result, main, method, fits)
-            report(done + 1)
+        report(len(methods))
         _put_in_order(result, [method.name for method in methods])
 
     def _measure(
@@ -293,8 +304,8 @@ class Experiment:
                 note = f"approximation from saved statistics of {self.statistics.samples} samples"
                 measured.values["note"] = "; ".join(filter(None, [measured.values["note"], note]))
             result.measured[method.name, target.name] = measured
-        reason = self._why_no_layerwise(result.view)
-        if method.layerwise and main.name != "layerwise" and reason:
+        aims = method.layerwise and main.name != "layerwise"
+        if aims and (reason := self._why_no_layerwise(result.view)):
             result.measured[method.name, "layerwise"] = Measured({"note": reason}, [], None)
 
     def _layerwise_targets(self, view: LayerView, main: Target, gathered: Gathered) -> Iterator[Target]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fisherlab.collect import Collector
 from fisherlab.errors import InputError, MemoryLimitError, NotSupportedError, bytes_text
@@ -30,7 +30,8 @@ class Plan:
         columns: samples times label columns.
         operations: multiplications and additions of the block itself.
         bytes: what the block holds while it is made.
-        note: what a reader of the result should know.
+        note: what was done for want of memory or time.
+        remark: how the layer was read, where that is not as usual.
     """
 
     layer: str
@@ -41,12 +42,18 @@ class Plan:
     operations: float
     bytes: int
     note: str = ""
+    remark: str = ""
+
+    @property
+    def remarks(self) -> str:
+        """All that a reader of the result should know."""
+        return "; ".join(filter(None, (self.note, self.remark)))
 
     def __str__(self) -> str:
         count = "all samples" if self.columns is None else f"{self.columns} columns"
         work = f"{self.operations:.2g} operations, {bytes_text(self.bytes)}"
         return f"{self.layer}: {self.method}, {self.kind}, {count}, {work}" + (
-            f" ({self.note})" if self.note else ""
+            f" ({self.remarks})" if self.remarks else ""
         )
 
 
@@ -85,7 +92,8 @@ def make_plans(
     plans: dict[str, Plan] = {}
     left = memory
     for view in sorted(collector.layers.values(), key=lambda v: v.size):
-        plan = plans[view.name] = chooser.plan(view, left)
+        remark = collector.remarks.get(view.name, "")
+        plan = plans[view.name] = replace(chooser.plan(view, left), remark=remark)
         left -= plan.bytes if together else 0
     return {name: plans[name] for name in collector.layers}
 
@@ -156,7 +164,12 @@ class _Chooser:
         positions = self.collector.sizes.positions[view.name]
         samples, columns = self.collector.batches.count(), self.collector.sizes.columns[self.kind]
         total = None if samples is None else samples * columns
-        packed = positions == 1 and not view.one_hot
+        packed = positions == 1 and not view.one_hot and not view.by_gradients
+        if self.method == "kronecker" and view.by_gradients:
+            raise NotSupportedError(
+                f"layer {view.name!r} is {self.collector.remarks[view.name]}; Kronecker accumulation needs "
+                "its inputs: use method='auto', 'gram' or 'per-sample'"
+            )
         if self.method == "kronecker" and not packed:
             what = f"{positions} positions a sample" if positions > 1 else "indices for inputs"
             raise NotSupportedError(

@@ -1,13 +1,15 @@
-"""What a pass refuses: weights and outputs that are not finite, and models that mix samples."""
+"""What a pass refuses: numbers that are not finite, models that mix samples, reentrant checkpointing."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fisherlab.capture import Seen
+from fisherlab.capture import Seen, inputs_of
 from fisherlab.data import is_finite
 from fisherlab.errors import InputError, NumericalError
+from fisherlab.layers import LayerView
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.patches import Patches
 
@@ -49,15 +51,63 @@ def own_rows(a: Inputs | Patches, other: Inputs | Patches) -> bool:
     return torch.allclose(other.double(), expected.double(), rtol=0.0, atol=tolerance)
 
 
-def not_finite(seen: Mapping[str, list[Seen]], index: int) -> NumericalError:
-    """The error that names the first layer whose outputs are not finite, and the batch."""
+def require_own_outputs(
+    layers: Mapping[str, LayerView],
+    found: tuple[Tensor, Mapping[str, list[Seen]]],
+    other: tuple[Tensor, Mapping[str, list[Seen]]],
+    samples: int,
+    batch_dim: int,
+) -> None:
+    """Refuse a model whose outputs' rows do not each belong to one sample (`InputError`).
+
+    Args:
+        layers: the first of them that sees such rows is named.
+        found: the model's outputs and the layers' calls for a few samples.
+        other: the same with sample 0 replaced by sample 1.
+        samples: how many.
+        batch_dim: the dimension that counts samples.
+    """
+    if own_rows(found[0].detach(), other[0].detach()):
+        return
+    for name, view in layers.items():
+        try:
+            calls = ([call.use for call in seen[name]] for _, seen in (found, other))
+            a, swapped = (inputs_of(view, own, samples, batch_dim) for own in calls)
+        except (RuntimeError, ValueError, IndexError):  # not called, or no rows of samples at all
+            continue
+        require_own_rows(f"layer {name!r} sees", a, swapped)
+    require_own_rows("the model gives", found[0].detach(), other[0].detach())
+
+
+def require_no_reentrant_checkpoint(outputs: Tensor) -> None:
+    """Refuse a model with reentrant activation checkpointing, found in its graph (`InputError`)."""
+    seen: set[Any] = {outputs.grad_fn}
+    stack = [outputs.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            raise InputError(
+                "the model uses reentrant activation checkpointing, which hides its layers; call "
+                "torch.utils.checkpoint.checkpoint with use_reentrant=False"
+            )
+        new = {child for child, _ in node.next_functions} - seen
+        seen |= new
+        stack += new
+
+
+def require_finite(outputs: Tensor, seen: Mapping[str, list[Seen]], index: int) -> None:
+    """Refuse outputs that are not finite; names the first such layer and the batch (`NumericalError`)."""
+    if is_finite(outputs.detach()):
+        return
     for name, calls in seen.items():
         if not all(is_finite(call.output.detach()) for call in calls):
-            return NumericalError(
+            raise NumericalError(
                 f"layer {name!r} gives values that are not finite in batch {index}; check its "
                 "weights and the scale of the data"
             )
-    return NumericalError(f"the model's output is not finite in batch {index}; check the weights")
+    raise NumericalError(f"the model's output is not finite in batch {index}; check the weights")
 
 
 def _numbers(a: Inputs | Patches) -> Tensor:

@@ -105,8 +105,9 @@ class LayerResult:
 
     @property
     def approximations(self) -> list[str]:
-        """The approximations that were measured."""
-        return list(dict.fromkeys(name for name, _ in self.measured))
+        """The approximations that were built and measured."""
+        built = (name for (name, _), measured in self.measured.items() if "trace_approx" in measured.values)
+        return list(dict.fromkeys(built))
 
 
 @dataclass
@@ -198,13 +199,13 @@ class Comparison:
         """The records as tables for a terminal; `rich.print(c.table())`."""
         from fisherlab.report import console_table
 
-        return console_table(self.records, device=self.device)
+        return console_table(self.records, device=self.device, left_out=self.layers.left_out)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the tables of `table()`."""
         from fisherlab.report import html_table
 
-        return html_table(self.records, device=self.device)
+        return html_table(self.records, device=self.device, left_out=self.layers.left_out)
 
     def heatmap(
         self,
@@ -287,7 +288,7 @@ class Comparison:
         )
 
     def summary(self) -> dict[str, Any]:
-        """For each layer the best approximation by each metric."""
+        """For each layer the best approximation by each metric; under `not_measured` why others have none."""
         best: dict[str, dict[str, Any]] = {}
         main = self.records
         for name, result in self.results.items():
@@ -301,6 +302,7 @@ class Comparison:
             "dtype": self.dtype,
             "device": self.device,
             "layers": best,
+            **({"not_measured": dict(self.layers.left_out)} if self.layers.left_out else {}),
         }
 
     def save(self, directory: str | Path, *, matrices: bool = False) -> Path:

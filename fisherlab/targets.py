@@ -88,7 +88,7 @@ def main_target(view: LayerView, plan: Plan, gathered: Gathered, memory: int) ->
         _gradient(gathered),
         halves,
         memory,
-        [plan.note] if plan.note else [],
+        [plan.remarks] if plan.remarks else [],
     )
 
 

@@ -241,23 +241,28 @@ def test_a_compiled_model_is_refused():
         refuses(model, InputError, "the model is compiled, which hides its layers; give it without")
 
 
-def test_a_layer_that_is_not_called_is_refused_by_name():
-    class Unused(Model):
-        def forward(self, x):
-            return self.two(self.one(x))
+class Unused(Model):
+    def forward(self, x):
+        return self.two(self.one(x))
 
-    refuses(Unused(), InputError, "layer 'spare' takes no part in the forward pass.*exclude=")
-    assert list(fl.exact_fisher(Unused(), (X, Y), layers=("one", "two"))) == ["one", "two"]
+
+class Aside(Model):
+    def forward(self, x):
+        self.spare(x)
+        return self.two(self.one(x))
 
 
 @pytest.mark.parametrize("method", ["auto", "per-sample"])
-def test_a_layer_that_does_not_reach_the_output_is_refused_by_name(method):
-    class Aside(Model):
-        def forward(self, x):
-            self.spare(x)
-            return self.two(self.one(x))
-
-    refuses(Aside(), InputError, "spare", method=method)
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [(Unused(), "takes no part in the forward pass of the first 6"), (Aside(), "does not reach the model's")],
+    ids=["not called", "aside"],
+)
+def test_a_layer_that_has_no_gradient_is_left_out_by_name(model, reason, method):
+    with pytest.warns(UserWarning, match=f"not measured: layer 'spare': it {reason}"):
+        F = fl.exact_fisher(model, (X, Y), method=method)
+    assert list(F) == ["one", "two"]
+    refuses(model, InputError, f"no layer can be measured: layer 'spare': it {reason}", layers=["spare"])
 
 
 def test_the_calls_of_a_layer_are_its_positions():
@@ -298,16 +303,22 @@ def test_mixing_after_the_last_layer_is_refused():
     refuses(model, InputError, "mixes samples")
 
 
-def test_another_dimension_of_samples_is_refused():
+def test_another_dimension_of_samples_is_found():
     class First(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, inner: nn.Module) -> None:
             super().__init__()
-            self.inner = nn.Linear(3, 2)
+            self.inner = inner
 
         def forward(self, x):
             return self.inner(x.transpose(0, 1)).mean(0)
 
-    refuses(First(), InputError, "batch_dim", data=(torch.randn(6, 4, 3), Y))
+    class Second(First):
+        def forward(self, x):
+            return self.inner(x).mean(1)
+
+    inner, x = nn.Linear(3, 2).double(), torch.randn(6, 4, 3).double()
+    found, expected = (fl.exact_fisher(model(inner), (x, Y))["inner"].dense() for model in (First, Second))
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-15)
 
 
 def test_one_sample_needs_no_check_of_rows():

@@ -9,6 +9,7 @@ from fisherlab.approximations.base import (
     create_all,
     register_approximation,
     registered,
+    why_not_built,
 )
 from fisherlab.approximations.collected import (
     DEFAULT_APPROXIMATIONS,
@@ -53,4 +54,5 @@ __all__ = [
     "named_activations",
     "register_approximation",
     "registered",
+    "why_not_built",
 ]

@@ -26,6 +26,8 @@ class Approximation(ABC):
         layerwise: it approximates the layer-wise Fisher and is compared with that too.
         from_exact: it is made from the exact block by `from_block`, not from statistics.
         for_vectors: it is also meant for norm layers, whose block is that of a vector.
+        of_gradients: it is made of the samples' gradients V alone, so that it can be built for layers whose a
+            and g are not known; what is made from the exact block is.
     """
 
     name: ClassVar[str]
@@ -35,6 +37,7 @@ class Approximation(ABC):
     layerwise: ClassVar[bool] = False
     from_exact: ClassVar[bool] = False
     for_vectors: ClassVar[bool] = False
+    of_gradients: bool = False
 
     @abstractmethod
     def statistics(self, layer: BlockShape, kind: str) -> tuple[Statistic, ...]:
@@ -61,12 +64,19 @@ class Approximation(ABC):
 
     def fits(self, layer: BlockShape) -> bool:
         """Whether the method is meant for such a layer."""
-        return self.for_vectors or not layer.vector
+        return (self.for_vectors or not layer.vector) and not why_not_built(self, layer)
 
     @property
     def two_pass(self) -> bool:
         """Whether the method overrides `basis`."""
         return type(self).basis is not Approximation.basis
+
+
+def why_not_built(method: Approximation, layer: BlockShape) -> str:
+    """Why a method cannot be built for a layer that is made of the samples' gradients, or an empty text."""
+    if not layer.by_gradients or method.of_gradients or method.from_exact:
+        return ""
+    return f"{method.name} needs a layer's inputs and output gradients"
 
 
 def build_operator(method: Approximation, layer: BlockShape, sums: LayerSums, kind: str) -> LinearOperator:

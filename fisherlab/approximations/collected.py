@@ -17,11 +17,12 @@ from fisherlab.approximations.base import (
     columns_kind,
     create,
     create_all,
+    why_not_built,
 )
 from fisherlab.approximations.saved import Keeper, Statistics, load_statistics, model_hash
 from fisherlab.collect import Collector
 from fisherlab.errors import MemoryLimitError, bytes_text
-from fisherlab.exact import exact_fisher
+from fisherlab.exact import exact_fisher, no_layerwise
 from fisherlab.layers import BlockShape, Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.operators import LinearOperator
@@ -64,10 +65,9 @@ def collect_statistics(
     """
     methods = [method for method in create_all(approximations) if not method.from_exact]
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
-    chosen = select_layers(model, layers, bias=bias, activations=named_activations(methods))
     collector = Collector(
         model,
-        chosen,
+        select_layers(model, layers, bias=bias, activations=named_activations(methods)),
         data,
         likelihood,
         draws=draws,
@@ -75,6 +75,20 @@ def collect_statistics(
         generator=generator,
         progress=progress,
     )
+    if kind == "layerwise":
+        collector.leave_out(no_layerwise(collector))
+    return _collected(collector, methods, kind, path, memory)
+
+
+def _collected(
+    collector: Collector,
+    methods: Sequence[Approximation],
+    kind: str,
+    path: str | os.PathLike[str] | None,
+    memory: int | str,
+) -> Statistics:
+    """The sums that the methods need of a collector's layers, see `collect_statistics`."""
+    chosen = collector.layers
     work = {name: layer_work(view, methods, kind) for name, view in chosen.items()}
     _check_memory(collector, work, parse_bytes(memory))
     about = _identity(collector, work, kind)
@@ -159,23 +173,28 @@ def approximate(  # noqa: D417
         **options: options of the approximation, such as `sharing="reduce"` for `kfac`.
 
     Returns:
-        For each layer a `LinearOperator` in column-vec order.
+        For each layer a `LinearOperator` in column-vec order. A layer whose inputs and output gradients are
+        not known is left out, with a warning, by a method that needs more than the samples' gradients.
     """
     method = create(approximation, **options)
     common: dict[str, Any] = {
-        "bias": bias,
-        "memory": memory,
-        "max_columns": max_columns,
-        "batch_dim": batch_dim,
         "draws": draws,
+        "batch_dim": batch_dim,
         "generator": generator,
         "progress": progress,
     }
     if method.from_exact:
-        exact = exact_fisher(model, data, likelihood, kind, layers, **common)
+        limits: dict[str, Any] = {"bias": bias, "memory": memory, "max_columns": max_columns}
+        exact = exact_fisher(model, data, likelihood, kind, layers, **limits, **common)
         return {name: build_from_block(method, block) for name, block in exact.items()}
-    statistics = collect_statistics(model, data, likelihood, kind, layers, approximations=method, **common)
-    return statistics.build(method)
+    kind, likelihood = check_kind(kind), as_likelihood(likelihood)
+    chosen = select_layers(model, layers, bias=bias, activations=named_activations([method]))
+    collector = Collector(model, chosen, data, likelihood, **common)
+    without = {name: why for name, view in collector.layers.items() if (why := why_not_built(method, view))}
+    if kind == "layerwise":
+        without |= no_layerwise(collector)
+    collector.leave_out({n: f"{why}; it is {collector.remarks[n]}" for n, why in without.items()})
+    return _collected(collector, [method], kind, None, memory).build(method)
 
 
 def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: str) -> LayerWork:

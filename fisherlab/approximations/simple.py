@@ -16,6 +16,7 @@ class Diagonal(Approximation):
     formula: ClassVar[str] = "diag(F), F_jj = E[Σ_c V∘V]"
     source: ClassVar[str] = "the diagonal of F itself"
     for_vectors: ClassVar[bool] = True
+    of_gradients = True
 
     def statistics(self, layer: BlockShape, kind: str) -> tuple[Statistic, ...]:
         """E[V∘V]."""
@@ -59,6 +60,7 @@ class NGPlus(Approximation):
     formula: ClassVar[str] = "I ⊗ E[V Vᵀ] (m ≤ d), else E[VᵀV] ⊗ I; empirical labels"
     source: ClassVar[str] = "Yang et al. 2021, arXiv 2106.07454, section 2"
     own_kind: ClassVar[str | None] = "empirical"
+    of_gradients = True
 
     def statistics(self, layer: BlockShape, kind: str) -> tuple[Statistic, ...]:
         """The smaller of the two partial traces."""

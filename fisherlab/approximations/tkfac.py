@@ -28,6 +28,7 @@ class TKFAC(Approximation):
     def __init__(self, positions: str = "exact") -> None:
         check_option("positions", positions, ("exact", "independent"))
         self.positions = positions
+        self.of_gradients = positions == "exact"
 
     def statistics(self, layer: BlockShape, kind: str) -> tuple[Statistic, ...]:
         """The two partial traces."""

@@ -22,9 +22,15 @@ class Covered:
 class Layers(Mapping[str, LayerView]):
     """The layers of a model that have a Fisher block, by name, in the order of the modules."""
 
-    def __init__(self, views: Iterable[LayerView], parameters: Iterable[Covered]) -> None:
+    def __init__(
+        self,
+        views: Iterable[LayerView],
+        parameters: Iterable[Covered],
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
         self._views = {view.name: view for view in views}
         self._parameters = tuple(parameters)
+        self._left_out = dict(left_out or {})
 
     def __getitem__(self, name: str) -> LayerView:
         return self._views[name]
@@ -46,7 +52,7 @@ class Layers(Mapping[str, LayerView]):
             Covered(p.parameter, "", "not selected") if p.layer and p.layer not in keep else p
             for p in self._parameters
         ]
-        return Layers((view for name, view in self.items() if name in keep), parameters)
+        return Layers((view for name, view in self.items() if name in keep), parameters, self._left_out)
 
     def with_activations(self, names: Mapping[str, str], reasons: Mapping[str, str]) -> "Layers":
         """The layers with their activations named, and a remark on each in the coverage."""
@@ -54,13 +60,34 @@ class Layers(Mapping[str, LayerView]):
         parameters = [
             Covered(p.parameter, p.layer, p.reason or reasons.get(p.layer, "")) for p in self._parameters
         ]
-        return Layers(views, parameters)
+        return Layers(views, parameters, self._left_out)
 
     def with_mask(self, names: Iterable[str], mask: Mask) -> "Layers":
         """The layers with a mask of the positions of those named."""
         masked = set(names)
         views = [v.with_mask(mask) if v.name in masked else v for v in self.values()]
-        return Layers(views, self._parameters)
+        return Layers(views, self._parameters, self._left_out)
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """The layers that a pass over data could not measure, and why."""
+        return self._left_out
+
+    def without(self, reasons: Mapping[str, str]) -> "Layers":
+        """The layers but these, which could not be measured for the reasons given."""
+        parameters = [
+            Covered(p.parameter, "", reasons[p.layer]) if p.layer in reasons else p for p in self._parameters
+        ]
+        views = (view for name, view in self.items() if name not in reasons)
+        return Layers(views, parameters, {**self._left_out, **reasons})
+
+    def read_as(self, views: Mapping[str, LayerView], remarks: Mapping[str, str]) -> "Layers":
+        """The layers as these views, and a remark on each in the coverage."""
+        parameters = [
+            Covered(p.parameter, p.layer, "; ".join(filter(None, (p.reason, remarks.get(p.layer)))))
+            for p in self._parameters
+        ]
+        return Layers((views[name] for name in self), parameters, self._left_out)
 
     def coverage(self) -> "pandas.DataFrame":
         """A row a parameter and layer: `parameter, layer, activation, covered, reason`.

@@ -6,7 +6,7 @@ c columns. Nothing outside this package knows module types.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ class BlockShape:
         vector: whether it is a vector (a norm's scale and shift), for which only the exact block and its
             diagonal are of interest.
         one_hot: whether its inputs are indices (an embedding).
+        by_gradients: whether a and g are made of the samples' gradients V: a position for each of the d
+            inputs, with a unit vector as a and a column of V as g.
     """
 
     name: str
@@ -42,6 +44,7 @@ class BlockShape:
     groups: int = 1
     vector: bool = False
     one_hot: bool = False
+    by_gradients: bool = False
 
     @property
     def size(self) -> int:
@@ -56,12 +59,12 @@ class BlockShape:
     @property
     def shape(self) -> "BlockShape":
         """The name and size alone."""
-        return BlockShape(self.name, self.outputs, self.inputs, self.groups, self.vector, self.one_hot)
+        return BlockShape(**{field.name: getattr(self, field.name) for field in fields(BlockShape)})
 
     @property
     def group(self) -> "BlockShape":
         """The shape of one of the G blocks."""
-        return BlockShape(self.name, self.outputs // self.groups, self.inputs, 1, self.vector, self.one_hot)
+        return replace(self.shape, outputs=self.outputs // self.groups, groups=1)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class LayerView(BlockShape):
         activation: the name of the element-wise function that follows, where the user gave it;
             None: found from the graph of a forward pass.
         mask: gives the valid positions; None: all.
+        expanded: the dimension of size 1 of the module's input and output that is expanded over the samples,
+            of a call that does not depend on them; −1: a new first one. None: calls are taken as they are.
     """
 
     module_name: str = ""
@@ -105,6 +110,7 @@ class LayerView(BlockShape):
     batch_dim: int | None = None
     activation: str | None = None
     mask: Mask | None = None
+    expanded: int | None = None
 
     @property
     def family(self) -> str:
@@ -123,6 +129,36 @@ class LayerView(BlockShape):
     def with_mask(self, mask: Mask) -> "LayerView":
         """The same block with a mask of its positions."""
         return replace(self, mask=mask)
+
+    def made_of_gradients(self) -> "LayerView":
+        """The same block with a and g from the samples' gradients."""
+        one_hot = self.groups == 1 and self.inputs > 1
+        return replace(self, by_gradients=True, one_hot=one_hot, expanded=None, mask=None)
+
+    def over_samples(self, x: Tensor, samples: int) -> Tensor:
+        """A tensor of a call that does not depend on the samples, expanded over them, see `expanded`.
+
+        Raises:
+            InputError: where the dimension has another size than 1.
+        """
+        if self.expanded == -1:
+            return x.unsqueeze(0).expand(samples, *x.shape)
+        dim = self.expanded or 0
+        if x.dim() <= dim or x.shape[dim] != 1:
+            raise InputError(f"layer {self.name!r} sees a tensor of shape {list(x.shape)}, for all samples")
+        return x.expand(*x.shape[:dim], samples, *x.shape[dim + 1 :])
+
+    def unit_inputs(self, samples: int, dtype: torch.dtype, device: torch.device) -> Inputs:
+        """The a [n, t, G·d] of a block made of gradients: t = d unit vectors, the same for each group."""
+        d = self.inputs
+        if self.one_hot:
+            return OneHot(torch.arange(d, device=device).expand(samples, d), d, dtype)
+        units = torch.eye(d, dtype=dtype, device=device).repeat(1, self.groups)
+        return units.expand(samples, *units.shape)
+
+    def leading(self, use: Use, samples: int, batch_dim: int = 0) -> int:
+        """How many rows of a call's output one sample has in its first dimension; raises as `to_inputs`."""
+        return self._rows_a_sample(self._rows_first(use.output, 0, batch_dim).shape, samples)
 
     def to_inputs(self, use: Use, samples: int, batch_dim: int = 0) -> Inputs | Patches:
         """A call's input as a [n, t, G·d] or patches; a leading k·n is read as n × k positions.

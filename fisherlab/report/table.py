@@ -1,7 +1,7 @@
 """The table on the console."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -41,7 +41,9 @@ _SHORT_TARGETS = {
 }
 
 
-def console_table(records: pd.DataFrame, *, device: str | None = None) -> RenderableType:
+def console_table(
+    records: pd.DataFrame, *, device: str | None = None, left_out: Mapping[str, str] | None = None
+) -> RenderableType:
     """The records as tables for a terminal.
 
     Up to 12 layers: a block a layer with all metrics. More: one table with a row a layer and the
@@ -56,6 +58,7 @@ def console_table(records: pd.DataFrame, *, device: str | None = None) -> Render
     Args:
         records: Rows of ``records.csv``; columns that are absent count as empty.
         device: Where it was computed, for the line under each table.
+        left_out: Layers that were not measured, and why.
 
     Returns:
         Something that a ``rich`` console prints.
@@ -78,18 +81,22 @@ def console_table(records: pd.DataFrame, *, device: str | None = None) -> Render
                 own_scale = own_scale or any(row.own_scale for row in block.rows)
         if line := diagonal_line(run):
             parts += [Text(f"{line}; all numbers: records.csv", style="dim"), Text()]
+    parts += [Text(f"not measured: {layer}: {reason}") for layer, reason in (left_out or {}).items()]
     parts.append(Text(f"{BEST} best of its {best}, to the digits shown", style="dim"))
     if own_scale:
         parts.append(Text(f"{OWN_SCALE} {SCALE_NOTE}", style="dim"))
     return Group(*parts)
 
 
-def html_table(records: pd.DataFrame, *, device: str | None = None) -> str:
+def html_table(
+    records: pd.DataFrame, *, device: str | None = None, left_out: Mapping[str, str] | None = None
+) -> str:
     """The tables of `console_table` for a notebook: the same text, escaped, with its own styles.
 
     Args:
         records: Rows of ``records.csv``.
         device: Where it was computed.
+        left_out: Layers that were not measured, and why.
 
     Returns:
         One ``<pre>`` element.
@@ -100,7 +107,7 @@ def html_table(records: pd.DataFrame, *, device: str | None = None) -> str:
     console = Console(
         record=True, file=io.StringIO(), width=_NOTEBOOK_WIDTH, force_jupyter=False, force_terminal=True
     )
-    console.print(console_table(records, device=device))
+    console.print(console_table(records, device=device, left_out=left_out))
     return console.export_html(theme=_THEME, code_format=_PRE, inline_styles=True)
 
 

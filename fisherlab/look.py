@@ -1,0 +1,289 @@
+"""The first look: how each layer is to be read so that its block is that of its parameters, or why it cannot.
+
+A layer is taken as it is declared where that passes the door (`fisherlab.door`); else with another
+dimension that counts samples; else, where its calls do not depend on the samples, with their outputs expanded
+over them; else by its parameters' gradients, sample by sample; and else it is left out.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherlab.capture import Seen, capture
+from fisherlab.data import ModelInputs, each, outputs_of_model
+from fisherlab.door import came_back, why_not
+from fisherlab.layers import LayerView
+from fisherlab.refusals import (
+    require_finite,
+    require_no_reentrant_checkpoint,
+    require_own_outputs,
+)
+from fisherlab.rows import SampleGradients
+
+_SEED = 20240229
+
+UNCHECKED = (
+    "no gradient came back to it in the first {samples} samples, so its inputs and gradients could not be "
+    "checked against the parameters"
+)
+UNEVEN = "it sees other numbers of rows of some samples than of others"
+
+
+@dataclass
+class Look:
+    """A forward pass of a few samples, and the backward of one column that is zero for the first half.
+
+    Attributes:
+        inputs: of the samples.
+        samples: how many.
+        column: at the model's outputs.
+        outputs: the model's.
+        seen: the layers' calls.
+        other: those with sample 0 replaced by sample 1; None: not looked at.
+        gradients: for each layer what came back to its calls.
+        by_parameter: what came back to the parameters, by full name.
+    """
+
+    inputs: ModelInputs
+    samples: int
+    column: Tensor
+    outputs: Tensor
+    seen: Mapping[str, list[Seen]]
+    other: Mapping[str, list[Seen]] | None
+    gradients: Mapping[str, list[Tensor | None]]
+    by_parameter: Mapping[str, Tensor | None]
+
+    def why_not(self, view: LayerView, batch_dim: int) -> str:
+        """Why a view of a layer is not right here, or an empty text."""
+        own = {name: self.by_parameter[name] for name in view.parameters}
+        other = None if self.other is None else self.other[view.name]
+        calls, gradients = self.seen[view.name], self.gradients[view.name]
+        return why_not(view, calls, other, gradients, own, self.samples, batch_dim)
+
+    def tells(self, view: LayerView) -> bool:
+        """Whether anything came back to a layer."""
+        own = {name: self.by_parameter[name] for name in view.parameters}
+        return came_back(self.gradients[view.name], own)
+
+    def reaches(self, view: LayerView) -> bool:
+        """Whether a path leads from the outputs to any of a layer's parameters."""
+        return any(self.by_parameter[name] is not None for name in view.parameters)
+
+
+@dataclass
+class Settled:
+    """What a look decided.
+
+    Attributes:
+        views: how each layer is to be read.
+        left_out: the layers that are not, with the reason.
+        remarks: for layers that are made of samples' gradients, or could not be checked, the reason.
+    """
+
+    views: dict[str, LayerView] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Looker:
+    """Looks at a model.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        batch_dim: the dimension that counts samples in its inputs and, unless a view says otherwise, in the
+            layers' tensors.
+    """
+
+    model: nn.Module
+    batch_dim: int
+
+    def look(
+        self,
+        layers: Mapping[str, LayerView],
+        inputs: ModelInputs,
+        samples: int,
+        *,
+        swap: bool = True,
+        check: Callable[[Tensor], None] | None = None,
+    ) -> Look:
+        """One look at a few samples.
+
+        Args:
+            layers: how they are read.
+            inputs: of the samples.
+            samples: how many.
+            swap: whether to look also at those with sample 0 replaced by sample 1.
+            check: called with the model's outputs.
+
+        Raises:
+            InputError: where the model mixes samples, or uses reentrant checkpointing.
+            NumericalError: where it gives values that are not finite.
+        """
+        outputs, seen = self._forward(layers, inputs, samples)
+        require_finite(outputs, seen, 0)
+        if check is not None:
+            check(outputs)
+        require_no_reentrant_checkpoint(outputs)
+        other = None
+        if swap and samples > 1:
+            swapped, other = self._forward(layers, each(inputs, self._second_twice), samples)
+            require_own_outputs(layers, (outputs, seen), (swapped, other), samples, self.batch_dim)
+        column = _column(outputs, samples)
+        names = dict.fromkeys(name for view in layers.values() for name in view.parameters)
+        own = dict(self.model.named_parameters())
+        places: list[Any] = [call.edge for name in layers for call in seen[name]]
+        places += [own[name] for name in names]
+        found: Sequence[Tensor | None] = [None] * len(places)
+        if outputs.requires_grad:
+            found = torch.autograd.grad(outputs, places, column, allow_unused=True)
+        gradients = iter(found)
+        at_calls = {name: [next(gradients) for _ in seen[name]] for name in layers}
+        by_parameter = dict(zip(names, gradients, strict=True))
+        return Look(inputs, samples, column, outputs, seen, other, at_calls, by_parameter)
+
+    def settle(self, layers: Mapping[str, LayerView], looks: Sequence[Look]) -> Settled:
+        """How each layer is to be read, from looks at few and at more samples with the layers as declared."""
+        settled, reasons = Settled(), {}
+        for name, view in layers.items():
+            if not any(look.reaches(view) for look in looks):
+                settled.left_out[name] = _why_unreached(name, looks)
+                continue
+            reason = self.why_not(view, looks)
+            if reason and any(look.tells(view) for look in looks):
+                found = self._otherwise(view, layers, looks)
+                view, reason = (view, reason) if found is None else (found, "")
+            settled.views[name] = view
+            if reason:
+                reasons[name] = reason
+            elif not any(look.tells(view) for look in looks):
+                settled.remarks[name] = UNCHECKED.format(samples=looks[-1].samples)
+        self._check_expanded(settled, looks, reasons)
+        self._by_gradients(settled, looks, reasons)
+        settled.views = {name: settled.views[name] for name in layers if name in settled.views}
+        return settled
+
+    def why_not(self, view: LayerView, looks: Sequence[Look]) -> str:
+        """Why a view is not right in one of the looks, or an empty text."""
+        reason = next(filter(None, (look.why_not(view, self.batch_dim) for look in looks)), "")
+        return reason or ("" if self._even(view, looks) else UNEVEN)
+
+    def rows(self, view: LayerView, calls: Sequence[Seen], samples: int) -> list[int]:
+        """How many rows of each call one sample has."""
+        return [view.leading(call.use, samples, self.batch_dim) for call in calls]
+
+    def _even(self, view: LayerView, looks: Sequence[Look]) -> bool:
+        """Whether a sample has the same rows in every look."""
+        found = [self.rows(view, look.seen[view.name], look.samples) for look in looks]
+        return all(rows == found[0] for rows in found)
+
+    def _otherwise(
+        self, view: LayerView, layers: Mapping[str, LayerView], looks: Sequence[Look]
+    ) -> LayerView | None:
+        """The layer with another dimension that counts samples, or expanded over them; None: neither."""
+        calls = looks[0].seen[view.name]
+        dimensions = range(max((call.output.dim() for call in calls), default=0))
+        for dim in dimensions:
+            candidate = replace(view, batch_dim=dim)
+            if candidate != view and not self.why_not(candidate, looks):
+                return candidate
+        if not calls or view.part is not None or not _is_constant(view.name, looks):
+            return None
+        places = [dim for dim in dimensions if all(call.output.shape[dim] == 1 for call in calls)]
+        for dim in (*places, -1):
+            candidate = replace(view, expanded=dim, batch_dim=max(dim, 0))
+            if self._fits(candidate, layers, looks):
+                return candidate
+        return None
+
+    def _fits(self, view: LayerView, layers: Mapping[str, LayerView], looks: Sequence[Look]) -> bool:
+        """Whether the model gives the same with a layer expanded, which is then right."""
+        try:
+            found = [self._again({**layers, view.name: view}, look) for look in looks]
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return False
+        return all(look is not None for look in found) and not self.why_not(view, [x for x in found if x])
+
+    def _again(self, views: Mapping[str, LayerView], look: Look) -> Look | None:
+        """The same look with other views; None where the model's outputs are others."""
+        found = self.look(views, look.inputs, look.samples, swap=look.other is not None)
+        tolerance = torch.finfo(found.outputs.dtype).eps ** 0.5 * float(look.outputs.abs().max())
+        same = found.outputs.shape == look.outputs.shape
+        return found if same and torch.allclose(found.outputs, look.outputs, 0.0, tolerance) else None
+
+    def _check_expanded(self, settled: Settled, looks: Sequence[Look], reasons: dict[str, str]) -> None:
+        """Looks again with all layers that are expanded; those that do not go together are not."""
+        expanded = {name: view for name, view in settled.views.items() if view.expanded is not None}
+        if not expanded:
+            return
+        try:
+            found = [self._again(settled.views, look) for look in looks]
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            found = [None]
+        together = [look for look in found if look is not None]
+        for name, view in expanded.items():
+            reason = self.why_not(view, together) if len(together) == len(found) else "expanded"
+            if reason:
+                settled.views[name] = replace(view, expanded=None)
+                reasons[name] = NOT_OF_SAMPLES
+
+    def _by_gradients(self, settled: Settled, looks: Sequence[Look], reasons: Mapping[str, str]) -> None:
+        """The layers that no view is right for: by their samples' gradients where those are."""
+        views = [settled.views[name].made_of_gradients() for name in reasons]
+        if not views:
+            return
+        rows = SampleGradients(self.model, views, self.batch_dim)
+        for look in looks:
+            wrong = rows.why_not(look.inputs, look.column)
+            settled.left_out |= {n: f"{reasons[n]}, and {why}" for n, why in wrong.items() if why}
+        for view in views:
+            del settled.views[view.name]
+            if view.name not in settled.left_out:
+                settled.views[view.name] = view
+                settled.remarks[view.name] = f"made of the samples' gradients: {reasons[view.name]}"
+
+    def _forward(
+        self, layers: Mapping[str, LayerView], inputs: ModelInputs, samples: int
+    ) -> tuple[Tensor, dict[str, list[Seen]]]:
+        with capture(layers, samples=samples) as seen:
+            return outputs_of_model(self.model, inputs), seen
+
+    def _second_twice(self, x: Tensor) -> Tensor:
+        second = x.narrow(self.batch_dim, 1, 1)
+        return torch.cat([second, x.narrow(self.batch_dim, 1, x.shape[self.batch_dim] - 1)], self.batch_dim)
+
+
+NOT_OF_SAMPLES = "its calls do not depend on the samples"
+
+
+def _column(outputs: Tensor, samples: int) -> Tensor:
+    """A random column, zero for the first half of the samples; from a generator of its own."""
+    generator = torch.Generator().manual_seed(_SEED)
+    column = torch.randn(outputs.shape, generator=generator, device="cpu").to(outputs)
+    column[: samples // 2] = 0
+    return column
+
+
+def _is_constant(name: str, looks: Sequence[Look]) -> bool:
+    """Whether a layer's calls do not depend on the samples, nor on how many they are."""
+    first = looks[0].seen[name]
+    others = [look.seen[name] for look in looks[1:]]
+    others += [look.other[name] for look in looks if look.other is not None]
+    return all(
+        len(calls) == len(first)
+        and all(torch.equal(call.input, own.input) for call, own in zip(calls, first, strict=True))
+        for calls in others
+    )
+
+
+def _why_unreached(name: str, looks: Sequence[Look]) -> str:
+    samples = looks[-1].samples
+    if any(look.seen[name] for look in looks):
+        return "it does not reach the model's output"
+    return (
+        f"it takes no part in the forward pass of the first {samples} samples, or only where no gradients "
+        "are kept"
+    )
