@@ -90,9 +90,38 @@ def register_layer(adapter: Adapter) -> None:
 
 def adapter_of(module: nn.Module) -> Adapter | None:
     """The adapter of a module's type; None where it is unknown, or has a forward of its own."""
-    if "forward" in vars(module):
+    known = _known_type(module)
+    if known is None or "forward" in vars(module) or type(module).forward is not known.forward:
         return None
-    for cls in type(module).__mro__:
-        if cls in _ADAPTERS:
-            return _ADAPTERS[cls] if type(module).forward is cls.forward else None
-    return None
+    return _ADAPTERS[known]
+
+
+def why_unknown(module: nn.Module, *more: type[nn.Module]) -> str:
+    """Why a module has no adapter.
+
+    Args:
+        module: the module.
+        more: further types that are known without an adapter.
+    """
+    name, known = class_name(type(module)), _known_type(module, *more)
+    if "forward" in vars(module):
+        return (
+            f"the forward of this {name} was replaced on the instance, as accelerate's hooks do; take the "
+            "wrapper off first (accelerator.unwrap_model, accelerate.hooks.remove_hook_from_module)"
+        )
+    if known is not None and type(module).forward is not known.forward:
+        return (
+            f"{name} is a {class_name(known)} with a forward of its own; if s = W a still holds, give it an "
+            "adapter with register_layer"
+        )
+    return f"{name} is not supported"
+
+
+def class_name(cls: type) -> str:
+    """The name of a class of torch; that of any other with its module."""
+    own = cls.__module__.partition(".")[0] == "torch"
+    return cls.__qualname__ if own else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _known_type(module: nn.Module, *more: type[nn.Module]) -> type[nn.Module] | None:
+    return next((cls for cls in type(module).__mro__ if cls in _ADAPTERS or cls in more), None)

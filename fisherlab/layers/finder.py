@@ -4,9 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from fisherlab.layers.adapter import Adapter, adapter_of
+from fisherlab.errors import InputError
+from fisherlab.layers.adapter import Adapter, adapter_of, class_name, why_unknown
 from fisherlab.layers.attention import PARTS, projection
 from fisherlab.layers.coverage import Covered
 from fisherlab.layers.linear import LINEAR, EmbeddingAdapter
@@ -46,6 +49,7 @@ class Finder:
     def __init__(self, model: nn.Module, bias: str) -> None:
         self._bias = bias
         self._modules = list(model.named_modules())
+        _check_initialised(model)
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._attention = _children_of_attention(self._modules)
         self._owners: dict[tuple[int, str | None], list[_Owned]] = {}
@@ -113,8 +117,10 @@ class Finder:
             self._reasons[name] = "tied: also " + ", ".join(strangers)
         elif parameter.is_complex():
             self._reasons[name] = "complex parameters are not supported"
+        elif parameter.layout != torch.strided:
+            self._reasons[name] = "sparse parameters are not supported"
         elif not _alike(owners):
-            kinds = " and ".join(dict.fromkeys(type(o.module).__name__ for o in owners))
+            kinds = " and ".join(dict.fromkeys(class_name(type(o.module)) for o in owners))
             self._reasons[name] = f"tied between {kinds}, which see it in different ways"
         return name not in self._reasons
 
@@ -150,10 +156,19 @@ class Finder:
         refusal = "" if adapter is None else adapter.refusal(module)
         if refusal:
             self._reasons[name] = refusal
-        elif adapter is None and not isinstance(module, nn.MultiheadAttention):
-            self._reasons[name] = f"{type(module).__name__} is not supported"
+        elif adapter is None and not _owned_by("", module):
+            self._reasons[name] = why_unknown(module, nn.MultiheadAttention)
         else:
             self._reasons[name] = "neither weight nor bias"
+
+
+def _check_initialised(model: nn.Module) -> None:
+    """Refuses a parameter or buffer without a shape (`InputError`)."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise InputError(
+                f"{name!r} has no shape yet, as in torch's lazy modules; run the model once on a batch first"
+            )
 
 
 def _view(name: str, owner: _Owned, parameters: Mapping[str, str]) -> LayerView:

@@ -1,5 +1,7 @@
 """Which parameters have a block, under which name, and why the others have none."""
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -69,7 +71,7 @@ def test_coverage_gives_the_reason(mixed):
     assert found["norm.weight"] == ""
     assert found["tied_in.weight"] == "tied: summed over tied_out too"
     assert found["tied_in.bias"] == ""
-    assert found["scale"] == "Mixed is not supported"
+    assert found["scale"] == f"{Mixed.__module__}.Mixed is not supported"
 
 
 def test_frozen_parameters_have_no_block(mixed):
@@ -163,7 +165,94 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_linear():
 
     layers = fl.find_layers(nn.Sequential(Named(2, 3), Twice(3, 2)))
     assert list(layers) == ["0"]
-    assert reasons(layers)["1.weight"] == "Twice is not supported"
+    twice = reasons(layers)["1.weight"]
+    assert twice.startswith(f"{__name__}.test_a_subclass")
+    assert ".Twice is a Linear with a forward of its own; " in twice
+
+
+FAMILIES = {
+    "linear": lambda: nn.Linear(3, 3),
+    "convolution": lambda: nn.Conv1d(3, 3, 1),
+    "norm": lambda: nn.LayerNorm(3),
+    "embedding": lambda: nn.Embedding(5, 3),
+    "attention": lambda: nn.MultiheadAttention(3, 1),
+    "unknown": lambda: nn.Bilinear(3, 3, 2),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_forward_replaced_on_the_instance_is_named(family):
+    """As accelerate's `add_hook_to_module` does."""
+    module = FAMILIES[family]()
+    module._old_forward = module.forward
+    module.forward = functools.update_wrapper(functools.partial(module.forward), module.forward)
+    layers = fl.find_layers(nn.Sequential(nn.Linear(3, 3), module))
+    assert not any(name.startswith("1") and "out_proj" not in name for name in layers)
+    found = {name: reason for name, reason in reasons(layers).items() if name.startswith("1.")}
+    found = {name: reason for name, reason in found.items() if "out_proj" not in name}
+    assert found
+    for reason in found.values():
+        assert reason.startswith(f"the forward of this {type(module).__name__} was replaced on the instance")
+        assert "accelerate.hooks.remove_hook_from_module" in reason
+    del module.forward
+    assert not any(
+        "replaced" in reason for reason in reasons(fl.find_layers(nn.Sequential(nn.Linear(3, 3), module)))
+    )
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "unknown"])
+def test_a_subclass_of_any_family_with_a_forward_of_its_own_is_named(family):
+    module = FAMILIES[family]()
+    known = type(module)
+
+    class Own(known):
+        def forward(self, *args, **keywords):
+            return super().forward(*args, **keywords)
+
+    module.__class__ = Own
+    found = reasons(fl.find_layers(nn.Sequential(nn.Linear(3, 3), module)))
+    own = [reason for name, reason in found.items() if name.startswith("1.") and "out_proj" not in name]
+    assert own
+    for reason in own:
+        assert f".Own is a {known.__name__} with a forward of its own; " in reason
+        assert "register_layer" in reason
+
+
+def test_a_class_that_is_not_of_torch_has_its_full_name():
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, 3))
+
+    Linear.__module__, Linear.__qualname__ = "torch_geometric.nn.dense.linear", "Linear"
+    found = reasons(fl.find_layers(nn.Sequential(nn.Linear(3, 3), Linear(), nn.PReLU())))
+    assert found["1.weight"] == "torch_geometric.nn.dense.linear.Linear is not supported"
+    assert found["2.weight"] == "PReLU is not supported"
+    with pytest.raises(InputError, match=r"\(torch_geometric\.nn\.dense\.linear\.Linear is not supported\)"):
+        fl.find_layers(nn.Sequential(Linear()))
+
+
+@pytest.mark.parametrize(
+    ("lazy", "name"),
+    [
+        (lambda: nn.LazyLinear(4), "1.weight"),
+        (lambda: nn.LazyConv1d(4, 1), "1.weight"),
+        (lambda: nn.LazyBatchNorm1d(affine=False), "1.running_mean"),
+    ],
+)
+def test_what_has_no_shape_yet_is_refused(lazy, name):
+    model = nn.Sequential(nn.Linear(3, 3), lazy())
+    for function in (fl.find_layers, lambda m: fl.exact_fisher(m, torch.ones(2, 3), "gaussian")):
+        with pytest.raises(InputError, match=f"'{name}' has no shape yet.*run the model once"):
+            function(model)
+
+
+def test_sparse_parameters_have_no_block():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    model[0].weight = nn.Parameter(torch.eye(3).to_sparse())
+    layers = fl.find_layers(model)
+    assert reasons(layers)["0.weight"] == "sparse parameters are not supported"
+    assert layers["0.bias"].parameters == ("0.bias",)
 
 
 def test_extra_parameters_of_a_linear_are_named():
