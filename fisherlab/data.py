@@ -50,6 +50,8 @@ def outputs_of_model(model: Callable[..., Any], inputs: ModelInputs) -> Tensor:
         raise InputTypeError(
             f"the model returns a {type(outputs).__name__}; wrap it so that it returns one tensor of outputs"
         )
+    if not outputs.dim():
+        raise InputError("the model returns a single number; wrap it so that it returns outputs a sample")
     if not outputs.is_floating_point() or outputs.layout != torch.strided:
         raise InputTypeError(
             f"the model returns a {outputs.layout} tensor of {outputs.dtype}; wrap it so that it returns a "

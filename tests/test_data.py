@@ -435,6 +435,11 @@ def test_what_is_no_failure_of_the_model_passes(error):
     assert caught.value is error
 
 
+def test_one_number_for_all_samples_is_refused():
+    with pytest.raises(InputError, match="the model returns a single number; wrap it"):
+        outputs_of_model(torch.sum, X)
+
+
 @pytest.mark.parametrize("outputs", [torch.long, torch.complex64, torch.bool, "sparse"])
 def test_outputs_that_are_no_dense_real_numbers_are_refused(outputs):
     def model(x):
