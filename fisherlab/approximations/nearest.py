@@ -14,17 +14,21 @@ from fisherlab.statistics import LayerSums, Statistic
 
 _RESTARTS = 60
 _SPACE, _SPACE_BYTES = 8, 2**29  # vectors of a Krylov space, fewer where they are large
-_CONVERGED, _CONVERGED_LARGE = 1e-7, 1e-5  # residual by eigenvalue; the singular value's error is its square
+_CONVERGED, _CONVERGED_LARGE = 1e-12, 1e-5  # residual by eigenvalue; the singular value's error is its square
 _LARGE = 4096
+_ROUNDINGS = 16  # no residual is asked to be below so many roundings
+_SMALL, _SMALL_OPERATIONS = 1024, 2**26  # blocks whose R(F) is decomposed: their size, and the work
+_STEPS = 2.0**40  # of the power iteration that a decomposition stands for
 
 
 @register_approximation
 class NearestKronecker(Approximation):
     """argmin over A, B of ‖F − A ⊗ B‖_F: the yardstick of every Kronecker approximation.
 
-    Van Loan and Pitsianis 1993: the leading singular pair of the rearrangement R(F), found by restarted
-    Lanczos iterations on R(F)ᵀR(F), with R(F)·B = E[Σ_c VᵀB V] and R(F)ᵀ·A = E[Σ_c V A Vᵀ]. F maps positive
-    semidefinite matrices to such, so the pair is one of them (Perron and Frobenius).
+    Van Loan and Pitsianis 1993: the leading singular pair of the rearrangement R(F). Of a small block it is
+    decomposed; else the pair is found by restarted Lanczos iterations on R(F)ᵀR(F), with
+    R(F)·B = E[Σ_c VᵀB V] and R(F)ᵀ·A = E[Σ_c V A Vᵀ]. F maps positive semidefinite matrices to such, so the
+    pair is one of them (Perron and Frobenius).
     """
 
     name: ClassVar[str] = "nearest-kronecker"
@@ -45,11 +49,40 @@ class NearestKronecker(Approximation):
         if isinstance(exact, KroneckerOperator):
             return exact
         R = rearranged(exact)
-        enough = _CONVERGED if exact.shape[0] <= _LARGE else _CONVERGED_LARGE
         start, _ = R.inputs(torch.eye(exact.outputs, dtype=exact.dtype, device=exact.device))
-        B = _positive(_leading(R, R.outputs(start), enough))
+        B = R.outputs(start)
+        if _is_small(exact) and 0 < float(torch.linalg.norm(B)) < float("inf"):
+            B = _leading_of_small(exact.dense(), B)
+        else:
+            enough = _CONVERGED if exact.shape[0] <= _LARGE else _CONVERGED_LARGE
+            B = _leading(R, B, max(enough, _ROUNDINGS * torch.finfo(B.dtype).eps))
+        B = _positive(B)
         A, _ = R.inputs(B)
         return KroneckerOperator(R.matrix(A), B)
+
+
+def _is_small(exact: LinearOperator) -> bool:
+    """Whether a decomposition of R(F) [d², m²] takes little time."""
+    size = exact.shape[0]
+    return size <= _SMALL and size**2 * min(exact.outputs, exact.inputs) ** 2 <= _SMALL_OPERATIONS
+
+
+def _leading_of_small(F: Tensor, B: Tensor) -> Tensor:
+    """As `_leading`, from the singular values and vectors of R(F).
+
+    It is what power iteration from B comes to, so that B stays positive semidefinite where singular values
+    are equal, and their vectors any rotation of one another.
+
+    Args:
+        F: [D, D].
+        B: the first guess [m, m].
+    """
+    m = len(B)
+    d = len(F) // m
+    R = F.view(d, m, d, m).transpose(1, 2).reshape(d * d, m * m)
+    _, values, vectors = torch.linalg.svd(R, full_matrices=False)
+    B = (((values / values[0]) ** _STEPS * (vectors @ B.flatten())) @ vectors).view(m, m)
+    return B / torch.linalg.norm(B)
 
 
 def _leading(R: Rearranged, B: Tensor, enough: float) -> Tensor:
