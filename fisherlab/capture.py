@@ -32,6 +32,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     buffers = _Buffers(model)
     devices = {p.device for p in model.parameters()}
     with ExitStack() as stack:
+        stack.callback(_depth.reset, _depth.set(_depth.get() + 1))
         stack.enter_context(torch.random.fork_rng(sorted(d.index for d in devices if d.type == "cuda")))
         stack.enter_context(full_precision({d.type for d in devices}))
         stack.enter_context(torch.inference_mode(False))
@@ -71,7 +72,7 @@ class _Buffers:
             module._non_persistent_buffers_set.update(passing)
         for buffer, before, free in self._values:
             if buffer.requires_grad and not free:  # it took part in the pass
-                buffer.detach_()
+                (buffer if buffer._base is None else buffer._base).detach_()
             plain = buffer.layout == torch.strided  # others cannot be compared
             if not plain or buffer.shape != before.shape or buffer.dtype != before.dtype:
                 buffer.data = before

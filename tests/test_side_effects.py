@@ -222,7 +222,9 @@ class Counting(nn.Module):
         self.change = change
         self.layer = nn.Linear(3, 4)
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
-        self.register_buffer("passing", torch.ones(4), persistent=False)
+        whole = torch.ones(4)
+        self.register_buffer("part", whole[:2])
+        self.register_buffer("passing", whole, persistent=False)
         self.register_buffer("flag", torch.tensor([True, False]))
         self.register_buffer("gap", torch.tensor([float("nan"), 1.0]))
         self.register_buffer("nothing", None)
