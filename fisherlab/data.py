@@ -98,7 +98,7 @@ class Batches:
         if not self._tensors and (not isinstance(data, Iterable) or _is_no_batches(data)):
             raise InputTypeError(
                 "data must be a pair (inputs, targets) of tensors or an iterable of such batches (a "
-                f"DataLoader), not {type(data).__name__}{_way_out(data)}"
+                f"DataLoader), not {_described(data)}{_way_out(data)}"
             )
         self._data = data
         self._checksums: list[int] | None = None
@@ -309,8 +309,11 @@ def _are_inputs(value: Any) -> bool:
 
 
 def _is_no_batches(data: Any) -> bool:
-    """Whether something that can be iterated is one thing all the same: a text, a path, an array, a table."""
-    return isinstance(data, (str, bytes, os.PathLike, nn.Module)) or _is_array(data)
+    """Whether what can be iterated holds no batches: a text, an array, a table, a pair with one tensor."""
+    if not isinstance(data, (tuple, list)):
+        return isinstance(data, (str, bytes, os.PathLike, nn.Module)) or _is_array(data)
+    half = len(data) == 2 and any(isinstance(x, Tensor) for x in data) and not all(map(_are_inputs, data))
+    return half or any(map(_is_array, data))
 
 
 def _is_array(value: Any) -> bool:

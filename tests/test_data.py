@@ -319,13 +319,20 @@ def test_a_dimension_of_samples_that_does_not_exist(dim, error):
 # --- other forms ------------------------------------------------------------------------------------------
 
 FORMS = {
-    "text": ("data.npz", "not str; load the file first"),
-    "path": (Path("data.npz"), "not (Posix|Windows)Path; load the file first"),
-    "array": (X.numpy(), r"not ndarray, such as torch\.from_numpy\(x\)"),
-    "table": (pd.DataFrame({"x": [1.0]}), r"not DataFrame, such as torch\.from_numpy"),
-    "model": (nn.Sequential(nn.Linear(2, 2)), "not Sequential"),
-    "data set": (TensorDataset(X, Y), r"iterable of such batches \(a DataLoader\), not TensorDataset"),
-    "pair of arrays": ((X.numpy(), Y.numpy()), r"batch 0 of the data is a ndarray; .*torch\.from_numpy\(x\)"),
+    "text": ("data.npz", "not a str; load the file first"),
+    "path": (Path("data.npz"), "not a (Posix|Windows)Path; load the file first"),
+    "array": (X.numpy(), r"not a ndarray, such as torch\.from_numpy\(x\)"),
+    "table": (pd.DataFrame({"x": [1.0]}), r"not a DataFrame, such as torch\.from_numpy"),
+    "model": (nn.Sequential(nn.Linear(2, 2)), "not a Sequential"),
+    "data set": (TensorDataset(X, Y), r"iterable of such batches \(a DataLoader\), not a TensorDataset"),
+    "pair of arrays": (
+        (X.numpy(), Y.numpy()),
+        r"not a tuple \(ndarray, ndarray\), such as torch\.from_numpy\(x\)",
+    ),
+    "half a pair": ((X, Y.tolist()), r"not a tuple \(Tensor, list\)"),
+    "other half": ([None, Y], r"not a list \(None, Tensor\)"),
+    "array after a tensor": ((X, Y.numpy()), r"not a tuple \(Tensor, ndarray\), such as torch\.from_numpy"),
+    "triple of arrays": ((X.numpy(),) * 3, r"not a tuple \(ndarray, ndarray, ndarray\), such as torch\.from"),
     "batch of arrays": ([(X.numpy(), Y.numpy())], r"is a tuple \(ndarray, ndarray\); .*torch\.from_numpy"),
     "array of targets": ([(X, Y.numpy())], r"is a tuple \(Tensor, ndarray\); .*torch\.from_numpy"),
     "dict of arrays": ({"x": X.numpy()}, r"is a dict \(x: ndarray\); .*torch\.from_numpy"),

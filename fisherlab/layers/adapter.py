@@ -83,8 +83,12 @@ def register_layer(adapter: Adapter) -> None:
     Raises:
         InputTypeError: for anything but an `Adapter` with module types.
     """
-    if not isinstance(adapter, Adapter) or not all(issubclass(t, nn.Module) for t in adapter.modules):
-        raise InputTypeError("register_layer takes an instance of a fisherlab Adapter with module types")
+    types = getattr(adapter, "modules", None)
+    known = isinstance(adapter, Adapter) and isinstance(types, (tuple, list)) and len(types) > 0
+    if not known or not all(isinstance(t, type) and issubclass(t, nn.Module) for t in adapter.modules):
+        raise InputTypeError(
+            "register_layer takes an instance of a fisherlab Adapter with a tuple of module types"
+        )
     _ADAPTERS.update(dict.fromkeys(adapter.modules, adapter))
 
 

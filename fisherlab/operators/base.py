@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -186,6 +186,10 @@ class LinearOperator(ABC):
         from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
         def product(v: np.ndarray) -> np.ndarray:
+            if np.iscomplexobj(v):
+                raise InputTypeError(
+                    "an operator multiplies real vectors; give real and imaginary part apart."
+                )
             right = torch.as_tensor(v, dtype=self.dtype, device=self.device)
             return (self @ right).cpu().numpy()
 
@@ -445,6 +449,16 @@ class LinearOperator(ABC):
     def _exponent(self, p: float) -> float:
         return finite("the power of an operator", p)
 
+    def _positive_dampings(self, dampings: Sequence[float]) -> list[float]:
+        if not isinstance(dampings, Iterable):
+            raise InputTypeError(
+                f"solves takes several dampings, not a {type(dampings).__name__}; use solve."
+            )
+        values = [finite("a damping", damping) for damping in dampings]
+        if not values or min(values) <= 0:
+            raise InputError(f"solves takes one damping or more, all above zero, not {values}.")
+        return values
+
     def _input_factor(self, A: Tensor) -> Tensor:
         return self._fitting_factor("the input factor", A, self.inputs)
 
@@ -474,7 +488,8 @@ class LinearOperator(ABC):
 
 _MATRIX = (LinearOperator.check_matrix,)
 _CHECKS: dict[str, tuple[Callable[[Any, Any], Any], ...]] = {
-    **dict.fromkeys(("apply", "solve", "solves", "quadratic", "rows"), _MATRIX),
+    **dict.fromkeys(("apply", "solve", "quadratic", "rows"), _MATRIX),
+    "solves": (*_MATRIX, LinearOperator._positive_dampings),
     "scaled": (LinearOperator._scale,),
     "power": (LinearOperator._exponent,),
     "contract_output": (LinearOperator._output_factor,),

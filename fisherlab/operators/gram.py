@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError, NotSupportedError
-from fisherlab.operators.arguments import alike, fitting
+from fisherlab.operators.arguments import alike, finite, fitting
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.contractions import (
     input_contraction,
@@ -69,7 +69,7 @@ class GramOperator(LinearOperator):
     def __init__(self, a: Inputs, g: Tensor, samples: int | None = None, *, memory: int = _DENSE_BYTES):
         a, g = alike("the inputs and gradients of a Gram operator", a, g)
         check_sample_shapes(a, g)
-        total = a.shape[0] if samples is None else samples
+        total = a.shape[0] if samples is None else finite("the number of samples", samples)
         if total <= 0 or g.numel() == 0:
             raise InputError("a Gram operator needs at least one sample.")
         super().__init__(g.shape[3], a.shape[2], a.dtype, a.device)

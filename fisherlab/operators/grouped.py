@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fisherlab.damping import DampingLike
-from fisherlab.errors import InputError
+from fisherlab.errors import InputError, InputTypeError
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.layout import check_sample_shapes
@@ -32,12 +33,17 @@ class GroupedOperator(LinearOperator):
     structure: ClassVar[int] = 7
 
     def __init__(self, blocks: Sequence[LinearOperator]):
+        for block in blocks:
+            if not isinstance(block, LinearOperator):
+                raise InputTypeError(f"a group's block is an operator, not a {type(block).__name__}.")
         sizes = {(block.outputs, block.inputs) for block in blocks}
         if len(sizes) != 1:
             raise InputError(
                 "a grouped operator needs one block a group, all of one size, not "
                 f"{len(blocks)} blocks of {len(sizes)} sizes."
             )
+        dtype = reduce(torch.promote_types, (block.dtype for block in blocks))
+        blocks = [block.widened(dtype) for block in blocks]
         first = blocks[0]
         super().__init__(len(blocks) * first.outputs, first.inputs, first.dtype, first.device)
         self.blocks = tuple(blocks)

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import InputError, known_name
-from fisherlab.operators.inputs import Inputs, sample_gradients
+from fisherlab.operators.arguments import real_tensor
+from fisherlab.operators.inputs import Inputs, OneHot, sample_gradients
 
 VEC_ORDERS = ("column", "row")
 
@@ -41,7 +42,11 @@ def check_sample_shapes(a: Inputs, g: Tensor) -> None:
 
     Raises:
         InputError: another number of dimensions, or n or t differ.
+        InputTypeError: one is no real tensor.
     """
+    for what, part in (("the inputs", a), ("the gradients", g)):
+        if not isinstance(part, OneHot):
+            real_tensor(what, part)
     if a.ndim != 3 or g.ndim != 4 or a.shape[:2] != g.shape[1:3]:
         raise InputError(
             "the inputs must be a [n, t, d] and the gradients g [c, n, t, m] with the same n and "

@@ -124,3 +124,20 @@ def test_an_adapter_can_refuse_a_module(case):
 def test_other_things_are_not_registered(thing):
     with pytest.raises(InputTypeError, match="an instance of a fisherlab Adapter"):
         fl.register_layer(thing)
+
+
+@pytest.mark.parametrize("types", [None, Pointwise, (), ("Pointwise",), (Pointwise(2, 2),), (int,), 3])
+def test_an_adapter_names_its_types_in_a_tuple(types):
+    class Odd(PointwiseAdapter):
+        modules = types
+
+    with pytest.raises(InputTypeError, match="with a tuple of module types"):
+        fl.register_layer(Odd())
+
+
+def test_an_adapter_without_types_is_not_registered():
+    class Odd(fl.Adapter):
+        shape = inputs = outputs = PointwiseAdapter.shape
+
+    with pytest.raises(InputTypeError, match="with a tuple of module types"):
+        fl.register_layer(Odd())

@@ -14,6 +14,7 @@ from fisherlab.operators import (
     DiagonalOperator,
     EigenKroneckerOperator,
     GramOperator,
+    GroupedOperator,
     KroneckerOperator,
     LinearOperator,
     PackedOperator,
@@ -278,3 +279,39 @@ def test_parts_of_two_dtypes_are_one_operator(make):
             == operator.dense().dtype
             == torch.float64
         )
+
+
+def test_a_complex_vector_of_scipy_is_refused(case):
+    with pytest.raises(InputTypeError, match="real vectors; give real and imaginary part apart"):
+        case.operator.to_scipy() @ np.ones(M * D, dtype=complex)
+
+
+@pytest.mark.parametrize("dampings", [0.1, None, [], [0.1, 0.0], [-1.0], ["0.1"], [np.nan]])
+def test_dampings_of_several_solutions(case, dampings):
+    with pytest.raises((InputError, InputTypeError), match="damping"):
+        case.operator.solves(torch.ones(M, D), dampings)
+
+
+@pytest.mark.parametrize("blocks", [[torch.eye(2)], [None], ["0"]])
+def test_groups_are_operators(blocks):
+    with pytest.raises(InputTypeError, match="a group's block is an operator, not a"):
+        GroupedOperator(blocks)
+
+
+def test_groups_of_two_dtypes_are_one_operator():
+    blocks = [DiagonalOperator(torch.ones(2, 3, dtype=dtype)) for dtype in (torch.float32, torch.float64)]
+    operator = GroupedOperator(blocks)
+    assert operator.dtype == operator.dense().dtype == torch.float64
+    assert torch.equal(operator.apply(torch.ones(4, 3)), torch.ones(4, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("a", [np.ones((5, 1, D)), None, torch.ones(5, 1, D, dtype=torch.long)])
+def test_gradients_by_their_parts_are_real_tensors(case, a):
+    with pytest.raises(InputTypeError, match="the inputs must"):
+        case.operator.quadratics(a, torch.ones(2, 5, 1, M, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("samples", ["5", None.__class__, 0, -3, np.nan])
+def test_the_number_of_samples_of_a_gram_operator(samples):
+    with pytest.raises((InputError, InputTypeError), match="sample"):
+        GramOperator(torch.ones(5, 1, D), torch.ones(2, 5, 1, M), samples)
