@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +24,13 @@ from fisherlab.operators.patches import Patches
 from fisherlab.precision import full_precision
 
 _SMALL_PASS = 2**17
+
+_depth: ContextVar[int] = ContextVar("depth", default=0)
+
+
+def is_looked_at() -> bool:
+    """Whether a pass is one of fisherlab's own, of which nobody else is to take notice."""
+    return _depth.get() > 0
 
 
 @contextmanager
@@ -111,12 +119,13 @@ def capture(
             then expanded over them, as its view says, and goes on so.
     """
     seen: dict[str, list[Seen]] = {name: [] for name in layers}
+    depth = _depth.get()
     parts: dict[tuple[int, str], list[LayerView]] = {}
     modules: dict[int, tuple[nn.Module, list[LayerView]]] = {}
     attention: dict[int, nn.Module] = {}
 
     def record(module: nn.Module, part: str, x: Tensor, output: Tensor) -> None:
-        for view in parts.get((id(module), part), []):
+        for view in parts.get((id(module), part), []) if _depth.get() == depth else ():
             _keep(view, seen, outputs, x, output)
 
     handles = []
@@ -145,10 +154,13 @@ def _keeper(
 ) -> Callable[..., Tensor | None]:
     """A forward hook of a module, for all views of it."""
     spread = None if samples is None else next((v for v in views if v.expanded is not None), None)
+    depth = _depth.get()
 
     def keep(
         module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
     ) -> Tensor | None:
+        if _depth.get() != depth:  # a look in the middle of the pass that is captured
+            return None
         x = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(x, Tensor) or not isinstance(output, Tensor):  # a hook of the user's changed it
             return None

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,16 +29,44 @@ class Seen:
 
     Attributes:
         use: the call's input, and a stand-in for its output without numbers.
-        slot: where the gradient is put; the graph holds this list and nothing else of the call.
+        slot: the gradient of the latest backward pass that reached it, and that pass; the graph holds this
+            list and nothing else of the call.
     """
 
     use: Use
-    slot: list[Tensor] = field(default_factory=list)
+    slot: list[tuple[Tensor, int]] = field(default_factory=list)
 
     @property
     def g(self) -> Tensor | None:
-        """The gradient, shaped as the output; None until the backward pass reaches it."""
-        return self.slot[0] if self.slot else None
+        """The gradient, shaped as the output; None until a backward pass reaches it."""
+        return self.slot[0][0] if self.slot else None
+
+    def came_in(self, backward: int) -> bool:
+        """Whether the gradient came in this backward pass."""
+        return bool(self.slot) and self.slot[0][1] == backward
+
+
+@dataclass
+class Observation:
+    """What one forward pass says of a layer's statistics; it waits until the pass counts.
+
+    Attributes:
+        samples: N; 0 where no sums were due.
+        positions: how many positions counted.
+        sums: by key of the statistic.
+        bases: the eigenbasis of `rotated`.
+        fresh: whether the basis was made for this step.
+        rotated: second moments in the eigenbasis.
+        rotated_samples: N of those.
+    """
+
+    samples: int = 0
+    positions: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    bases: dict[str, Basis] = field(default_factory=dict)
+    fresh: bool = False
+    rotated: dict[str, Tensor] = field(default_factory=dict)
+    rotated_samples: int = 0
 
 
 @dataclass
@@ -88,6 +115,7 @@ class Block:
     _new_rotated: dict[str, Tensor] = field(init=False, repr=False)
     _samples: int = field(init=False, repr=False)
     _positions: int = field(init=False, repr=False)
+    _fresh_basis: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.forget()
@@ -126,29 +154,62 @@ class Block:
 
     # --- statistics -------------------------------------------------------------------------------
 
-    def observe(self, batch: LayerBatch, decay: float, *, sums: bool, basis: bool) -> None:
-        """Adds a batch to what is to be averaged in this step.
+    def observe(
+        self, batch: LayerBatch, decay: float, *, sums: bool, basis: bool, waiting: Iterable[Observation] = ()
+    ) -> Observation:
+        """What a batch says of the statistics; nothing changes before it is counted.
 
         Args:
             batch: the layer's inputs and g.
             decay: the weight of the old average.
             sums: whether the statistics are due.
             basis: whether a new eigenbasis is due.
+            waiting: the observations that may still count in this step; their eigenbasis is shared.
         """
+        found = Observation()
         if sums:
-            self._samples += batch.samples
-            self._positions += batch.positions
+            found.samples, found.positions = batch.samples, batch.positions
             for statistic in self.statistics:
-                _add(self._new, statistic.key, statistic(batch))
-            self._stale = True
+                _add(found.sums, statistic.key, statistic(batch))
         if not self.method.two_pass:
-            return
-        if basis and self._stale and not self._fresh_basis:
-            self._make_basis(decay)
-        if self.bases:
-            self._rotated_samples += batch.samples
-            rotated = LayerSums(bases=self.bases).rotated(self.method.name, self.kind)
-            _add(self._new_rotated, rotated.key, rotated(batch))
+            return found
+        shared = next((one.bases for one in waiting if one.fresh), None)
+        if shared is not None and not self._fresh_basis:
+            found.bases, found.fresh = shared, True
+        elif basis and (self._stale or sums) and not self._fresh_basis:
+            found.bases = self._basis_with(found, decay)
+            found.fresh = bool(found.bases)
+        found.bases = found.bases or self.bases
+        if found.bases:
+            found.rotated_samples = batch.samples
+            rotated = LayerSums(bases=found.bases).rotated(self.method.name, self.kind)
+            _add(found.rotated, rotated.key, rotated(batch))
+        return found
+
+    def count(self, found: Observation, *, keep: bool = False) -> None:
+        """Adds an observation to what is to be averaged in this step.
+
+        Second moments in another eigenbasis than the one in use are left out, with their samples.
+
+        Args:
+            found: of a forward pass that counts.
+            keep: whether it may be counted again, in the place of this time.
+        """
+        if found.samples:
+            self._samples += found.samples
+            self._positions += found.positions
+            for key, value in found.sums.items():
+                _add(self._new, key, value.clone() if keep else value)
+            self._stale = True
+        if found.fresh and not self._fresh_basis:
+            self._last_bases, self.bases = self.bases, found.bases
+            self._fresh_basis, self._stale = True, False
+            self._new_rotated.clear()
+            self._rotated_samples = 0
+        if found.rotated_samples and found.bases is self.bases:
+            self._rotated_samples += found.rotated_samples
+            for key, value in found.rotated.items():
+                _add(self._new_rotated, key, value.clone() if keep else value)
 
     def average_in(self, decay: float) -> None:
         """Moves the averages by what was observed since the last time, if anything was."""
@@ -193,37 +254,41 @@ class Block:
         except (NotSupportedError, NumericalError) as error:
             raise type(error)(f"layer {self.view.name!r}: {error}") from error
 
-    def _make_basis(self, decay: float) -> None:
-        sums = self._sums_of_all(decay)
-        if not _all_finite(sums):
-            return
-        basis = basis_of(self.method, self.view, self.kind, sums)
-        self._last_bases, self.bases = self.bases, {self.method.name: basis}
-        self._fresh_basis, self._stale = True, False
-        self._new_rotated.clear()
-        self._rotated_samples = 0
-
-    def _sums_of_all(self, decay: float) -> LayerSums:
-        """The same with what all processes observed."""
-        if distributed.size() == 1:
-            return self._sums(decay)
-        every = copy(self)
-        every._new = {key: value.clone() for key, value in self._new.items()}
-        every._new_rotated, every._rotated_samples = {}, 0
-        Block.add_up([every])
-        return every._sums(decay)
+    def _basis_with(self, found: Observation, decay: float) -> dict[str, Basis]:
+        """The eigenbasis of the averages with an observation of all processes; none if not finite."""
+        new = dict(found.sums)
+        for key, value in self._new.items():
+            new[key] = value + new[key] if key in new else value
+        samples, positions = self._samples + found.samples, self._positions + found.positions
+        if distributed.size() > 1:
+            new = {key: value.clone() for key, value in new.items()}
+            counts = zip(*distributed.gather_all((samples, positions)), strict=True)
+            samples, positions = (sum(count) for count in counts)
+            distributed.add_up([new[key] for key in sorted(new)])
+        moved = self._moved_by(new, samples, positions, decay)
+        sums = LayerSums(1, moved[1], moved[0], self.bases)  # type: ignore[arg-type]
+        return (
+            {self.method.name: basis_of(self.method, self.view, self.kind, sums)} if _all_finite(sums) else {}
+        )
 
     def _sums(self, decay: float) -> LayerSums:
         """The averages with this step's observations, as the sums of one sample."""
-        values, positions = dict(self.average), self.positions
-        if self._samples:
-            values |= {k: _moved(self.average.get(k), v / self._samples, decay) for k, v in self._new.items()}
-            positions = _moved(positions or None, self._positions / self._samples, decay)
+        values, positions = self._moved_by(self._new, self._samples, self._positions, decay)
         if self._rotated_samples:
             weight = 0.0 if self._fresh_basis else decay
             for key, value in self._new_rotated.items():
                 values[key] = _moved(self.average.get(key), value / self._rotated_samples, weight)
         return LayerSums(1, positions, values, self.bases)  # type: ignore[arg-type]
+
+    def _moved_by(
+        self, new: Mapping[str, Tensor], samples: int, positions: int, decay: float
+    ) -> tuple[dict[str, Tensor], float]:
+        """The averages of the sums and of T, moved by sums over so many samples."""
+        values = dict(self.average)
+        if not samples:
+            return values, self.positions
+        values |= {key: _moved(self.average.get(key), value / samples, decay) for key, value in new.items()}
+        return values, _moved(self.positions or None, positions / samples, decay)
 
     def rescale(self, factor: float) -> None:
         """As if g had been a multiple of what was observed since the last step."""

@@ -84,6 +84,23 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         _check(settings, name, 0, 1, "from 0 to below 1", lambda value: 0 <= value < 1)
 
 
+def check_batch_dim(batch_dim: Any, layers: Layers) -> int | dict[str, int]:
+    """The dimension that counts samples, or those of layers by name and glob, the model's under "".
+
+    Raises:
+        InputError: for anything but whole numbers from 0 on, or an unknown layer.
+    """
+    given = dict(batch_dim) if isinstance(batch_dim, Mapping) else {"": batch_dim}
+    for name, dim in given.items():
+        if type(dim) is not int or dim < 0 or not isinstance(name, str):
+            raise InputError(
+                f"batch_dim is {batch_dim!r}; give a whole number from 0 on, or one by layer, as "
+                "{'encoder.*': 1}"
+            )
+    match_names(layers, [name for name in given if name])
+    return given if isinstance(batch_dim, Mapping) else batch_dim
+
+
 def _check(settings: Mapping[str, Any], name: str, low: float, high: float, words: str, fits: Any) -> None:
     value = settings.get(name)
     if value is None:
@@ -120,18 +137,19 @@ def _is_label(rows: Tensor) -> bool:
     return bool(((rows - ones).abs() < 1e-2).all())
 
 
-def check_contributions(layer: str, products: Tensor, whole: Tensor, precise: bool) -> None:
-    """Whether Σ_n ⟨D, contribution of sample n⟩ is ⟨D, ∇h⟩.
+def check_contributions(layer: str, total: Any, whole: Any, size: Any, precise: bool) -> None:
+    """Whether Σ_n ⟨D, contribution of sample n⟩ is ⟨D, ∇h⟩, to the digits that Σ_n |…| leaves.
 
     Raises:
         InputError: names the layer.
     """
-    total, scale = float(products.sum()), float(products.abs().sum()) + abs(float(whole))
-    if abs(total - float(whole)) > (1e-3 if precise else 5e-2) * scale:
+    total, whole, size = float(total), float(whole), float(size)
+    if abs(total - whole) > (1e-3 if precise else 5e-2) * (size + abs(whole)):
         raise InputError(
             f"the gradient of layer {layer!r} is not made of what came back to its output ({total:.3g} of "
-            f"{float(whole):.3g}): its weight is used outside the module, the gradient was changed or kept "
-            "from an earlier backward pass, or a GradScaler was not given as scaler="
+            f"{whole:.3g}): its weight is used outside the module or in a penalty (use weight_decay=), the "
+            "loss has derivatives of the model in it, the gradient was changed or kept from an earlier "
+            "backward pass, or a GradScaler was not given as scaler="
         )
 
 

@@ -1,6 +1,6 @@
 """What single samples contribute to a layer's gradient, from the calls of its last (micro-)batch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from fisherlab.layers import Layers, Use
 from fisherlab.optim.block import Seen
 from fisherlab.optim.recorder import ForwardPass
+from fisherlab.optim.rows import sample_dim
 
 
 class Contributions:
@@ -15,12 +16,12 @@ class Contributions:
 
     Args:
         layers: the layers with a block.
-        batch_dim: the dimension that counts samples.
+        dims: the dimension of each layer's inputs that counts samples.
         most: the samples of a pass that are looked at; None: all.
     """
 
-    def __init__(self, layers: Layers, batch_dim: int, most: int | None) -> None:
-        self._layers, self._batch_dim, self._most = layers, batch_dim, most
+    def __init__(self, layers: Layers, dims: Mapping[str, int], most: int | None) -> None:
+        self._layers, self._dims, self._most = layers, dims, most
         self._kept: dict[str, list[tuple[int, list[Seen]]]] = {}
 
     @property
@@ -30,7 +31,7 @@ class Contributions:
 
     def keep(self, name: str, passes: Iterable[ForwardPass]) -> None:
         """Takes the calls of a layer out of these passes."""
-        self._kept[name] = [(one.samples, one.layers.pop(name)) for one in passes]
+        self._kept[name] = [(one.samples or 0, one.layers.pop(name)) for one in passes]
 
     def let_go(self, name: str) -> None:
         """Drops what was kept of a layer."""
@@ -43,20 +44,29 @@ class Contributions:
         for name in self.names:
             self.let_go(name)
 
-    def along(self, name: str, direction: Tensor) -> tuple[Tensor, bool]:
-        """⟨D, contribution of sample n to ∇h⟩ for samples of the kept passes [n], and whether for all."""
+    def along(self, name: str, direction: Tensor, *, every: bool = False) -> tuple[Tensor, bool]:
+        """⟨D, contribution of sample n to ∇h⟩ for samples of the kept passes [n], and whether for all.
+
+        Args:
+            name: the layer.
+            direction: D [m, d].
+            every: whether all samples are looked at, whatever the bound.
+        """
         found, whole = [], True
+        view, dim = self._layers[name], self._dims[name]
         for samples, calls in self._kept[name]:
             seen = [(call.use, call.g) for call in calls if call.g is not None]
-            most = min(samples, self._most or samples)
-            if any(not use.input.shape[0] == samples == g.shape[0] for use, g in seen):
-                most = samples  # a call with several rows a sample
+            most = samples if every else min(samples, self._most or samples)
+            if sample_dim(view, dim) or any(
+                not use.input.shape[0] == samples == g.shape[0] for use, g in seen
+            ):
+                most = samples  # samples do not come first, or a call has several rows a sample
             whole = whole and most == samples
             products = torch.zeros((), dtype=direction.dtype, device=direction.device)
             for use, g in seen:
                 if most < samples:
                     use, g = Use(use.input[:most], use.output[:most]), g[:most]
-                products = products + self._layers[name].products(use, g, direction, most, self._batch_dim)
+                products = products + view.products(use, g, direction, most, dim)
             found.append(products)
         return torch.cat(found), whole
 

@@ -14,13 +14,13 @@ from fisherlab.damping import Damping
 from fisherlab.errors import InputError, NumericalError
 from fisherlab.layers import Layers
 from fisherlab.likelihoods import Likelihood
-from fisherlab.optim.block import Block, Step
+from fisherlab.optim.block import Block, Observation, Step
 from fisherlab.optim.changes import Changes
 from fisherlab.optim.checks import check_contributions, check_reduction
 from fisherlab.optim.contributions import Contributions
 from fisherlab.optim.gradients import Gradients
-from fisherlab.optim.hooks import Hook
-from fisherlab.optim.recorder import ForwardPass, Recorder
+from fisherlab.optim.hooks import Hook, removed_with, sweep, weakly
+from fisherlab.optim.recorder import ForwardPass, Recorder, current_backward, graph_is_kept
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Follower:
         options: see `Options`.
         likelihood: what the output means.
         kind: the labels of the statistics.
-        batch_dim: the dimension that counts samples.
+        batch_dim: the dimension that counts samples, see `Recorder`.
         generator: source of drawn labels.
         scaler: the `GradScaler` in use, or None.
         settings: from a layer to its group.
@@ -79,7 +79,7 @@ class Follower:
         *,
         likelihood: Likelihood,
         kind: str,
-        batch_dim: int,
+        batch_dim: int | Mapping[str, int],
         generator: torch.Generator,
         scaler: Any,
         settings: Callable[[str], Mapping[str, Any]],
@@ -87,16 +87,15 @@ class Follower:
         momentum: Callable[[str], Tensor],
     ) -> None:
         self.parameters = dict(model.named_parameters())
-        self.count = 0
-        self._gradients = Gradients(self.parameters, layers, self.dtype_of)
+        self.count, self._turn = 0, 0
+        self._gradients = Gradients(self.parameters, layers, weakly(self.dtype_of))
         self._changes = Changes(self._gradients)
-        self._contributions = Contributions(layers, batch_dim, options.rate_samples)
         self._layers, self._blocks, self._options = layers, blocks, options
         self._likelihood, self._kind = likelihood, kind
         self._scaler, self._settings, self._damping, self._momentum = scaler, settings, damping, momentum
         two_pass = any(block.method.two_pass for block in blocks.values())
         self._meets = two_pass or kind == "drawn" or layerwise_draws(kind) > 0  # with others in a pass
-        self._watch()
+        sweep(model)
         self._recorder = Recorder(
             model,
             layers,
@@ -105,12 +104,14 @@ class Follower:
             kind,
             generator,
             scaler is not None,
-            due=self._due,
+            due=weakly(self._due),
             listens=lambda refresh: options.layerwise or (refresh and kind == "empirical"),
-            opened=self._open,
-            observe=self._observe,
-            began=self._begin,
+            opened=weakly(self._open),
+            observe=weakly(self._observe),
+            began=weakly(self._begin),
         )
+        self._contributions = Contributions(layers, self._recorder.dims, options.rate_samples)
+        self._watch()
 
     def dtype_of(self, name: str) -> torch.dtype:
         """That of a layer's statistics, direction and momentum."""
@@ -120,6 +121,10 @@ class Follower:
     def samples(self) -> int:
         """How many samples came back since the last step."""
         return self._samples
+
+    def why_unseen(self, name: str) -> str:
+        """Why a layer's gradient came without a call that was seen."""
+        return self._recorder.why_unseen(name)
 
     # --- the whole step ---------------------------------------------------------------------------
 
@@ -136,13 +141,26 @@ class Follower:
             self._gradients.check_finite()
             self._settle()
             names = [name for name in self._blocks if self._gradients.has_come(name, self._came)]
+            self._require_seen(names)
             self._synchronise(names)
             steps = {name: self._step_of(name) for name in names}
         except NumericalError:
             self.abandon()
             raise
         self._check_changes()
+        self._check_gaps()
         return steps
+
+    def _require_seen(self, names: Sequence[str]) -> None:
+        """Refuses a layer whose gradient came, whose statistics are due, and from which nothing was seen."""
+        for name in names:
+            block, parameters = self._blocks[name], self._gradients.trained(name)
+            seen = block.observed or not self._due_sums(block)
+            if not seen and any(p in self._came for p in parameters) and self._gradients.is_any(name):
+                raise InputError(
+                    f"layer {name!r} has a gradient, but nothing to make its statistics of: "
+                    f"{self._recorder.why_unseen(name)}; or leave it out with exclude=({name!r},)"
+                )
 
     def go_on(self) -> None:
         """Counts a step, and forgets what it was made of."""
@@ -150,6 +168,11 @@ class Follower:
             block.average_in(self._options.decay)
         self._recorder.checks = False
         self.start_at(self.count + 1)
+
+    def resume(self, count: int) -> None:
+        """Goes on after so many steps of another time, and checks the next one as a first step."""
+        self._recorder.checks = True
+        self.start_at(count)
 
     def start_at(self, count: int) -> None:
         """Goes on after so many steps; what was made for another is forgotten."""
@@ -159,15 +182,11 @@ class Follower:
         self._forget()
 
     def abandon(self) -> None:
-        """The backward passes since the last step belong to no step."""
-        if self._fresh:
-            self._drop(all_kinds=not self._recorder.waiting)
-
-    def _drop(self, all_kinds: bool) -> None:
-        """Forgets them, with what was observed in them, or only in their backward part."""
-        if all_kinds or self._kind == "empirical":
-            for block in self._blocks.values():
-                block.drop()
+        """The backward passes since the last step belong to no step, nor what was observed in them."""
+        if not self._fresh:
+            return
+        for block in self._blocks.values():
+            block.drop()
         self._prepared.clear()
         self._forget()
 
@@ -246,11 +265,12 @@ class Follower:
     def _due_inverse(self) -> bool:
         return self.count % self._options.inverse_every == 0
 
-    def _observe(self, name: str, batch: LayerBatch) -> None:
+    def _observe(self, name: str, batch: LayerBatch, waiting: Iterable[Observation]) -> Observation:
         block = self._blocks[name]
         basis = self._due_inverse() or not block.bases
-        block.observe(batch, self._options.decay, sums=self._due_sums(block), basis=basis)
-        self._prepared.discard(name)
+        return block.observe(
+            batch, self._options.decay, sums=self._due_sums(block), basis=basis, waiting=waiting
+        )
 
     def _watch(self) -> None:
         """Hooks that tell when all gradients of a block are there."""
@@ -258,10 +278,12 @@ class Follower:
         for name, view in self._layers.items():
             for parameter in view.parameters:
                 blocks_of.setdefault(parameter, []).append(name)
-        for parameter, p in self.parameters.items():
-            if p.requires_grad:
-                hook = Hook(self._arrive, parameter, blocks_of.get(parameter, []))
-                p.register_post_accumulate_grad_hook(hook)
+        handles = [
+            p.register_post_accumulate_grad_hook(Hook(self._arrive, parameter, blocks_of.get(parameter, [])))
+            for parameter, p in self.parameters.items()
+            if p.requires_grad
+        ]
+        removed_with(self, handles)
         self._prepared: set[str] = set()
         self._forget()
 
@@ -270,7 +292,8 @@ class Follower:
         for p in parameters:
             name = f"added parameter {len(self.parameters)}"
             self.parameters[name] = p
-            p.register_post_accumulate_grad_hook(Hook(self._arrive, name, []))
+            hook = Hook(self._arrive, name, [])
+            removed_with(self, [p.register_post_accumulate_grad_hook(hook)])
 
     def _forget(self) -> None:
         """What was made for one step."""
@@ -280,31 +303,70 @@ class Follower:
         self._counts: dict[str, int] = {}
         self._came: set[str] = set()
         self._arrived: dict[str, set[str]] = {}
-        self._samples, self._backwards, self._scale, self._fresh = 0, 0, 1.0, False
+        self._gaps: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._precise: dict[str, bool] = {}
+        self._before: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
+        self._backwards: set[int] = set()
+        self._samples, self._scale, self._fresh = 0, 1.0, False
+        self._turn += 1
 
-    def _begin(self, one: ForwardPass) -> None:
-        """The backward pass of a forward pass begins."""
-        if self._fresh and self._gradients.are_cleared():
-            self._drop(all_kinds=False)
-        self._samples += one.samples
-        self._backwards += 1
+    def _begin(self) -> None:
+        """A backward pass through a forward pass begins; whether it counts is not known yet."""
+        if self._fresh and (self._gradients.are_cleared() or self._gradients.were_zeroed(self._versions)):
+            self.abandon()
+        if not self._options.layerwise and self._recorder.checks and not self._fresh:
+            self._before = {name: self._gradients.matrix(name) for name in self._gradients.with_any()}
+
+    def _count(self, one: ForwardPass, backward: int) -> None:
+        """Gradients of parameters arrive through a forward pass: it counts, once a step.
+
+        Raises:
+            InputError: where a second backward pass goes through it.
+        """
+        again = one.counted == self._turn
+        if again and (self._options.layerwise or (one.refresh and self._kind == "empirical")):
+            raise InputError(
+                "a second backward pass goes through the same forward pass before the step, and per-sample "
+                "gradients are those of both together: add the losses and call backward() once"
+            )
+        if again:
+            return
+        if one.spent:
+            raise InputError(
+                "a backward pass goes through a forward pass whose statistics went with zero_grad() or an "
+                "earlier step; run the forward pass again"
+            )
+        observed, keep = self._recorder.count(one), graph_is_kept()
+        for name, observation in observed.items():
+            self._blocks[name].count(observation, keep=keep)
+            self._prepared.discard(name)
+        if not keep:
+            one.spent, one.observed = bool(observed), {}
+        one.counted = self._turn
+        self._samples += one.samples or 0
+        self._backwards.add(backward)
         if self._scaler is not None:
             self._scale = float(self._scaler.get_scale())
 
-    def _arrive(self, parameter: str, names: Sequence[str], _: Tensor) -> None:
+    def _arrive(self, parameter: str, names: Sequence[str], p: Tensor) -> None:
+        backward = current_backward()
+        for one in self._recorder.begun(backward):
+            self._count(one, backward)
         self._fresh = True
         self._came.add(parameter)
+        self._versions[parameter] = -1 if p.grad is None else p.grad._version
         for name in names:
             come = self._arrived.setdefault(name, set())
             come.add(parameter)
             if all(p in come for p in self._gradients.trained(name)):
                 del self._arrived[name]
-                self._complete(name)
+                self._complete(name, backward)
 
     @torch.no_grad()
-    def _complete(self, name: str) -> None:
+    def _complete(self, name: str, backward: int) -> None:
         """All gradients of a layer are there: its statistics, and its step where no process adds to it."""
-        came = self._recorder.came_back(name)
+        came = self._recorder.came_back(name, backward)
         if not came:
             return
         with torch.autocast(self._gradients.device(name).type, enabled=False):
@@ -313,6 +375,10 @@ class Follower:
             self._counts[name] = self._samples
             self._check_loss(came[-1])
             self._contributions.keep(name, came)
+            for one in came:
+                one.spent = True
+            if self._recorder.checks and distributed.size() == 1:
+                self._check_arrived(name)
             if not self._options.layerwise:
                 self._contributions.let_go(name)
             elif distributed.size() == 1:
@@ -320,12 +386,26 @@ class Follower:
 
     def _observe_loss(self, name: str, passes: Sequence[ForwardPass]) -> None:
         """Statistics of the loss: g_n is N times the derivative of a mean, with N of all passes so far."""
+        block = self._blocks[name]
         if self._options.of_mean and name in self._counts:
-            self._blocks[name].rescale(self._samples / self._counts[name])
+            block.rescale(self._samples / self._counts[name])
         scale = (self._samples if self._options.of_mean else 1) / self._scale
         for one in passes:
+            assert one.samples is not None
             g = self._recorder.gradients(name, one.layers[name], one.samples, scale)
-            self._observe(name, self._recorder.batch(name, one.layers[name], one.samples, {self._kind: g}))
+            batch = self._recorder.batch(name, one.layers[name], one.samples, {self._kind: g})
+            block.count(self._observe(name, batch, ()))
+            self._prepared.discard(name)
+
+    def _check_arrived(self, name: str) -> None:
+        """In a first step: whether what a backward pass added to a gradient is made of what came back."""
+        gradient = self._gradients.matrix(name)
+        added = gradient - self._before[name] if name in self._before else gradient
+        self._before[name] = gradient.clone()
+        along, _ = self._contributions.along(name, added, every=True)
+        check_contributions(
+            name, along.sum(), added.square().sum(), along.abs().sum(), self._contributions.are_precise(name)
+        )
 
     def _keep_step(self, name: str) -> None:
         """The step, where it depends on nothing else to come; else the norms of the gradient."""
@@ -392,16 +472,26 @@ class Follower:
         factor = self._changes.factor(name, gradient)
         if self._recorder.checks:
             self._check_changes()
-            if self._backwards == 1 and every and distributed.size() == 1:
-                whole = (direction * gradient).sum() / (1.0 if factor is None else factor)
-                whole = whole if self._options.of_mean else whole * self._samples
-                check_contributions(name, along, whole, self._contributions.are_precise(name))
         squares = (along * self._samples if self._options.of_mean else along).square()
-        if distributed.size() == 1:
-            return squares.mean()
-        totals = torch.stack([squares.sum(), squares.new_tensor(float(len(squares)))])
-        distributed.add_up([totals])
-        return totals[0] / totals[1]
+        if distributed.size() > 1:  # the gradient may be clipped by now: nothing to compare it with
+            totals = torch.stack([squares.sum(), squares.new_tensor(float(len(squares)))])
+            distributed.add_up([totals])
+            return totals[0] / totals[1]
+        if every and len(self._backwards) == 1:
+            whole = (direction * gradient).sum() / (1.0 if factor is None else factor)
+            whole = whole if self._options.of_mean else whole * self._samples
+            self._gaps[name] = along.sum(), whole, along.abs().sum()
+            self._precise[name] = self._contributions.are_precise(name)
+        return squares.mean()
+
+    def _check_gaps(self) -> None:
+        """Whether the samples' parts of every gradient add up to it: one transfer for all layers."""
+        if not self._gaps:
+            return
+        device = next(iter(self._gaps.values()))[0].device
+        rows = torch.stack([torch.stack(gap).to(device) for gap in self._gaps.values()]).tolist()
+        for (name, _), (total, whole, size) in zip(self._gaps.items(), rows, strict=True):
+            check_contributions(name, total, whole, size, self._precise[name])
 
 
 def _require_alike(*own: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """The gradients and weights of layers as matrices, read from the parameters."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,25 @@ class Gradients:
     def are_cleared(self) -> bool:
         """Whether there is none."""
         return all(p.grad is None for p in self.parameters.values())
+
+    def were_zeroed(self, versions: Mapping[str, int]) -> bool:
+        """Whether gradients with these versions were written since, and are zero now."""
+        grads = {name: self.parameters[name].grad for name in versions}
+        written = [g for n, g in grads.items() if g is not None and g._version != versions[n]]
+        return bool(written) and not any(bool(grad.any()) for grad in written)
+
+    def with_any(self) -> list[str]:
+        """The layers that have a gradient."""
+        return [
+            name
+            for name in self.names
+            if any(self.parameters[p].grad is not None for p in self.trained(name))
+        ]
+
+    def is_any(self, name: str) -> bool:
+        """Whether a layer's gradient is not zero."""
+        grads = [self.parameters[p].grad for p in self.trained(name)]
+        return any(grad is not None and bool(grad.any()) for grad in grads)
 
     def check_finite(self) -> None:
         """Looks at all of them with one synchronisation.

@@ -1,8 +1,11 @@
 """Hooks on a user's model that end with the optimizer, and stay behind when the model is copied."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 
 class Hook:
@@ -17,6 +20,11 @@ class Hook:
         self._method = None if method is None else weakref.WeakMethod(method)
         self._first = first
 
+    @property
+    def dead(self) -> bool:
+        """Whether nothing is called any more."""
+        return self._method is None or self._method() is None
+
     def __call__(self, *args: Any) -> None:
         """What torch calls."""
         method = None if self._method is None else self._method()
@@ -25,3 +33,43 @@ class Hook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Hook, ()
+
+
+def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that calls a bound method without keeping its object alive.
+
+    What an optimizer is made of calls back by these, so that it ends with its last reference and not when the
+    garbage collector comes.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any, **keywords: Any) -> Any:
+        alive = reference()
+        assert alive is not None, "called after its object has ended"
+        return alive(*args, **keywords)
+
+    return call
+
+
+def removed_with(owner: Any, handles: Iterable[RemovableHandle]) -> None:
+    """Removes hooks from the model when their owner ends."""
+    weakref.finalize(owner, _remove, list(handles)).atexit = False
+
+
+def sweep(model: nn.Module) -> None:
+    """Removes the dead hooks that a copy of a model brought along."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, Hook) and hook.dead]:
+                del hooks[key]
+                for kept in (
+                    module._forward_pre_hooks_with_kwargs,
+                    module._forward_hooks_with_kwargs,
+                    module._forward_hooks_always_called,
+                ):
+                    kept.pop(key, None)
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()

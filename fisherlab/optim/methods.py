@@ -59,7 +59,9 @@ class LNGD(NaturalGradient):
         activations: the activation that follows a layer, by layer name; else the graph's.
         last: slope at the network's output: `identity`, or `categorical` (√(p(1 − p))).
         groups: settings of some layers: {"layers": "encoder.*", "lr": 0.01, "damping": (1e-5, 1.0)}.
-        batch_dim: the dimension of layers' inputs that counts samples.
+        batch_dim: the dimension that counts samples in the model's inputs. Layers for which another one does
+            (sequence-first code) are found in the first step, from two samples. {"encoder.*": 1} declares it
+            for layers, untested; the key "" is that of the model's inputs.
         seed: of drawn labels.
 
     Raises:
@@ -95,7 +97,7 @@ class LNGD(NaturalGradient):
         activations: Mapping[str, str] | None = None,
         last: str = "identity",
         groups: Sequence[Mapping[str, Any]] = (),
-        batch_dim: int = 0,
+        batch_dim: int | Mapping[str, int] = 0,
         seed: int = 0,
     ) -> None:
         method = (
@@ -181,7 +183,7 @@ class _Loss(NaturalGradient):
         include: Iterable[str] = ("*",),
         exclude: Iterable[str] = (),
         groups: Sequence[Mapping[str, Any]] = (),
-        batch_dim: int = 0,
+        batch_dim: int | Mapping[str, int] = 0,
         seed: int = 0,
     ) -> None:
         source = self.sources[0] if source is None else source

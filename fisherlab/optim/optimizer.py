@@ -1,6 +1,7 @@
 """The base of all optimizers here: an approximation, a damping, a step rule and momentum."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,27 @@ from fisherlab.errors import InputError
 from fisherlab.layers import LayerView
 from fisherlab.likelihoods import Likelihood, as_likelihood
 from fisherlab.optim.block import NUMBERS, Block, Step
-from fisherlab.optim.checks import check_model, check_settings, layers_of
+from fisherlab.optim.checks import check_batch_dim, check_model, check_settings, layers_of
 from fisherlab.optim.follower import Follower, Options
 from fisherlab.optim.groups import grouped
+from fisherlab.optim.hooks import weakly
 
 if TYPE_CHECKING:
     import pandas
 
 _OWN = "fisherlab"
+_NOT_COPIED = (
+    "_follower",
+    "_group_of",
+    "_generator",
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+    "_zero_grad_profile_name",
+)
 _NUMBERS = ("rate", *NUMBERS, "direction_norm", "gradient_norm")
 
 
@@ -68,7 +82,7 @@ class NaturalGradient(torch.optim.Optimizer):
         exclude: Iterable[str],
         activations: Mapping[str, str] | None = None,
         groups: Sequence[Mapping[str, Any]] = (),
-        batch_dim: int = 0,
+        batch_dim: int | Mapping[str, int] = 0,
         seed: int = 0,
     ) -> None:
         if method.from_exact:
@@ -109,20 +123,35 @@ class NaturalGradient(torch.optim.Optimizer):
             self._damping(name)
         self._shown: dict[str, dict[str, Any]] = {}
         self._generator = torch.Generator().manual_seed(seed)
+        self._frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        self._followed = {
+            "model": model,
+            "likelihood": as_likelihood(likelihood),
+            "kind": kind,
+            "batch_dim": check_batch_dim(batch_dim, layers),
+            "scaler": scaler,
+        }
+        self._follow()
+        for p in dict.fromkeys(p for group in self.param_groups for p in group["params"]):
+            self.state[p] = {}
+        for name in layers:
+            self._momentum(name)
+
+    def _follow(self) -> None:
+        """Hooks on the model that tell what happens in training."""
         self._follower = Follower(
-            model,
-            layers,
-            self._blocks,
-            self._options,
-            likelihood=as_likelihood(likelihood),
-            kind=kind,
-            batch_dim=batch_dim,
+            layers=self._layers,
+            blocks=self._blocks,
+            options=self._options,
             generator=self._generator,
-            scaler=scaler,
-            settings=lambda name: self._group_of[name],
-            damping=self._damping,
-            momentum=self._momentum,
+            settings=weakly(self._settings),
+            damping=weakly(self._damping),
+            momentum=weakly(self._momentum),
+            **self._followed,
         )
+
+    def _settings(self, name: str) -> Mapping[str, Any]:
+        return self._group_of[name]
 
     def _damping(self, name: str) -> Damping:
         return self.damping_of(self._group_of[name], self._layers[name])
@@ -193,8 +222,8 @@ class NaturalGradient(torch.optim.Optimizer):
             return 0.0  # a layer that took no part, with a gradient that was set to zero
         if step.squares is None:
             raise InputError(
-                f"layer {name!r} has a gradient but was not seen in a forward pass in training mode; call "
-                "model.train(), or leave it out with exclude="
+                f"layer {name!r} has a gradient, but no samples to make its rate of: "
+                f"{self._follower.why_unseen(name)}; or leave it out with exclude=({name!r},)"
             )
         rate = step.gradient / (step.squares + group["rate_damping"])
         return rate if group["max_rate"] is None else rate.clamp(max=group["max_rate"])
@@ -233,6 +262,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _step_others(self) -> None:
         """SGD with momentum for the parameters in no block."""
+        self._name_thawed()
         for group in self.param_groups:
             if group["layers"]:
                 continue
@@ -251,6 +281,19 @@ class NaturalGradient(torch.optim.Optimizer):
                 torch._foreach_add_(buffers, grads, alpha=-group["lr"])
                 torch._foreach_add_(some, buffers)
 
+    def _name_thawed(self) -> None:
+        """Says once that a parameter was frozen when the optimizer was made, and has a gradient now."""
+        parameters = self._follower.parameters
+        thawed = [name for name in self._frozen if parameters[name].grad is not None]
+        if thawed:
+            self._frozen.difference_update(thawed)
+            names = ", ".join(sorted(thawed))
+            warnings.warn(
+                f"{names} had requires_grad=False when the optimizer was made: they take SGD steps with "
+                "momentum; make the optimizer after they are thawed to give them a block",
+                stacklevel=3,
+            )
+
     def _momentum(self, name: str) -> Tensor:
         """A layer's m [m, d]."""
         first = self._follower.parameters[self._layers[name].parameters[0]]
@@ -265,16 +308,15 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Momentum, statistics, inverses, the number of steps and the random state, with the groups."""
-        for name, block in self._blocks.items():
-            if block.known:
-                self._momentum(name)
         found = super().state_dict()
         found["state"] = {place: self._with_blocks(kept) for place, kept in found["state"].items()}
-        found[_OWN] = {
+        own = {
             "method": self._method,
             "steps": self._follower.count,
             "generator": self._generator.get_state(),
         }
+        found[_OWN] = own
+        found["param_groups"][0][_OWN] = dict(own)  # what torch.distributed.checkpoint leaves of a state
         return found
 
     def _with_blocks(self, kept: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,7 +333,9 @@ class NaturalGradient(torch.optim.Optimizer):
         Raises:
             InputError: for the state of another optimizer or model.
         """
-        if state_dict.get(_OWN, {}).get("method") != self._method:
+        groups = state_dict.get("param_groups") or [{}]
+        saved_own = state_dict.get(_OWN) or groups[0].get(_OWN, {})
+        if saved_own.get("method") != self._method:
             raise InputError(f"this is the state of another optimizer; one of {self._method} is needed")
         own = [group["layers"] for group in self.param_groups]
         if [group.get("layers") for group in state_dict["param_groups"]] != own:
@@ -303,6 +347,7 @@ class NaturalGradient(torch.optim.Optimizer):
         saved = {p: state_dict["state"].get(place, {}) for place, p in zip(places, parameters, strict=True)}
         self._check_shapes(saved)
         super().load_state_dict(state_dict)
+        self.param_groups[0].pop(_OWN, None)
         self._find_groups()
         self._shown.clear()
         for block in self._blocks.values():
@@ -313,8 +358,28 @@ class NaturalGradient(torch.optim.Optimizer):
                 own_values = _moved_to(kept, p.device)
                 self.state[p]["layers"][name] = {"momentum": own_values["momentum"]}
                 self._blocks[name].load(own_values)
-        self._follower.start_at(state_dict[_OWN]["steps"])
-        self._generator.set_state(state_dict[_OWN]["generator"].cpu())
+        self._follower.resume(saved_own["steps"])
+        self._generator.set_state(saved_own["generator"].cpu())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the hooks on the model; the model itself is part of a copy."""
+        kept = {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
+        return kept | {"_generator": self._generator.get_state(), "_steps": self._follower.count}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Follows the copy of the model, and goes on to the same bits."""
+        if "_steps" not in state:  # torch's own way to take over groups and state
+            super().__setstate__(state)
+            return
+        steps, random_state = state.pop("_steps"), state.pop("_generator")
+        super().__setstate__(state)
+        self._generator = torch.Generator().set_state(random_state)
+        self._find_groups()
+        self._follow()
+        for group in self.param_groups:
+            names = self._follower.parameters.values()
+            self._follower.add([p for p in group["params"] if all(p is not known for known in names)])
+        self._follower.resume(steps)
 
     def _check_shapes(self, saved: Mapping[Tensor, Mapping[str, Any]]) -> None:
         """Whether a state is that of this model's parameters."""

@@ -1,19 +1,22 @@
 """What an optimizer sees of training: the inputs and gradients of layers, from the passes that happen anyway.
 
-Hooks are open only while the root module runs forward in training mode with gradients enabled: evaluation,
-the second forward of activation checkpointing and passes under a transform of torch.func (vmap, grad) add
-nothing. Gradients come to the outputs by hooks on the graph, with the user's own backward.
+Every module with layers in it may be the one that is called: the outermost opens the hooks of its layers
+while it runs with gradients enabled, in training or evaluation mode. Calls under no_grad, those inside a
+backward pass (the second forward of activation checkpointing) and those under a transform of torch.func add
+nothing. Modules that are called one after another, each with what the other gave, are one pass. Gradients
+come to the outputs by hooks on the graph, with the user's own backward; a pass counts when gradients of
+parameters arrive in a backward pass through it.
 """
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from fisherlab import distributed
 from fisherlab.batch import LayerBatch
@@ -23,16 +26,21 @@ from fisherlab.capture import (
     capture,
     drawn_layerwise,
     inputs_of,
+    is_looked_at,
     layerwise_draws,
     layerwise_slope,
     outputs_of,
 )
 from fisherlab.draws import normal
 from fisherlab.errors import InputError
-from fisherlab.layers import Layers, Use, activations_from
+from fisherlab.layers import Layers, Use, activations_from, match_names
 from fisherlab.likelihoods import Likelihood, label_columns
-from fisherlab.optim.block import Seen
-from fisherlab.optim.hooks import Hook
+from fisherlab.optim.block import Observation, Seen
+from fisherlab.optim.hooks import Hook, removed_with, weakly
+from fisherlab.optim.rows import find_rows, tensors_in
+
+_NO_TENSOR = "the model is called without a tensor whose first dimension could count samples"
+_LOOKS = 3  # at layers that two samples did not tell enough of
 
 
 @dataclass(eq=False)
@@ -40,20 +48,66 @@ class ForwardPass:
     """One forward pass of the model; it lives as long as its graph.
 
     Attributes:
-        samples: N.
+        samples: N; None where nothing counts them.
         layers: the calls of every layer that took part, until they were used.
         refresh: whether statistics are due.
+        end: the name of the module whose output is the pass's.
+        observed: by layer what the pass says of the statistics, until it counts.
+        before: the state of the generator before the pass drew from it.
+        after: the state after it; None where nothing was drawn.
         outputs: the model's output, detached, while first steps are checked.
         output_gradient: what came back to it.
-        came: whether a backward pass has begun.
+        backward: the latest backward pass that reached it; −1: none.
+        counted: the step that it counts in; None: none yet.
+        spent: whether its statistics are gone, so that it cannot count again.
+        into: the pass that it became a part of.
+        marks: on the nodes of the calls, while statistics of them may still be made.
     """
 
-    samples: int
+    samples: int | None
     layers: dict[str, list[Seen]]
     refresh: bool
+    end: str
+    observed: dict[str, Observation] = field(default_factory=dict)
+    before: Tensor | None = None
+    after: Tensor | None = None
     outputs: Tensor | None = None
     output_gradient: Tensor | None = None
-    came: bool = False
+    backward: int = -1
+    counted: int | None = None
+    spent: bool = False
+    into: "ForwardPass | None" = None
+    marks: "list[_Mark]" = field(default_factory=list)
+
+    @property
+    def whole(self) -> "ForwardPass":
+        """The pass that it is a part of."""
+        return self if self.into is None else self.into.whole
+
+    def let_go(self) -> None:
+        """Forgets the calls on the nodes."""
+        for mark in self.marks:
+            mark.call = None
+        self.marks.clear()
+
+
+@dataclass(eq=False)
+class _Mark:
+    """A call, left on its node; it lets go of the call once its pass counts."""
+
+    name: str
+    place: int
+    call: tuple[Captured, Seen] | None
+
+
+def current_backward() -> int:
+    """The number of the backward pass that is running in this thread; −1: none."""
+    return torch._C._current_graph_task_id()
+
+
+def graph_is_kept() -> bool:
+    """Whether the running backward pass leaves its graph for another one."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 class Recorder:
@@ -63,15 +117,16 @@ class Recorder:
         model: the root module.
         layers: the layers with a block.
         likelihood: what the output means.
-        batch_dim: the dimension that counts samples.
+        batch_dim: the dimension that counts samples, of the model's inputs and of layers'; or by layer (names
+            and globs), which is taken as it is, the model's own under the empty name.
         kind: the labels of the statistics.
         generator: source of drawn labels.
         scaled: whether a `GradScaler` is known.
         due: whether the next step refreshes statistics of one of these layers.
         listens: whether gradients of outputs are wanted, given `due`.
         opened: is told when a forward pass begins.
-        observe: is given a layer's `LayerBatch` where statistics are due.
-        began: is told when the backward pass of a forward pass begins.
+        observe: is given a layer's `LayerBatch` where statistics are due, and what other passes observed.
+        began: is told when a backward pass through a forward pass begins.
     """
 
     def __init__(
@@ -79,41 +134,126 @@ class Recorder:
         model: nn.Module,
         layers: Layers,
         likelihood: Likelihood,
-        batch_dim: int,
+        batch_dim: int | Mapping[str, int],
         kind: str,
         generator: torch.Generator,
         scaled: bool,
         due: Callable[[Iterable[str]], bool],
         listens: Callable[[bool], bool],
         opened: Callable[[], None],
-        observe: Callable[[str, LayerBatch], None],
-        began: Callable[[ForwardPass], None],
+        observe: Callable[[str, LayerBatch, Iterable[Observation]], Observation],
+        began: Callable[[], None],
     ) -> None:
-        self._layers, self._likelihood, self._batch_dim = layers, likelihood, batch_dim
+        self._layers, self._likelihood = layers, likelihood
         self._kind, self._generator = kind, generator
         self._due, self._listens, self._opened = due, listens, opened
         self._observe, self._began = observe, began
         self._passes: list[weakref.ref[ForwardPass]] = []
+        self._begun: list[weakref.ref[ForwardPass]] = []
         self.checks = True
         self._owned = {
             name: [model.get_parameter(p) for p in view.parameters] for name, view in layers.items()
         }
+        self._parameters = dict(model.named_parameters())
         self._scaled = scaled
-        model.register_forward_pre_hook(Hook(self._open), with_kwargs=True)
+        self._batch_dim, self.dims, declared = _dims_of(layers, batch_dim)
+        self._unsure = {name: _LOOKS for name in layers if name not in declared}
+        self._key = f"fisherlab {id(self)}"
+        self._open_now = False
+        self._ends: dict[str, str] = {}
+        self._met: dict[int, str] = {}
+        self._follow(model)
 
-    def came_back(self, name: str) -> "list[ForwardPass]":
-        """The passes whose gradients have come to a layer and were not used yet."""
-        alive = [one for one in (ref() for ref in self._passes) if one is not None]
-        return [one for one in alive if any(call.g is not None for call in one.layers.get(name, ()))]
+    def _follow(self, model: nn.Module) -> None:
+        """Hooks on every module with layers in it."""
+        self._inside: dict[int, list[str]] = {}
+        self._names: dict[int, str] = {}
+        ends = {
+            id(module): name
+            for name, view in self._layers.items()
+            for module in (*view.modules, *([] if view.attention is None else [view.attention]))
+        }
+        self._is_layer = set(ends)
+        parts = {name: {id(m) for m in view.modules} for name, view in self._layers.items()}
+        handles = []
+        for path, module in model.named_modules():
+            own = {id(part) for part in module.modules()}
+            names = [name for name, modules in parts.items() if modules & own]
+            if names:
+                self._inside[id(module)], self._names[id(module)] = names, path
+                handles.append(module.register_forward_pre_hook(Hook(self._open), with_kwargs=True))
+        removed_with(self, handles)
 
-    @property
-    def waiting(self) -> bool:
-        """Whether there is a forward pass whose backward pass may come."""
-        return any(one is not None and not one.came for one in (ref() for ref in self._passes))
+    # --- what came ----------------------------------------------------------------------------------
+
+    def begun(self, backward: int) -> "list[ForwardPass]":
+        """The passes that a backward pass has reached and that were not asked for yet."""
+        if not self._begun:
+            return []
+        alive = [one for one in (ref() for ref in self._begun) if one is not None]
+        self._begun = [weakref.ref(one) for one in alive if one.backward != backward]
+        return [one for one in alive if one.backward == backward]
+
+    def came_back(self, name: str, backward: int) -> "list[ForwardPass]":
+        """The passes whose gradients came to a layer in this backward pass and were not used yet."""
+        return [
+            one
+            for one in self._alive()
+            if one.counted is not None and any(call.came_in(backward) for call in one.layers.get(name, ()))
+        ]
+
+    def count(self, one: ForwardPass) -> dict[str, Observation]:
+        """What a pass that counts says of statistics; the random state goes on from it.
+
+        Raises:
+            InputError: where labels of a layer are drawn at the outputs of different modules.
+        """
+        if one.samples is None:
+            raise InputError(_NO_TENSOR)
+        if self._kind == "drawn":
+            for name in one.observed:
+                end = self._ends.setdefault(name, one.end)
+                if end != one.end:
+                    raise InputError(
+                        f"layer {name!r} is part of passes that end in module {end!r} and in {one.end!r}: "
+                        "labels can be drawn from one output only; use source='empirical', or call the "
+                        "whole model"
+                    )
+        if one.after is not None:
+            self._generator.set_state(one.after)
+        one.let_go()
+        return one.observed
 
     def forget(self) -> None:
-        """Every pass so far."""
+        """Every pass so far; one that comes back later has no statistics any more."""
+        for one in self._alive():
+            one.spent = one.spent or bool(one.observed)
+            one.observed, one.counted = {}, None
+            one.layers.clear()
+            one.let_go()
         self._passes.clear()
+        self._begun.clear()
+        self._met.clear()
+
+    def why_unseen(self, name: str) -> str:
+        """Why a layer's gradient came without a call that was seen."""
+        view = self._layers[name]
+        met = [self._met[id(m)] for m in (*view.modules, view.attention) if id(m) in self._met]
+        if "backward" in met:
+            return (
+                "its module was called without gradients and again in the backward pass, as reentrant "
+                "activation checkpointing does: give checkpoint(..., use_reentrant=False)"
+            )
+        if "no_grad" in met:
+            return "its module was called under no_grad"
+        if view.attention is not None and met:
+            return "its attention module was called by itself: call a module that has it inside"
+        if met:
+            return "the call of its module was not part of the pass that the gradient came through"
+        return (
+            "its module was not called since the last step: its weight is used outside the module, which has "
+            "to be called itself, or the module was replaced or compiled after the optimizer was made"
+        )
 
     def dtype_of(self, name: str) -> torch.dtype:
         """That of a layer's statistics: float32, or its weights' where they have more digits."""
@@ -121,88 +261,249 @@ class Recorder:
 
     def batch(self, name: str, calls: list[Seen], samples: int, g: Mapping[str, Tensor]) -> LayerBatch:
         """A layer's inputs, made when they are asked for, with g."""
-        view, dtype = self._layers[name], self.dtype_of(name)
+        view, dtype, dim = self._layers[name], self.dtype_of(name), self.dims[name]
         uses = [Use(call.use.input.to(dtype), call.use.output) for call in calls]
-        return LayerBatch(0, lambda: inputs_of(view, uses, samples, self._batch_dim), g, view.groups)
+        return LayerBatch(0, lambda: inputs_of(view, uses, samples, dim), g, view.groups)
 
     def gradients(self, name: str, calls: list[Seen], samples: int, scale: float) -> Tensor:
         """What came back to a layer's outputs, times a number, as g [1, n, t, m]."""
         view, dtype = self._layers[name], self.dtype_of(name)
         pairs = [(call.use, call.g.unsqueeze(0).to(dtype)) for call in calls if call.g is not None]
-        g = outputs_of(view, pairs, samples, self._batch_dim)
+        g = outputs_of(view, pairs, samples, self.dims[name])
         return g if scale == 1 else g * scale
+
+    def _alive(self) -> "list[ForwardPass]":
+        return [one for one in (ref() for ref in self._passes) if one is not None]
 
     # --- a forward pass ---------------------------------------------------------------------------
 
-    def _open(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not (model.training and torch.is_grad_enabled()) or _is_transformed():
+    def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _is_transformed() or is_looked_at():
             return
-        if not self._scaled and _half_precision(next(model.parameters()).device.type):
+        if id(module) in self._is_layer:
+            self._met[id(module)] = _situation()
+        if self._open_now or _situation() != "seen":
+            return
+        if not self._scaled and _half_precision(next(module.parameters()).device.type):
             raise InputError(
                 "the model runs in float16, whose gradients are scaled; give the GradScaler in use as "
                 "scaler=, or use bfloat16"
             )
-        samples = _samples(args, kwargs, self._batch_dim)
         self._opened()
         stack = ExitStack()
-        seen = stack.enter_context(capture(self._trained(), outputs=False))
+        seen = stack.enter_context(capture(self._trained(module), outputs=False))
+        self._open_now = True
+        finish = weakly(self._finish)
 
-        def done(module: nn.Module, _: Any, output: Any) -> None:
+        def done(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
+            kwargs, output = (
+                rest if len(rest) == 2 else ({}, rest[0])
+            )  # torch leaves them out of a failed call
             handle.remove()
             stack.close()
-            if output is not None:
-                with torch.autocast(next(model.parameters()).device.type, enabled=False):
-                    self._finish(seen, samples, output)
+            try:
+                if output is not None:
+                    with torch.autocast(next(module.parameters()).device.type, enabled=False):
+                        finish(module, args, kwargs, seen, output)
+            finally:
+                self._open_now = False
 
-        handle = model.register_forward_hook(done, always_call=True)
+        handle = module.register_forward_hook(done, always_call=True, with_kwargs=True)
 
-    def _trained(self) -> Layers:
-        """The layers that are not frozen now."""
-        names = [name for name, owned in self._owned.items() if any(p.requires_grad for p in owned)]
+    def _trained(self, module: nn.Module) -> Layers:
+        """The layers in a module that are not frozen now."""
+        inside = self._inside[id(module)]
+        names = [name for name in inside if any(p.requires_grad for p in self._owned[name])]
         return self._layers if len(names) == len(self._layers) else self._layers.select(names)
 
-    def _finish(self, seen: Mapping[str, list[Captured]], samples: int, output: Any) -> None:
-        outputs = [t for t in _tensors(output) if t.requires_grad]
+    def _finish(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        seen: Mapping[str, list[Captured]],
+        output: Any,
+    ) -> None:
+        outputs = [t for t in tensors_in(output) if t.requires_grad]
         if not outputs:
             return
         used = {name: [call for call in calls if call.output.numel()] for name, calls in seen.items()}
         taken = {name: calls for name, calls in used.items() if calls}
-        refresh = self._due(taken)
+        given = tensors_in((args, kwargs))
+        samples = next((t.shape[self._batch_dim] for t in given if t.dim() > self._batch_dim), None)
+        if samples is not None:
+            self._look(module, args, kwargs, samples, list(taken))
+        earlier = self._earlier(given)
+        refresh = self._due(taken) or any(one.refresh for one in earlier)
         layers = {name: [Seen(call.use) for call in calls] for name, calls in taken.items()}
-        record = ForwardPass(samples, layers, refresh)
-        if refresh and self._kind.startswith("layerwise"):
-            self._layerwise(record, taken, outputs)
-        elif refresh and self._kind == "drawn":
-            self._drawn(record, taken, output)
-        if not self._listens(refresh):
-            record.layers.clear()
-        else:
-            for name, calls in taken.items():
-                for call, kept in zip(calls, layers[name], strict=True):
+        record = ForwardPass(samples, layers, refresh, self._names[id(module)], before=self._random_state())
+        listens, forward = self._listens(refresh), refresh and self._kind != "empirical"
+        for name, calls in taken.items():
+            for call, kept in zip(calls, layers[name], strict=True):
+                if listens:
                     _listen(call.edge, kept.slot)
+                if forward:
+                    record.marks.append(self._mark(name, call, kept))
+        if earlier:
+            record = self._joined(record, earlier)
+        if forward and record.samples is not None:
+            if earlier:
+                record.observed, record.after = {}, None
+                taken, layers = self._marked(outputs)
+                record.layers |= layers
+            if self._kind.startswith("layerwise"):
+                self._layerwise(record, taken, outputs)
+            else:
+                self._drawn(record, taken, output)
+        if not listens:
+            record.layers.clear()
         if self.checks and isinstance(output, Tensor):
             record.outputs = output.detach()
         for tensor in outputs:
-            tensor.register_hook(partial(self._begins, record))
-        self._passes = [ref for ref in self._passes if ref() is not None]
+            tensor.register_hook(Hook(self._begins, record))
+            _metadata(tensor.grad_fn)[self._key] = record
+        self._passes = [ref for ref in self._passes if ref() is not None and ref() is not record]
         self._passes.append(weakref.ref(record))
 
     def _begins(self, record: ForwardPass, g: Tensor) -> None:
+        """A backward pass has reached the outputs of a forward pass."""
+        record, backward = record.whole, current_backward()
         if record.outputs is not None and record.outputs.shape == g.shape:
             record.output_gradient = g.detach()
-        if not record.came:
-            record.came = True
-            self._began(record)
+        if record.backward != backward:
+            record.backward = backward
+            if all(ref() is not record for ref in self._begun):
+                self._begun.append(weakref.ref(record))
+            self._began()
+
+    # --- passes of several modules --------------------------------------------------------------------
+
+    def _earlier(self, given: list[Tensor]) -> "list[ForwardPass]":
+        """The passes that have not come back and whose outputs these arguments were made of."""
+        waiting = {id(one) for one in self._alive() if one.counted is None}
+        found: dict[int, ForwardPass] = {}
+        stack = [t.grad_fn for t in given if t.grad_fn is not None] if waiting else []
+        seen = set(stack)
+        while stack:
+            node = stack.pop()
+            one = _metadata(node).get(self._key)
+            if isinstance(one, ForwardPass) and id(one.whole) in waiting:
+                found[id(one.whole)] = one.whole
+                continue
+            for child, _ in node.next_functions:  # type: ignore[union-attr]
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    stack.append(child)
+        return list(found.values())
+
+    def _joined(self, record: ForwardPass, earlier: "list[ForwardPass]") -> ForwardPass:
+        """One pass of a record and those before it, of the same samples."""
+        first, *others = sorted(earlier, key=lambda one: [ref() for ref in self._passes].index(one))
+        for one in (record, *others):
+            if one.samples != first.samples:
+                raise InputError(
+                    f"modules {first.end!r} and {one.end!r} are called one after the other with "
+                    f"{first.samples} and {one.samples} samples, so that it cannot be said which rows are of "
+                    "which sample; call them inside one module's forward"
+                )
+            for name, calls in one.layers.items():
+                first.layers.setdefault(name, []).extend(calls)
+            first.marks += one.marks
+            one.into = first
+        first.end, first.refresh, first.spent = record.end, record.refresh, False
+        return first
+
+    def _mark(self, name: str, call: Captured, kept: Seen) -> _Mark:
+        """Leaves a call on its node, for a module that is called with the output of this one."""
+        mark = _Mark(name, call.edge.output_nr, (Captured(call.input, call.output, None, call.slope), kept))
+        _metadata(call.edge.node).setdefault(f"{self._key} calls", []).append(mark)
+        return mark
+
+    def _marked(self, outputs: list[Tensor]) -> tuple[dict[str, list[Captured]], dict[str, list[Seen]]]:
+        """The calls of all modules behind these outputs, with their edges."""
+        stack = [t.grad_fn for t in outputs if t.grad_fn is not None]
+        seen = set(stack)
+        found: list[tuple[str, Captured, Seen]] = []
+        while stack:
+            node = stack.pop()
+            for mark in _metadata(node).get(f"{self._key} calls", ()):
+                if mark.call is not None:
+                    bare, kept = mark.call
+                    edge = GradientEdge(node, mark.place)  # type: ignore[arg-type]
+                    found.append((mark.name, Captured(bare.input, bare.output, edge, bare.slope), kept))
+            for child, _ in node.next_functions:  # type: ignore[union-attr]
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    stack.append(child)
+        taken: dict[str, list[Captured]] = {name: [] for name in self._layers}
+        layers: dict[str, list[Seen]] = {name: [] for name in self._layers}
+        for name, call, kept in found:
+            taken[name].append(call)
+            layers[name].append(kept)
+        return {n: calls for n, calls in taken.items() if calls}, {n: c for n, c in layers.items() if c}
+
+    # --- which rows are samples -----------------------------------------------------------------------
+
+    def _look(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], samples: int, names: list[str]
+    ) -> None:
+        """Finds, once a layer, which rows are samples, and whether its weight is used in its calls alone."""
+        unsure = [name for name in names if name in self._unsure]
+        if not unsure or samples < 2:
+            return
+        found = find_rows(
+            module,
+            args,
+            kwargs,
+            samples,
+            self._batch_dim,
+            self._layers.select(unsure),
+            self._parameters,
+            self.dims,
+        )
+        for name, one in found.items():
+            if one.reason:
+                raise InputError(
+                    f"layer {name!r}: {one.reason}; leave it out with exclude=({name!r},), or say which "
+                    f"dimension counts samples with batch_dim={{{name!r}: dimension}}"
+                )
+            assert one.dim is not None
+            self.dims[name] = one.dim
+        for name in unsure:
+            self._unsure[name] -= 1
+            if self._unsure[name] == 0 or (name in found and found[name].sure):
+                del self._unsure[name]
+
+    # --- statistics -----------------------------------------------------------------------------------
+
+    def _random_state(self) -> Tensor:
+        """The generator's state after the passes that may still count, or that did."""
+        states = [one.after for one in self._alive() if one.after is not None and one.counted is None]
+        return states[-1] if states else self._generator.get_state()
+
+    def _keep(self, record: ForwardPass, name: str, g: Tensor) -> None:
+        """What a layer's g [c, n, t, m] says of its statistics."""
+        assert record.samples is not None
+        waiting = [
+            one.observed[name]
+            for one in self._alive()
+            if one is not record and one.counted is None and name in one.observed
+        ]
+        batch = self.batch(name, record.layers[name], record.samples, {self._kind: g})
+        record.observed[name] = self._observe(name, batch, waiting)
 
     def _layerwise(
         self, record: ForwardPass, taken: Mapping[str, list[Captured]], outputs: list[Tensor]
     ) -> None:
         """Statistics under layer-wise sampling: of the slope φ'(s), or of draws −φ'(s)∘ε/√k."""
+        assert record.samples is not None
+        assert record.before is not None
         edges = {
             (name, place): call.edge for name, calls in taken.items() for place, call in enumerate(calls)
         }
         found = activations_from(outputs, edges)
         draws = layerwise_draws(self._kind)
+        generator = torch.Generator().set_state(record.before)
         ends = {(output.grad_fn, output.output_nr): output for output in outputs}
         for name, calls in taken.items():
             pairs = []
@@ -214,15 +515,18 @@ class Recorder:
                     call.output = ends.get((call.edge.node, call.edge.output_nr), call.output)
                     slope = layerwise_slope(call, activation, self._kind)
                 pairs.append((call.use, slope.detach().unsqueeze(0).to(self.dtype_of(name))))
-            g = outputs_of(self._layers[name], pairs, record.samples, self._batch_dim)
+            g = outputs_of(self._layers[name], pairs, record.samples, self.dims[name])
             if draws:
                 own, rows = _among_processes(g[0])
-                noise = normal(rows, draws, tuple(g.shape[2:]), self._generator)[:, own]
+                noise = normal(rows, draws, tuple(g.shape[2:]), generator)[:, own]
                 g = drawn_layerwise(g, noise)
-            self._observe(name, self.batch(name, record.layers[name], record.samples, {self._kind: g}))
+                record.after = generator.get_state()
+            self._keep(record, name, g)
 
     def _drawn(self, record: ForwardPass, taken: Mapping[str, list[Captured]], output: Any) -> None:
         """Statistics with one drawn label a sample, by a backward pass of their own."""
+        assert record.samples is not None
+        assert record.before is not None
         if not isinstance(output, Tensor):
             raise InputError(
                 "source='predictive' draws labels from the model's output, which must be one tensor; use "
@@ -230,25 +534,38 @@ class Recorder:
             )
         scores = output.detach().to(torch.promote_types(output.dtype, torch.float32))
         own, rows = _among_processes(scores)
-        column = label_columns(self._likelihood, "monte-carlo", rows, None, 1, self._generator)[0, own]
+        generator = torch.Generator().set_state(record.before)
+        column = label_columns(self._likelihood, "monte-carlo", rows, None, 1, generator)[0, own]
+        record.after = generator.get_state()
         calls = [(name, place) for name, calls in taken.items() for place in range(len(calls))]
         missing = {name: len(taken[name]) for name in taken}
 
         def take(index: int, g: Tensor | None) -> None:
             name, place = calls[index]
             one, kept = taken[name][place], record.layers[name]
-            kept[place].slot[:] = [torch.zeros_like(one.output) if g is None else g.detach()]
+            kept[place].slot[:] = [(torch.zeros_like(one.output) if g is None else g.detach(), -1)]
             missing[name] -= 1
             if missing[name]:
                 return
+            assert record.samples is not None
             g = self.gradients(name, kept, record.samples, 1.0)
             for call in kept:
                 call.slot.clear()
-            self._observe(name, self.batch(name, kept, record.samples, {self._kind: g}))
+            self._keep(record, name, g)
 
         edges = [taken[name][place].edge for name, place in calls]
         with torch.autograd.set_multithreading_enabled(False):
             backward_one_by_one(output, edges, column.to(output.dtype), take)
+
+
+def _dims_of(layers: Layers, batch_dim: int | Mapping[str, int]) -> tuple[int, dict[str, int], set[str]]:
+    """The dimension that counts samples of the model and of each layer, and the layers that were declared."""
+    if not isinstance(batch_dim, Mapping):
+        return batch_dim, dict.fromkeys(layers, batch_dim), set()
+    root = batch_dim.get("", 0)
+    dims = dict.fromkeys(layers, root)
+    given = {name: dim for glob, dim in batch_dim.items() if glob for name in match_names(layers, [glob])}
+    return root, dims | given, set(given)
 
 
 def _among_processes(rows: Tensor) -> tuple[slice, Tensor]:
@@ -266,14 +583,26 @@ def _among_processes(rows: Tensor) -> tuple[slice, Tensor]:
     return own, every
 
 
-def _listen(edge: Any, slot: list[Tensor]) -> None:
+def _listen(edge: Any, slot: list[tuple[Tensor, int]]) -> None:
     place = edge.output_nr  # not the edge: its node would hold itself
 
     def arrived(gradients: tuple[Tensor, ...]) -> None:
         if gradients[place] is not None:
-            slot[:] = [gradients[place].detach()]
+            slot[:] = [(gradients[place].detach(), current_backward())]
 
     edge.node.register_prehook(arrived)
+
+
+def _metadata(node: Any) -> dict[str, Any]:
+    """What may be left on a node of the graph; it lives as long as the node."""
+    return node.metadata
+
+
+def _situation() -> str:
+    """Where a call happens: seen, or in a place from which nothing can be taken."""
+    if current_backward() != -1:
+        return "backward"
+    return "seen" if torch.is_grad_enabled() else "no_grad"
 
 
 def _is_transformed() -> bool:
@@ -283,22 +612,3 @@ def _is_transformed() -> bool:
 
 def _half_precision(device: str) -> bool:
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-
-
-def _samples(args: tuple[Any, ...], kwargs: dict[str, Any], batch_dim: int) -> int:
-    for value in (*args, *kwargs.values()):
-        for tensor in _tensors(value):
-            if tensor.dim() > batch_dim:
-                return tensor.shape[batch_dim]
-    raise InputError("the model is called without a tensor whose first dimension could count samples")
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """The tensors in a model's argument or result."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [t for one in value.values() for t in _tensors(one)]
-    if isinstance(value, (tuple, list)):
-        return [t for one in value for t in _tensors(one)]
-    return []

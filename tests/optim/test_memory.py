@@ -109,6 +109,7 @@ def test_no_method_holds_a_graph(method):
         output = model(x)
         loss = cross_entropy(output, y)
         graphs = [marked(output), marked(loss)]
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         del output, loss

@@ -176,9 +176,10 @@ def test_statistics_under_autocast_are_made_in_float32():
 
 def test_float16_without_the_scaler_is_refused():
     model, [(x, _)] = network("mlp", dtype=torch.float32), batches("mlp", dtype=torch.float32)
-    KFAC(model)
+    optimizer = KFAC(model)
     with torch.autocast("cpu", torch.float16), pytest.raises(InputError, match=r"float16.*scaler=.*bfloat16"):
         model(x)
+    assert optimizer.param_groups
 
 
 def test_float16_with_the_scaler_runs():
