@@ -147,23 +147,27 @@ class Looker:
 
     def settle(self, layers: Mapping[str, LayerView], looks: Sequence[Look]) -> Settled:
         """How each layer is to be read, from looks at few and at more samples with the layers as declared."""
-        settled, reasons = Settled(), {}
-        for name, view in layers.items():
+        settled, reasons = Settled(dict(layers)), {}
+        for name in _in_order(layers, looks[0]):
+            view = layers[name]
             if not any(look.reaches(view) for look in looks):
                 settled.left_out[name] = _why_unreached(name, looks)
+                del settled.views[name]
                 continue
+            told = any(look.tells(view) for look in looks)
             reason = self.why_not(view, looks)
-            if reason and any(look.tells(view) for look in looks):
-                found = self._otherwise(view, layers, looks)
-                view, reason = (view, reason) if found is None else (found, "")
-            settled.views[name] = view
+            if reason and told:
+                found, again = self._otherwise(view, settled.views, looks)
+                if found is not None:
+                    settled.views[name], looks, reason = found, again, ""
             if reason:
                 reasons[name] = reason
-            elif not any(look.tells(view) for look in looks):
+            elif not told:
                 settled.remarks[name] = UNCHECKED.format(samples=looks[-1].samples)
         self._check_expanded(settled, looks, reasons)
         self._by_gradients(settled, looks, reasons)
         settled.views = {name: settled.views[name] for name in layers if name in settled.views}
+        settled.left_out = {name: settled.left_out[name] for name in layers if name in settled.left_out}
         return settled
 
     def why_not(self, view: LayerView, looks: Sequence[Look]) -> str:
@@ -181,54 +185,51 @@ class Looker:
         return all(rows == found[0] for rows in found)
 
     def _otherwise(
-        self, view: LayerView, layers: Mapping[str, LayerView], looks: Sequence[Look]
-    ) -> LayerView | None:
-        """The layer with another dimension that counts samples, or expanded over them; None: neither."""
+        self, view: LayerView, views: Mapping[str, LayerView], looks: Sequence[Look]
+    ) -> tuple[LayerView | None, Sequence[Look]]:
+        """The layer with another dimension that counts samples, or expanded over them, and looks at it so."""
         calls = looks[0].seen[view.name]
         dimensions = range(max((call.output.dim() for call in calls), default=0))
         for dim in dimensions:
             candidate = replace(view, batch_dim=dim)
             if candidate != view and not self.why_not(candidate, looks):
-                return candidate
-        if not calls or view.part is not None or not _is_constant(view.name, looks):
-            return None
-        places = [dim for dim in dimensions if all(call.output.shape[dim] == 1 for call in calls)]
-        for dim in (*places, -1):
-            candidate = replace(view, expanded=dim, batch_dim=max(dim, 0))
-            if self._fits(candidate, layers, looks):
-                return candidate
-        return None
+                return candidate, looks
+        if calls and view.part is None and _is_constant(view.name, looks):
+            places = [dim for dim in dimensions if all(call.output.shape[dim] == 1 for call in calls)]
+            for dim in (*places, -1):
+                candidate = replace(view, expanded=dim, batch_dim=max(dim, 0))
+                again = self._again({**views, view.name: candidate}, looks)
+                if again and not self.why_not(candidate, again):
+                    return candidate, again
+        return None, looks
 
-    def _fits(self, view: LayerView, layers: Mapping[str, LayerView], looks: Sequence[Look]) -> bool:
-        """Whether the model gives the same with a layer expanded, which is then right."""
-        try:
-            found = [self._again({**layers, view.name: view}, look) for look in looks]
-        except (RuntimeError, ValueError, IndexError, TypeError):
-            return False
-        return all(look is not None for look in found) and not self.why_not(view, [x for x in found if x])
-
-    def _again(self, views: Mapping[str, LayerView], look: Look) -> Look | None:
-        """The same look with other views; None where the model's outputs are others."""
-        found = self.look(views, look.inputs, look.samples, swap=look.other is not None)
-        tolerance = torch.finfo(found.outputs.dtype).eps ** 0.5 * float(look.outputs.abs().max())
-        same = found.outputs.shape == look.outputs.shape
-        return found if same and torch.allclose(found.outputs, look.outputs, 0.0, tolerance) else None
+    def _again(self, views: Mapping[str, LayerView], looks: Sequence[Look]) -> list[Look]:
+        """The same looks with other views; none where the model fails, or gives other outputs."""
+        found = []
+        for look in looks:
+            try:
+                new = self.look(views, look.inputs, look.samples, swap=look.other is not None)
+            except (RuntimeError, ValueError, IndexError, TypeError):
+                return []
+            outputs, before = new.outputs.detach(), look.outputs.detach()
+            tolerance = torch.finfo(outputs.dtype).eps ** 0.5 * float(before.abs().max())
+            if outputs.shape != before.shape or not torch.allclose(outputs, before, 0.0, tolerance):
+                return []
+            found.append(new)
+        return found
 
     def _check_expanded(self, settled: Settled, looks: Sequence[Look], reasons: dict[str, str]) -> None:
-        """Looks again with all layers that are expanded; those that do not go together are not."""
-        expanded = {name: view for name, view in settled.views.items() if view.expanded is not None}
+        """Where layers are expanded, all must be right together; else those and what is wrong are not."""
+        expanded = [name for name, view in settled.views.items() if view.expanded is not None]
         if not expanded:
             return
-        try:
-            found = [self._again(settled.views, look) for look in looks]
-        except (RuntimeError, ValueError, IndexError, TypeError):
-            found = [None]
-        together = [look for look in found if look is not None]
-        for name, view in expanded.items():
-            reason = self.why_not(view, together) if len(together) == len(found) else "expanded"
-            if reason:
-                settled.views[name] = replace(view, expanded=None)
-                reasons[name] = NOT_OF_SAMPLES
+        wrong = {
+            name: reason
+            for name, view in settled.views.items()
+            if name not in reasons and (reason := self.why_not(view, looks))
+        }
+        if wrong:
+            reasons |= dict.fromkeys(expanded, NOT_OF_SAMPLES) | wrong
 
     def _by_gradients(self, settled: Settled, looks: Sequence[Look], reasons: Mapping[str, str]) -> None:
         """The layers that no view is right for: by their samples' gradients where those are."""
@@ -257,6 +258,15 @@ class Looker:
 
 
 NOT_OF_SAMPLES = "its calls do not depend on the samples"
+
+
+def _in_order(layers: Mapping[str, LayerView], look: Look) -> list[str]:
+    """The layers in the order of their first calls: what expands one may reach those after it."""
+
+    def place(name: str) -> int:
+        return min((call.edge.node._sequence_nr() for call in look.seen[name]), default=0)
+
+    return sorted(layers, key=place)
 
 
 def _column(outputs: Tensor, samples: int) -> Tensor:

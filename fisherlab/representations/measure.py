@@ -79,6 +79,14 @@ def represent(
         batch_dim=batch_dim,
         generator=generator,
     )
+    collector.leave_out(
+        {
+            name: f"it has no representation vectors; it is {collector.remarks[name]}"
+            for name, view in collector.layers.items()
+            if view.by_gradients
+        }
+    )
+    names = list(collector.layers)
     samples = collector.batches.count()
     if samples is None:
         raise InputError("the data can be read only once; give tensors, a list of batches or a DataLoader")

@@ -145,7 +145,8 @@ def read(collector: Collector, inputs: ModelInputs) -> BatchReading:
     Raises:
         NumericalError: where the model's output is not finite.
     """
-    with capture(collector.layers) as seen, _Copies(collector) as copies:
+    samples = collector.batches.size(inputs)
+    with capture(collector.layers, samples=samples) as seen, _Copies(collector) as copies:
         outputs = called(collector.model, inputs)
     if not is_finite(outputs.detach()):
         raise NumericalError("the model's output is not finite; check the weights and the scale of the data")

@@ -206,11 +206,13 @@ class OwnPositions(nn.Module):
         return self.head((self.token(x) + self.position(torch.arange(3))).tanh().mean(1))
 
 
-def test_an_output_without_samples_is_refused_by_name():
+def test_an_output_without_samples_is_that_of_every_sample():
     model, x = OwnPositions().double(), torch.randint(5, (4, 3))
-    with pytest.raises(InputError, match="'position'"):
-        fl.exact_fisher(model, (x, None))
-    assert list(fl.exact_fisher(model, (x, None), layers=("token", "head"))) == ["token", "head"]
+    F = fl.exact_fisher(model, (x, None))
+    expected = fl.exact_fisher(model, (x, None), method="per-sample")
+    assert list(F) == ["token", "position", "head"]
+    for name in F:
+        assert torch.allclose(F[name].dense(), expected[name].dense(), rtol=1e-12, atol=1e-15)
 
 
 def test_batches_of_one_input_without_a_sample_dimension_are_refused():

@@ -1,0 +1,869 @@
+"""A block is one of parameters: models whose modules' calls alone would give another one, or none.
+
+Every block is compared with the gradients of single samples by plain autograd, in float64.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+import fisherlab as fl
+from fisherlab.approximations import registered
+from fisherlab.collect import Collector
+from fisherlab.errors import InputError, NotSupportedError
+from fisherlab.likelihoods import as_likelihood
+
+N, T, D = 6, 4, 5
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(not measured|enable_nested_tensor)")
+        yield
+
+
+# --- what is expected ---------------------------------------------------------------------------------
+
+
+def matrix(module: nn.Module, found: dict[str, Tensor]) -> Tensor:
+    """The gradients of a module's weight and bias as [m, d]."""
+    if isinstance(module, nn.Embedding):
+        return found["weight"].T
+    if isinstance(module, (nn.LayerNorm, nn.BatchNorm1d, nn.GroupNorm, nn.RMSNorm)):
+        return torch.cat([g.flatten() for g in found.values()])[:, None]
+    parts = [found["weight"].flatten(1)] if "weight" in found else []
+    return torch.cat([*parts, *([found["bias"][:, None]] if "bias" in found else [])], 1)
+
+
+def gradients(model: nn.Module, x: Tensor, likelihood: str, name: str) -> Tensor:
+    """V [n, c, m, d] of a layer by autograd, sample by sample and column by column."""
+    module = model.get_submodule(name.removesuffix(".bias") if name.endswith(".bias") else name)
+    own = {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
+    rows = []
+    for sample in x:
+        outputs = model(sample[None])
+        columns = as_likelihood(likelihood).columns(outputs.detach())
+        rows.append([])
+        for u in columns:
+            found = torch.autograd.grad(outputs, list(own.values()), u, retain_graph=True, allow_unused=True)
+            filled = {
+                n: torch.zeros_like(p) if g is None else g
+                for (n, p), g in zip(own.items(), found, strict=True)
+            }
+            rows[-1].append(matrix(module, filled))
+    return torch.stack([torch.stack(columns) for columns in rows])
+
+
+def block(model: nn.Module, x: Tensor, likelihood: str, name: str) -> Tensor:
+    """F [D, D] in column-vec order."""
+    rows = gradients(model, x, likelihood, name).mT.flatten(2)
+    return torch.einsum("ncd,nce->de", rows, rows) / len(x)
+
+
+def agree(found: Tensor, expected: Tensor) -> bool:
+    return bool(torch.linalg.norm(found - expected) <= 1e-10 * torch.linalg.norm(expected))
+
+
+def check(model: nn.Module, x: Tensor, likelihood: str = "gaussian", **options) -> dict:
+    """Every block of a model is that of autograd, whatever the method; gives those of `auto`."""
+    model = model.double().eval()
+    for method in ("per-sample", "gram", "auto"):
+        F = fl.exact_fisher(model, (x, None), likelihood, method=method, **options)
+        for name, found in F.items():
+            assert agree(found.dense(), block(model, x, likelihood, name)), (name, method)
+    return F
+
+
+def kinds(model: nn.Module, x: Tensor, likelihood: str = "gaussian") -> dict[str, str]:
+    """How each layer is read."""
+    source = Collector(model, fl.find_layers(model), (x, None), as_likelihood(likelihood))
+
+    def kind(view) -> str:
+        if view.by_gradients:
+            return "gradients"
+        if view.expanded is not None:
+            return "expanded"
+        return "as declared" if view.batch_dim in (None, 0) else f"samples in dimension {view.batch_dim}"
+
+    return {name: kind(view) for name, view in source.layers.items()}
+
+
+# --- kind 1: parameters that act elsewhere than through their module's call ---------------------------
+
+
+class Lookup(nn.Module):
+    """A language model whose head is its embedding's weight, by a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.inner = nn.Embedding(7, D), nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(self.inner(self.table(x)).tanh().mean(1), self.table.weight)
+
+
+class Tied(nn.Module):
+    """An auto-encoder whose decoder is the encoder's weight, transposed."""
+
+    def __init__(self, size: int = D, code: int = 3) -> None:
+        super().__init__()
+        self.enc = nn.Linear(size, code)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(self.enc(x).tanh(), self.enc.weight.t())
+
+
+class Normed(nn.Module):
+    """An output divided by the norm of its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(D, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(x).tanh()) / self.head.weight.norm()
+
+
+class Decayed(nn.Module):
+    """A convolution whose weight is used a second time, on what it gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(2, 2, 3, padding=1), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = functional.conv1d(self.conv(x).tanh(), self.conv.weight, padding=1)
+        return self.head(h.mean(2))
+
+
+class Grouped(nn.Module):
+    """A grouped convolution whose bias is added again at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 6, 3, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv(x).tanh() + self.conv.bias[:, None]).mean(2)
+
+
+class NeverCalled(nn.Module):
+    """A layer that holds its weight, and is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(D, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(functional.linear(x, self.inner.weight, self.inner.bias).tanh())
+
+
+class ScaleTwice(nn.Module):
+    """A norm whose scale also weighs the features at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.LayerNorm(D), nn.Linear(D, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x).tanh() * self.norm.weight)
+
+
+def hooked(kind: str) -> nn.Module:
+    """A network with a hook of the user's that changes what a layer sees or gives."""
+    model = nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    if kind == "output":
+        model[0].register_forward_hook(lambda module, args, output: output * module.weight.sum())
+    elif kind == "input":
+        model[0].register_forward_pre_hook(lambda module, args: (args[0] * module.weight.norm(),))
+    else:
+        model[0].register_full_backward_hook(lambda module, gin, gout: (gin[0],))
+    return model
+
+
+X, SEQUENCES = torch.randn(N, D).double(), torch.randn(N, T, D).double()
+IDS, SIGNALS = torch.randint(7, (N, T)), torch.randn(N, 2, 8).double()
+
+ELSEWHERE: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
+    "the embedding is the head too": (Lookup, IDS, "table"),
+    "the decoder is the encoder transposed": (Tied, X, "enc"),
+    "the output is divided by the weight's norm": (Normed, X, "head"),
+    "a convolution's weight is used again": (Decayed, SIGNALS, "conv"),
+    "a grouped convolution's bias is used again": (Grouped, torch.randn(N, 4, 8).double(), "conv"),
+    "the module is never called": (NeverCalled, X, "inner"),
+    "a norm's scale is used again": (ScaleTwice, X, "norm"),
+    "a hook changes the output": (lambda: hooked("output"), X, "0"),
+    "a hook changes the input by the weight": (lambda: hooked("input"), X, "0"),
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_a_weight_that_acts_elsewhere_too_has_its_own_block(case):
+    made, x, layer = ELSEWHERE[case]
+    model = made().double()
+    F = check(model, x)
+    assert set(F) == set(fl.find_layers(model))
+    found = kinds(model, x)
+    assert found.pop(layer) == "gradients"
+    assert set(found.values()) <= {"as declared"}
+
+
+def test_the_trace_of_a_tied_auto_encoder():
+    torch.manual_seed(0)
+    model, x = Tied().double(), torch.randn(7, D).double()
+    found = float(fl.exact_fisher(model, (x, None), "gaussian")["enc"].trace())
+    expected = gradients(model, x, "gaussian", "enc").square().sum() / 7
+    assert found == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_a_backward_hook_that_changes_nothing_changes_nothing():
+    model = hooked("backward")
+    check(model, X)
+    assert set(kinds(model, X).values()) == {"as declared"}
+
+
+def test_the_in_projection_of_an_attention_is_used_elsewhere():
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.attention(x, x, x, need_weights=False)[0]
+            return self.head(functional.linear(h, self.attention.in_proj_weight[:4]).mean(1))
+
+    model, x = Attentive().double(), torch.randn(N, T, 4).double()
+    F = fl.exact_fisher(model, (x, None), "gaussian")
+    assert kinds(model, x) == {
+        "attention.q": "gradients",
+        **dict.fromkeys(("attention.k", "attention.v", "attention.out_proj", "head"), "as declared"),
+    }
+    weight, bias = model.attention.in_proj_weight, model.attention.in_proj_bias
+    for place, part in enumerate("qkv"):
+        rows = slice(4 * place, 4 * place + 4)
+        V = []
+        for sample in x:
+            found = [
+                torch.autograd.grad(output, (weight, bias), retain_graph=True)
+                for output in model(sample[None])[0]
+            ]
+            V.append(torch.stack([torch.cat([w[rows], b[rows, None]], 1).T.flatten() for w, b in found]))
+        J = torch.stack(V)
+        expected = torch.einsum("ncd,nce->de", J, J) / N
+        assert agree(F[f"attention.{part}"].dense(), expected)
+
+
+def test_a_weight_that_only_some_samples_use_twice():
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(D, D), nn.Linear(D, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.inner(x).tanh()
+            again = functional.linear(h, self.inner.weight)
+            return self.head(torch.where(x[:, :1] > 0, again, h))
+
+    x = torch.cat([-X[:2].abs(), X[:4].abs()])
+    model = Sometimes().double()
+    check(model, x)
+    assert kinds(model, x)["inner"] == "gradients"
+
+
+@pytest.mark.parametrize("case", ["the decoder is the encoder transposed", "a norm's scale is used again"])
+def test_samples_gradients_do_not_depend_on_the_batches(case):
+    made, x, _ = ELSEWHERE[case]
+    model = made().double()
+    whole = fl.exact_fisher(model, (x, None), "gaussian")
+    cut = fl.exact_fisher(model, [(x[:3], None), (x[3:4], None), (x[4:], None)], "gaussian")
+    for name in whole:
+        assert agree(cut[name].dense(), whole[name].dense())
+
+
+def test_a_layer_without_inputs_of_its_own_has_no_kronecker_accumulation():
+    with pytest.raises(NotSupportedError, match="layer 'enc' is made of the samples' gradients"):
+        fl.exact_fisher(Tied().double(), (X, None), "gaussian", method="kronecker")
+
+
+@pytest.mark.parametrize("kind", ["predictive", "empirical", "monte-carlo"])
+def test_every_kind_of_label_goes_through_samples_gradients(kind):
+    model = nn.Sequential(Tied(), nn.Linear(D, 3)).double()
+    data = X, torch.arange(N) % 3
+    expected = fl.exact_fisher(model, data, kind=kind, method="per-sample")
+    for method in ("auto", "gram"):
+        found = fl.exact_fisher(model, data, kind=kind, method=method)
+        for name in expected:
+            assert agree(found[name].dense(), expected[name].dense())
+
+
+def test_what_vmap_cannot_do_is_done_sample_by_sample():
+    class Branching(Tied):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if float(x.sum()) > -1e9 else x
+
+    check(Branching(), X)
+
+
+# --- kind 2: which rows are samples -------------------------------------------------------------------
+
+
+class Encoder(nn.Module):
+    """torch's encoder layer with positions first, in a model with samples first."""
+
+    def __init__(self, batch_first: bool = False) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=batch_first, dropout=0.0)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.layer.self_attn.batch_first:
+            return self.head(self.layer(x)[:, 0])
+        return self.head(self.layer(x.transpose(0, 1))[0])
+
+
+class PositionsFirst(nn.Module):
+    """Hand-written code that works on [T, N, d]."""
+
+    def __init__(self, *, positions_first: bool = True, last: bool = False, frozen: bool = False) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(D), nn.Linear(D, 4)
+        self.other, self.head = nn.RMSNorm(4), nn.Linear(4, 3)
+        self.inner.weight.requires_grad_(not frozen)
+        self.positions_first, self.last = positions_first, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.other(self.inner(self.norm(x.transpose(0, 1) if self.positions_first else x)).tanh())
+        h = h if self.positions_first else h.transpose(0, 1)
+        return self.head(h[-1] if self.last else h.mean(0))
+
+
+ORDERS = {
+    "as many positions as samples": (N, N),
+    "twice as many positions": (N, 2 * N),
+    "two samples of two positions": (2, 2),
+    "two samples of four positions": (2, 4),
+    "odd numbers": (3, 5),
+}
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen weight"])
+@pytest.mark.parametrize("last", [False, True], ids=["mean", "last position"])
+@pytest.mark.parametrize("case", ORDERS)
+def test_positions_before_samples(case, last, frozen):
+    samples, positions = ORDERS[case]
+    x = torch.randn(samples, positions, D).double()
+    model = PositionsFirst(last=last, frozen=frozen).double()
+    check(model, x)
+    found = kinds(model, x)
+    assert found.pop("head") == "as declared"
+    assert set(found.values()) == {"samples in dimension 1"}
+
+
+@pytest.mark.parametrize(("samples", "positions"), [(4, 4), (4, 8), (2, 4), (5, 3)])
+def test_an_encoder_layer_with_positions_first_in_a_model_with_samples_first(samples, positions):
+    model, other = Encoder().double().eval(), Encoder(batch_first=True).double().eval()
+    other.load_state_dict(model.state_dict())
+    x = torch.randn(samples, positions, 4).double()
+    found = fl.exact_fisher(model, (x, None), "gaussian")
+    expected = fl.exact_fisher(other, (x, None), "gaussian")
+    for name in ("layer.norm1", "layer.norm2", "layer.linear1", "layer.linear2", "head"):
+        assert agree(found[name].dense(), block(model, x, "gaussian", name))
+    for name in expected:
+        assert agree(found[name].dense(), expected[name].dense())
+    for method in registered():
+        both = [
+            fl.approximate(method, one, (x, torch.zeros(samples, 3)), "gaussian") for one in (model, other)
+        ]
+        for name in both[1]:
+            assert agree(both[0][name].dense(), both[1][name].dense()), (method, name)
+
+
+def test_positions_and_samples_in_one_dimension():
+    class Flat(PositionsFirst):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = x.transpose(0, 1).reshape(-1, D)  # position by position, the samples of each
+            h = self.other(self.inner(self.norm(rows)).tanh())
+            return self.head(h.view(x.shape[1], len(x), -1).mean(0))
+
+    model = Flat().double()
+    check(model, SEQUENCES)
+    found = kinds(model, SEQUENCES)
+    assert found.pop("head") == "as declared"
+    assert set(found.values()) == {"gradients"}
+
+
+def test_windows_of_a_sample_are_rows_of_it():
+    class Windows(PositionsFirst):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = x.reshape(len(x) * 2, -1, D)
+            h = self.other(self.inner(self.norm(rows)).tanh())
+            return self.head(h.reshape(len(x), -1, 4).mean(1))
+
+    model = Windows().double()
+    check(model, SEQUENCES)
+    assert set(kinds(model, SEQUENCES).values()) == {"as declared"}
+
+
+def test_biases_of_a_frozen_network_with_positions_first():
+    model = PositionsFirst().double()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    F = check(model, SEQUENCES)
+    assert list(F) == ["norm.bias", "inner.bias", "head.bias"]
+
+
+def test_a_model_whose_output_mixes_samples_is_refused():
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).mean(1)
+
+    with pytest.raises(InputError, match="mixes samples"):
+        fl.exact_fisher(Mixing().double(), (torch.randn(4, 4, 4).double(), None), "gaussian")
+
+
+# --- kind 7: one layer does not stop the others -------------------------------------------------------
+
+
+class Positions(nn.Module):
+    """A learned table of positions, looked up in one of several ways."""
+
+    def __init__(self, ids: str = "[T]", out: int = 3) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(7, D), nn.Embedding(2 * N, D)
+        self.norm, self.head = nn.LayerNorm(D), nn.Linear(D, out)
+        self.ids = ids
+
+    def places_of(self, x: Tensor) -> Tensor:
+        ids = torch.arange(x.shape[1])
+        if self.ids == "[1, T]":
+            return self.places(ids[None])
+        if self.ids == "[n, T]":
+            return self.places(ids.expand(x.shape))
+        if self.ids == "repeated":
+            return self.places(ids // 2)
+        if self.ids == "reversed":
+            return self.places(ids.flip(0))
+        return self.places(ids)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.tokens(x) + self.places_of(x)).tanh().mean(1))
+
+
+@pytest.mark.parametrize("positions", [N, 2 * N, 2, 3], ids=["T = N", "T = 2N", "T = 2", "T = 3"])
+@pytest.mark.parametrize("ids", ["[T]", "[1, T]", "repeated", "reversed"])
+def test_a_learned_table_of_positions(ids, positions):
+    model, x = Positions(ids).double(), torch.randint(7, (N, positions))
+    F = check(model, x)
+    assert list(F) == ["tokens", "places", "norm", "head"]
+    assert kinds(model, x)["places"] == "expanded"
+
+
+def test_every_approximation_of_a_table_of_positions_is_that_of_a_table_looked_up_by_sample():
+    model, other = Positions("[T]").double(), Positions("[n, T]").double()
+    other.load_state_dict(model.state_dict())
+    data = torch.randint(7, (8, N)), torch.arange(8) % 3
+    for method in registered():
+        found, expected = (fl.approximate(method, one, data) for one in (model, other))
+        assert list(found) == list(expected)
+        for name in expected:
+            assert agree(found[name].dense(), expected[name].dense()), (method, name)
+    names = ("relative_error", "scaled_error", "trace_ratio", "population_error", "direction_cosine")
+    tables = [fl.compare(one, data, list(registered()), spectra=False) for one in (model, other)]
+    for column in names:
+        found, expected = (table.records[column] for table in tables)
+        pd.testing.assert_series_equal(found, expected, rtol=1e-7, atol=1e-9)
+    assert torch.allclose(tables[0].coupling_matrix, tables[1].coupling_matrix, rtol=1e-10)
+
+
+@pytest.mark.parametrize("sizes", [[6], [2, 4], [4, 1, 1], [3, 3]])
+def test_a_table_of_positions_under_any_batches(sizes):
+    model, x = Positions().double(), torch.randint(7, (N, N))
+    F = fl.exact_fisher(model, [(part, None) for part in x.split(sizes)], "gaussian")
+    assert agree(F["places"].dense(), block(model, x, "gaussian", "places"))
+
+
+def test_two_tables_that_are_added():
+    class Two(Positions):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kinds = nn.Embedding(2, D)
+
+        def places_of(self, x: Tensor) -> Tensor:
+            ids = torch.arange(x.shape[1])
+            return self.places(ids) + self.kinds((ids % 2)[None])
+
+    model = Two().double()
+    check(model, IDS)
+    found = kinds(model, IDS)
+    assert found["places"] == found["kinds"] == "expanded"
+
+
+def test_a_table_of_positions_in_code_with_positions_first():
+    class First(Positions):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.tokens(x.T) + self.places(torch.arange(x.shape[1])[:, None])
+            return self.head(self.norm(h).tanh().mean(0))
+
+    model = First().double()
+    check(model, IDS)
+    assert kinds(model, IDS)["places"] == "expanded"
+
+
+class Relative(nn.Module):
+    """Attention with a learned bias by the (clipped) distance of two positions, as T5 has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.distances = nn.Linear(D, D), nn.Embedding(3, 1)
+        self.head = nn.Linear(D, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1])
+        ids = (places[:, None] - places).clamp(-1, 1) + 1
+        bias = self.distances(ids).permute(2, 0, 1)[0]
+        scores = x @ x.mT + bias
+        return self.head((scores.softmax(-1) @ self.inner(x)).mean(1))
+
+
+@pytest.mark.parametrize("positions", [T, N, 2])
+def test_a_table_of_distances_between_positions(positions):
+    model, x = Relative().double(), torch.randn(N, positions, D).double()
+    F = check(model, x)
+    assert list(F) == ["inner", "distances", "head"]
+
+
+class Queries(nn.Module):
+    """Learned queries that go through a linear layer and a norm of their own."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        shape = {"[q, d]": (3, D), "[1, q, d]": (1, 3, D), "[1, d]": (1, D), "[d]": (D,)}[form]
+        self.queries = nn.Parameter(torch.randn(shape))
+        self.norm, self.to_query = nn.LayerNorm(D), nn.Linear(D, D)
+        self.keys, self.head = nn.Linear(D, D), nn.Linear(D, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.to_query(self.norm(self.queries))
+        if self.queries.dim() == 1 or self.queries.shape == (1, D):
+            return self.head((x.mean(1) * q).tanh())
+        return self.head(((q @ self.keys(x).mT).softmax(-1) @ x).mean(1))
+
+
+@pytest.mark.parametrize("form", ["[q, d]", "[1, q, d]", "[1, d]", "[d]"])
+@pytest.mark.parametrize("samples", [3, 6])
+def test_layers_on_learned_queries(form, samples):
+    model, x = Queries(form).double(), torch.randn(samples, T, D).double()
+    F = check(model, x)
+    assert {"norm", "to_query", "head"} <= set(F)
+    found = kinds(model, x)
+    assert found["norm"] == "expanded"
+    assert found["to_query"] == "as declared"  # what it sees is expanded already
+
+
+@pytest.mark.parametrize("bias", ["separate", "ignore"])
+def test_biases_of_layers_on_learned_queries(bias):
+    model = Queries("[q, d]").double()
+    F = fl.exact_fisher(model, (SEQUENCES, None), "gaussian", bias=bias)
+    expected = block(model, SEQUENCES, "gaussian", "to_query")
+    weights = D * D
+    assert agree(F["to_query"].dense(), expected[:weights, :weights])
+    if bias == "separate":
+        assert agree(F["to_query.bias"].dense(), expected[weights:, weights:])
+
+
+class Experts(nn.Module):
+    """Every token goes to one of several experts, which see as many rows as come."""
+
+    def __init__(self, experts: int = 3, tokens: bool = True) -> None:
+        super().__init__()
+        self.gate = nn.Linear(D, experts)
+        self.experts = nn.ModuleList(nn.Linear(D, 4) for _ in range(experts))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, D)
+        scores = self.gate(rows).softmax(-1)
+        weight, chosen = scores.max(-1)
+        out = rows.new_zeros(len(rows), 4)
+        for number, expert in enumerate(self.experts):
+            places = (chosen == number).nonzero()[:, 0]
+            if len(places):
+                out = out.index_add(0, places, expert(rows[places]).tanh() * weight[places, None])
+        return self.head(out.view(*x.shape[:-1], 4).flatten(1, -2).mean(1) if x.dim() > 2 else out)
+
+
+@pytest.mark.parametrize("x", [torch.randn(9, T, D).double(), torch.randn(9, D).double()], ids=["tokens", ""])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_experts_that_see_ragged_rows(x, seed):
+    torch.manual_seed(seed)
+    model = Experts().double()
+    F = check(model, x)
+    assert {"gate", "head"} <= set(F)
+
+
+def test_an_expert_that_sees_no_rows_is_left_out():
+    model = Experts().double()
+    with torch.no_grad():
+        model.gate.bias[1] = -1e3
+    with pytest.warns(UserWarning, match=r"not measured: layer 'experts.1': it takes no part in the forward"):
+        F = fl.exact_fisher(model, (SEQUENCES, None), "gaussian")
+    assert list(F) == ["gate", "experts.0", "experts.2", "head"]
+
+
+def test_layers_that_take_no_part_are_left_out_together():
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(D, 4), nn.Linear(4, 3)
+            self.spare, self.aside, self.frozen = nn.Linear(2, 2), nn.Linear(D, 2), nn.Linear(D, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.aside(x)
+            with torch.no_grad():
+                shift = self.frozen(x)
+            return self.head(self.inner(x).tanh() + shift)
+
+    model = Spare().double()
+    with pytest.warns(UserWarning, match="'spare': .*'aside': it does not reach .*'frozen': ") as caught:
+        c = fl.compare(model, (X, torch.arange(N) % 3), ("kfac",))
+    assert len([w for w in caught if "not measured" in str(w.message)]) == 1
+    assert list(c.results) == ["inner", "head"]
+    coverage = c.layers.coverage().set_index("parameter")
+    assert not coverage.loc["spare.weight", "covered"]
+    assert "takes no part" in coverage.loc["spare.weight", "reason"]
+    assert coverage.loc["head.weight", "covered"]
+    assert set(c.summary()["not_measured"]) == {"spare", "aside", "frozen"}
+
+
+def test_no_layer_left_is_refused_with_the_reasons():
+    class Away(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(D, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.inner(x)
+            return x * 2
+
+    with pytest.raises(InputError, match="no layer can be measured: layer 'inner': it does not reach"):
+        fl.exact_fisher(Away().double(), (X, None), "gaussian")
+
+
+def test_a_layer_to_which_nothing_comes_back_is_named_in_the_note():
+    model = nn.Sequential(nn.Linear(D, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+    records = fl.compare(model, (X, torch.arange(N) % 3), ("kfac",)).records
+    notes = records.groupby("layer")["note"].first()
+    assert "no gradient came back to it in the first 6 samples" in notes["0"]
+    assert "no gradient" not in notes["2"]
+
+
+def test_a_layer_that_only_later_samples_reach_is_checked_on_them():
+    model = nn.Sequential(Tied(), nn.Linear(D, 3)).double()
+    with torch.no_grad():
+        model[0].enc.bias.zero_()
+    x = torch.cat([torch.zeros(5, D), torch.randn(20, D)]).double()
+
+    class Gated(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) * (x.abs().sum(1, keepdim=True) > 0)
+
+    gated = Gated(model)
+    check(gated, x)
+    assert kinds(gated, x)["inner.0.enc"] == "gradients"
+
+
+@pytest.mark.parametrize("where", ["everywhere", "one block"])
+def test_reentrant_checkpointing_is_refused_by_name(where):
+    class Saving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner, self.head = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, 3)
+
+        def forward(self, x: Tensor, reentrant: bool = True) -> Tensor:
+            h = checkpoint(self.inner, self.first(x).tanh(), use_reentrant=reentrant)
+            return self.head(h) if where == "one block" else checkpoint(self.head, h, use_reentrant=reentrant)
+
+    with pytest.raises(InputError, match="use_reentrant=False"):
+        fl.exact_fisher(Saving().double(), (X, None), "gaussian")
+
+
+def test_checkpointing_that_is_not_reentrant():
+    class Saving(Positions):
+        def forward(self, x: Tensor) -> Tensor:
+            h = checkpoint(self.places_of, x, use_reentrant=False) + self.tokens(x)
+            return checkpoint(lambda h: self.head(self.norm(h).tanh().mean(1)), h, use_reentrant=False)
+
+    check(Saving(), IDS)
+
+
+# --- a first batch of one sample ----------------------------------------------------------------------
+
+
+def test_a_first_batch_of_one_sample_is_made_sure_of_by_a_later_one():
+    model = nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    F = fl.exact_fisher(model, [(X[:1], None), (X[1:], None)], "gaussian")
+    for name, found in F.items():
+        assert agree(found.dense(), block(model, X, "gaussian", name))
+    alone = fl.exact_fisher(Positions().double(), [(ids[None], None) for ids in IDS], "gaussian")
+    assert list(alone) == ["tokens", "places", "norm", "head"]
+
+
+def test_a_first_batch_of_one_sample_that_a_later_one_does_not_confirm_is_refused():
+    model = PositionsFirst().double()
+    data = [(SEQUENCES[:1], None), (SEQUENCES[1:], None)]
+    with pytest.raises(InputError, match="the first batch has one sample only, and of a later one layer"):
+        fl.exact_fisher(model, data, "gaussian")
+
+
+# --- approximations, comparison and command line ------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_what_is_made_of_gradients_alone_is_that_of_the_dense_block(case):
+    made, x, layer = ELSEWHERE[case]
+    model = made().double()
+    data = x, torch.zeros_like(model(x))
+    F = fl.exact_fisher(model, data, "gaussian", method="per-sample", layers=[layer])[layer]
+    built = {}
+    for method in registered():
+        try:
+            built[method] = fl.approximate(method, model, data, "gaussian", layers=[layer])[layer]
+        except (InputError, KeyError):
+            continue
+    vector = fl.find_layers(model)[layer].vector
+    usable = (
+        {"diagonal", "nearest-kronecker"} if vector else {"diagonal", "nearest-kronecker", "tkfac", "ngplus"}
+    )
+    assert set(built) == usable
+    assert torch.allclose(built["diagonal"].diagonal(), F.diagonal(), rtol=1e-12)
+    if not vector and fl.find_layers(model)[layer].groups == 1:
+        m, d = F.outputs, F.inputs
+        entries = F.dense().view(d, m, d, m)
+        A, B = built["tkfac"].factors
+        outputs, inputs = entries.diagonal(dim1=0, dim2=2).sum(-1), entries.diagonal(dim1=1, dim2=3).sum(-1)
+        assert torch.allclose(
+            torch.kron(A, B), torch.kron(inputs, outputs) / F.trace(), rtol=1e-9, atol=1e-15
+        )
+        error = fl.metrics.relative_error(F, built["nearest-kronecker"])
+        assert error <= fl.metrics.scaled_error(F, built["tkfac"])[0] + 1e-12
+        empirical = fl.exact_fisher(model, data, "gaussian", "empirical", layers=[layer])[layer].dense()
+        entries = empirical.view(d, m, d, m)
+        small = entries.diagonal(dim1=0, dim2=2) if m <= d else entries.diagonal(dim1=1, dim2=3)
+        factor = built["ngplus"].factors[1 if m <= d else 0]
+        assert torch.allclose(factor, small.sum(-1), rtol=1e-9, atol=1e-15)
+
+
+def test_a_method_that_needs_inputs_leaves_the_layer_out_with_one_warning():
+    model = nn.Sequential(Tied(), nn.Linear(D, 3)).double()
+    data = X, torch.arange(N) % 3
+    for method in ("kfac", "ekfac", "tekfac", "foof", "lngd", "lngd-lr"):
+        with pytest.warns(UserWarning, match=f"'0.enc': {method} needs a layer's inputs") as caught:
+            assert list(fl.approximate(method, model, data)) == ["1"]
+        assert len([w for w in caught if "not measured" in str(w.message)]) == 1
+    with pytest.warns(UserWarning, match="tkfac needs"):
+        assert list(fl.approximate("tkfac", model, data, positions="independent")) == ["1"]
+    assert list(fl.approximate("tkfac", model, data)) == ["0.enc", "1"]
+
+
+def test_a_comparison_says_why_a_row_is_empty():
+    model = nn.Sequential(Tied(), nn.Linear(D, 3)).double()
+    x = torch.randn(16, D).double()
+    c = fl.compare(model, (x, torch.arange(16) % 3), list(registered()))
+    rows = c.records[c.records["layer"] == "0.enc"].set_index("approximation")
+    assert set(rows["method"]) == {"per-sample"}
+    assert rows.loc[["kfac", "ekfac", "lngd"], "scaled_error"].isna().all()
+    assert rows.loc[["diagonal", "tkfac", "nearest-kronecker", "ngplus"], "scaled_error"].notna().all()
+    assert rows.loc[["diagonal", "tkfac"], "population_error"].notna().all()
+    assert rows.loc["kfac", "note"].startswith(
+        "kfac needs a layer's inputs and output gradients; made of the"
+    )
+    assert rows["note"].str.contains("its module's calls do not give the gradient of its parameters").all()
+    F = fl.exact_fisher(model, (x, torch.arange(16) % 3), method="per-sample")["0.enc"]
+    assert rows["trace_exact"].dropna().tolist() == pytest.approx([float(F.trace())] * 4)
+    coverage = c.layers.coverage().set_index("parameter")
+    assert coverage.loc["0.enc.weight", "reason"].startswith("made of the samples' gradients")
+    assert bool(coverage.loc["0.enc.weight", "covered"])
+    assert torch.isfinite(c.coupling_matrix).all()
+    gradient = fl.exact_fisher(model, (x, torch.arange(16) % 3), "categorical", "empirical")["0.enc"]
+    assert gradient.trace() > 0
+
+
+def test_the_layerwise_fisher_leaves_such_a_layer_out():
+    model = nn.Sequential(Tied(), nn.Linear(D, 3)).double()
+    data = X, torch.arange(N) % 3
+    for call in (fl.exact_fisher, fl.compare):
+        with pytest.warns(UserWarning, match="'0.enc': it has no layer-wise Fisher"):
+            found = call(model, data, kind="layerwise")
+        assert list(getattr(found, "results", found)) == ["1"]
+
+
+def test_a_large_block_made_of_gradients_goes_by_the_gram_form():
+    model = nn.Sequential(Tied(30, 20), nn.Linear(30, 3)).double()
+    data = torch.randn(N, 30).double(), torch.arange(N) % 3
+    plans = []
+    c = fl.compare(model, data, ("diagonal", "tkfac"), memory="2MB", on_plan=plans.append)
+    assert {plan.layer: plan.method for plan in plans}["0.enc"] == "gram"
+    assert "made of the samples' gradients" in str(plans[0])
+    expected = fl.compare(model, data, ("diagonal", "tkfac"))
+    for column in ("trace_exact", "relative_error", "direction_cosine"):
+        found = c.records[column].tolist()
+        assert found == pytest.approx(expected.records[column].tolist(), rel=1e-8, nan_ok=True)
+
+
+def test_statistics_of_a_layer_made_of_gradients_can_be_saved(tmp_path):
+    model = nn.Sequential(Tied(), nn.Linear(D, 3)).double()
+    data = X, torch.arange(N) % 3
+    path = tmp_path / "statistics.safetensors"
+    found = fl.collect_statistics(model, data, approximations=("kfac", "tkfac", "diagonal"), path=path)
+    assert list(found.build("kfac")) == ["1"]
+    again = fl.load_statistics(path)
+    assert again.shapes == found.shapes
+    assert torch.equal(again.build("tkfac")["0.enc"].dense(), found.build("tkfac")["0.enc"].dense())
+    rows = fl.compare(model, data, ("kfac", "tkfac"), statistics=again).records
+    expected = fl.compare(model, data, ("kfac", "tkfac")).records
+    assert rows["scaled_error"].tolist() == pytest.approx(expected["scaled_error"].tolist(), nan_ok=True)
+
+
+def test_an_approximation_for_vectors_is_compared_on_norms():
+    class Halved(fl.approximations.Diagonal):
+        name = "halved-diagonal"
+        formula = source = "half the diagonal"
+
+        def build(self, layer, sums, kind):
+            return super().build(layer, sums, kind) * 0.5
+
+    model = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, 3)).double()
+    records = fl.compare(model, (X, torch.arange(N) % 3), [Halved(), "kfac"]).records
+    rows = records[records["layer"] == "0"].set_index("approximation")
+    assert list(rows.index) == ["diagonal", "halved-diagonal"]
+    assert rows.loc["halved-diagonal", "trace_ratio"] == pytest.approx(0.5)
+
+
+def test_nothing_of_the_model_changes():
+    model, before = Positions().double().train(), torch.get_rng_state()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    fl.exact_fisher(model, (IDS, None), "gaussian")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert model(IDS).shape == (N, 3)
