@@ -150,6 +150,7 @@ class Categorical(_InParts):
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Integer class indices in [0, C), one a sample."""
+        _check_tensors(outputs, targets)
         self._check_outputs(outputs)
         softmax.check_labels(self.name, "sample", outputs, targets)
 
@@ -229,6 +230,7 @@ class TokenCategorical(_InParts):
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Integers [n, T], each a class in [0, V) or `ignore_index`."""
+        _check_tensors(outputs, targets)
         self._check_outputs(outputs)
         softmax.check_labels(self.name, "token", outputs, targets, self.ignore_index)
 
@@ -268,6 +270,7 @@ class _Independent(_InParts):
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Numbers shaped as the outputs."""
+        _check_tensors(outputs, targets)
         self._check_outputs(outputs)
         if targets.shape != outputs.shape:
             raise InputError(
@@ -402,6 +405,12 @@ def label_columns(
         columns = torch.stack([likelihood.drawn_residual(outputs, label) for label in labels]) / draws**0.5
     mask = None if targets is None else likelihood.mask(targets)
     return columns if mask is None else _masked(columns, mask)
+
+
+def _check_tensors(outputs: Tensor, targets: Tensor) -> None:
+    for what, values in (("outputs", outputs), ("targets", targets)):
+        if not isinstance(values, Tensor):
+            raise InputTypeError(f"the {what} must be a torch tensor, not {type(values).__name__}")
 
 
 def _masked(columns: Tensor, mask: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ def matching_scale(exact: float, approximate: float) -> float:
 
 def mean_eigenvalue(F: LinearOperator) -> float:
     """Tr F / D: the unit in which dampings are given."""
-    return float(F.trace()) / F.shape[0]
+    return float(_operator(F).trace()) / F.shape[0]
 
 
 def direction(

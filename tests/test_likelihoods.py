@@ -353,3 +353,19 @@ def test_kinds():
     assert check_kind("layerwise") == "layerwise"
     with pytest.raises(InputError, match="did you mean empirical"):
         check_kind("empiric")
+
+
+@pytest.mark.parametrize("likelihood", [*ALL, TokenCategorical()], ids=lambda one: one.name)
+@pytest.mark.parametrize("value", [[0, 1], None, torch.ones(3, 2).numpy()], ids=["list", "none", "array"])
+def test_what_is_no_tensor_is_no_target(likelihood, value):
+    with pytest.raises(InputTypeError, match="the targets must be a torch tensor, not"):
+        likelihood.check(torch.ones(3, 2), value)
+    with pytest.raises(InputTypeError, match="the outputs must be a torch tensor, not"):
+        likelihood.check(value, torch.ones(3, 2))
+
+
+@of_any_shape
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_targets_are_refused(likelihood, dtype):
+    with pytest.raises(InputError, match=r"needs real targets; got torch\.complex"):
+        likelihood.check(torch.ones(3, 2), torch.ones(3, 2, dtype=dtype))

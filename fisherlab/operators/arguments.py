@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import reduce, wraps
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def fitting(what: str, value: Any, like: Any) -> Tensor:
 
 
 def alike(what: str, *parts: Inputs | None) -> list[Any]:
-    """The parts of an operator in the widest of their dtypes; what is None stays so.
+    """The parts of an operator in the widest of their dtypes, float32 at least; what is None stays so.
 
     Raises:
         InputTypeError: one is no real tensor.
@@ -63,7 +64,7 @@ def alike(what: str, *parts: Inputs | None) -> list[Any]:
     devices = list(dict.fromkeys(str(part.device) for part in given))
     if len(devices) > 1:
         raise InputError(f"{what} are on {' and '.join(devices)}; bring them to one device.")
-    dtype = reduce(torch.promote_types, (part.dtype for part in given))
+    dtype = reduce(torch.promote_types, (part.dtype for part in given), torch.float32)
     return [None if part is None else part.to(dtype) for part in parts]
 
 
@@ -79,6 +80,15 @@ def number(what: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputTypeError(f"{what} is a number, not a {type(value).__name__}") from error
+
+
+def check_sizes(outputs: Any, inputs: Any) -> None:
+    """Raises InputTypeError, or InputError, unless m and d of an operator are whole numbers from 1 on."""
+    for size in (outputs, inputs):
+        if isinstance(size, bool) or not isinstance(size, Integral):
+            raise InputTypeError(f"the outputs and inputs of an operator are whole numbers, not {size!r}.")
+        if size < 1:
+            raise InputError(f"an operator has outputs and inputs, at least 1 of each, not {size}.")
 
 
 def finite(what: str, value: Any) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fisherlab.damping import Constant, DampingLike, as_damping
 from fisherlab.errors import InputError, InputTypeError, NotSupportedError
-from fisherlab.operators.arguments import checked, finite, fitting, number
+from fisherlab.operators.arguments import check_sizes, checked, finite, fitting, number
 from fisherlab.operators.factors import factor_inner
 from fisherlab.operators.inputs import Inputs, OneHot, dense_inputs
 from fisherlab.operators.layout import (
@@ -50,8 +50,8 @@ class LinearOperator(ABC):
     way of the dense matrix, and is overridden where the structure offers a cheaper identity.
 
     Matrices, vectors and factors that a method is given are real floating-point tensors on the operator's
-    device; they are brought to its dtype, so that the result has it too. Anything else is refused, in a
-    subclass as well: it sees what fits.
+    device; they are brought to its dtype (float32 or float64), so that the result has it too. Anything else
+    is refused, in a subclass as well: it sees what fits.
 
     Attributes:
         structure: rank in `inner`; of two operators the one with the lower rank computes.
@@ -72,6 +72,7 @@ class LinearOperator(ABC):
         _put_checks(cls)
 
     def __init__(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device):
+        check_sizes(outputs, inputs)
         self.outputs = outputs
         self.inputs = inputs
         self.dtype = dtype
@@ -130,6 +131,11 @@ class LinearOperator(ABC):
         columns = vector_to_matrix(v.T if v.ndim == 2 else v, self.outputs, self.inputs)
         result = matrix_to_vector(self.apply(columns))
         return result.T if v.ndim == 2 else result
+
+    def __rmatmul__(self, v: Tensor) -> Tensor:
+        """The product v F for v [D] or [k, D]: F is symmetric."""
+        v = fitting("what an operator multiplies", v, self)
+        return (self @ v.T).T if v.ndim == 2 else self @ v
 
     def check_matrix(self, X: Tensor) -> Tensor:
         """X [..., m, d] in the operator's dtype.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
-from fisherlab.operators.arguments import alike
+from fisherlab.operators.arguments import alike, check_sizes
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.factors import as_matrix
 from fisherlab.operators.layout import (
@@ -46,6 +46,7 @@ class DenseOperator(LinearOperator):
     structure: ClassVar[int] = 6
 
     def __init__(self, matrix: Tensor, outputs: int, inputs: int, vec: str = "column"):
+        check_sizes(outputs, inputs)
         (matrix,) = alike("the matrix of an operator", matrix)
         size = outputs * inputs
         if matrix.shape != (size, size):

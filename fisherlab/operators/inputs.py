@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fisherlab.errors import InputError
+from fisherlab.errors import InputError, InputTypeError
 from fisherlab.operators.numerics import gram, symmetric_product
 
 _LARGE_PRODUCT = 2**21  # multiplications beside which one more call costs nothing
@@ -34,6 +34,12 @@ class OneHot:
     ndim = 3
 
     def __init__(self, indices: Tensor, size: int, dtype: torch.dtype):
+        if not isinstance(indices, Tensor):
+            raise InputTypeError(f"one-hot inputs have a tensor of indices, not a {type(indices).__name__}.")
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise InputTypeError(f"the size of one-hot inputs is a whole number, not {size!r}.")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise InputTypeError(f"one-hot inputs have a real floating-point dtype, not {dtype!r}.")
         if indices.ndim != 2 or indices.dtype != torch.int64:
             raise InputError(
                 f"one-hot inputs have int64 indices [n, t], not {indices.dtype} {list(indices.shape)}."

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
-from fisherlab.operators.arguments import alike
+from fisherlab.operators.arguments import alike, check_sizes
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.factors import factor_svec
 from fisherlab.operators.layout import matrix_to_vector, vector_to_matrix
@@ -43,6 +43,7 @@ class PackedOperator(LinearOperator):
     structure: ClassVar[int] = 5
 
     def __init__(self, M: Tensor, outputs: int, inputs: int):
+        check_sizes(outputs, inputs)
         (M,) = alike("the packed form of an operator", M)
         expected = (packed_size(inputs), packed_size(outputs))
         if M.shape != expected:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import InputError
+from fisherlab.operators.arguments import real_tensor
 from fisherlab.operators.numerics import spans
 
 _ROOT_2 = math.sqrt(2.0)
@@ -75,6 +76,8 @@ def svec(S: Tensor) -> Tensor:
     Returns:
         [..., k(k+1)/2].
     """
+    if real_tensor("the matrix of svec", S).ndim < 2 or S.shape[-2] != S.shape[-1]:
+        raise InputError(f"svec is of square matrices [..., k, k], not {list(S.shape)}.")
     k = S.shape[-1]
     flat = packing_index(k, S.device).flat
     entries = S.flatten(-2).gather(-1, flat.expand(*S.shape[:-2], -1))
@@ -87,6 +90,7 @@ def smat(v: Tensor, k: int) -> Tensor:
     Raises:
         InputError: the last dimension of v is not k(k+1)/2.
     """
+    real_tensor("the vector of smat", v)
     if v.shape[-1] != packed_size(k):
         raise InputError(f"svec of a {k}×{k} matrix has {packed_size(k)} entries, not {v.shape[-1]}.")
     positions = packing_index(k, v.device).positions.flatten()
@@ -100,6 +104,8 @@ def svec_outer(a: Tensor) -> Tensor:
     The result is a transposed view: its entries lie sample by sample, so that each is one product of two
     contiguous rows and `svec_outer(a).T` is contiguous.
     """
+    if real_tensor("the vectors of svec_outer", a).ndim != 2:
+        raise InputError(f"svec_outer is of vectors [n, k], not {list(a.shape)}.")
     k = a.shape[-1]
     rows = a.detach().T.contiguous()
     scaled = rows * _ROOT_2
@@ -114,7 +120,13 @@ def svec_outer(a: Tensor) -> Tensor:
 
 
 def svec_gram(g: Tensor) -> Tensor:
-    """svec(Σ_c g_c g_cᵀ) for g [c, n, k]: [n, k(k+1)/2]."""
+    """svec(Σ_c g_c g_cᵀ) for g [c, n, k]: [n, k(k+1)/2].
+
+    Raises:
+        InputError: g has other dimensions.
+    """
+    if real_tensor("the vectors of svec_gram", g).ndim != 3:
+        raise InputError(f"svec_gram is of vectors [c, n, k], not {list(g.shape)}.")
     if g.shape[0] == 1:
         return svec_outer(g[0])
     per_sample = g.transpose(0, 1)

@@ -17,8 +17,13 @@ from fisherlab.operators import (
     GroupedOperator,
     KroneckerOperator,
     LinearOperator,
+    OneHot,
     PackedOperator,
     UnitBlockOperator,
+    smat,
+    svec,
+    svec_gram,
+    svec_outer,
 )
 
 M, D = 3, 4
@@ -315,3 +320,67 @@ def test_gradients_by_their_parts_are_real_tensors(case, a):
 def test_the_number_of_samples_of_a_gram_operator(samples):
     with pytest.raises((InputError, InputTypeError), match="sample"):
         GramOperator(torch.ones(5, 1, D), torch.ones(2, 5, 1, M), samples)
+
+
+def test_vectors_from_the_left(case):
+    v, rows = torch.arange(M * D, dtype=torch.float32), torch.ones(2, M * D)
+    torch.testing.assert_close(v @ case.operator, case.operator @ v)
+    torch.testing.assert_close(rows @ case.operator, (case.operator @ rows.T).T)
+    with pytest.raises(InputTypeError, match="must be a torch tensor, not ndarray"):
+        np.ones(M * D) @ case.operator
+    with pytest.raises(InputError, match="multiplies"):
+        torch.ones(M * D + 1) @ case.operator
+
+
+@pytest.mark.parametrize(("size", "error"), [("2", InputTypeError), (2.0, InputTypeError), (0, InputError)])
+def test_sizes_are_whole_numbers(size, error):
+    for make in (
+        lambda: DenseOperator(torch.eye(6), size, 3),
+        lambda: PackedOperator(torch.ones(6, 3), 2, size),
+        lambda: OneHot(torch.zeros(2, 1, dtype=torch.long), size, torch.float32),
+    ):
+        with pytest.raises(error, match=r"whole numbers?|at least 1|size 0"):
+            make()
+
+
+def test_operators_without_numbers_are_refused():
+    for make in (
+        lambda: DenseOperator(torch.ones(0, 0), 0, 0),
+        lambda: DiagonalOperator(torch.ones(0, 3)),
+        lambda: KroneckerOperator(torch.ones(0, 0), torch.eye(2)),
+        lambda: UnitBlockOperator(torch.ones(2, 0, 0)),
+    ):
+        with pytest.raises(InputError, match="at least 1 of each"):
+            make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_operators_of_sixteen_bits_work_in_float32(dtype):
+    for operator in (
+        DenseOperator(torch.eye(6, dtype=dtype), 2, 3),
+        KroneckerOperator(torch.eye(3, dtype=dtype), torch.eye(2, dtype=dtype)),
+        GramOperator(torch.ones(4, 1, 3, dtype=dtype), torch.ones(1, 4, 1, 2, dtype=dtype)),
+    ):
+        assert operator.dtype == operator.eigenvalues().dtype == torch.float32
+        assert operator.solve(torch.ones(2, 3, dtype=dtype), DAMPING).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("indices", "dtype"), [([[1]], torch.float32), (torch.zeros(2, 1).long(), "float32")]
+)
+def test_one_hot_inputs_of_other_things(indices, dtype):
+    with pytest.raises(InputTypeError, match="one-hot inputs have a"):
+        OneHot(indices, 3, dtype)
+
+
+@pytest.mark.parametrize("function", [svec, svec_outer, svec_gram, lambda x: smat(x, 3)])
+@pytest.mark.parametrize("value", [np.ones((3, 3)), None, torch.ones(3, 3, dtype=torch.long)])
+def test_packing_takes_real_tensors(function, value):
+    with pytest.raises(InputTypeError, match=r"must (be a torch tensor|hold real)"):
+        function(value)
+
+
+@pytest.mark.parametrize("function", [svec, svec_outer, svec_gram])
+def test_packing_of_other_shapes(function):
+    with pytest.raises(InputError, match="svec"):
+        function(torch.ones(3))
