@@ -283,7 +283,16 @@ class _Rest:
 
 
 def is_finite(values: Tensor) -> bool:
-    """Whether no entry is NaN or infinite: their sum in float64 is not, in one pass and without a mask."""
+    """Whether no entry is NaN or infinite: their sum in float64 is not, in one pass and without a mask.
+
+    Raises:
+        InputError: a tensor on the meta device has no entries; of data that was looked at before.
+    """
+    if values.is_meta:
+        raise InputError(
+            "the model has tensors on the meta device, which holds no numbers; bring it to a device with "
+            "model.to_empty(device=...) and load its weights"
+        )
     if values.is_complex():
         values = torch.view_as_real(values.resolve_conj())
     if not values.is_floating_point():

@@ -454,3 +454,12 @@ def test_outputs_that_are_no_dense_real_numbers_are_refused(outputs):
 
     with pytest.raises(InputTypeError, match=r"the model returns a .*; wrap it"):
         outputs_of_model(model, X)
+
+
+@pytest.mark.parametrize("part", [0, 1, slice(None)], ids=["first", "last", "all"])
+def test_a_model_on_the_meta_device_is_refused(part):
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    model[part].to("meta")
+    for call in (fl.exact_fisher, fl.compare, fl.collect_statistics):
+        with pytest.raises(InputError, match="tensors on the meta device, which holds no numbers"):
+            call(model, (X, Y % 2))
