@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fisherlab.errors import InputError, unknown
+from fisherlab.errors import InputError, known_name
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda s: s * 1,
@@ -94,8 +94,7 @@ def slope_of(name: str, s: Tensor) -> Tensor:
     Raises:
         InputError: for an unknown name.
     """
-    if name not in ACTIVATIONS:
-        raise unknown("activation", name, ACTIVATIONS)
+    known_name("activation", name, ACTIVATIONS)
     with torch.enable_grad():
         s = s.detach().requires_grad_()
         return torch.autograd.grad(ACTIVATIONS[name](s).sum(), s)[0]

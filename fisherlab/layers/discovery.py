@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from fisherlab.errors import InputError, InputTypeError, unknown
+from fisherlab.errors import InputError, InputTypeError, known_name, unknown
 from fisherlab.layers.activation import ACTIVATIONS
 from fisherlab.layers.coverage import Layers
 from fisherlab.layers.finder import Finder
@@ -95,11 +95,12 @@ def _check_arguments(model: nn.Module, bias: str) -> None:
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     check_not_compiled(model)
-    if bias not in BIAS_MODES:
-        raise unknown("bias mode", bias, BIAS_MODES)
+    known_name("bias mode", bias, BIAS_MODES)
 
 
 def _globs(argument: str, globs: Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(globs, Iterable):
+        raise InputTypeError(f"{argument} takes layer names or globs, not {type(globs).__name__}")
     globs = (globs,) if isinstance(globs, str) else tuple(globs)
     for glob in globs:
         if not isinstance(glob, str):
@@ -108,16 +109,26 @@ def _globs(argument: str, globs: Iterable[str]) -> tuple[str, ...]:
 
 
 def _named_activations(layers: Layers, activations: Mapping[str, str]) -> Layers:
+    _check_mapping("activations", activations)
     for layer, activation in activations.items():
         if layer not in layers:
             raise unknown("layer", layer, layers)
-        if activation not in ACTIVATIONS:
-            raise unknown("activation", activation, ACTIVATIONS)
+        known_name("activation", activation, ACTIVATIONS)
     return layers.with_activations(activations, dict.fromkeys(activations, "named by the user"))
 
 
+def _check_mapping(argument: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise InputTypeError(f"{argument} maps layer names to values, as a dict; not {type(value).__name__}")
+
+
 def _with_masks(layers: Layers, masks: Mapping[str, Mask]) -> Layers:
+    _check_mapping("masks", masks)
     for glob, mask in masks.items():
+        if not callable(mask):
+            raise InputTypeError(
+                f"the mask of {glob!r} is a function of the inputs, not {type(mask).__name__}"
+            )
         layers = layers.with_mask(match_names(layers, [glob]), mask)
     return layers
 

@@ -129,6 +129,17 @@ def test_wrong_arguments(mixed):
         fl.find_layers("model")
     with pytest.raises(InputTypeError, match="include takes layer names or globs, not int objects"):
         fl.find_layers(mixed, (1,))
+    for globs in (1, None):
+        with pytest.raises(InputTypeError, match="exclude takes layer names or globs, not"):
+            fl.find_layers(mixed, exclude=globs)
+    for activation in (3, ["relu"], None):
+        with pytest.raises(InputTypeError, match="the activation is given by name, not as"):
+            fl.find_layers(mixed, activations={"first": activation})
+    for argument in ("activations", "masks"):
+        with pytest.raises(InputTypeError, match=f"{argument} maps layer names to values"):
+            fl.find_layers(mixed, **{argument: ["first"]})
+    with pytest.raises(InputTypeError, match="the mask of 'first' is a function of the inputs, not Tensor"):
+        fl.find_layers(mixed, masks={"first": torch.ones(2, 3)})
     with pytest.raises(InputError, match="did you mean joint"):
         fl.find_layers(mixed, bias="join")
     with pytest.raises(InputError, match="unknown layer 'second'"):
