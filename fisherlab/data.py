@@ -318,11 +318,12 @@ def _are_inputs(value: Any) -> bool:
 
 
 def _is_no_batches(data: Any) -> bool:
-    """Whether what can be iterated holds no batches: a text, an array, a table, a pair with one tensor."""
+    """Whether what can be iterated holds no batches: a text, an array, half a pair, a triple of tensors."""
     if not isinstance(data, (tuple, list)):
         return isinstance(data, (str, bytes, os.PathLike, nn.Module)) or _is_array(data)
+    several = isinstance(data, tuple) and len(data) > 2 and all(isinstance(x, Tensor) for x in data)
     half = len(data) == 2 and any(isinstance(x, Tensor) for x in data) and not all(map(_are_inputs, data))
-    return half or any(map(_is_array, data))
+    return several or half or any(map(_is_array, data))
 
 
 def _is_array(value: Any) -> bool:
@@ -351,11 +352,11 @@ def _way_out(batch: Any) -> str:
     parts = batch.values() if isinstance(batch, Mapping) else batch
     parts = list(parts) if isinstance(batch, (tuple, list, Mapping)) else [batch]
     if any(map(_is_array, parts)):
-        return ", such as torch.from_numpy(x)"
+        return "; convert arrays with torch.from_numpy(x)"
     if isinstance(batch, (str, os.PathLike)):
         return "; load the file first"
     if len(parts) > 2 and all(isinstance(part, Tensor) for part in parts):
-        return ", with several inputs as ((x1, x2), targets) and without weights"
+        return "; several inputs are given as ((x1, x2), targets), batches as a list, and weights not at all"
     return ""
 
 

@@ -380,7 +380,7 @@ def _pair(F: LinearOperator, approximation: LinearOperator) -> tuple[LinearOpera
 def _operator(F: LinearOperator) -> LinearOperator:
     if isinstance(F, LinearOperator):
         return F
-    one = ", such as that of one layer" if isinstance(F, Mapping) else "; make a DenseOperator of a matrix"
+    one = "; take that of one layer" if isinstance(F, Mapping) else "; make a DenseOperator of a matrix"
     raise InputTypeError(f"a metric is of operators, not of a {type(F).__name__}{one}")
 
 

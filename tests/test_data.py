@@ -321,18 +321,24 @@ def test_a_dimension_of_samples_that_does_not_exist(dim, error):
 FORMS = {
     "text": ("data.npz", "not a str; load the file first"),
     "path": (Path("data.npz"), "not a (Posix|Windows)Path; load the file first"),
-    "array": (X.numpy(), r"not a ndarray, such as torch\.from_numpy\(x\)"),
-    "table": (pd.DataFrame({"x": [1.0]}), r"not a DataFrame, such as torch\.from_numpy"),
+    "array": (X.numpy(), r"not a ndarray; convert arrays with torch\.from_numpy\(x\)"),
+    "table": (pd.DataFrame({"x": [1.0]}), r"not a DataFrame; convert arrays with torch\.from_numpy"),
     "model": (nn.Sequential(nn.Linear(2, 2)), "not a Sequential"),
     "data set": (TensorDataset(X, Y), r"iterable of such batches \(a DataLoader\), not a TensorDataset"),
     "pair of arrays": (
         (X.numpy(), Y.numpy()),
-        r"not a tuple \(ndarray, ndarray\), such as torch\.from_numpy\(x\)",
+        r"not a tuple \(ndarray, ndarray\); convert arrays with torch\.from_numpy\(x\)",
     ),
     "half a pair": ((X, Y.tolist()), r"not a tuple \(Tensor, list\)"),
     "other half": ([None, Y], r"not a list \(None, Tensor\)"),
-    "array after a tensor": ((X, Y.numpy()), r"not a tuple \(Tensor, ndarray\), such as torch\.from_numpy"),
-    "triple of arrays": ((X.numpy(),) * 3, r"not a tuple \(ndarray, ndarray, ndarray\), such as torch\.from"),
+    "array after a tensor": (
+        (X, Y.numpy()),
+        r"not a tuple \(Tensor, ndarray\); convert arrays with torch\.from_numpy",
+    ),
+    "triple of arrays": (
+        (X.numpy(),) * 3,
+        r"not a tuple \(ndarray, ndarray, ndarray\); convert arrays with torch\.from",
+    ),
     "batch of arrays": ([(X.numpy(), Y.numpy())], r"is a tuple \(ndarray, ndarray\); .*torch\.from_numpy"),
     "array of targets": ([(X, Y.numpy())], r"is a tuple \(Tensor, ndarray\); .*torch\.from_numpy"),
     "dict of arrays": ({"x": X.numpy()}, r"is a dict \(x: ndarray\); .*torch\.from_numpy"),
@@ -342,8 +348,9 @@ FORMS = {
     ),
     "weights": (
         [(X, Y, Y)],
-        r"is a tuple \(Tensor, Tensor, Tensor\); .*\(\(x1, x2\), targets\) and without w",
+        r"is a tuple \(Tensor, Tensor, Tensor\); .*\(\(x1, x2\), targets\), .*weights not",
     ),
+    "weights of all": ((X, X, X), r"not a tuple \(Tensor, Tensor, Tensor\); .*targets\), batches as a list"),
     "lists": ([[[1.0, 2.0]] * 6] * 2, r"batch 0 of the data is a list \(list, list, list, list, …\)"),
     "no inputs": ([(X, Y), (None, Y)], r"batch 1 of the data is a tuple \(None, Tensor\)"),
     "none": ([None], "batch 0 of the data is None"),
@@ -378,7 +385,7 @@ def test_tensors_without_plain_numbers_are_refused(make, message):
             joined(Batches(data))
 
 
-@pytest.mark.parametrize("data", [(X, Y, Y.double()), [X, X, X.long()], [(X, Y), (X[None], Y[:1])]])
+@pytest.mark.parametrize("data", [[X, Y, Y.double()], [X, X, X.long()], [(X, Y), (X[None], Y[:1])]])
 def test_batches_of_several_forms_are_refused(data):
     """A triple (inputs, targets, weights) would be three batches of inputs."""
     with pytest.raises(InputError, match=r"the inputs of batch \d have other dimensions .*pair"):
