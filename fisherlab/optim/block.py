@@ -201,7 +201,7 @@ class Block:
             for key, value in found.sums.items():
                 _add(self._new, key, value.clone() if keep else value)
             self._stale = True
-        if found.fresh and not self._fresh_basis:
+        if found.bases and found.bases is not self.bases and not self._fresh_basis:
             self._last_bases, self.bases = self.bases, found.bases
             self._fresh_basis, self._stale = True, False
             self._new_rotated.clear()

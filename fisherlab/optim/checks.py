@@ -137,14 +137,14 @@ def _is_label(rows: Tensor) -> bool:
     return bool(((rows - ones).abs() < 1e-2).all())
 
 
-def check_contributions(layer: str, total: Any, whole: Any, size: Any, precise: bool) -> None:
-    """Whether Σ_n ⟨D, contribution of sample n⟩ is ⟨D, ∇h⟩, to the digits that Σ_n |…| leaves.
+def check_contributions(layer: str, total: Any, whole: Any, size: Any, tolerance: float) -> None:
+    """Whether Σ_n ⟨D, contribution of sample n⟩ is ⟨D, ∇h⟩, to a tolerance in units of Σ_n |…| + |⟨D, ∇h⟩|.
 
     Raises:
         InputError: names the layer.
     """
     total, whole, size = float(total), float(whole), float(size)
-    if abs(total - whole) > (1e-3 if precise else 5e-2) * (size + abs(whole)):
+    if abs(total - whole) > tolerance * (size + abs(whole)):
         raise InputError(
             f"the gradient of layer {layer!r} is not made of what came back to its output ({total:.3g} of "
             f"{whole:.3g}): its weight is used outside the module or in a penalty (use weight_decay=), the "

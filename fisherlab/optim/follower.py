@@ -187,6 +187,7 @@ class Follower:
             return
         for block in self._blocks.values():
             block.drop()
+        self._recorder.take_back()
         self._prepared.clear()
         self._forget()
 
@@ -245,8 +246,7 @@ class Follower:
 
     def _open(self) -> None:
         """A forward pass begins."""
-        if self._fresh and self._gradients.are_cleared():
-            self.abandon()
+        self._abandon_cleared()
 
     def _due(self, names: Iterable[str]) -> bool:
         """Whether a forward pass with these layers is to give statistics."""
@@ -304,7 +304,7 @@ class Follower:
         self._came: set[str] = set()
         self._arrived: dict[str, set[str]] = {}
         self._gaps: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        self._precise: dict[str, bool] = {}
+        self._tolerances: dict[str, float] = {}
         self._before: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._backwards: set[int] = set()
@@ -313,10 +313,14 @@ class Follower:
 
     def _begin(self) -> None:
         """A backward pass through a forward pass begins; whether it counts is not known yet."""
-        if self._fresh and (self._gradients.are_cleared() or self._gradients.were_zeroed(self._versions)):
-            self.abandon()
+        self._abandon_cleared()
         if not self._options.layerwise and self._recorder.checks and not self._fresh:
             self._before = {name: self._gradients.matrix(name) for name in self._gradients.with_any()}
+
+    def _abandon_cleared(self) -> None:
+        """Where gradients were cleared by others than `zero_grad`, they belong to no step either."""
+        if self._fresh and (self._gradients.are_cleared() or self._gradients.were_zeroed(self._versions)):
+            self.abandon()
 
     def _count(self, one: ForwardPass, backward: int) -> None:
         """Gradients of parameters arrive through a forward pass: it counts, once a step.
@@ -403,9 +407,8 @@ class Follower:
         added = gradient - self._before[name] if name in self._before else gradient
         self._before[name] = gradient.clone()
         along, _ = self._contributions.along(name, added, every=True)
-        check_contributions(
-            name, along.sum(), added.square().sum(), along.abs().sum(), self._contributions.are_precise(name)
-        )
+        tolerance = self._contributions.tolerance(name, added)
+        check_contributions(name, along.sum(), added.square().sum(), along.abs().sum(), tolerance)
 
     def _keep_step(self, name: str) -> None:
         """The step, where it depends on nothing else to come; else the norms of the gradient."""
@@ -481,7 +484,7 @@ class Follower:
             whole = (direction * gradient).sum() / (1.0 if factor is None else factor)
             whole = whole if self._options.of_mean else whole * self._samples
             self._gaps[name] = along.sum(), whole, along.abs().sum()
-            self._precise[name] = self._contributions.are_precise(name)
+            self._tolerances[name] = self._contributions.tolerance(name, gradient)
         return squares.mean()
 
     def _check_gaps(self) -> None:
@@ -491,7 +494,7 @@ class Follower:
         device = next(iter(self._gaps.values()))[0].device
         rows = torch.stack([torch.stack(gap).to(device) for gap in self._gaps.values()]).tolist()
         for (name, _), (total, whole, size) in zip(self._gaps.items(), rows, strict=True):
-            check_contributions(name, total, whole, size, self._precise[name])
+            check_contributions(name, total, whole, size, self._tolerances[name])
 
 
 def _require_alike(*own: Sequence[str]) -> None:

@@ -225,7 +225,9 @@ class NaturalGradient(torch.optim.Optimizer):
                 f"layer {name!r} has a gradient, but no samples to make its rate of: "
                 f"{self._follower.why_unseen(name)}; or leave it out with exclude=({name!r},)"
             )
-        rate = step.gradient / (step.squares + group["rate_damping"])
+        rate = (step.gradient / (step.squares + group["rate_damping"])).nan_to_num(
+            nan=0.0
+        )  # 0/0: no gradient
         return rate if group["max_rate"] is None else rate.clamp(max=group["max_rate"])
 
     def _apply(self, steps: Mapping[str, Step]) -> None:

@@ -95,6 +95,7 @@ class ForwardPass:
 class _Mark:
     """A call, left on its node; it lets go of the call once its pass counts."""
 
+    order: int
     name: str
     place: int
     call: tuple[Captured, Seen] | None
@@ -161,6 +162,8 @@ class Recorder:
         self._key = f"fisherlab {id(self)}"
         self._open_now = False
         self._ends: dict[str, str] = {}
+        self._drawn_from: Tensor | None = None
+        self._marks = 0
         self._met: dict[int, str] = {}
         self._follow(model)
 
@@ -220,9 +223,16 @@ class Recorder:
                         "whole model"
                     )
         if one.after is not None:
+            self._drawn_from = self._generator.get_state() if self._drawn_from is None else self._drawn_from
             self._generator.set_state(one.after)
         one.let_go()
         return one.observed
+
+    def take_back(self) -> None:
+        """The random state as it was before the passes that counted since the last step."""
+        if self._drawn_from is not None:
+            self._generator.set_state(self._drawn_from)
+        self._drawn_from = None
 
     def forget(self) -> None:
         """Every pass so far; one that comes back later has no statistics any more."""
@@ -234,6 +244,7 @@ class Recorder:
         self._passes.clear()
         self._begun.clear()
         self._met.clear()
+        self._drawn_from = None
 
     def why_unseen(self, name: str) -> str:
         """Why a layer's gradient came without a call that was seen."""
@@ -299,6 +310,8 @@ class Recorder:
             kwargs, output = (
                 rest if len(rest) == 2 else ({}, rest[0])
             )  # torch leaves them out of a failed call
+            if is_looked_at():  # another optimizer's look in the middle of this pass
+                return
             handle.remove()
             stack.close()
             try:
@@ -332,7 +345,7 @@ class Recorder:
         given = tensors_in((args, kwargs))
         samples = next((t.shape[self._batch_dim] for t in given if t.dim() > self._batch_dim), None)
         if samples is not None:
-            self._look(module, args, kwargs, samples, list(taken))
+            self._look(module, args, kwargs, samples, taken)
         earlier = self._earlier(given)
         refresh = self._due(taken) or any(one.refresh for one in earlier)
         layers = {name: [Seen(call.use) for call in calls] for name, calls in taken.items()}
@@ -415,7 +428,13 @@ class Recorder:
 
     def _mark(self, name: str, call: Captured, kept: Seen) -> _Mark:
         """Leaves a call on its node, for a module that is called with the output of this one."""
-        mark = _Mark(name, call.edge.output_nr, (Captured(call.input, call.output, None, call.slope), kept))
+        self._marks += 1
+        mark = _Mark(
+            self._marks,
+            name,
+            call.edge.output_nr,
+            (Captured(call.input, call.output, None, call.slope), kept),
+        )
         _metadata(call.edge.node).setdefault(f"{self._key} calls", []).append(mark)
         return mark
 
@@ -423,21 +442,23 @@ class Recorder:
         """The calls of all modules behind these outputs, with their edges."""
         stack = [t.grad_fn for t in outputs if t.grad_fn is not None]
         seen = set(stack)
-        found: list[tuple[str, Captured, Seen]] = []
+        found: list[tuple[int, str, Captured, Seen]] = []
         while stack:
             node = stack.pop()
             for mark in _metadata(node).get(f"{self._key} calls", ()):
                 if mark.call is not None:
                     bare, kept = mark.call
                     edge = GradientEdge(node, mark.place)  # type: ignore[arg-type]
-                    found.append((mark.name, Captured(bare.input, bare.output, edge, bare.slope), kept))
+                    found.append(
+                        (mark.order, mark.name, Captured(bare.input, bare.output, edge, bare.slope), kept)
+                    )
             for child, _ in node.next_functions:  # type: ignore[union-attr]
                 if child is not None and child not in seen:
                     seen.add(child)
                     stack.append(child)
         taken: dict[str, list[Captured]] = {name: [] for name in self._layers}
         layers: dict[str, list[Seen]] = {name: [] for name in self._layers}
-        for name, call, kept in found:
+        for _, name, call, kept in sorted(found, key=lambda one: one[0]):
             taken[name].append(call)
             layers[name].append(kept)
         return {n: calls for n, calls in taken.items() if calls}, {n: c for n, c in layers.items() if c}
@@ -445,10 +466,15 @@ class Recorder:
     # --- which rows are samples -----------------------------------------------------------------------
 
     def _look(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], samples: int, names: list[str]
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        samples: int,
+        taken: Mapping[str, list[Captured]],
     ) -> None:
         """Finds, once a layer, which rows are samples, and whether its weight is used in its calls alone."""
-        unsure = [name for name in names if name in self._unsure]
+        unsure = [name for name in taken if name in self._unsure]
         if not unsure or samples < 2:
             return
         found = find_rows(
@@ -460,6 +486,7 @@ class Recorder:
             self._layers.select(unsure),
             self._parameters,
             self.dims,
+            {name: [call.output.shape for call in taken[name]] for name in unsure},
         )
         for name, one in found.items():
             if one.reason:

@@ -8,7 +8,7 @@ gradient.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from fisherlab.errors import InputError
 from fisherlab.layers import Layers, LayerView, Use
 from fisherlab.operators.inputs import OneHot
 from fisherlab.operators.patches import Patches
+
+_RAGGED = "some samples have more rows in it than others"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def find_rows(
     layers: Layers,
     parameters: Mapping[str, nn.Parameter],
     dims: Mapping[str, int],
+    shapes: Mapping[str, Sequence[torch.Size]],
 ) -> dict[str, Found]:
     """What two samples say of each layer that takes part; nothing is changed by it.
 
@@ -70,6 +73,7 @@ def find_rows(
         layers: to be looked at.
         parameters: of the model by name.
         dims: the dimension of each layer's inputs that is taken to count samples.
+        shapes: of each layer's outputs for all samples.
 
     Raises:
         InputError: where the module cannot be called with two samples.
@@ -93,8 +97,13 @@ def find_rows(
                     f"the {samples} samples, the model raises {type(error).__name__}: {error}; say which "
                     "dimension counts them by batch_dim={'layer name or glob': dimension}"
                 ) from error
-        for name in second:
+        for name in second if first else ():
             found[name] = _judged(left[name], first[name], second[name], dims[name])
+            rows = [use.output.shape for use in first[name].uses]
+            if _are_ragged(rows, shapes[name], found[name].dim, samples):
+                found[name] = Found(
+                    None, True, f"{_RAGGED}, as the shapes {_texts([*rows, *shapes[name]])} show"
+                )
     return found
 
 
@@ -161,15 +170,30 @@ def _column(output: Tensor, batch_dim: int, generator: torch.Generator) -> Tenso
 def _judged(view: LayerView, first: _Calls, second: _Calls, declared: int) -> Found:
     dims = [dim for dim in _dims(view, second, declared) if _is_alike(view, second, dim)]
     if not dims:
-        shapes = " and ".join(dict.fromkeys(str(list(use.output.shape)) for use in second.uses))
+        shapes = _texts([use.output.shape for use in second.uses])
         return Found(
             None, True, f"two samples give it outputs of shape {shapes}, none of whose dimensions counts them"
         )
-    dim = declared if declared in dims else dims[0]
+    # rows of different samples differ; where they do not, nothing was seen of this dimension
+    telling = [dim for dim in dims if not _is_alike(view, first, dim)]
+    dim = (telling or dims)[0]
     frozen = any(p not in first.by_parameter or first.by_parameter[p] is None for p in view.parameters)
     if not frozen and came_back(first.g, first.by_parameter) and not _is_of_weight(view, first, dim):
         return Found(dim, True, USED_ELSEWHERE)
-    return Found(dim, len(dims) == 1)
+    return Found(dim, bool(telling))
+
+
+def _are_ragged(
+    two: Sequence[torch.Size], every: Sequence[torch.Size], dim: int | None, samples: int
+) -> bool:
+    """Whether samples do not all have as many rows, from the shapes for two samples and for all."""
+    if dim is None or len(two) != len(every):
+        return False
+    return any(few[dim] * samples != 2 * many[dim] for few, many in zip(two, every, strict=True))
+
+
+def _texts(shapes: Iterable[torch.Size]) -> str:
+    return " and ".join(dict.fromkeys(str(list(shape)) for shape in shapes))
 
 
 def sample_dim(view: LayerView, declared: int) -> int:

@@ -1,0 +1,61 @@
+"""The identity behind a layer-wise rate, whatever F̂ is, from gradients of samples by plain autograd."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from optim.cases import weights
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fisherlab.optim import NaturalGradient
+
+EXACT = {"momentum": 0.0, "weight_decay": 0.0, "rate_damping": 0.0, "rate": "layerwise"}
+
+
+def assert_identity(
+    model: nn.Module,
+    optimizer: NaturalGradient,
+    x: Tensor,
+    y: Tensor,
+    step: Callable[[], Any] | None = None,
+    call: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """After one step v = (W − W')/lr has ⟨v, ∇h⟩ = (1/N) Σ_n ⟨v, ∇ℓ_n⟩², layer by layer.
+
+    Args:
+        model: before the step.
+        optimizer: made with `EXACT`.
+        x: inputs.
+        y: classes.
+        step: takes the step; None: the usual one.
+        call: the model's function; None: the model itself.
+    """
+    call = model if call is None else call
+    names, own = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
+
+    def gradient(inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        found = torch.autograd.grad(cross_entropy(call(inputs), targets), own, allow_unused=True)
+        return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, own, found, strict=True)}
+
+    whole = gradient(x, y)
+    single = [gradient(x[n : n + 1], y[n : n + 1]) for n in range(len(x))]
+    before = weights(model)
+    if step is None:
+        optimizer.zero_grad()
+        cross_entropy(call(x), y).backward()
+        optimizer.step()
+    else:
+        step()
+    after = weights(model)
+    moved = False
+    for name, view in optimizer._layers.items():
+        lr = optimizer._group_of[name]["lr"]
+        v = view.to_matrix({p: (before[p] - after[p]) / lr for p in view.parameters})
+        left = (v * view.to_matrix({p: whole[p] for p in view.parameters})).sum()
+        right = torch.stack(
+            [(v * view.to_matrix({p: one[p] for p in view.parameters})).sum().square() for one in single]
+        ).mean()
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-14, msg=lambda m, n=name: f"{n}: {m}")
+        moved = moved or bool(left > 1e-12)
+    assert moved

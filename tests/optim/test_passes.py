@@ -1,0 +1,618 @@
+"""Which passes count: those through which gradients of parameters arrive, whoever is called."""
+
+import gc
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from optim.cases import METHODS, Mean, assert_close, assert_same, batches, network, train, weights
+from optim.identity import EXACT, assert_identity
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from fisherlab.errors import InputError
+from fisherlab.optim import EKFAC, KFAC, LNGD, TKFAC, NaturalGradient, NGPlus, Preconditioner
+
+Attack = Callable[[nn.Module, NaturalGradient, Tensor, Tensor], None]
+
+
+# --- passes that are no part of a step ------------------------------------------------------------------
+
+
+def fgsm(model: nn.Module, optimizer: NaturalGradient, x: Tensor, y: Tensor) -> None:
+    """One pass for the gradient of the inputs alone."""
+    x = x.clone().requires_grad_()
+    torch.autograd.grad(cross_entropy(model(x), y), x)
+
+
+def pgd(model: nn.Module, optimizer: NaturalGradient, x: Tensor, y: Tensor) -> None:
+    for _ in range(3):
+        fgsm(model, optimizer, x, y)
+
+
+def fgsm_by_backward(model: nn.Module, optimizer: NaturalGradient, x: Tensor, y: Tensor) -> None:
+    """Gradients of parameters come too, and are thrown away."""
+    x = x.clone().requires_grad_()
+    cross_entropy(model(x), y).backward()
+    optimizer.zero_grad()
+
+
+def fgsm_cleared_by_the_model(model: nn.Module, optimizer: NaturalGradient, x: Tensor, y: Tensor) -> None:
+    x = x.clone().requires_grad_()
+    cross_entropy(model(x), y).backward()
+    model.zero_grad(set_to_none=False)
+
+
+def fgsm_cleared_by_hand(model: nn.Module, optimizer: NaturalGradient, x: Tensor, y: Tensor) -> None:
+    x = x.clone().requires_grad_()
+    cross_entropy(model(x), y).backward()
+    for p in model.parameters():
+        p.grad = None
+
+
+def saliency(model: nn.Module, optimizer: NaturalGradient, x: Tensor, y: Tensor) -> None:
+    """The gradient of one output by the inputs, of the same pass twice."""
+    x = x.clone().requires_grad_()
+    output = model(x)
+    torch.autograd.grad(output[:, 0].sum(), x, retain_graph=True)
+    torch.autograd.grad(output[:, 1].sum(), x)
+
+
+def features(model: nn.Module, optimizer: NaturalGradient, x: Tensor, y: Tensor) -> None:
+    """A pass with gradients that nobody asks for."""
+    model[:2](x)
+    model(x)
+
+
+def probe(model: nn.Module, optimizer: NaturalGradient, x: Tensor, y: Tensor) -> None:
+    """The gradients of parameters, asked for by themselves."""
+    torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
+
+
+ATTACKS: tuple[Attack, ...] = (
+    fgsm,
+    pgd,
+    fgsm_by_backward,
+    fgsm_cleared_by_the_model,
+    fgsm_cleared_by_hand,
+    saliency,
+    features,
+    probe,
+)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_passes_for_other_gradients_count_nothing(method, attack):
+    """To the bit, and in every step: N, statistics, rates and drawn labels are those of the real pass."""
+    due = {"statistics_every": 2, "inverse_every": 2}
+    model, usual = network("mlp"), network("mlp")
+    optimizer, reference = METHODS[method](model, **due), METHODS[method](usual, **due)
+    for x, y in batches("mlp", 4):
+        optimizer.zero_grad()
+        attack(model, optimizer, x, y)
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+    assert_same(weights(model), train(usual, reference, batches("mlp", 4)))
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd, saliency])
+def test_an_attack_between_the_forward_and_the_backward_pass(attack):
+    model = network("mlp")
+    [(x, y)] = batches("mlp")
+    optimizer = LNGD(model, **EXACT)
+
+    def step() -> None:
+        loss = cross_entropy(model(x), y)
+        attack(model, optimizer, x, y)
+        loss.backward()
+        optimizer.step()
+
+    assert_identity(model, optimizer, x, y, step)
+
+
+@pytest.mark.parametrize("make", [LNGD, NGPlus, EKFAC])
+def test_the_gradient_of_inputs_before_the_backward_pass_of_one_pass(make):
+    """autograd.grad with retain_graph, then backward: the pass counts once, with the second gradient."""
+    model = network("mlp")
+    [(x, y)] = batches("mlp")
+    optimizer = make(model, **EXACT)
+
+    def step() -> None:
+        inputs = x.clone().requires_grad_()
+        loss = cross_entropy(model(inputs), y)
+        torch.autograd.grad(3 * loss, inputs, retain_graph=True)
+        loss.backward()
+        optimizer.step()
+
+    assert_identity(model, optimizer, x, y, step)
+
+
+def test_adversarial_training_has_the_rate_of_its_own_samples():
+    """Each real pass is made of attacked inputs, the attack's graph still alive."""
+    model = network("cnn").eval()
+    [(x, y)] = batches("cnn")
+    optimizer = LNGD(model, **EXACT)
+    inputs = x.clone().requires_grad_()
+    kept = cross_entropy(model(inputs), y)
+    attacked = x + 0.1 * torch.autograd.grad(kept, inputs)[0].sign()
+    assert_identity(model, optimizer, attacked, y)
+
+
+# --- evaluation mode, and modules that are called themselves --------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mlp", "transformer", "sequences", "twice"])
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluation_mode_trains_as_training_mode(method, name):
+    """Without dropout and batch norm they are the same function."""
+    model, usual = network(name).eval(), network(name)
+    found = train(model, METHODS[method](model), batches(name, 3))
+    assert_close(found, train(usual, METHODS[method](usual), batches(name, 3)))
+
+
+@pytest.mark.parametrize("make", [KFAC, EKFAC, TKFAC, NGPlus, LNGD])
+def test_a_network_with_frozen_batch_norms_is_preconditioned(make):
+    """Fine-tuning in evaluation mode is no plain SGD, and the rate is that of the samples."""
+    model, usual = network("cnn").eval(), network("cnn").eval()
+    [(x, y)] = batches("cnn")
+    assert_identity(model, make(model, **EXACT), x, y)
+    sgd = torch.optim.SGD(usual.parameters(), lr=0.03)
+    train(usual, sgd, [(x, y)])
+    fixed = network("cnn").eval()
+    train(fixed, make(fixed, lr=0.03, momentum=0.0, weight_decay=0.0, rate="fixed"), [(x, y)])
+    for found, plain in zip(fixed[0].parameters(), usual[0].parameters(), strict=True):
+        assert not torch.allclose(found, plain, rtol=1e-6)
+
+
+def test_a_preconditioner_in_evaluation_mode():
+    model = network("cnn").eval()
+    [(x, y)] = batches("cnn")
+    preconditioner = Preconditioner(model, "kfac")
+    cross_entropy(model(x), y).backward()
+    before = [p.grad.clone() for p in model[0].parameters()]
+    preconditioner.step()
+    assert not any(torch.equal(p.grad, g) for p, g in zip(model[0].parameters(), before, strict=True))
+
+
+class Holder(nn.Module):
+    """Is never called itself: its training step calls what it holds."""
+
+    def __init__(self, name: str, cut: int | None = None) -> None:
+        super().__init__()
+        self.net = network(name)
+        self.cut = cut
+
+    def training_step(self, x: Tensor) -> Tensor:
+        if self.cut is None:
+            return self.net(x)
+        return self.net[self.cut :](self.net[: self.cut](x))
+
+
+class Pair(nn.Module):
+    """An encoder and a decoder, called one after the other, an activation between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
+        self.decoder = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(torch.tanh(self.encoder(x)))
+
+
+class Steps(nn.Module):
+    """A cell that a loop outside calls for every step, as recurrent code does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell, self.head = nn.Sequential(nn.Linear(12, 6), nn.Tanh()), nn.Linear(6, 3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros_like(x[:, 0])
+        for t in range(x.shape[1]):
+            h = self.cell(torch.cat([x[:, t], h], 1))
+        return self.head(h)
+
+
+CALLED: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Tensor], str]] = {
+    "self.net(x)": (lambda: Holder("mlp"), lambda m, x: m.net(x), "mlp"),
+    "one layer after the other": (lambda: Holder("mlp"), lambda m, x: _each(m.net, x), "mlp"),
+    "encoder, then decoder": (Pair, lambda m, x: Pair.forward(m, x), "mlp"),
+    "a loop over a cell": (Steps, lambda m, x: Steps.forward(m, x), "sequences"),
+}
+
+
+def _each(net: nn.Sequential, x: Tensor) -> Tensor:
+    for module in net:
+        x = module(x)
+    return x
+
+
+class Whole(nn.Module):
+    """The same function with one call of the root."""
+
+    def __init__(self, inner: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.call = inner, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.inner, x)
+
+
+@pytest.mark.parametrize("case", CALLED)
+@pytest.mark.parametrize("method", METHODS)
+def test_whoever_is_called(method, case):
+    """The steps are those of a call of the whole model: one pass, of the same samples, with its outputs."""
+    make, call, data = CALLED[case]
+    model, usual = make(), Whole(make(), call)
+    optimizer, reference = METHODS[method](model), METHODS[method](usual)
+    for x, y in batches(data, 3):
+        for one, output in ((optimizer, lambda x=x: call(model, x)), (reference, lambda x=x: usual(x))):
+            one.zero_grad()
+            cross_entropy(output(), y).backward()
+            one.step()
+    expected = {name.removeprefix("inner."): value for name, value in weights(usual).items()}
+    assert_close(weights(model), expected)
+
+
+@pytest.mark.parametrize("case", CALLED)
+def test_the_rate_whoever_is_called(case):
+    make, call, data = CALLED[case]
+    model = make()
+    [(x, y)] = batches(data)
+    assert_identity(model, LNGD(model, **EXACT), x, y, call=lambda inputs: call(model, inputs))
+
+
+def test_labels_are_not_drawn_from_the_middle_of_a_network():
+    """The encoder's output is no model output where the decoder is called with it."""
+    seen = {}
+
+    class Drawing(type(KFAC(nn.Linear(2, 2))._followed["likelihood"])):
+        def draw(self, outputs, draws, generator):
+            seen.setdefault("shapes", []).append(tuple(outputs.shape))
+            return super().draw(outputs, draws, generator)
+
+    model = Pair()
+    optimizer = KFAC(model, likelihood=Drawing())
+    [(x, y)] = batches("mlp")
+    cross_entropy(model.decoder(torch.tanh(model.encoder(x))), y).backward()
+    optimizer.step()
+    assert seen["shapes"][-1] == (8, 3)
+
+
+def test_modules_called_with_other_numbers_of_samples_are_refused():
+    """One after the other, the second with rows of several samples."""
+    model = Pair()
+    optimizer = LNGD(model)
+    x, y = torch.randn(4, 2, 6, dtype=torch.float64), torch.arange(8) % 3
+    with pytest.raises(InputError, match=r"with 4 and 8 samples.*call them inside one module's forward"):
+        cross_entropy(model.decoder(model.encoder(x).reshape(-1, 4)), y).backward()
+    assert optimizer.param_groups
+
+
+def test_a_second_model_that_shares_layers():
+    """Its passes are of the shared layers, with its own samples."""
+    model = network("mlp")
+    other = nn.Sequential(model[0], model[1], nn.Linear(5, 3).double())
+    [(x, y)] = batches("mlp")
+    optimizer = LNGD(model, **EXACT)
+    before = weights(model)
+    cross_entropy(other(x), y).backward()
+    optimizer.step()
+    after = weights(model)
+    view = optimizer._layers["0"]
+    v = view.to_matrix({p: (before[p] - after[p]) / 0.1 for p in view.parameters})
+    model.load_state_dict(before)
+    found = []
+    for n in (slice(None), *(slice(n, n + 1) for n in range(len(x)))):
+        grads = torch.autograd.grad(cross_entropy(other(x[n]), y[n]), [model[0].weight, model[0].bias])
+        found.append((v * view.to_matrix(dict(zip(view.parameters, grads, strict=True)))).sum())
+    torch.testing.assert_close(found[0], torch.stack(found[1:]).square().mean())
+
+
+def test_labels_of_layers_in_two_models_are_refused():
+    """With drawn labels one output has to be the model's."""
+    model = network("mlp")
+    other = nn.Sequential(model[0], model[1], nn.Linear(5, 3).double())
+    [(x, y)] = batches("mlp")
+    optimizer = KFAC(model)
+    train(model, optimizer, [(x, y)])
+    optimizer._follower.count = 10
+    optimizer.zero_grad()
+    with pytest.raises(InputError, match=r"passes that end in module.*use source='empirical'"):
+        cross_entropy(other(x), y).backward()
+
+
+# --- several backward passes ------------------------------------------------------------------------------
+
+
+def two_losses(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    output = model(x)
+    return cross_entropy(output, y), 0.1 * output.square().sum(1).mean()
+
+
+@pytest.mark.parametrize("method", ["lngd", "lngd-empirical", "kfac-empirical", "kfac-layerwise", "ngplus"])
+def test_two_backward_passes_of_one_forward_pass_are_refused(method):
+    """Where gradients of samples are looked at: they would be those of one loss only."""
+    model = network("mlp")
+    optimizer = METHODS[method](model)
+    before = weights(model)
+    first, second = two_losses(model, *batches("mlp")[0])
+    first.backward(retain_graph=True)
+    with pytest.raises(InputError, match=r"add the losses and call backward\(\) once"):
+        second.backward()
+    assert_same(weights(model), before)
+    assert optimizer.param_groups
+
+
+@pytest.mark.parametrize("method", ["kfac", "ekfac", "tkfac", "lngd-sample"])
+def test_two_backward_passes_are_their_sum_where_labels_are_drawn(method):
+    model, usual = network("mlp"), network("mlp")
+    optimizer, reference = METHODS[method](model), METHODS[method](usual)
+    for batch in batches("mlp", 3):
+        optimizer.zero_grad()
+        first, second = two_losses(model, *batch)
+        first.backward(retain_graph=True)
+        second.backward()
+        optimizer.step()
+        reference.zero_grad()
+        sum(two_losses(usual, *batch)).backward()
+        reference.step()
+    assert_close(weights(model), weights(usual))
+
+
+@pytest.mark.parametrize("method", ["kfac", "ekfac", "lngd-sample"])
+def test_gradients_by_task_put_together_by_hand(method):
+    """As methods of several tasks do: a backward pass a loss, cleared, and the sum given back."""
+    model, usual = network("mlp"), network("mlp")
+    optimizer, reference = METHODS[method](model), METHODS[method](usual)
+    for batch in batches("mlp", 2):
+        total = None
+        losses = two_losses(model, *batch)
+        for place, loss in enumerate(losses):
+            optimizer.zero_grad()
+            loss.backward(retain_graph=place == 0)
+            grads = [p.grad.clone() for p in model.parameters()]
+            total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
+        for p, g in zip(model.parameters(), total, strict=True):
+            p.grad = g
+        optimizer.step()
+        reference.zero_grad()
+        sum(two_losses(usual, *batch)).backward()
+        reference.step()
+    assert_close(weights(model), weights(usual))
+
+
+def test_a_pass_whose_statistics_are_gone_is_refused():
+    model = network("mlp")
+    optimizer = LNGD(model)
+    first, second = two_losses(model, *batches("mlp")[0])
+    first.backward(retain_graph=True)
+    optimizer.zero_grad()
+    with pytest.raises(InputError, match="run the forward pass again"):
+        second.backward()
+
+
+# --- one answer for one loss --------------------------------------------------------------------------------
+
+
+def penalty(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """A decay in the loss."""
+    return cross_entropy(model(x), y) + 0.1 * sum(p.square().sum() for p in model.parameters())
+
+
+def of_inputs(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """A penalty on the gradient by the inputs."""
+    x = x.clone().requires_grad_()
+    loss = cross_entropy(model(x), y)
+    [gradient] = torch.autograd.grad(loss, x, create_graph=True)
+    return loss + gradient.square().sum()
+
+
+def one_call(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """A residual with derivatives of the model in it."""
+    x = x.clone().requires_grad_()
+    [slope] = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    return (slope - 1).square().mean()
+
+
+def two_calls(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The same with values at a boundary."""
+    return one_call(model, x, y) + cross_entropy(model(x[:3]), y[:3])
+
+
+@pytest.mark.parametrize("loss", [penalty, of_inputs, one_call, two_calls])
+@pytest.mark.parametrize("since", ["the start", "some steps", "a loaded state"])
+def test_a_gradient_that_is_not_made_of_the_samples_parts_is_refused_in_every_step(since, loss):
+    model = network("mlp")
+    optimizer = LNGD(model)
+    if since != "the start":
+        train(model, optimizer, batches("mlp", 3))
+    if since == "a loaded state":
+        state = optimizer.state_dict()
+        optimizer = LNGD(model)
+        optimizer.load_state_dict(state)
+    before = weights(model)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(model, *batches("mlp")[0]).backward()
+        optimizer.step()
+
+    said = "not made of what came back to its output|not part of the pass that the gradient came through"
+    for _ in range(2):
+        with pytest.raises(InputError, match=said):
+            step()
+        assert_same(weights(model), before)
+
+
+@pytest.mark.parametrize("make", [NGPlus, lambda model: KFAC(model, source="empirical")])
+@pytest.mark.parametrize("loss", [of_inputs, one_call])
+def test_statistics_of_a_loss_with_derivatives_are_refused(loss, make):
+    model = network("mlp")
+    optimizer = make(model)
+
+    def step() -> None:
+        loss(model, *batches("mlp")[0]).backward()
+        optimizer.step()
+
+    said = "not made of what came back to its output|not part of the pass that the gradient came through"
+    with pytest.raises(InputError, match=said):
+        step()
+
+
+@pytest.mark.parametrize("loss", [penalty, of_inputs])
+def test_drawn_labels_do_not_ask_what_the_loss_is(loss):
+    model = network("mlp")
+    optimizer = KFAC(model)
+    before = weights(model)
+    for batch in batches("mlp", 2):
+        optimizer.zero_grad()
+        loss(model, *batch).backward()
+        optimizer.step()
+    assert not any(torch.equal(value, before[name]) for name, value in weights(model).items())
+
+
+def test_a_gradient_kept_from_the_step_before_is_refused():
+    """Without zero_grad() a step's gradient is not that of its batch."""
+    model, data = network("mlp"), batches("mlp", 2)
+    optimizer = LNGD(model)
+    train(model, optimizer, data[:1])
+    cross_entropy(model(data[1][0]), data[1][1]).backward()
+    with pytest.raises(InputError, match="kept from an earlier backward pass"):
+        optimizer.step()
+
+
+# --- no optimizer without statistics -----------------------------------------------------------------------
+
+
+class Direct(nn.Module):
+    """Uses the weight of a layer without calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(x @ self.layer.weight.T + self.layer.bias))
+
+
+class Reentrant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(6, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(checkpoint(self.inner, self.first(x), use_reentrant=True).tanh())
+
+
+class Bare(nn.Module):
+    """An attention module that is called by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.last = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.last(self.attention(x, x, x)[0].mean(1))
+
+
+UNSEEN = {
+    "its weight is used outside the module": (Direct, lambda m, x: m(x), "mlp"),
+    "use_reentrant=False": (Reentrant, lambda m, x: m(x), "mlp"),
+    "its attention module was called by itself": (Bare, lambda m, x: m.encode(x), "transformer"),
+}
+
+
+@pytest.mark.parametrize("why", UNSEEN)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_without_statistics_is_refused_with_the_cause(method, why):
+    make, call, data = UNSEEN[why]
+    torch.manual_seed(0)
+    model = make().double()
+    optimizer, before = METHODS[method](model), weights(model)
+    [(x, y)] = batches(data)
+
+    def step() -> None:
+        cross_entropy(call(model, x), y).backward()
+        optimizer.step()
+
+    with pytest.raises(InputError, match=why):
+        step()
+    assert_same(weights(model), before)
+
+
+def test_a_layer_whose_module_is_replaced_later_is_refused():
+    model, data = network("mlp"), batches("mlp", 2)
+    optimizer = KFAC(model, statistics_every=1)
+    train(model, optimizer, data[:1])
+    first = model[0]
+    model[0] = nn.Identity()
+    model.forward = lambda x: model[1:](nn.functional.linear(x, first.weight, first.bias))
+    with pytest.raises(InputError, match="layer '0' has a gradient, but nothing to make its statistics of"):
+        train(model, optimizer, data[1:])
+
+
+def test_a_layer_that_thaws_is_named_once():
+    model, data = network("mlp"), batches("mlp", 4)
+    model[0].requires_grad_(False)
+    optimizer = KFAC(model)
+    with warnings.catch_warnings(action="error"):
+        train(model, optimizer, data[:1])
+    model[0].requires_grad_(True)
+    with pytest.warns(
+        UserWarning, match=r"0\.bias, 0\.weight had requires_grad=False.*after they are thawed"
+    ):
+        train(model, optimizer, data[1:2])
+    with warnings.catch_warnings(action="error"):
+        train(model, optimizer, data[2:])
+
+
+class Trunk(nn.Module):
+    """Dropout and batch norm: evaluation mode is another function, with its own passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_passes_of_both_modes_take_turns(method):
+    """A validation pass with gradients between steps changes nothing."""
+    torch.manual_seed(0)
+    model, usual = Trunk().double(), Trunk().double()
+    usual.load_state_dict(model.state_dict())
+    optimizer, reference = METHODS[method](model.net), METHODS[method](usual.net)
+    for step, (x, y) in enumerate(batches("mlp", 3)):
+        for net, one, look in ((model.net, optimizer, True), (usual.net, reference, False)):
+            torch.manual_seed(step)
+            one.zero_grad()
+            cross_entropy(net(x), y).backward()
+            one.step()
+            if look:
+                kept = net.eval()(x)
+                net.train()
+                del kept
+    gc.collect()
+    assert_same(weights(model), weights(usual))
+
+
+def test_a_mean_over_positions_is_no_second_count():
+    """A layer called for every position of a loop has N samples, not N a call."""
+    model = Steps()
+    [(x, y)] = batches("sequences")
+    optimizer = LNGD(model, **EXACT, source="empirical")
+    assert_identity(model, optimizer, x, y, call=lambda inputs: Steps.forward(model, inputs))
+    assert isinstance(Mean()(x), Tensor)

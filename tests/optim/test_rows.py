@@ -1,0 +1,302 @@
+"""Which rows of a layer are samples: found in the first step, declared, or refused."""
+
+import pytest
+import torch
+from optim.cases import METHODS, Mean, assert_close, assert_same, batches, train, weights
+from optim.identity import EXACT, assert_identity
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import fisherlab as fl
+from fisherlab.errors import InputError
+from fisherlab.optim import KFAC, LNGD, NGPlus
+
+SIZE, CLASSES = 6, 3
+
+
+class SequenceFirst(nn.Module):
+    """Turns [n, t, d] to [t, n, d], runs what is inside, and takes the mean over t."""
+
+    def __init__(self, *inside: nn.Module) -> None:
+        super().__init__()
+        self.inside, self.last = nn.Sequential(*inside), nn.Linear(SIZE, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inside(x.transpose(0, 1)).mean(0))
+
+
+class Recurrence(nn.Module):
+    """A hand-written recurrence over [t, n, d]: every step sees [n, d]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.state, self.last = (nn.Linear(SIZE, SIZE) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros_like(x[0])
+        for inputs in self.inner(x):
+            h = torch.tanh(inputs + self.state(h))
+        return self.last(h.expand_as(x)) + x
+
+
+class Half(nn.Module):
+    """The weight frozen: the block is of the bias alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(SIZE, SIZE)
+        self.layer.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).tanh() * x
+
+
+class Attention(nn.Module):
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(SIZE, 2, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0]
+
+
+def encoder(**options) -> nn.Module:
+    return nn.TransformerEncoderLayer(SIZE, 2, 8, dropout=0.0, **options)
+
+
+INSIDE = {
+    "linear layers": lambda: (nn.Linear(SIZE, SIZE), nn.Tanh(), nn.Linear(SIZE, SIZE)),
+    "an encoder layer": lambda: (encoder(),),
+    "an encoder layer, norm first": lambda: (encoder(norm_first=True),),
+    "attention": lambda: (Attention(),),
+    "a recurrence": lambda: (Recurrence(),),
+    "a bias alone": lambda: (Half(), nn.Linear(SIZE, SIZE)),
+}
+
+
+def sequences(samples: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, length, SIZE, generator=generator, dtype=torch.float64)
+    return x, torch.randint(CLASSES, (samples,), generator=generator)
+
+
+def sequence_first(inside: str) -> nn.Module:
+    torch.manual_seed(0)
+    return SequenceFirst(*INSIDE[inside]()).double()
+
+
+@pytest.mark.parametrize("length", [4, 8, 2, 3, 1])
+@pytest.mark.parametrize("inside", INSIDE)
+def test_sequence_first_code_inside_a_model_of_samples(inside, length):
+    """T equal to N, a multiple, a divisor, none of these, and one."""
+    model = sequence_first(inside)
+    assert_identity(model, LNGD(model, **EXACT), *sequences(4, length))
+
+
+@pytest.mark.parametrize("make", [KFAC, NGPlus, fl.optim.EKFAC, fl.optim.TKFAC])
+def test_sequence_first_code_with_every_method(make):
+    model = sequence_first("an encoder layer")
+    assert_identity(model, make(model, **EXACT), *sequences(4, 8))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "lngd-draws"])
+@pytest.mark.parametrize("inside", ["linear layers", "a recurrence"])
+def test_sequence_first_code_trains_as_samples_first_code(inside, method):
+    """To the last digits: the same function, turned back and forth, in some steps."""
+
+    class Turned(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.module(x.transpose(0, 1)).transpose(0, 1)
+
+    model = sequence_first("linear layers")
+    usual = nn.Sequential(
+        nn.Linear(SIZE, SIZE), nn.Tanh(), nn.Linear(SIZE, SIZE), Mean(), nn.Linear(SIZE, CLASSES)
+    )
+    for p, q in zip(usual.double().parameters(), model.parameters(), strict=True):
+        p.data.copy_(q.data)
+    data = [sequences(4, 8, seed) for seed in range(3)]
+    found = train(model, METHODS[method](model), data)
+    expected = train(usual, METHODS[method](usual), data)
+    assert_close(dict(enumerate(found.values())), dict(enumerate(expected.values())), 1e-9)
+
+
+class Flattened(nn.Module):
+    """Rows of all samples at one time, time after time: no dimension counts samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.layer(x.transpose(0, 1).reshape(-1, SIZE)).tanh()
+        return self.last(rows.view(x.shape[1], x.shape[0], SIZE).mean(0))
+
+
+class Queries(Flattened):
+    """A learned table that is the same for all samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(4, SIZE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((x * self.layer(self.queries).mean(0)).mean(1))
+
+
+class Ragged(Flattened):
+    """An expert that sees some rows of some samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, SIZE)
+        chosen = rows[:, 0] > 0
+        out = torch.zeros_like(rows)
+        out[chosen] = self.layer(rows[chosen]).tanh()
+        return self.last(out.view_as(x).mean(1))
+
+
+@pytest.mark.parametrize("make", [Flattened, Queries, Ragged])
+@pytest.mark.parametrize("method", ["lngd", "kfac", "ngplus"])
+def test_rows_that_are_no_samples_are_refused(method, make):
+    torch.manual_seed(0)
+    model = make().double()
+    optimizer, before = METHODS[method](model), weights(model)
+    x, y = sequences(4, 4)
+    with pytest.raises(InputError, match=r"layer 'layer': .*exclude=\('layer',\)"):
+        cross_entropy(model(x), y).backward()
+    assert_same(weights(model), before)
+    del optimizer
+    left = METHODS[method](model, exclude=["layer"])
+    train(model, left, [(x, y)])
+
+
+def test_rows_that_the_user_declares_are_taken_as_they_are():
+    """By layer; the model's own dimension stands under the empty name."""
+
+    class Told(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.last = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[0] != 4:
+                raise ValueError("only for four")
+            return self.last(self.layer(x.transpose(0, 1)).tanh().mean(0))
+
+    torch.manual_seed(0)
+    x, y = sequences(4, 8)
+    model = Told().double()
+    untold = LNGD(model, **EXACT)
+    with pytest.raises(InputError, match="the model raises ValueError: only for four; say which"):
+        model(x)
+    del untold
+    told = LNGD(model, **EXACT, batch_dim={"layer": 1, "last": 0})
+    usual = sequence_first("linear layers")
+    usual.inside = nn.Sequential(model.layer, nn.Tanh())
+    usual.last = model.last
+    state = {name: p.clone() for name, p in model.state_dict().items()}
+    train(model, told, [(x, y)])
+    found = weights(model)
+    model.load_state_dict(state)
+    del told
+    train(usual, LNGD(usual, **EXACT), [(x, y)])
+    assert_close(weights(model), found)
+
+
+def test_a_model_of_sequences_first_is_declared():
+    model = nn.Sequential(nn.Linear(SIZE, SIZE), nn.Tanh(), Turning(), nn.Linear(SIZE, CLASSES)).double()
+    x, y = sequences(4, 5)
+    optimizer = LNGD(model, **EXACT, batch_dim=1)
+    optimizer.zero_grad()
+    cross_entropy(model(x.transpose(0, 1)), y).backward()
+    optimizer.step()
+    assert optimizer.rates()["rate"].gt(0).all()
+
+
+class Turning(nn.Module):
+    """[t, n, d] to [n, d]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(0)
+
+
+@pytest.mark.parametrize("wrong", [-1, 0.5, True, "1", {"0": -1}, {"nowhere": 1}, {0: 1}, None])
+def test_a_batch_dim_that_is_none(wrong):
+    with pytest.raises(InputError, match=r"batch_dim|unknown layer"):
+        LNGD(nn.Linear(3, 2), batch_dim=wrong)
+
+
+class Normed(nn.Module):
+    """Batch norm mixes the samples of a batch in training; a loss of pairs mixes them too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(SIZE, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x)).relu())
+
+
+class Scalar(nn.Module):
+    """Gives the loss itself, and runs its layers over [t, n, d]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = sequence_first("an encoder layer")
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(self.net(x), y)
+
+
+def test_a_model_that_gives_its_loss():
+    model = Scalar()
+    x, y = sequences(4, 4)
+    optimizer = LNGD(model, **EXACT)
+
+    def step() -> None:
+        model(x, y).backward()
+        optimizer.step()
+
+    assert_identity(model, optimizer, x, y, step, model.net)
+
+
+def test_what_the_look_leaves_behind():
+    """Buffers, modes, random state and gradients are as after a plain pass."""
+    torch.manual_seed(0)
+    model, usual = Normed(), Normed()
+    usual.load_state_dict(model.state_dict())
+    x = torch.randn(5, SIZE)
+    optimizer = LNGD(model)
+    for net in (model, usual):
+        torch.manual_seed(1)
+        net(x)
+        net.drawn = torch.rand(2)
+    assert torch.equal(model.drawn, usual.drawn)
+    for found, expected in zip(model.buffers(), usual.buffers(), strict=True):
+        assert torch.equal(found, expected)
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training
+    assert model.norm.training
+    assert optimizer.param_groups
+
+
+def test_a_look_costs_two_samples_in_the_first_step_only():
+    model, rows = Normed().double(), []
+    model.first.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    data = batches("mlp", 3)
+    train(model, LNGD(model), data)
+    assert rows.count(8) == 3
+    assert 0 < rows.count(2) <= 4
+    assert rows[-2:] == [8, 8]
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_small_first_batches(samples):
+    """One sample tells nothing, and needs to tell nothing; the look comes with the first batch of two."""
+    model = sequence_first("an encoder layer")
+    optimizer = LNGD(model, **EXACT)
+    train(model, optimizer, [sequences(1, 4, 7)] * 2)
+    assert_identity(model, optimizer, *sequences(samples, 4))
