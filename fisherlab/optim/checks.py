@@ -49,6 +49,11 @@ def check_model(model: Any) -> nn.Module:
             raise InputError(f"parameter {name!r} is complex; split it into real and imaginary parts")
         if hasattr(parameter, "full_tensor"):
             raise InputError(f"parameter {name!r} is a DTensor; {_WHOLE}")
+        if parameter.dtype == torch.float16:
+            raise InputError(
+                f"parameter {name!r} is in float16, which has too few digits for statistics and steps; use "
+                "bfloat16, or float32 weights under torch.autocast"
+            )
         if parameter.layout != torch.strided:
             raise InputError(f"parameter {name!r} is sparse; make it dense")
     return model

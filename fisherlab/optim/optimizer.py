@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -117,6 +118,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self._method = f"{method.name}/{kind}"
         self._blocks = {name: Block(view, method, kind) for name, view in layers.items()}
         other_lr = lr if other_lr is None else other_lr
+        _ready_torch()
         super().__init__(grouped(model, layers, groups, settings, other_lr), settings)
         self._find_groups()
         for name in layers:
@@ -423,6 +425,16 @@ class NaturalGradient(torch.optim.Optimizer):
         conditions = [block.condition for block in self._blocks.values()]
         table.insert(list(table).index("direction_norm"), "condition", conditions)
         return table
+
+
+@cache
+def _ready_torch() -> None:
+    """Makes an optimizer once for nothing.
+
+    The first call of `add_param_group` imports torch's compiler, which leaves that call's frame, and with it the
+    optimizer and its hooks, in a reference cycle.
+    """
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
 
 
 def _read(values: Sequence[Tensor | float]) -> list[float]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fisherlab.errors import unknown
+from fisherlab.errors import known_name
 from fisherlab.optim.methods import EKFAC, KFAC, LNGD, TKFAC, NGPlus
 
 METHODS = {"lngd": LNGD, "kfac": KFAC, "ekfac": EKFAC, "tkfac": TKFAC, "ngplus": NGPlus}
@@ -30,9 +30,9 @@ class Preconditioner:
     """
 
     def __init__(self, model: nn.Module, method: str = "kfac", **options: Any) -> None:
-        if method not in METHODS:
-            raise unknown("method", method, METHODS)
-        self._optimizer = METHODS[method](model, **{"rate": "fixed", **options})
+        self._optimizer = METHODS[known_name("method", method, METHODS)](
+            model, **{"rate": "fixed", **options}
+        )
 
     @torch.no_grad()
     def step(self) -> None:
