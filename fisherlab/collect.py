@@ -31,7 +31,7 @@ from fisherlab.draws import Generators, normal
 from fisherlab.errors import InputError
 from fisherlab.layers import Activation, Layers, LayerView, Use, find_activations
 from fisherlab.likelihoods import Likelihood, label_columns
-from fisherlab.look import Look, Looker
+from fisherlab.look import Look, Looker, moves_rows
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.patches import Patches
 from fisherlab.progress import Progress, bar
@@ -39,7 +39,7 @@ from fisherlab.refusals import require_finite, require_finite_weights
 from fisherlab.rows import SampleGradients
 from fisherlab.sizes import LABEL_KINDS, LAYERWISE_COLUMNS, Needs, Sizes
 
-_FIRST, _MORE, _MOST = 2, 8, 64  # samples of the first look, of another, and where too little came back
+_FIRST, _MORE, _MOST = 2, 32, 64  # samples of the first look, of another, and where too little came back
 _LOOK_BYTES = 2**28
 
 
@@ -201,6 +201,8 @@ class Collector:
         seen, outputs = self._forward(inputs, index)
         if targets is not None:
             self.likelihood.check(outputs, targets)
+        if self._moving and samples > 1:
+            self._looker.require_right(self._captured, seen, outputs, index)
         given = {name: self._given(name, inputs, seen.get(name, []), samples, start) for name in needs}
         self._layerwise(given, needs, seen, outputs, generators, samples)
         yield {name: batch.part(batch.g, True) for name, batch in given.items()}
@@ -377,6 +379,7 @@ class Collector:
             first = looks[0]
             settled = self._looker.settle(self.layers, looks)
             self._sure = first.samples > 1
+            self._moving = any(moves_rows(look.outputs) for look in looks)
             self._looked_at = first.inputs, first.column
             self.leave_out(settled.left_out, stacklevel=5)
             self.layers = self.layers.read_as(settled.views, settled.remarks)

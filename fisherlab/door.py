@@ -36,6 +36,7 @@ def why_not(
     by_parameter: Mapping[str, Tensor | None],
     samples: int,
     batch_dim: int,
+    silent: Tensor | None = None,
 ) -> str:
     """Why a layer's (a, g) do not give the gradient of its parameters, or an empty text where they do.
 
@@ -46,10 +47,11 @@ def why_not(
         calls: its calls in a forward pass of a few samples.
         other: those of the same pass with sample 0 replaced by sample 1; None leaves this test out.
         gradients: for each call what a column u at the model's outputs gives at the call's output (None
-            without a path); u is random, and zero for the first half of the samples.
+            without a path); u is random, and zero for some samples.
         by_parameter: what the same backward gives for the view's parameters, by their full names.
         samples: how many.
         batch_dim: the dimension that counts samples.
+        silent: the samples for which u is zero, a bool [samples]; None: the first half of them.
     """
     if not calls:
         return "its module is not called"
@@ -69,7 +71,8 @@ def why_not(
         return NOT_ONE_SAMPLE
     largest = float(g.abs().max()) if g.numel() else 0.0
     tolerance = 1e3 * torch.finfo(g.dtype).eps
-    if samples > 1 and float(g[: samples // 2].abs().max()) > tolerance * largest:
+    quiet = g[: samples // 2] if silent is None else g[silent]
+    if quiet.numel() and float(quiet.abs().max()) > tolerance * largest:
         return MIXED
     expected = view.to_matrix({name: _dense(view, name, by_parameter[name]) for name in view.parameters})
     return "" if agree(view, a, g, expected) else USED_ELSEWHERE

@@ -5,6 +5,7 @@ dimension that counts samples; else, where its calls do not depend on the sample
 over them; else by its parameters' gradients, sample by sample; and else it is left out.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from fisherlab.capture import Seen, capture
 from fisherlab.data import ModelInputs, each, outputs_of_model
 from fisherlab.door import came_back, why_not
+from fisherlab.errors import InputError
 from fisherlab.layers import LayerView
 from fisherlab.refusals import (
+    node_names,
     require_finite,
     require_no_reentrant_checkpoint,
     require_own_outputs,
@@ -24,6 +27,9 @@ from fisherlab.refusals import (
 from fisherlab.rows import SampleGradients
 
 _SEED = 20240229
+
+_MOVING = re.compile("^(Index|Gather|Scatter|Masked(Scatter|Select)|Sort|Take|PackPadded)")
+_PLAIN = re.compile(r"(Backward\d+|^torch::autograd::\w+|AccumulateGrad|CppFunction)$")
 
 UNCHECKED = (
     "no gradient came back to it in the first {samples} samples, so its inputs and gradients could not be "
@@ -132,18 +138,54 @@ class Looker:
         if swap and samples > 1:
             swapped, other = self._forward(layers, each(inputs, self._second_twice), samples)
             require_own_outputs(layers, (outputs, seen), (swapped, other), samples, self.batch_dim)
-        column = _column(outputs, samples)
+        silent = torch.arange(samples, device="cpu") < samples // 2
+        column = _column(outputs, silent, 0)
+        at_calls, by_parameter = self._backward(layers, seen, outputs, column, keep=False)
+        return Look(inputs, samples, column, outputs, seen, other, at_calls, by_parameter)
+
+    def require_right(
+        self, layers: Mapping[str, LayerView], seen: Mapping[str, list[Seen]], outputs: Tensor, index: int
+    ) -> None:
+        """Looks at a whole batch, for models that move rows about; its graph is kept.
+
+        Raises:
+            InputError: where a layer's view is not right for this batch; names it.
+        """
+        generator = torch.Generator().manual_seed(_SEED + index)
+        silent = torch.rand(len(outputs), generator=generator, device="cpu") < 0.5
+        column = _column(outputs, silent, index)
+        at_calls, by_parameter = self._backward(layers, seen, outputs, column, keep=True)
+        silent = silent.to(outputs.device)
+        for name, view in layers.items():
+            own = {parameter: by_parameter[parameter] for parameter in view.parameters}
+            given = view, seen[name], None, at_calls[name], own, len(outputs), self.batch_dim
+            reason = why_not(*given, silent=silent)
+            if reason:
+                raise InputError(
+                    f"layer {name!r} was right for the first samples and is not in batch {index}: {reason}; "
+                    "leave it out with layers= or exclude="
+                )
+
+    def _backward(
+        self,
+        layers: Mapping[str, LayerView],
+        seen: Mapping[str, list[Seen]],
+        outputs: Tensor,
+        column: Tensor,
+        *,
+        keep: bool,
+    ) -> tuple[dict[str, list[Tensor | None]], dict[str, Tensor | None]]:
+        """What a column gives at each layer's calls, and at the parameters, by full name."""
         names = dict.fromkeys(name for view in layers.values() for name in view.parameters)
         own = dict(self.model.named_parameters())
         places: list[Any] = [call.edge for name in layers for call in seen[name]]
         places += [own[name] for name in names]
         found: Sequence[Tensor | None] = [None] * len(places)
-        if outputs.requires_grad:
-            found = torch.autograd.grad(outputs, places, column, allow_unused=True)
+        if outputs.requires_grad and places:
+            found = torch.autograd.grad(outputs, places, column, retain_graph=keep, allow_unused=True)
         gradients = iter(found)
         at_calls = {name: [next(gradients) for _ in seen[name]] for name in layers}
-        by_parameter = dict(zip(names, gradients, strict=True))
-        return Look(inputs, samples, column, outputs, seen, other, at_calls, by_parameter)
+        return at_calls, dict(zip(names, gradients, strict=True))
 
     def settle(self, layers: Mapping[str, LayerView], looks: Sequence[Look]) -> Settled:
         """How each layer is to be read, from looks at few and at more samples with the layers as declared."""
@@ -269,12 +311,20 @@ def _in_order(layers: Mapping[str, LayerView], look: Look) -> list[str]:
     return sorted(layers, key=place)
 
 
-def _column(outputs: Tensor, samples: int) -> Tensor:
-    """A random column, zero for the first half of the samples; from a generator of its own."""
-    generator = torch.Generator().manual_seed(_SEED)
-    column = torch.randn(outputs.shape, generator=generator, device="cpu").to(outputs)
-    column[: samples // 2] = 0
-    return column
+def _column(outputs: Tensor, silent: Tensor, number: int) -> Tensor:
+    """A random column, zero for the silent samples; from a generator of its own."""
+    generator = torch.Generator().manual_seed(_SEED + number)
+    column = torch.randn(outputs.shape, generator=generator, device="cpu")
+    column[silent] = 0
+    return column.to(outputs)
+
+
+def moves_rows(outputs: Tensor) -> bool:
+    """Whether the model picks rows by index, sorts or scatters them, or hides what it does from the graph.
+
+    Which rows belong to which sample may then depend on the data.
+    """
+    return any(_MOVING.search(name) or not _PLAIN.search(name) for name in node_names(outputs))
 
 
 def _is_constant(name: str, looks: Sequence[Look]) -> bool:

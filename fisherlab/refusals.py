@@ -81,20 +81,25 @@ def require_own_outputs(
 
 def require_no_reentrant_checkpoint(outputs: Tensor) -> None:
     """Refuse a model with reentrant activation checkpointing, found in its graph (`InputError`)."""
-    seen: set[Any] = {outputs.grad_fn}
-    stack = [outputs.grad_fn]
+    if "CheckpointFunctionBackward" in node_names(outputs):
+        raise InputError(
+            "the model uses reentrant activation checkpointing, which hides its layers; call "
+            "torch.utils.checkpoint.checkpoint with use_reentrant=False"
+        )
+
+
+def node_names(outputs: Tensor) -> set[str]:
+    """The names of all nodes of a graph."""
+    names, seen, stack = set(), {outputs.grad_fn, None}, [outputs.grad_fn]
     while stack:
-        node = stack.pop()
+        node: Any = stack.pop()
         if node is None:
             continue
-        if node.name() == "CheckpointFunctionBackward":
-            raise InputError(
-                "the model uses reentrant activation checkpointing, which hides its layers; call "
-                "torch.utils.checkpoint.checkpoint with use_reentrant=False"
-            )
+        names.add(node.name())
         new = {child for child, _ in node.next_functions} - seen
         seen |= new
         stack += new
+    return names
 
 
 def require_finite(outputs: Tensor, seen: Mapping[str, list[Seen]], index: int) -> None:

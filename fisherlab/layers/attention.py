@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fisherlab.errors import InputError
-
 PARTS = ("q", "k", "v")
 
 Record = Callable[[nn.Module, str, Tensor, Tensor], None]
@@ -55,8 +53,9 @@ def _forward(
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """The arguments and the result of `nn.MultiheadAttention.forward`."""
-    if query.dim() != 3:
-        raise InputError("nn.MultiheadAttention is analysed with batches; give its inputs three dimensions")
+    if query.dim() != 3:  # one sample alone: its projections are then not seen
+        given = query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+        return type(module).forward(module, *given)
     projected = []
     for part, x in zip(PARTS, (query, key, value), strict=True):
         projected.append(_project(module, part, x))
