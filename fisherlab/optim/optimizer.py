@@ -1,5 +1,6 @@
 """The base of all optimizers here: an approximation, a damping, a step rule and momentum."""
 
+import gc
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -429,12 +430,13 @@ class NaturalGradient(torch.optim.Optimizer):
 
 @cache
 def _ready_torch() -> None:
-    """Makes an optimizer once for nothing.
+    """Makes an optimizer for nothing, once, and clears up behind it.
 
-    The first call of `add_param_group` imports torch's compiler, which leaves that call's frame, and with it the
-    optimizer and its hooks, in a reference cycle.
+    The first optimizer of a process imports torch's compiler, which leaves the frames of that call, and what
+    they hold, in a reference cycle.
     """
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    gc.collect()
 
 
 def _read(values: Sequence[Tensor | float]) -> list[float]:
