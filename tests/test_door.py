@@ -3,21 +3,25 @@
 Every block is compared with the gradients of single samples by plain autograd, in float64.
 """
 
+import json
 import warnings
 from collections.abc import Callable
 
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import fisherlab as fl
 from fisherlab.approximations import registered
+from fisherlab.cli import main
 from fisherlab.collect import Collector
 from fisherlab.errors import InputError, NotSupportedError
 from fisherlab.likelihoods import as_likelihood
+from fisherlab.rows import SampleGradients
 
 N, T, D = 6, 4, 5
 
@@ -867,3 +871,155 @@ def test_nothing_of_the_model_changes():
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
     assert model(IDS).shape == (N, 3)
+
+
+MODELS = """
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(7, 5), nn.Embedding(4, 5)
+        self.enc, self.head, self.spare = nn.Linear(5, 4), nn.Linear(5, 3), nn.Linear(2, 2)
+
+    def forward(self, x):
+        h = self.tokens(x) + self.places(torch.arange(x.shape[1]))
+        return self.head(functional.linear(self.enc(h).tanh(), self.enc.weight.T).mean(1))
+
+
+def build():
+    torch.manual_seed(0)
+    return Model(), (torch.randint(7, (16, 4)), torch.arange(16) % 3), "categorical"
+"""
+
+
+def test_the_command_line_says_what_was_not_measured(tmp_path, monkeypatch):
+    (tmp_path / "odd_models.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    warnings.simplefilter("default")  # as of a fresh process
+    done = CliRunner().invoke(main, ["compare", "--model", "odd_models:build", "--out", "run", "-v"])
+    assert done.exit_code == 0, done.output
+    assert "plan: layer enc: per-sample" in done.stderr
+    assert "made of the samples' gradients" in done.stderr
+    assert "not measured: layer 'spare': it takes no part in the forward pass" in done.stderr
+    assert "not measured: spare: it takes no part" in " ".join(done.stdout.split())
+    coverage = pd.read_csv(tmp_path / "run" / "coverage.csv").set_index("parameter")
+    assert not coverage.loc["spare.weight", "covered"]
+    assert coverage.loc["spare.weight", "reason"].startswith("it takes no part")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert list(summary["not_measured"]) == ["spare"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "it takes no part in the forward pass" in page
+    records = pd.read_csv(tmp_path / "run" / "records.csv")
+    rows = records[records["target"] == "predictive"].set_index(["layer", "approximation"])
+    assert pd.isna(rows.loc[("enc", "kfac"), "scaled_error"])
+    assert rows.loc[("places", "kfac"), "scaled_error"] > 0
+
+
+# --- rows that are moved about, and other odd calls -----------------------------------------------------
+
+
+class Sorted(nn.Module):
+    """Rows sorted by a length before a layer, and put back behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(D, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].round().argsort(stable=True)
+        return self.head(self.inner(x[order]).tanh()[order.argsort()])
+
+
+def test_rows_that_are_sorted_and_put_back():
+    check(Sorted(), X)
+    assert kinds(Sorted().double(), X)["inner"] == "gradients"
+
+
+def test_rows_that_are_moved_only_among_later_samples_are_refused():
+    x = torch.randn(100, D).double()
+    x[:70, 0] = 0
+    model = Sorted().double()
+    with pytest.raises(
+        InputError, match="layer 'inner' was right for the first samples and is not in batch 0"
+    ):
+        fl.exact_fisher(model, (x, None), "gaussian")
+    F = fl.exact_fisher(model, (x, None), "gaussian", method="per-sample")["inner"]
+    assert agree(F.dense(), block(model, x, "gaussian", "inner"))
+
+
+def test_pairs_of_a_sample_one_half_after_the_other():
+    class Siamese(Sorted):
+        def forward(self, x: Tensor) -> Tensor:
+            one, other = self.inner(torch.cat([x, -x])).tanh().chunk(2)
+            return self.head(one * other)
+
+    check(Siamese(), X)
+
+
+def test_a_layer_called_sample_by_sample():
+    class Loop(Sorted):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.head(self.inner(row).tanh()) for row in x])
+
+    check(Loop(), X)
+
+
+def test_an_encoder_that_sees_learned_prototypes_too():
+    class Prototypes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enc, self.prototypes = nn.Linear(D, 4), nn.Parameter(torch.randn(3, D))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return -(self.enc(x)[:, None] - self.enc(self.prototypes)).square().sum(-1)
+
+    check(Prototypes(), X)
+
+
+def test_attention_without_a_batch_is_measured_by_gradients():
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(4, 2), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.stack([self.attention(s, s, s)[0].mean(0) for s in x]))
+
+    model, x = Single().double(), torch.randn(N, T, 4).double()
+    found, expected = (
+        fl.exact_fisher(model, (x, None), "gaussian", method=m) for m in ("auto", "per-sample")
+    )
+    assert list(found) == [*(f"attention.{part}" for part in ("q", "k", "v", "out_proj")), "head"]
+    for name in found:
+        assert agree(found[name].dense(), expected[name].dense())
+    assert agree(found["head"].dense(), block(model, x, "gaussian", "head"))
+
+
+@pytest.mark.parametrize("made", [Tied, NeverCalled], ids=["tied", "never called"])
+def test_samples_in_the_second_dimension_of_the_data(made):
+    class Second(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = made()
+
+        def forward(self, x: Tensor) -> Tensor:  # [2, n, d]
+            return self.inner(x[0] * x[1])
+
+    model, x = Second().double(), torch.randn(2, N, D).double()
+    found = fl.exact_fisher(model, (x, None), "gaussian", batch_dim=1)
+    for name in found:
+        expected = block(model.inner, x[0] * x[1], "gaussian", name.removeprefix("inner."))
+        assert agree(found[name].dense(), expected)
+
+
+def test_where_vmap_gives_other_gradients_single_samples_are_taken(monkeypatch):
+    right = SampleGradients._sample
+    monkeypatch.setattr(
+        SampleGradients, "_sample", lambda *given: {name: 2 * V for name, V in right(*given).items()}
+    )
+    check(Tied(), X)
