@@ -100,9 +100,9 @@ def by_layer(case: str, steps: int = 5) -> list[list[str]]:
     spent: dict[str, float] = defaultdict(float)
     complete = Follower._complete
 
-    def timed(self, name: str) -> None:
+    def timed(self, name: str, backward: int) -> None:
         start = time.process_time()
-        complete(self, name)
+        complete(self, name, backward)
         spent[name] += time.process_time() - start
 
     with mock.patch.object(Follower, "_complete", timed):

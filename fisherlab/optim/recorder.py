@@ -40,7 +40,7 @@ from fisherlab.optim.hooks import Hook, removed_with, weakly
 from fisherlab.optim.rows import find_rows, tensors_in
 
 _NO_TENSOR = "the model is called without a tensor whose first dimension could count samples"
-_LOOKS = 3  # at layers that two samples did not tell enough of
+_LOOKS = 3  # at two samples each, before a layer that none of them reached is refused
 
 
 @dataclass(eq=False)
@@ -158,7 +158,8 @@ class Recorder:
         self._parameters = dict(model.named_parameters())
         self._scaled = scaled
         self._batch_dim, self.dims, declared = _dims_of(layers, batch_dim)
-        self._unsure = {name: _LOOKS for name in layers if name not in declared}
+        self._unsure = {name: 0 for name in layers if name not in declared}
+        self._unreached = set(self._unsure)
         self._key = f"fisherlab {id(self)}"
         self._open_now = False
         self._ends: dict[str, str] = {}
@@ -344,10 +345,10 @@ class Recorder:
         taken = {name: calls for name, calls in used.items() if calls}
         given = tensors_in((args, kwargs))
         samples = next((t.shape[self._batch_dim] for t in given if t.dim() > self._batch_dim), None)
-        if samples is not None:
-            self._look(module, args, kwargs, samples, taken)
         earlier = self._earlier(given)
         refresh = self._due(taken) or any(one.refresh for one in earlier)
+        if samples is not None:
+            self._look(module, args, kwargs, samples, taken, refresh)
         layers = {name: [Seen(call.use) for call in calls] for name, calls in taken.items()}
         record = ForwardPass(samples, layers, refresh, self._names[id(module)], before=self._random_state())
         listens, forward = self._listens(refresh), refresh and self._kind != "empirical"
@@ -472,16 +473,23 @@ class Recorder:
         kwargs: dict[str, Any],
         samples: int,
         taken: Mapping[str, list[Captured]],
+        refresh: bool,
     ) -> None:
-        """Finds, once a layer, which rows are samples, and whether its weight is used in its calls alone."""
-        unsure = [name for name in taken if name in self._unsure]
+        """Finds, once a layer, which rows are samples, and whether its weight is used in its calls alone.
+
+        Layers of which two samples say nothing (their rows are alike) are looked at again with two others,
+        and later on where statistics are due.
+        """
+        unsure = [n for n in taken if n in self._unsure and (refresh or self._unsure[n] < _LOOKS)]
         if not unsure or samples < 2:
             return
+        first = 2 * min(self._unsure[name] for name in unsure)
         found = find_rows(
             module,
             args,
             kwargs,
             samples,
+            (first % samples, (first + 1) % samples),
             self._batch_dim,
             self._layers.select(unsure),
             self._parameters,
@@ -496,10 +504,16 @@ class Recorder:
                 )
             assert one.dim is not None
             self.dims[name] = one.dim
+        self._unreached.difference_update(found)
         for name in unsure:
-            self._unsure[name] -= 1
-            if self._unsure[name] == 0 or (name in found and found[name].sure):
+            self._unsure[name] += 1
+            if name in found and found[name].sure:
                 del self._unsure[name]
+            elif self._unsure[name] == _LOOKS and name in self._unreached:
+                raise InputError(
+                    f"layer {name!r} is reached by some samples only, so that it cannot be said which rows "
+                    f"are of which sample; leave it out with exclude=({name!r},)"
+                )
 
     # --- statistics -----------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ def find_rows(
     args: tuple[Any, ...],
     keywords: Mapping[str, Any],
     samples: int,
+    pair: tuple[int, int],
     batch_dim: int,
     layers: Layers,
     parameters: Mapping[str, nn.Parameter],
@@ -69,6 +70,7 @@ def find_rows(
         args: its arguments.
         keywords: its keyword arguments.
         samples: N of that call.
+        pair: which two of them.
         batch_dim: the dimension of the arguments that counts samples.
         layers: to be looked at.
         parameters: of the model by name.
@@ -79,8 +81,8 @@ def find_rows(
         InputError: where the module cannot be called with two samples.
     """
     given = (args, dict(keywords))
-    two = tree_map_only(Tensor, lambda x: _chosen(x, samples, batch_dim, [0, 1]), given)
-    same = tree_map_only(Tensor, lambda x: _chosen(x, samples, batch_dim, [1, 1]), given)
+    two = tree_map_only(Tensor, lambda x: _chosen(x, samples, batch_dim, pair), given)
+    same = tree_map_only(Tensor, lambda x: _chosen(x, samples, batch_dim, (pair[1],) * 2), given)
     found: dict[str, Found] = {}
     for training in (False, True) if module.training else (False,):
         left = layers.select([name for name in layers if name not in found])
@@ -107,7 +109,7 @@ def find_rows(
     return found
 
 
-def _chosen(x: Tensor, samples: int, batch_dim: int, rows: list[int]) -> Tensor:
+def _chosen(x: Tensor, samples: int, batch_dim: int, rows: tuple[int, ...]) -> Tensor:
     chosen = x.detach()
     if x.dim() > batch_dim and x.shape[batch_dim] == samples:
         chosen = chosen.index_select(batch_dim, torch.tensor(rows, device=x.device))
