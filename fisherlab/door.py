@@ -60,8 +60,7 @@ def why_not(
         return USED_ELSEWHERE
     try:
         a = inputs_of(view, [call.use for call in calls], samples, batch_dim)
-        pairs = [(call.use, _known(g, call).unsqueeze(0)) for call, g in zip(calls, gradients, strict=True)]
-        g = outputs_of(view, pairs, samples, batch_dim)[0]
+        g = _outputs(view, calls, gradients, samples, batch_dim)
     except (RuntimeError, ValueError, IndexError, TypeError):
         shapes = " and ".join(dict.fromkeys(str(list(call.output.shape)) for call in calls))
         return f"it gives tensors of shape {shapes}, which do not count the {samples} samples"
@@ -69,13 +68,22 @@ def why_not(
         return f"it has {a.shape[1]} rows of inputs and {g.shape[1]} of outputs a sample"
     if other is not None and samples > 1 and not _own_rows(view, calls, other, a, samples, batch_dim):
         return NOT_ONE_SAMPLE
-    largest = float(g.abs().max()) if g.numel() else 0.0
-    tolerance = 1e3 * torch.finfo(g.dtype).eps
-    quiet = g[: samples // 2] if silent is None else g[silent]
-    if quiet.numel() and float(quiet.abs().max()) > tolerance * largest:
+    if _is_mixed(g, torch.arange(samples, device=g.device) < samples // 2 if silent is None else silent):
         return MIXED
     expected = view.to_matrix({name: _dense(view, name, by_parameter[name]) for name in view.parameters})
     return "" if agree(view, a, g, expected) else USED_ELSEWHERE
+
+
+def is_mixed(
+    view: LayerView,
+    calls: Sequence[Seen],
+    gradients: Sequence[Tensor | None],
+    silent: Tensor,
+    samples: int,
+    batch_dim: int,
+) -> bool:
+    """Whether something comes back to the rows of silent samples; the arguments are those of `why_not`."""
+    return _is_mixed(_outputs(view, calls, gradients, samples, batch_dim), silent)
 
 
 def came_back(gradients: Sequence[Tensor | None], by_parameter: Mapping[str, Tensor | None]) -> bool:
@@ -89,6 +97,25 @@ def close(found: Tensor, expected: Tensor, scale: float) -> bool:
     norms = [float(torch.linalg.vector_norm(x.double())) for x in (found, expected, found - expected)]
     eps = torch.finfo(expected.dtype).eps
     return norms[2] <= math.sqrt(eps) * max(scale, norms[1])
+
+
+def _outputs(
+    view: LayerView,
+    calls: Sequence[Seen],
+    gradients: Sequence[Tensor | None],
+    samples: int,
+    batch_dim: int,
+) -> Tensor:
+    """What came back to the calls as g [n, t, m]."""
+    pairs = [(call.use, _known(g, call).unsqueeze(0)) for call, g in zip(calls, gradients, strict=True)]
+    return outputs_of(view, pairs, samples, batch_dim)[0]
+
+
+def _is_mixed(g: Tensor, silent: Tensor) -> bool:
+    quiet = g[silent.to(g.device)]
+    if not quiet.numel():
+        return False
+    return float(quiet.abs().max()) > 1e3 * torch.finfo(g.dtype).eps * float(g.abs().max())
 
 
 def _own_rows(

@@ -6,7 +6,7 @@ over them; else by its parameters' gradients, sample by sample; and else it is l
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fisherlab.capture import Seen, capture
 from fisherlab.data import ModelInputs, each, outputs_of_model
-from fisherlab.door import came_back, why_not
+from fisherlab.door import MIXED, came_back, is_mixed, why_not
 from fisherlab.errors import InputError
 from fisherlab.layers import LayerView
 from fisherlab.refusals import (
@@ -27,8 +27,9 @@ from fisherlab.refusals import (
 from fisherlab.rows import SampleGradients
 
 _SEED = 20240229
+_FEW = 2
 
-_MOVING = re.compile("^(Index|Gather|Scatter|Masked(Scatter|Select)|Sort|Take|PackPadded)")
+_MOVING = re.compile("^(Index|Gather|Scatter|Masked(Scatter|Select)|Sort|Take|Flip|Roll|PackPadded)")
 _PLAIN = re.compile(r"(Backward\d+|^torch::autograd::\w+|AccumulateGrad|CppFunction)$")
 
 UNCHECKED = (
@@ -40,34 +41,46 @@ UNEVEN = "it sees other numbers of rows of some samples than of others"
 
 @dataclass
 class Look:
-    """A forward pass of a few samples, and the backward of one column that is zero for the first half.
+    """A forward pass of a few samples, and the backward of one column that is zero for some of them.
 
     Attributes:
         inputs: of the samples.
         samples: how many.
+        silent: the samples for which the column is zero, a bool [samples].
         column: at the model's outputs.
         outputs: the model's.
         seen: the layers' calls.
         other: those with sample 0 replaced by sample 1; None: not looked at.
         gradients: for each layer what came back to its calls.
         by_parameter: what came back to the parameters, by full name.
+        more: of a model that moves rows about, other silent samples and what came back to the calls.
     """
 
     inputs: ModelInputs
     samples: int
+    silent: Tensor
     column: Tensor
     outputs: Tensor
     seen: Mapping[str, list[Seen]]
     other: Mapping[str, list[Seen]] | None
     gradients: Mapping[str, list[Tensor | None]]
     by_parameter: Mapping[str, Tensor | None]
+    more: "Sequence[tuple[Tensor, Mapping[str, list[Tensor | None]]]]"
 
     def why_not(self, view: LayerView, batch_dim: int) -> str:
         """Why a view of a layer is not right here, or an empty text."""
         own = {name: self.by_parameter[name] for name in view.parameters}
         other = None if self.other is None else self.other[view.name]
         calls, gradients = self.seen[view.name], self.gradients[view.name]
-        return why_not(view, calls, other, gradients, own, self.samples, batch_dim)
+        given = view, calls, other, gradients, own, self.samples, batch_dim
+        reason = why_not(*given, silent=self.silent)
+        if reason:
+            return reason
+        mixed = any(
+            is_mixed(view, calls, found[view.name], silent, self.samples, batch_dim)
+            for silent, found in self.more
+        )
+        return MIXED if mixed else ""
 
     def tells(self, view: LayerView) -> bool:
         """Whether anything came back to a layer."""
@@ -138,28 +151,37 @@ class Looker:
         if swap and samples > 1:
             swapped, other = self._forward(layers, each(inputs, self._second_twice), samples)
             require_own_outputs(layers, (outputs, seen), (swapped, other), samples, self.batch_dim)
-        silent = torch.arange(samples, device="cpu") < samples // 2
-        column = _column(outputs, silent, 0)
+        silent = _some(samples)
+        more = []
+        if samples > _FEW and moves_rows(outputs):
+            for quiet in _every_pair(samples):
+                column = _column(outputs, quiet)
+                more.append((quiet, self._backward(layers, seen, outputs, column, keep=True)[0]))
+        column = _column(outputs, silent)
         at_calls, by_parameter = self._backward(layers, seen, outputs, column, keep=False)
-        return Look(inputs, samples, column, outputs, seen, other, at_calls, by_parameter)
+        return Look(inputs, samples, silent, column, outputs, seen, other, at_calls, by_parameter, more)
 
     def require_right(
         self, layers: Mapping[str, LayerView], seen: Mapping[str, list[Seen]], outputs: Tensor, index: int
     ) -> None:
-        """Looks at a whole batch, for models that move rows about; its graph is kept.
+        """Looks at a whole batch of a model that moves rows about; its graph is kept.
 
         Raises:
             InputError: where a layer's view is not right for this batch; names it.
         """
-        generator = torch.Generator().manual_seed(_SEED + index)
-        silent = torch.rand(len(outputs), generator=generator, device="cpu") < 0.5
-        column = _column(outputs, silent, index)
-        at_calls, by_parameter = self._backward(layers, seen, outputs, column, keep=True)
-        silent = silent.to(outputs.device)
+        samples = len(outputs)
+        wrong: dict[str, str] = {}
+        for quiet in _every_pair(samples):
+            found, _ = self._backward(layers, seen, outputs, _column(outputs, quiet), keep=True)
+            for name, view in layers.items():
+                if is_mixed(view, seen[name], found[name], quiet, samples, self.batch_dim):
+                    wrong.setdefault(name, MIXED)
+        silent = _some(samples)
+        at_calls, by_parameter = self._backward(layers, seen, outputs, _column(outputs, silent), keep=True)
         for name, view in layers.items():
             own = {parameter: by_parameter[parameter] for parameter in view.parameters}
-            given = view, seen[name], None, at_calls[name], own, len(outputs), self.batch_dim
-            reason = why_not(*given, silent=silent)
+            given = view, seen[name], None, at_calls[name], own, samples, self.batch_dim
+            reason = wrong.get(name) or why_not(*given, silent=silent)
             if reason:
                 raise InputError(
                     f"layer {name!r} was right for the first samples and is not in batch {index}: {reason}; "
@@ -311,16 +333,32 @@ def _in_order(layers: Mapping[str, LayerView], look: Look) -> list[str]:
     return sorted(layers, key=place)
 
 
-def _column(outputs: Tensor, silent: Tensor, number: int) -> Tensor:
+def _some(samples: int) -> Tensor:
+    """Half of the samples, at random, the first but not the last; none of one. A bool [samples]."""
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(_SEED), device="cpu")
+    silent = order < samples // 2
+    silent[0], silent[-1] = samples > 1, False
+    return silent
+
+
+def _every_pair(samples: int) -> Iterator[Tensor]:
+    """Sets of samples such that of any two, either is in one of them without the other; bools [samples]."""
+    places = torch.arange(samples, device="cpu")
+    for bit in range((samples - 1).bit_length()):
+        own = (places >> bit) % 2 == 0
+        yield from (own, ~own)
+
+
+def _column(outputs: Tensor, silent: Tensor) -> Tensor:
     """A random column, zero for the silent samples; from a generator of its own."""
-    generator = torch.Generator().manual_seed(_SEED + number)
+    generator = torch.Generator().manual_seed(_SEED)
     column = torch.randn(outputs.shape, generator=generator, device="cpu")
     column[silent] = 0
     return column.to(outputs)
 
 
 def moves_rows(outputs: Tensor) -> bool:
-    """Whether the model picks rows by index, sorts or scatters them, or hides what it does from the graph.
+    """Whether the model picks rows by index, sorts, flips or scatters them, or hides what it does.
 
     Which rows belong to which sample may then depend on the data.
     """

@@ -90,11 +90,19 @@ def make_plans(
     kind = "drawn" if drawn else kind
     chooser = _Chooser(collector, kind, method, max_columns, most_contraction, copies, drawn)
     plans: dict[str, Plan] = {}
+    too_large: dict[str, str] = {}
     left = memory
     for view in sorted(collector.layers.values(), key=lambda v: v.size):
         remark = collector.remarks.get(view.name, "")
-        plan = plans[view.name] = replace(chooser.plan(view, left), remark=remark)
-        left -= plan.bytes if together else 0
+        try:
+            plan = plans[view.name] = replace(chooser.plan(view, left), remark=remark)
+        except MemoryLimitError as error:  # samples' gradients are large: the others are measured without it
+            if not view.by_gradients or method != "auto":
+                raise
+            too_large[view.name] = f"it is {remark}; {error}"
+        else:
+            left -= plan.bytes if together else 0
+    collector.leave_out(too_large, stacklevel=4)
     return {name: plans[name] for name in collector.layers}
 
 

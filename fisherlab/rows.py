@@ -1,5 +1,6 @@
 """The samples' gradients of parameters by autograd alone: no hooks, no captured inputs."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -10,6 +11,8 @@ from fisherlab.data import ModelInputs, called, each, tensors_of
 from fisherlab.door import close
 from fisherlab.layers import LayerView
 from fisherlab.operators.numerics import spans
+
+_COMPARED = 2  # samples whose gradients by vmap are compared with those of a loop
 
 NOT_THE_SUM = "the gradients of single samples do not add up to that of the batch"
 
@@ -56,24 +59,39 @@ class SampleGradients:
             u: a column [n, …] at their outputs.
         """
         expected = self._gradients(called(self._model, inputs), u)
+        totals = {view.name: torch.zeros((), dtype=torch.float64) for view in self._views}
+        squares = dict.fromkeys(totals, 0.0)
+        last: list[dict[str, Tensor]] = []
         try:
-            found = self._one_by_one(inputs, u.unsqueeze(1))
+            for V in self._rows(inputs, u.unsqueeze(1)):
+                last = [*last, V][-_COMPARED:]
+                for name in totals:
+                    own = V[name][0].double()
+                    totals[name], squares[name] = totals[name].to(own) + own, squares[name] + _norm(own) ** 2
         except Exception as error:
             reason = f"the model fails on one sample alone ({type(error).__name__}: {error})"
             return {view.name: reason for view in self._views}
-        if not self._loop:
-            try:
-                by_vmap = self(inputs, u.unsqueeze(1))
-                self._loop = not all(_same(by_vmap[name], found[name]) for name in found)
-            except Exception:
-                self._loop = True
-        reasons = {}
-        for view in self._views:
-            V = found[view.name].squeeze(1)
-            scale = float(torch.linalg.vector_norm(V.double()))
-            agree = close(V.double().sum(0), view.to_matrix(expected), scale)
-            reasons[view.name] = "" if agree else NOT_THE_SUM
-        return reasons
+        self._loop = self._loop or not self._same_by_vmap(inputs, u, last)
+        return {
+            view.name: ""
+            if close(totals[view.name], view.to_matrix(expected), math.sqrt(squares[view.name]))
+            else NOT_THE_SUM
+            for view in self._views
+        }
+
+    def _same_by_vmap(self, inputs: ModelInputs, u: Tensor, rows: Sequence[dict[str, Tensor]]) -> bool:
+        """Whether vmap gives these gradients of the last samples."""
+        start = len(u) - len(rows)
+        part = self._part(inputs, start, len(u))
+        try:
+            found = vmap(self._sample, in_dims=(self._batch_dim, 0))(part, u[start:].unsqueeze(1))
+        except Exception:  # the model does what vmap cannot
+            return False
+        return all(
+            close(V.double(), one[name], _norm(one[name]))
+            for name in found
+            for V, one in zip(found[name], rows, strict=True)
+        )
 
     def _part(self, inputs: ModelInputs, start: int, stop: int) -> ModelInputs:
         return each(inputs, lambda x: x.narrow(self._batch_dim, start, stop - start))
@@ -116,7 +134,5 @@ def _filled(gradient: Tensor | None, parameter: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def _same(V: Tensor, W: Tensor) -> bool:
-    """Whether every sample's gradient is the same."""
-    pairs = zip(V, W, strict=True)
-    return all(close(one.double(), other, float(torch.linalg.vector_norm(other))) for one, other in pairs)
+def _norm(V: Tensor) -> float:
+    return float(torch.linalg.vector_norm(V.double()))

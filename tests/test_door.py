@@ -24,6 +24,7 @@ from fisherlab.likelihoods import as_likelihood
 from fisherlab.rows import SampleGradients
 
 N, T, D = 6, 4, 5
+torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -617,6 +618,18 @@ def test_experts_that_see_ragged_rows(x, seed):
     assert {"gate", "head"} <= set(F)
 
 
+def test_experts_that_see_as_many_rows_as_samples_by_chance():
+    torch.manual_seed(59)
+    model = Experts().double()
+    with torch.no_grad():
+        model.gate.bias[1] = -1e3
+    x = torch.randn(6, 4, 5).double()
+    chosen = model.gate(x).argmax(-1)
+    assert (chosen == 0).sum() == 12  # of six samples
+    assert (chosen == 0).sum(1).tolist() == [2, 2, 2, 2, 3, 1]
+    check(model, x)
+
+
 def test_an_expert_that_sees_no_rows_is_left_out():
     model = Experts().double()
     with torch.no_grad():
@@ -830,6 +843,14 @@ def test_a_large_block_made_of_gradients_goes_by_the_gram_form():
     for column in ("trace_exact", "relative_error", "direction_cosine"):
         found = c.records[column].tolist()
         assert found == pytest.approx(expected.records[column].tolist(), rel=1e-8, nan_ok=True)
+
+
+def test_a_layer_whose_gradients_do_not_fit_is_left_out():
+    model = nn.Sequential(Tied(30, 20), nn.Linear(30, 3)).double()
+    data = torch.randn(N, 30).double(), torch.arange(N) % 3
+    with pytest.warns(UserWarning, match="'0.enc': it is made of .* would need .* memory limit"):
+        c = fl.compare(model, data, ("kfac",), memory="200kB")
+    assert list(c.results) == ["1"]
 
 
 def test_statistics_of_a_layer_made_of_gradients_can_be_saved(tmp_path):
