@@ -1,15 +1,18 @@
 """The one seam to autograd: hooks that keep a forward pass, the batched backward, and leaving no trace."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fisherlab.errors import InputError
 from fisherlab.layers import (
     NETWORK_OUTPUT,
     Activation,
@@ -164,6 +167,8 @@ def _keeper(
         x = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(x, Tensor) or not isinstance(output, Tensor):  # a hook of the user's changed it
             return None
+        if samples is not None and not torch.is_grad_enabled():
+            _require_no_reentrant_checkpoint()
         for view in views:
             if spread is None or view.expanded is None:
                 _keep(view, seen, outputs, x, output)
@@ -176,6 +181,23 @@ def _keeper(
         return output
 
     return keep
+
+
+REENTRANT = (
+    "the model uses reentrant activation checkpointing, which hides its layers; call "
+    "torch.utils.checkpoint.checkpoint with use_reentrant=False"
+)
+
+
+def _require_no_reentrant_checkpoint() -> None:
+    """Refuses a call inside one, which leaves no node in the graph where its inputs need no gradient."""
+    from torch.utils.checkpoint import CheckpointFunction
+
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            raise InputError(REENTRANT)
+        frame = frame.f_back
 
 
 def _keep(view: LayerView, seen: dict[str, list[Seen]], outputs: bool, x: Tensor, output: Tensor) -> None:

@@ -212,7 +212,9 @@ class Collector:
             taken = [name for name in needs if kind in needs[name]]
             names = [name for name in taken if name in seen]
             if len(names) < len(taken):
-                yield self._of_gradients(given, [n for n in taken if n not in seen], kind, inputs, columns)
+                yield from self._of_gradients(
+                    given, [n for n in taken if n not in seen], kind, inputs, columns
+                )
             edges = [call.edge for name in names for call in seen[name]]
             numbers = samples * self.sizes.activations
             keep = kind != wanted[-1]
@@ -246,13 +248,15 @@ class Collector:
         kind: str,
         inputs: ModelInputs,
         columns: Tensor,
-    ) -> dict[str, LayerBatch]:
-        """The columns [c, n, …] as they come back to parameters, sample by sample."""
-        count = len(columns)
-        numbers = sum(count * self.layers[name].size for name in names)
-        most = max(1, _LOOK_BYTES // (self.sizes.pass_bytes(count) + self.sizes.bytes * numbers))
-        found = self.sample_gradients(names).pieces(inputs, columns.transpose(0, 1), most)
-        return {name: given[name].part({kind: found[name].permute(1, 0, 3, 2)}, False) for name in names}
+    ) -> Iterator[dict[str, LayerBatch]]:
+        """Columns [c, n, …] as they come back to parameters, sample by sample; as many at a time as fit."""
+        rows = self.sample_gradients(names)
+        size = self.sizes.bytes * sum(self.layers[name].size for name in names)
+        width = max(1, _LOOK_BYTES // (size * columns.shape[1]))
+        for some in columns.split(width):
+            most = max(1, _LOOK_BYTES // (self.sizes.pass_bytes(len(some)) + size * len(some)))
+            found = rows.pieces(inputs, some.transpose(0, 1), most)
+            yield {n: given[n].part({kind: found[n].permute(1, 0, 3, 2)}, False) for n in names}
 
     def sample_gradients(self, names: Iterable[str]) -> SampleGradients:
         """The samples' gradients of these layers' parameters by autograd alone.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherlab.capture import Seen, inputs_of
+from fisherlab.capture import REENTRANT, Seen, inputs_of
 from fisherlab.data import is_finite
 from fisherlab.errors import InputError, NumericalError
 from fisherlab.layers import LayerView
@@ -82,10 +82,7 @@ def require_own_outputs(
 def require_no_reentrant_checkpoint(outputs: Tensor) -> None:
     """Refuse a model with reentrant activation checkpointing, found in its graph (`InputError`)."""
     if "CheckpointFunctionBackward" in node_names(outputs):
-        raise InputError(
-            "the model uses reentrant activation checkpointing, which hides its layers; call "
-            "torch.utils.checkpoint.checkpoint with use_reentrant=False"
-        )
+        raise InputError(REENTRANT)
 
 
 def node_names(outputs: Tensor) -> set[str]:

@@ -707,7 +707,7 @@ def test_a_layer_that_only_later_samples_reach_is_checked_on_them():
     assert kinds(gated, x)["inner.0.enc"] == "gradients"
 
 
-@pytest.mark.parametrize("where", ["everywhere", "one block"])
+@pytest.mark.parametrize("where", ["everywhere", "one block", "on the data"])
 def test_reentrant_checkpointing_is_refused_by_name(where):
     class Saving(nn.Module):
         def __init__(self) -> None:
@@ -715,6 +715,8 @@ def test_reentrant_checkpointing_is_refused_by_name(where):
             self.first, self.inner, self.head = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, 3)
 
         def forward(self, x: Tensor, reentrant: bool = True) -> Tensor:
+            if where == "on the data":
+                return self.head(checkpoint(lambda x: self.inner(self.first(x)), x, use_reentrant=reentrant))
             h = checkpoint(self.inner, self.first(x).tanh(), use_reentrant=reentrant)
             return self.head(h) if where == "one block" else checkpoint(self.head, h, use_reentrant=reentrant)
 
@@ -1044,3 +1046,14 @@ def test_where_vmap_gives_other_gradients_single_samples_are_taken(monkeypatch):
         SampleGradients, "_sample", lambda *given: {name: 2 * V for name, V in right(*given).items()}
     )
     check(Tied(), X)
+
+
+def test_samples_gradients_come_in_pieces_where_memory_is_short(monkeypatch):
+    model = nn.Sequential(Tied(), nn.Linear(D, 4)).double()
+    data = X, torch.arange(N) % 4
+    expected = {method: fl.approximate(method, model, data) for method in ("tkfac", "diagonal")}
+    monkeypatch.setattr("fisherlab.collect._LOOK_BYTES", 2_000)
+    for method, blocks in expected.items():
+        found = fl.approximate(method, model, data)
+        for name in blocks:
+            assert agree(found[name].dense(), blocks[name].dense())
