@@ -58,7 +58,8 @@ class SampleGradients:
             inputs: of a few samples.
             u: a column [n, …] at their outputs.
         """
-        expected = self._gradients(called(self._model, inputs), u)
+        outputs = called(self._model, inputs)
+        expected, rounding = self._gradients(outputs, u), _rounding(self._model, outputs, u)
         totals = {view.name: torch.zeros((), dtype=torch.float64) for view in self._views}
         squares = dict.fromkeys(totals, 0.0)
         last: list[dict[str, Tensor]] = []
@@ -71,15 +72,19 @@ class SampleGradients:
         except Exception as error:
             reason = f"the model fails on one sample alone ({type(error).__name__}: {error})"
             return {view.name: reason for view in self._views}
-        self._loop = self._loop or not self._same_by_vmap(inputs, u, last)
+        self._loop = self._loop or not self._same_by_vmap(inputs, u, last, rounding)
         return {
             view.name: ""
-            if close(totals[view.name], view.to_matrix(expected), math.sqrt(squares[view.name]))
+            if close(
+                totals[view.name], view.to_matrix(expected), max(math.sqrt(squares[view.name]), rounding)
+            )
             else NOT_THE_SUM
             for view in self._views
         }
 
-    def _same_by_vmap(self, inputs: ModelInputs, u: Tensor, rows: Sequence[dict[str, Tensor]]) -> bool:
+    def _same_by_vmap(
+        self, inputs: ModelInputs, u: Tensor, rows: Sequence[dict[str, Tensor]], rounding: float
+    ) -> bool:
         """Whether vmap gives these gradients of the last samples."""
         start = len(u) - len(rows)
         part = self._part(inputs, start, len(u))
@@ -88,7 +93,7 @@ class SampleGradients:
         except Exception:  # the model does what vmap cannot
             return False
         return all(
-            close(V.double(), one[name], _norm(one[name]))
+            close(V.double(), one[name], max(_norm(one[name]), rounding))
             for name in found
             for V, one in zip(found[name], rows, strict=True)
         )
@@ -132,6 +137,16 @@ def _filled(gradient: Tensor | None, parameter: Tensor) -> Tensor:
     if gradient is None:
         return torch.zeros_like(parameter).detach()
     return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _rounding(model: nn.Module, outputs: Tensor, u: Tensor) -> float:
+    """A scale for gradients that are zero but for rounding, such as those of an attention's key biases."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not outputs.requires_grad:
+        return 0.0
+    found = torch.autograd.grad(outputs, parameters, u, retain_graph=True, allow_unused=True)
+    largest = max((_norm(_filled(g, g)) for g in found if g is not None), default=0.0)
+    return 100 * math.sqrt(torch.finfo(outputs.dtype).eps) * largest
 
 
 def _norm(V: Tensor) -> float:
