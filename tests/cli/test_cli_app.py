@@ -62,19 +62,38 @@ def test_version(run):
     assert __version__ in run("--version").stdout
 
 
-def test_unexpected_failure_is_one_line_with_exit_code_1(run, place):
-    result = run("compare", "--model", "small_nets:broken")
+@pytest.fixture
+def failing(monkeypatch) -> None:
+    """Something inside fisherlab that raises what nobody expected."""
+
+    def fails(*given):
+        raise ZeroDivisionError("in the work")
+
+    monkeypatch.setattr("fisherlab.experiment.Experiment.results", fails)
+
+
+def test_unexpected_failure_is_one_line_with_exit_code_1(run, place, failing):
+    result = run("compare", "--model", "small_nets:small")
     assert result.exit_code == 1
-    assert result.stderr == ("fisherlab: error: ZeroDivisionError: in the model; -v shows the traceback\n")
+    assert result.stderr == ("fisherlab: error: ZeroDivisionError: in the work; -v shows the traceback\n")
     assert not result.stdout
     assert not (place / "runs").exists()
 
 
-def test_verbose_shows_the_traceback_of_a_failure(run):
-    result = run("compare", "--model", "small_nets:broken", "-v")
+def test_verbose_shows_the_traceback_of_a_failure(run, failing):
+    result = run("compare", "--model", "small_nets:small", "-v")
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
-    assert result.stderr.endswith("fisherlab: error: ZeroDivisionError: in the model\n")
+    assert result.stderr.endswith("fisherlab: error: ZeroDivisionError: in the work\n")
+
+
+def test_a_model_that_raises_is_bad_input(run, place):
+    result = run("compare", "--model", "small_nets:broken")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("fisherlab: error: the model fails on inputs")
+    assert "ZeroDivisionError: in the model" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (place / "runs").exists()
 
 
 def test_verbose_shows_what_lies_behind_bad_input(run):
