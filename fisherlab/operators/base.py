@@ -477,6 +477,29 @@ class LinearOperator(ABC):
             raise InputError(f"{what} is [{size}, {size}] or [{size}], not {list(factor.shape)}.")
         return factor
 
+    def _sample_inputs(self, a: Inputs) -> Inputs:
+        a = self._sample_part("the inputs", a)
+        self._check_inputs(a)
+        return a
+
+    def _check_inputs(self, a: Inputs) -> None:
+        if a.ndim == 3 and a.shape[2] != self.inputs:
+            raise InputError(f"the operator takes inputs [n, t, {self.inputs}], not {list(a.shape)}.")
+
+    def _sample_outputs(self, g: Tensor) -> Tensor:
+        g = self._sample_part("the gradients", g)
+        if g.ndim == 4 and g.shape[3] != self.outputs:
+            raise InputError(f"the operator takes gradients [c, n, t, {self.outputs}], not {list(g.shape)}.")
+        return g
+
+    def _vectors(self, V: Tensor | None) -> Tensor | None:
+        return None if V is None else self.check_matrix(V)
+
+    def _sample_part(self, what: str, part: Any) -> Any:
+        if not isinstance(part, OneHot):
+            return fitting(what, part, self)
+        return part if part.dtype == self.dtype else part.to(self.dtype)
+
     def _input_basis(self, U: Tensor | None) -> Tensor | None:
         return self._basis("the input basis", U, self.inputs)
 
@@ -496,6 +519,7 @@ _MATRIX = (LinearOperator.check_matrix,)
 _CHECKS: dict[str, tuple[Callable[[Any, Any], Any], ...]] = {
     **dict.fromkeys(("apply", "solve", "quadratic", "rows"), _MATRIX),
     "solves": (*_MATRIX, LinearOperator._positive_dampings),
+    "quadratics": (LinearOperator._sample_inputs, LinearOperator._sample_outputs, LinearOperator._vectors),
     "scaled": (LinearOperator._scale,),
     "power": (LinearOperator._exponent,),
     "contract_output": (LinearOperator._output_factor,),

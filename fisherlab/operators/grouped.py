@@ -165,13 +165,7 @@ class GroupedOperator(LinearOperator):
             InputError: the shapes do not fit.
         """
         check_sample_shapes(a, g)
-        groups = len(self.blocks)
         shared = a.shape[2] == self.inputs
-        if (isinstance(a, OneHot) and not shared) or a.shape[2] not in (self.inputs, groups * self.inputs):
-            raise InputError(
-                f"the inputs of {groups} groups of size {self.inputs} are a tensor [n, t, {self.inputs}] or "
-                f"[n, t, {groups * self.inputs}], not {list(a.shape)}."
-            )
         total = torch.zeros(g.shape[1], dtype=torch.float64, device=self.device)
         for k, (block, rows) in enumerate(self._with_rows()):
             own = a if shared or isinstance(a, OneHot) else a[..., k * self.inputs : (k + 1) * self.inputs]
@@ -179,6 +173,15 @@ class GroupedOperator(LinearOperator):
         return total
 
     # --- private --------------------------------------------------------------------------------
+
+    def _check_inputs(self, a: Inputs) -> None:
+        groups, size = len(self.blocks), a.shape[2] if a.ndim == 3 else self.inputs
+        if size == self.inputs or (size == groups * self.inputs and not isinstance(a, OneHot)):
+            return
+        raise InputError(
+            f"the inputs of {groups} groups of size {self.inputs} are a tensor [n, t, {self.inputs}] or "
+            f"[n, t, {groups * self.inputs}], not {list(a.shape)}."
+        )
 
     def _with_rows(self) -> Iterator[tuple[LinearOperator, slice]]:
         return zip(self.blocks, self.rows, strict=True)

@@ -316,6 +316,27 @@ def test_gradients_by_their_parts_are_real_tensors(case, a):
         case.operator.quadratics(a, torch.ones(2, 5, 1, M, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("positions", [1, 3])
+def test_gradients_by_their_parts_are_brought_to_the_dtype_of_the_operator(case, positions):
+    a, g = torch.randn(5, positions, D).double(), torch.randn(2, 5, positions, M).double()
+    expected = case.operator.quadratics(a, g)
+    V = torch.einsum("cntm,ntd->ncmd", g, a)
+    for parts in ((a.float(), g), (a, g.float()), (a.float(), g.float()), (a, g, V.float())):
+        found = case.operator.quadratics(*parts)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_by_their_parts_that_do_not_fit_are_refused(case):
+    a, g = torch.ones(5, 1, D).double(), torch.ones(2, 5, 1, M).double()
+    with pytest.raises(InputError, match=f"inputs .*not .*{[5, 1, D + 1]}".replace("[", r"\[")):
+        case.operator.quadratics(torch.ones(5, 1, D + 1).double(), g)
+    with pytest.raises(InputError, match=rf"takes gradients \[c, n, t, {M}\], not \[2, 5, 1, {M + 1}\]"):
+        case.operator.quadratics(a, torch.ones(2, 5, 1, M + 1).double())
+    with pytest.raises(InputTypeError, match="must be a torch tensor, not int"):
+        case.operator.quadratics(a, g, 3)
+
+
 @pytest.mark.parametrize("samples", ["5", None.__class__, 0, -3, np.nan])
 def test_the_number_of_samples_of_a_gram_operator(samples):
     with pytest.raises((InputError, InputTypeError), match="sample"):
