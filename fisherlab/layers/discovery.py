@@ -63,8 +63,14 @@ def select_layers(
     activations: Mapping[str, str] | None = None,
     masks: Mapping[str, Mask] | None = None,
 ) -> Layers:
-    """The `layers=` argument of the public functions: None, names, globs, or layers found before."""
+    """The `layers=` argument of the public functions: None, names, globs, or layers found before.
+
+    Raises:
+        InputError: as `find_layers`; for layers that were found on another model.
+    """
     if isinstance(layers, Layers):
+        _check_arguments(model, bias)
+        _check_own(model, layers)
         return _named_activations(layers, activations or {})
     include = ("*",) if layers is None else layers
     return find_layers(model, include, bias=bias, activations=activations, masks=masks)
@@ -96,6 +102,16 @@ def _check_arguments(model: nn.Module, bias: str) -> None:
         raise InputTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     check_not_compiled(model)
     known_name("bias mode", bias, BIAS_MODES)
+
+
+def _check_own(model: nn.Module, layers: Layers) -> None:
+    """Refuses layers of another model (`InputError`): nothing would be seen of their modules' calls."""
+    modules, parameters = set(model.modules()), dict(model.named_parameters())
+    for name, view in layers.items():
+        if not modules.issuperset(view.modules) or not parameters.keys() >= set(view.parameters):
+            raise InputError(
+                f"layer {name!r} was found on another model; give layers=find_layers(model) of this one"
+            )
 
 
 def _globs(argument: str, globs: Iterable[str]) -> tuple[str, ...]:
