@@ -28,7 +28,7 @@ from fisherlab.capture import (
 )
 from fisherlab.data import Batches, ModelInputs, each, outputs_of_model, tensors_of
 from fisherlab.draws import Generators, normal
-from fisherlab.errors import InputError
+from fisherlab.errors import InputError, InputTypeError, whole_number
 from fisherlab.layers import Activation, Layers, LayerView, Use, find_activations
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.look import Look, Looker, moves_rows
@@ -72,8 +72,12 @@ class Collector:
         generator: torch.Generator | None = None,
         progress: Progress = False,
     ) -> None:
-        if draws < 1:
-            raise InputError(f"draws must be at least 1, not {draws}")
+        draws = whole_number("draws", draws, "the labels drawn for a sample", least=1)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise InputTypeError(
+                f"generator is a torch.Generator, not {type(generator).__name__}; for a seed give "
+                "torch.Generator().manual_seed(seed)"
+            )
         self.model, self.layers, self.likelihood = model, layers, likelihood
         self.batches = Batches(data, batch_dim)
         self.batch_dim = batch_dim
@@ -269,7 +273,10 @@ class Collector:
             rows = SampleGradients(self.model, [self.layers[name] for name in names], self.batch_dim)
             for name, reason in rows.why_not(*self._looked_at).items():
                 if reason:
-                    raise InputError(f"layer {name!r} has no gradients of single samples: {reason}")
+                    raise InputError(
+                        f"layer {name!r} has no gradients of single samples: {reason}; use another method "
+                        "than per-sample, or leave it out with layers= or exclude="
+                    )
             self._rows_of[names] = rows
         return self._rows_of[names]
 
@@ -379,6 +386,9 @@ class Collector:
             counted.append(self.likelihood.count(outputs))
 
         with unchanged(self.model):
+            for view in self.layers.values():
+                if view.mask is not None:  # also where no sum will ask for it, as of a norm
+                    _mask(view, inputs)
             looks = self._looks(inputs, check)
             first = looks[0]
             settled = self._looker.settle(self.layers, looks)
@@ -469,14 +479,36 @@ def _valid(view: LayerView, inputs: ModelInputs, a: Inputs | Patches) -> Tensor 
     """The positions of a layer that count: those of its own mask, and indices that are no padding."""
     valid = None
     if view.mask is not None and not view.vector:  # a norm's sums have no positions left
-        valid = view.mask(inputs)
-        if valid.dtype != torch.bool or valid.shape != a.shape[:2]:
+        valid = _mask(view, inputs)
+        if valid.shape != a.shape[:2]:
             raise InputError(
                 f"the mask of layer {view.name!r} has shape {list(valid.shape)}; it must be a bool for each "
                 f"sample and position, {list(a.shape[:2])}"
             )
     if isinstance(a, OneHot) and a.masked:
         return a.indices >= 0 if valid is None else valid & (a.indices >= 0)
+    return valid
+
+
+def _mask(view: LayerView, inputs: ModelInputs) -> Tensor:
+    """What a layer's mask gives for these inputs, a bool tensor.
+
+    Raises:
+        InputError: where it raises any exception, or gives anything else.
+    """
+    assert view.mask is not None
+    try:
+        valid = view.mask(inputs)
+    except Exception as error:
+        raise InputError(
+            f"the mask of layer {view.name!r} fails on the model's inputs ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+        given = f"a tensor of {valid.dtype}" if isinstance(valid, Tensor) else type(valid).__name__
+        raise InputError(
+            f"the mask of layer {view.name!r} gives {given}; it must be a bool for each sample and position, "
+            "a tensor [n, t]"
+        )
     return valid
 
 

@@ -11,6 +11,7 @@ from fisherlab.approximations import (
     DEFAULT_APPROXIMATIONS,
     Approximation,
     Statistics,
+    check_statistics,
     create_all,
     named_activations,
 )
@@ -100,6 +101,7 @@ def compare(
     if kind == "layerwise":
         collector.leave_out(no_layerwise(collector))
     if statistics is not None:
+        check_statistics(statistics)
         statistics = statistics.fitting(model, collector.layers, kind)
         for method in methods:
             if not method.from_exact and not statistics.can_build(method):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherlab.errors import FisherlabError, InputError, InputTypeError
+from fisherlab.errors import FisherlabError, InputError, InputTypeError, whole_number
 
 ModelInputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """What a model is called with: `model(x)`, `model(*x)` or `model(**x)`."""
@@ -89,11 +89,7 @@ class Batches:
     """
 
     def __init__(self, data: Any, samples_dim: int = 0) -> None:
-        if isinstance(samples_dim, bool) or not isinstance(samples_dim, int):
-            raise InputTypeError(
-                f"batch_dim is a whole number, the dimension that counts samples, not {samples_dim!r}"
-            )
-        self._dim = samples_dim
+        self._dim = whole_number("batch_dim", samples_dim, "the dimension that counts samples")
         self._tensors = isinstance(data, (Tensor, Mapping)) or _is_pair(data)
         if not self._tensors and (not isinstance(data, Iterable) or _is_no_batches(data)):
             raise InputTypeError(

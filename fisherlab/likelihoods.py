@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from fisherlab import softmax
 from fisherlab.draws import categorical, normal, uniform
-from fisherlab.errors import InputError, InputTypeError, known_name
+from fisherlab.errors import InputError, InputTypeError, known_name, whole_number
 
 KINDS = ("predictive", "monte-carlo", "empirical", "layerwise")
 _ALIASES = {"type-2": "predictive", "mc": "monte-carlo"}
@@ -184,11 +184,7 @@ class TokenCategorical(_InParts):
     name = "token-categorical"
 
     def __init__(self, ignore_index: int = -100) -> None:
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-            raise InputTypeError(
-                f"ignore_index is a whole number, a target that does not count, not {ignore_index!r}"
-            )
-        self.ignore_index = ignore_index
+        self.ignore_index = whole_number("ignore_index", ignore_index, "a target that does not count")
 
     def _make(self, outputs: Tensor, start: int, stop: int) -> Tensor:
         column = torch.arange(start, stop, device=outputs.device)

@@ -3,9 +3,17 @@
 import math
 import re
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from fisherlab.collect import Collector
-from fisherlab.errors import InputError, MemoryLimitError, NotSupportedError, bytes_text
+from fisherlab.errors import (
+    InputError,
+    InputTypeError,
+    MemoryLimitError,
+    NotSupportedError,
+    bytes_text,
+    whole_number,
+)
 from fisherlab.layers import LayerView
 from fisherlab.operators.packing import packed_size
 
@@ -84,8 +92,7 @@ def make_plans(
         most_contraction: operations of one contraction of a Gram operator with a Kronecker product; above,
             one label a sample is drawn for that layer.
     """
-    if max_columns < 1:
-        raise InputError(f"max_columns must be at least 1, not {max_columns}")
+    max_columns = whole_number("max_columns", max_columns, "the most columns of a Gram form", least=1)
     drawn = _why_drawn(collector, kind, memory, most_operations) if kind == "predictive" else ""
     kind = "drawn" if drawn else kind
     chooser = _Chooser(collector, kind, method, max_columns, most_contraction, copies, drawn)
@@ -250,18 +257,23 @@ _UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
-def parse_bytes(size: int | str) -> int:
-    """A number of bytes from an integer or a text such as "4GiB" or "500 MB".
+def parse_bytes(size: float | str) -> int:
+    """A number of bytes from a number or a text such as "4GiB" or "500 MB".
 
     Raises:
-        InputError: for anything else, or a size below one byte.
+        InputError: for another text, or a size that is not finite, or below one byte.
+        InputTypeError: for anything else.
     """
     if isinstance(size, str):
         match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-zA-Z]*)\s*", size)
         unit = _UNITS.get(match[2].lower()) if match else None
         if match is None or unit is None:
             raise InputError(f"cannot read the memory size {size!r}; write it as 4GiB or 500MB")
-        size = int(float(match[1]) * unit)
+        size = float(match[1]) * unit
+    if isinstance(size, bool) or not isinstance(size, Real):
+        raise InputTypeError(f"memory is a number of bytes, or a text such as 4GiB, not {size!r}")
+    if not size < math.inf:  # NaN is not either
+        raise InputError(f"the memory limit must be finite, not {size}; write it as 4GiB or 500MB")
     if size < 1:
-        raise InputError(f"the memory limit must be positive, not {size}")
-    return size
+        raise InputError(f"the memory limit must be positive, not {size:g}")
+    return int(size)

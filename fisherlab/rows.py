@@ -9,6 +9,7 @@ from torch.func import functional_call, vjp, vmap
 
 from fisherlab.data import ModelInputs, called, each, tensors_of
 from fisherlab.door import close
+from fisherlab.errors import FisherlabError
 from fisherlab.layers import LayerView
 from fisherlab.operators.numerics import spans
 
@@ -70,7 +71,8 @@ class SampleGradients:
                     own = V[name][0].double()
                     totals[name], squares[name] = totals[name].to(own) + own, squares[name] + _norm(own) ** 2
         except Exception as error:
-            reason = f"the model fails on one sample alone ({type(error).__name__}: {error})"
+            why = str(error) if isinstance(error, FisherlabError) else f"{type(error).__name__}: {error}"
+            reason = f"the model cannot be called with one sample alone ({why})"
             return {view.name: reason for view in self._views}
         self._loop = self._loop or not self._same_by_vmap(inputs, u, last, rounding)
         return {

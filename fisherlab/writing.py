@@ -6,6 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fisherlab.errors import InputTypeError
+
+
+def as_path(what: str, path: object) -> Path:
+    """The path of something, given as a text or a path.
+
+    Raises:
+        InputTypeError: for anything else.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputTypeError(f"{what} is given by a path, not as {type(path).__name__}")
+    return Path(path)
+
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:

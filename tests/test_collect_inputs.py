@@ -82,6 +82,25 @@ def test_masks_that_do_not_fit_are_refused(some, mask, message):
         fl.exact_fisher(some.model, (some.inputs[:2], some.targets[:2]), layers=layers)
 
 
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (lambda x: 3, "gives int; it must be a bool for each sample"),
+        (lambda x: None, "gives NoneType; it must be a bool for each sample"),
+        (lambda x: valid_of(x).numpy(), "gives ndarray; it must be a bool for each sample"),
+        (lambda x: {}["mask"], r"fails on the model's inputs \(KeyError: 'mask'\)"),
+    ],
+    ids=["number", "nothing", "array", "raising"],
+)
+@pytest.mark.parametrize("method", ["auto", "per-sample"])
+def test_masks_that_give_no_tensor_are_refused_whoever_asks_for_them(some, mask, message, method):
+    model = nn.Sequential(some.model, nn.LayerNorm(some.model(some.inputs).shape[-1]))
+    for name, layer in (("0.inner", "*inner"), ("1", "1")):
+        layers = fl.find_layers(model.double(), masks={layer: mask})
+        with pytest.raises(InputError, match=f"the mask of layer '{name}' {message}"):
+            fl.exact_fisher(model, some.data, some.likelihood, layers=layers, method=method)
+
+
 def test_ignored_tokens_have_no_gradient_of_their_own():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5)).double()
     targets = torch.randint(5, (6, 4))

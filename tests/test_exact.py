@@ -357,7 +357,23 @@ def test_a_number_is_a_number_of_bytes(size):
     assert parse_bytes(size) == parse_bytes(str(size)) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "4 GiBs", "-1", "1.2.3MB", "0", 0, -5, ".", "4 xb"])
+@pytest.mark.parametrize("text", ["", "GiB", "4 GiBs", "-1", "1.2.3MB", "0", 0, -5, ".", "4 xb", 0.5])
 def test_other_sizes_are_refused(text):
     with pytest.raises(InputError, match="memory"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize("size", [float("nan"), float("inf"), "9" * 400], ids=["nan", "inf", "text"])
+def test_sizes_that_are_not_finite_are_refused(size):
+    with pytest.raises(InputError, match="the memory limit must be finite, not .*; write it as 4GiB"):
+        fl.exact_fisher(nn.Linear(2, 2), torch.ones(3, 2), memory=size)
+
+
+@pytest.mark.parametrize("size", [None, [1], True, b"4GiB"], ids=["none", "list", "bool", "bytes"])
+def test_sizes_of_another_type_are_refused(size):
+    with pytest.raises(InputTypeError, match="memory is a number of bytes, or a text such as 4GiB, not "):
+        fl.exact_fisher(nn.Linear(2, 2), torch.ones(3, 2), memory=size)
+
+
+def test_a_fraction_of_a_byte_is_dropped():
+    assert parse_bytes(4.5e9 + 0.5) == 4_500_000_000

@@ -23,7 +23,7 @@ from fisherlab.approximations.ekfac import EKFAC, TEKFAC
 from fisherlab.approximations.kfac import KFAC
 from fisherlab.approximations.lngd import LNGD, LNGDRealGradients
 from fisherlab.approximations.nearest import NearestKronecker
-from fisherlab.approximations.saved import Statistics, load_statistics
+from fisherlab.approximations.saved import Statistics, check_statistics, load_statistics
 from fisherlab.approximations.simple import FOOF, Diagonal, NGPlus
 from fisherlab.approximations.tkfac import TKFAC
 
@@ -45,6 +45,7 @@ __all__ = [
     "basis_of",
     "build_from_block",
     "build_operator",
+    "check_statistics",
     "collect_statistics",
     "columns_kind",
     "create",

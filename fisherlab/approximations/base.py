@@ -159,9 +159,19 @@ def create(approximation: str | Approximation, **options: Any) -> Approximation:
 def create_all(
     approximations: Iterable[str | Approximation] | str | Approximation,
 ) -> list[Approximation]:
-    """A list of approximations, each name once."""
+    """A list of approximations, each name once.
+
+    Raises:
+        InputError: for an unknown name, one that is there twice, or none at all.
+        InputTypeError: for anything but names and instances.
+    """
     if isinstance(approximations, (str, Approximation)):
         approximations = (approximations,)
+    if not isinstance(approximations, Iterable):
+        raise InputTypeError(
+            "approximations are given by names or as instances, such as ('kfac', 'ekfac'), not as "
+            f"{type(approximations).__name__}"
+        )
     made = [create(a) for a in approximations]
     names = [a.name for a in made]
     for name in names:

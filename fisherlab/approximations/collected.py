@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from fisherlab.operators import LinearOperator
 from fisherlab.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, parse_bytes
 from fisherlab.progress import Progress
 from fisherlab.statistics import Basis, LayerSums, LayerWork, gather
+from fisherlab.writing import as_path
 
 DEFAULT_APPROXIMATIONS = ("kfac", "ekfac", "tkfac", "lngd")
 
@@ -94,7 +94,7 @@ def _collected(
     about = _identity(collector, work, kind)
     keeper = None
     if path is not None:
-        if Path(path).exists():
+        if as_path("the statistics file", path).exists():
             return load_statistics(path).checked(about, path)
         shapes = {name: view.shape for name, view in chosen.items()}
         keeper = Keeper(path, shapes, kind, about) if distributed.size() == 1 else None

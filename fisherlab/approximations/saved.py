@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from fisherlab.approximations.base import Approximation, build_operator, create
 from fisherlab.data import hash_of
-from fisherlab.errors import InputError
+from fisherlab.errors import InputError, InputTypeError
 from fisherlab.layers import BlockShape
 from fisherlab.operators import LinearOperator
 from fisherlab.statistics import LayerSums
-from fisherlab.writing import beside
+from fisherlab.writing import as_path, beside
 
 _FORMAT = "fisherlab-statistics-2"
 _SAVE_SECONDS = 30.0
@@ -111,7 +111,9 @@ class Statistics:
 
         Raises:
             InputError: where layers, kinds or models differ.
+            InputTypeError: for anything but statistics.
         """
+        check_statistics(other)
         if self.shapes != other.shapes or self.kind != other.kind:
             raise InputError("statistics of different layers or kinds cannot be merged")
         for key in _SHARED:
@@ -143,9 +145,13 @@ class Statistics:
         Args:
             path: where.
             progress: how far unfinished statistics have come.
+
+        Raises:
+            InputTypeError: for anything but a path.
         """
         from safetensors.torch import save_file
 
+        file = as_path("the statistics file", path)
         tensors: dict[str, Tensor] = {}
         layers = []
         for place, (name, shape) in enumerate(self.shapes.items()):
@@ -159,8 +165,17 @@ class Statistics:
         header: dict[str, Any] = {"kind": self.kind, "about": self.about, "layers": layers}
         header |= {"torch": torch.__version__, "progress": dict(progress or {})}
         metadata = {"format": _FORMAT, "header": json.dumps(header)}
-        with beside(Path(path)) as part:
+        with beside(file) as part:
             save_file(tensors, part, metadata)
+
+
+def check_statistics(value: object) -> None:
+    """Refuses anything but statistics (`InputTypeError`)."""
+    if not isinstance(value, Statistics):
+        raise InputTypeError(
+            f"these are no statistics but {type(value).__name__}; make them with collect_statistics(...), or "
+            "read them with load_statistics(path)"
+        )
 
 
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
@@ -168,6 +183,7 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
 
     Raises:
         InputError: for a file that is missing, damaged, or something else.
+        InputTypeError: for anything but a path.
     """
     return _load(path)[0]
 
@@ -223,7 +239,7 @@ def model_hash(model: nn.Module) -> str:
 def _load(path: str | os.PathLike[str]) -> tuple[Statistics, dict[str, int]]:
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
+    if not as_path("the statistics file", path).is_file():
         raise InputError(f"there is no statistics file {str(path)!r}")
     try:
         with safe_open(path, "pt") as file:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fisherlab.errors import InputError
+from fisherlab.errors import InputError, whole_number
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -15,7 +15,10 @@ def random_indices(total: int, samples: int, seed: int) -> Tensor:
 
     Raises:
         InputError: if `samples` is below 1 or above `total`.
+        InputTypeError: if `samples` or `seed` is no whole number.
     """
+    samples = whole_number("samples", samples, "how many are taken")
+    seed = whole_number("seed", seed, "from which random numbers start")
     if not 1 <= samples <= total:
         raise InputError(
             f"samples={samples} does not fit: the data hold {total} samples, "

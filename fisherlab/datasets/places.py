@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fisherlab.datasets.source import DataFile, Source
 from fisherlab.errors import InputError
+from fisherlab.writing import as_path
 
 log = logging.getLogger("fisherlab")
 
@@ -23,12 +24,14 @@ def search_places(data_dir: str | os.PathLike[str] | None) -> list[Path]:
 
     Raises:
         InputError: if `data_dir` is not a directory.
+        InputTypeError: if it is no path.
     """
     places = []
     if data_dir is not None:
-        if not Path(data_dir).is_dir():
+        folder = as_path("the data directory", data_dir)
+        if not folder.is_dir():
             raise InputError(f"the data directory {str(data_dir)!r} does not exist; create it.")
-        places.append(Path(data_dir))
+        places.append(folder)
     if variable := os.environ.get("FISHERLAB_DATA"):
         if not Path(variable).is_dir():
             log.warning("FISHERLAB_DATA names %r, which is not a directory.", variable)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import InputError
+from fisherlab.writing import as_path
 
 # What torch says of objects that its restricted unpickler does not build.
 _REFUSED = re.compile(r"unsupported (global|class)|trying to call|can only (create|build)", re.I)
@@ -61,7 +62,7 @@ def put_weights(model: nn.Module, weights: Weights, path: str | os.PathLike[str]
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:
     """Read a checkpoint file, as for `load_weights`, without a model to compare with."""
-    file = Path(path)
+    file = as_path("the checkpoint", path)
     if not file.is_file():
         raise InputError(f"the checkpoint {str(file)!r} is not a file; check the path.")
     try:

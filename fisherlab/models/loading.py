@@ -13,7 +13,7 @@ from fisherlab import datasets
 from fisherlab.data import ModelInputs, called, each, hash_of, tensors_of
 from fisherlab.datasets import Dataset
 from fisherlab.datasets.dataset import Inputs
-from fisherlab.errors import InputError
+from fisherlab.errors import InputError, InputTypeError, unknown, whole_number
 from fisherlab.layers import find_layers
 from fisherlab.models import registry
 from fisherlab.models.checkpoints import put_weights, read_weights
@@ -119,6 +119,7 @@ def load(
     Raises:
         InputError: if the name is unknown, or the factory, the checkpoint or the data cannot be
             used; the message says which.
+        InputTypeError: for an argument of another type.
     """
     prepared = prepare(
         name,
@@ -164,7 +165,13 @@ def prepare(
 
     Raises:
         InputError: as for `load`.
+        InputTypeError: as for `load`.
     """
+    if not isinstance(name, str):
+        raise unknown("model", name, registry.names())
+    seed = whole_number("seed", seed, "from which random numbers start")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputTypeError(f"dtype is one of real numbers, such as torch.float64, not {dtype!r}")
     imported = import_model(name, seed) if is_import(name) else None
     spec = _imported_spec(name, imported) if imported else registry.spec(name)
     # Before the data: a file that cannot be read is then refused at once.
