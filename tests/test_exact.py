@@ -365,7 +365,7 @@ def test_other_sizes_are_refused(text):
 
 @pytest.mark.parametrize("size", [float("nan"), float("inf"), "9" * 400], ids=["nan", "inf", "text"])
 def test_sizes_that_are_not_finite_are_refused(size):
-    with pytest.raises(InputError, match="the memory limit must be finite, not .*; write it as 4GiB"):
+    with pytest.raises(InputError, match=r"the memory limit must be finite, not .*; write it as 4GiB"):
         fl.exact_fisher(nn.Linear(2, 2), torch.ones(3, 2), memory=size)
 
 
