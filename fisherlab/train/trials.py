@@ -130,8 +130,8 @@ def _work(job: Job, threads: int, environment: dict[str, str], connection: Conne
             for config, folder in zip(job.configs, job.folders, strict=True):
                 if not _trained(config, folder):
                     break
-    except FisherlabError as caught:
-        error = caught
+    except FisherlabError as caught:  # of its own kind, which says whether the input is bad
+        error = type(caught)(f"trial {job.number} has failed: {caught}")
     except Exception as caught:
         error = FisherlabError(f"trial {job.number} has failed: {type(caught).__name__}: {caught}")
     connection.send(error)

@@ -21,9 +21,18 @@ class Failing(nn.Linear):
         return super().forward(x)
 
 
+class Unsaved(nn.Linear):
+    def _save_to_state_dict(self, *given) -> None:
+        raise ZeroDivisionError("in the saving")
+
+
 def ending():
     return nn.Sequential(Ending(6, CLASSES)), vectors(), "categorical"
 
 
 def failing():
     return nn.Sequential(Failing(6, CLASSES)), vectors(), "categorical"
+
+
+def unsaved():
+    return nn.Sequential(Unsaved(6, CLASSES)), vectors(), "categorical"

@@ -164,9 +164,17 @@ def test_a_process_that_ends_is_an_error_and_the_sweep_can_go_on(swept, place):
     assert (place / "s.part" / "config.toml").is_file()
 
 
-def test_an_error_in_a_trial_names_it(swept):
-    with pytest.raises(FisherlabError, match="trial 0 has failed: ZeroDivisionError: in the model"):
-        swept(train={"model": "train.sweep_nets:failing", "optimizer": "sgd"}, damping=())
+@pytest.mark.parametrize(
+    ("model", "kind", "words"),
+    [
+        ("failing", InputError, r"the model fails on inputs .*\(ZeroDivisionError: in the model\)"),
+        ("unsaved", FisherlabError, "ZeroDivisionError: in the saving"),
+    ],
+)
+def test_an_error_in_a_trial_names_it(swept, model, kind, words):
+    with pytest.raises(FisherlabError, match=f"trial 0 has failed: {words}") as caught:
+        swept(train={"model": f"train.sweep_nets:{model}", "optimizer": "sgd"}, damping=())
+    assert caught.type is kind
 
 
 def test_bad_input_leaves_nothing(swept, place):
