@@ -173,14 +173,21 @@ def test_layers_of_another_model(call):
         call(3, DATA, layers=fl.find_layers(own))
 
 
-def test_a_model_that_fails_for_single_samples():
-    class Pairs(nn.Sequential):
-        def forward(self, x):
-            if len(x) < 2:
-                raise ValueError("no single samples")
-            return super().forward(x)
+class Pairs(nn.Sequential):
+    def forward(self, x):
+        if len(x) < 2:
+            raise ValueError("no single samples")
+        return super().forward(x)
 
-    pairs = Pairs(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+class Squeezed(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).squeeze(0)
+
+
+@pytest.mark.parametrize("kind", [Pairs, Squeezed])
+def test_a_model_that_fails_for_single_samples(kind):
+    pairs = kind(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     assert list(fl.exact_fisher(pairs, DATA)) == ["0", "2"]
     with pytest.raises(InputError, match=r"cannot be called with one sample alone .* use another method"):
         fl.exact_fisher(pairs, DATA, method="per-sample")
