@@ -1,14 +1,18 @@
 """The one seam to autograd: hooks that keep a forward pass, the batched backward, and leaving no trace."""
 
+import random
 import sys
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +44,7 @@ def is_looked_at() -> bool:
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Evaluation mode with gradients and in full precision; on exit everything is as it was before."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = _Buffers(model)
+    buffers, attributes = _Buffers(model), _Attributes(model)
     devices = {p.device for p in model.parameters()}
     with ExitStack() as stack:
         stack.callback(_depth.reset, _depth.set(_depth.get() + 1))
@@ -55,6 +59,50 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             for module, mode in modes:
                 module.training = mode
             buffers.put_back()
+            attributes.put_back()
+
+
+class _Attributes:
+    """What modules keep beside parameters and buffers (a loss, a counter, a state), and random states.
+
+    Of lists, dictionaries and sets that they keep, the content is put back too.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        own = set(vars(nn.Module()))
+        self._kept = [
+            (
+                module,
+                {name: (value, _content(value)) for name, value in vars(module).items() if name not in own},
+            )
+            for module in model.modules()
+        ]
+        self._own = own
+        self._python = random.getstate()
+        self._numpy = np.random.get_state()  # noqa: NPY002 (the state that models draw from)
+
+    def put_back(self) -> None:
+        """Everything as it was."""
+        for module, kept in self._kept:
+            held = vars(module)
+            for name in [name for name in held if name not in kept and name not in self._own]:
+                del held[name]
+            for name, (value, content) in kept.items():
+                held[name] = value
+                if content is not None:
+                    _refill(value, content)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002
+
+
+def _content(value: Any) -> Any:
+    """A copy of what a plain container holds; None of anything else."""
+    return copy(value) if type(value) in (list, dict, set, deque, Counter, defaultdict, OrderedDict) else None
+
+
+def _refill(value: Any, content: Any) -> None:
+    value.clear()
+    (value.extend if isinstance(value, (list, deque)) else value.update)(content)
 
 
 class _Buffers:

@@ -101,6 +101,7 @@ class Block:
         bases: the eigenvectors of a method with two passes.
         inverse: the damped inverse in use.
         numbers: `NUMBERS` of the F̂ that it is of, 0-d.
+        total: the samples of the step, of which only some may have come through the layer; 0: as many as did.
     """
 
     view: LayerView
@@ -113,6 +114,7 @@ class Block:
     numbers: dict[str, Tensor] = field(default_factory=dict)
     _new: dict[str, Tensor] = field(init=False, repr=False)
     _new_rotated: dict[str, Tensor] = field(init=False, repr=False)
+    total: int = 0
     _samples: int = field(init=False, repr=False)
     _positions: int = field(init=False, repr=False)
     _fresh_basis: bool = field(init=False, repr=False)
@@ -225,10 +227,10 @@ class Block:
         blocks = [block for block in blocks if block.observed]
         if distributed.size() == 1 or not blocks:
             return
-        own = [(block._samples, block._positions, block._rotated_samples) for block in blocks]
+        own = [(block._samples, block._positions, block._rotated_samples, block.total) for block in blocks]
         for block, *counts in zip(blocks, *distributed.gather_all(own), strict=True):
             totals = [sum(count) for count in zip(*counts, strict=True)]
-            block._samples, block._positions, block._rotated_samples = totals
+            block._samples, block._positions, block._rotated_samples, block.total = totals
         for block in blocks:
             for sums in (block._new, block._new_rotated):
                 distributed.add_up([sums[key] for key in sorted(sums)])
@@ -273,11 +275,14 @@ class Block:
 
     def _sums(self, decay: float) -> LayerSums:
         """The averages with this step's observations, as the sums of one sample."""
-        values, positions = self._moved_by(self._new, self._samples, self._positions, decay)
+        samples = self.total if self.total and self._samples else self._samples
+        values, positions = self._moved_by(self._new, samples, self._positions, decay)
         if self._rotated_samples:
             weight = 0.0 if self._fresh_basis else decay
+            seen = max(self._samples, self._rotated_samples)
+            count = self._rotated_samples * (self.total or seen) / seen
             for key, value in self._new_rotated.items():
-                values[key] = _moved(self.average.get(key), value / self._rotated_samples, weight)
+                values[key] = _moved(self.average.get(key), value / count, weight)
         return LayerSums(1, positions, values, self.bases)  # type: ignore[arg-type]
 
     def _moved_by(
@@ -307,7 +312,7 @@ class Block:
 
     def _clear(self) -> None:
         self._new, self._new_rotated = {}, {}
-        self._samples = self._positions = self._rotated_samples = 0
+        self._samples = self._positions = self._rotated_samples = self.total = 0
         self._fresh_basis, self._last_bases = False, {}
 
     # --- state ------------------------------------------------------------------------------------
@@ -317,19 +322,37 @@ class Block:
         return {
             "average": dict(self.average),
             "positions": self.positions,
-            "basis": list(self.bases.get(self.method.name, ())),
-            "inverse": self.inverse_tensors(),
-            "numbers": self.numbers,
+            "basis": _encoded(self.bases.get(self.method.name, ())),
+            "inverse": [_encoded(block) for block in self.inverse_tensors()],
+            "numbers": torch.stack([self.numbers[key] for key in NUMBERS]) if self.numbers else _NOTHING,
             "stale": self._stale,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state` gave; what was observed since the last step is forgotten."""
         self._clear()
-        self.average, self.positions = dict(state["average"]), state["positions"]
-        self.bases = {self.method.name: (state["basis"][0], state["basis"][1])} if state["basis"] else {}
-        self.load_inverse(state["inverse"], state.get("numbers", {}))
+        self.average, self.positions = dict(state.get("average", {})), state["positions"]
+        basis = _decoded(state.get("basis", ()))
+        self.bases = {self.method.name: (basis[0], basis[1])} if basis else {}
+        numbers = state.get("numbers", _NOTHING)
+        named = numbers if isinstance(numbers, Mapping) else dict(zip(NUMBERS, numbers, strict=False))
+        self.load_inverse([_decoded(block) for block in state.get("inverse", ())], named)
         self._stale = state["stale"]
+
+    def why_not(self, state: Mapping[str, Any]) -> str:
+        """Why a state cannot be one of this layer, or an empty text."""
+        if not isinstance(state.get("positions"), (int, float)) or not isinstance(state.get("stale"), bool):
+            return "the counts are missing"
+        known = {statistic.key: statistic.numbers(self.view) for statistic in self.statistics}
+        average = state.get("average", {})
+        if not isinstance(average, Mapping) or not all(isinstance(v, Tensor) for v in average.values()):
+            return "the statistics are missing"
+        if state.get("inverse") and not average:
+            return "the statistics are missing"
+        if average and not known.keys() <= average.keys():
+            return "the statistics are those of another method"
+        wrong = [key for key, count in known.items() if average and average[key].numel() != count]
+        return f"the statistic {wrong[0]!r} has another size" if wrong else ""
 
     def inverse_tensors(self) -> Tensors:
         """The tensors of the inverse, a list a group; none without an inverse."""
@@ -351,6 +374,17 @@ class Block:
     def condition(self) -> float:
         """The condition number of the damped F̂ that the inverse is of: the mean over groups."""
         return math.nan if self.inverse is None else condition_of(self.inverse)
+
+
+_NOTHING = torch.empty(0)  # what is not there, in a state that keeps tensors alone
+
+
+def _encoded(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [_NOTHING if tensor is None else tensor for tensor in tensors]
+
+
+def _decoded(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if tensor is None or tensor.shape == (0,) else tensor for tensor in tensors]
 
 
 def _all_finite(sums: LayerSums) -> bool:

@@ -51,6 +51,11 @@ class Changes:
         self._note(name, factor, (now[0] / (factor * then[0]) - 1).abs().nan_to_num())
         return factor
 
+    def note_factor(self, name: str, gradient: Tensor) -> None:
+        """Takes the factor from the norms that were kept to those of ∇h now, whatever else has changed."""
+        if name in self._norms:
+            self.note(name, (_norms(gradient)[1] / self._norms[name][1]).nan_to_num(nan=1.0))
+
     def ratio(self, name: str, then: Tensor, now: Tensor) -> Tensor:
         """From the direction D [m, d] of the gradient that came to that of the gradient now."""
         ratio = (now * then).sum() / then.square().sum()

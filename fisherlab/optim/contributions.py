@@ -1,6 +1,7 @@
 """What single samples contribute to a layer's gradient, from the calls of its last (micro-)batch."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +10,15 @@ from fisherlab.layers import Layers, Use
 from fisherlab.optim.block import Seen
 from fisherlab.optim.recorder import ForwardPass
 from fisherlab.optim.rows import sample_dim
+
+
+@dataclass
+class _Kept:
+    """Calls of one batch of samples, and the tensor that these came in."""
+
+    samples: int
+    source: Tensor | None
+    calls: list[Seen]
 
 
 class Contributions:
@@ -22,21 +32,37 @@ class Contributions:
 
     def __init__(self, layers: Layers, dims: Mapping[str, int], most: int | None) -> None:
         self._layers, self._dims, self._most = layers, dims, most
-        self._kept: dict[str, list[tuple[int, list[Seen]]]] = {}
+        self._kept: dict[str, list[_Kept]] = {}
 
     @property
     def names(self) -> list[str]:
         """The layers with kept calls."""
         return list(self._kept)
 
-    def keep(self, name: str, passes: Iterable[ForwardPass]) -> None:
-        """Takes the calls of a layer out of these passes."""
-        self._kept[name] = [(one.samples or 0, one.layers.pop(name)) for one in passes]
+    def keep(self, name: str, passes: Iterable[ForwardPass], backward: int) -> None:
+        """Takes the calls of a layer out of these passes, those to which this backward pass came.
+
+        Passes of one tensor are of the same samples.
+        """
+        kept: list[_Kept] = []
+        for one in passes:
+            calls = [call for call in one.layers.pop(name) if call.came_in(backward)]
+            source = one.source()
+            same = next((k for k in kept if source is not None and k.source is source), None)
+            if same is None:
+                kept.append(_Kept(one.samples or 0, source, calls))
+            else:
+                same.calls += calls
+        self._kept[name] = kept
+
+    def samples(self, name: str) -> int:
+        """How many samples the kept passes of a layer have."""
+        return sum(one.samples for one in self._kept[name])
 
     def let_go(self, name: str) -> None:
         """Drops what was kept of a layer."""
-        for _, calls in self._kept.pop(name):
-            for call in calls:
+        for one in self._kept.pop(name):
+            for call in one.calls:
                 call.slot.clear()
 
     def let_all_go(self) -> None:
@@ -54,8 +80,9 @@ class Contributions:
         """
         found, whole = [], True
         view, dim = self._layers[name], self._dims[name]
-        for samples, calls in self._kept[name]:
-            seen = [(call.use, call.g) for call in calls if call.g is not None]
+        for one in self._kept[name]:
+            samples = one.samples
+            seen = [(call.use, call.g) for call in one.calls if call.g is not None]
             most = samples if every else min(samples, self._most or samples)
             if sample_dim(view, dim) or any(
                 not use.input.shape[0] == samples == g.shape[0] for use, g in seen
@@ -75,6 +102,6 @@ class Contributions:
 
         Rounding leaves far less; products with fewer digits (TF32, bfloat16 on the way) have their say.
         """
-        gradients = [call.g for _, calls in self._kept[name] for call in calls]
+        gradients = [call.g for one in self._kept[name] for call in one.calls]
         least = min(g.dtype.itemsize for g in [*gradients, gradient] if g is not None)
         return {8: 1e-8, 4: 1e-3}.get(least, 5e-2)

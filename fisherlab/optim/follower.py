@@ -165,6 +165,8 @@ class Follower:
     def go_on(self) -> None:
         """Counts a step, and forgets what it was made of."""
         for block in self._blocks.values():
+            if distributed.size() == 1:
+                block.total = self._samples
             block.average_in(self._options.decay)
         self._recorder.checks = False
         self.start_at(self.count + 1)
@@ -199,6 +201,7 @@ class Follower:
             ready = self._ready.get(name)
             if ready is not None and ready.squares is not None:
                 ready.squares *= (self._samples / count) ** 2
+                ready.squares *= self._came_with[name] / self._backwards[self._of[name]]
             if self._kind == "empirical":
                 self._blocks[name].rescale(self._samples / count)
                 if name in self._prepared:  # the inverse of later steps; D of this one stays
@@ -209,6 +212,8 @@ class Follower:
         """With several processes: statistics over all of them, each inverting a share of the layers."""
         if distributed.size() == 1:
             return
+        for block in self._blocks.values():
+            block.total = self._samples
         observed = [name for name, block in self._blocks.items() if block.observed]
         _require_alike(observed, self._contributions.names)
         Block.add_up(self._blocks.values())
@@ -233,6 +238,8 @@ class Follower:
                 along = (ready.direction * self._gradient(name)).sum()
                 self._changes.note(name, along / ready.gradient)
             return ready
+        if not self._options.layerwise and self._recorder.checks:
+            self._changes.note_factor(name, self._gradient(name))
         step = self._make_step(name, self._gradient(name))
         if ready is not None and ready.squares is not None:
             ratio = self._changes.ratio(name, ready.direction, step.direction)
@@ -301,13 +308,16 @@ class Follower:
         self._changes.forget()
         self._contributions.let_all_go()
         self._counts: dict[str, int] = {}
+        self._came_with: dict[str, int] = {}  # the samples of that backward pass, as far as they were known
         self._came: set[str] = set()
         self._arrived: dict[str, set[str]] = {}
         self._gaps: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self._tolerances: dict[str, float] = {}
         self._before: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
-        self._backwards: set[int] = set()
+        self._backwards: dict[int, int] = {}  # the samples of each backward pass
+        self._sources: dict[int, list[Tensor | None]] = {}
+        self._of: dict[str, int] = {}  # the backward pass that a layer's gradient came in last
         self._samples, self._scale, self._fresh = 0, 1.0, False
         self._turn += 1
 
@@ -342,14 +352,21 @@ class Follower:
                 "earlier step; run the forward pass again"
             )
         observed, keep = self._recorder.count(one), graph_is_kept()
-        for name, observation in observed.items():
-            self._blocks[name].count(observation, keep=keep)
+        for name, observations in observed.items():
+            for observation in observations:
+                self._blocks[name].count(observation, keep=keep)
             self._prepared.discard(name)
         if not keep:
             one.spent, one.observed = bool(observed), {}
         one.counted = self._turn
-        self._samples += one.samples or 0
-        self._backwards.add(backward)
+        source = one.source()
+        own = self._sources.setdefault(backward, [])
+        if source is None or all(source is not known for known in own):  # else of samples that count already
+            own.append(source)
+            self._samples += one.samples or 0
+            self._backwards[backward] = self._backwards.get(backward, 0) + (one.samples or 0)
+        else:
+            self._backwards.setdefault(backward, 0)
         if self._scaler is not None:
             self._scale = float(self._scaler.get_scale())
 
@@ -376,14 +393,17 @@ class Follower:
         with torch.autocast(self._gradients.device(name).type, enabled=False):
             if self._kind == "empirical":
                 self._observe_loss(name, [one for one in came if one.refresh])
-            self._counts[name] = self._samples
+            self._counts[name], self._of[name] = self._samples, backward
+            self._came_with[name] = self._backwards[backward]
             self._check_loss(came[-1])
-            self._contributions.keep(name, came)
+            self._contributions.keep(name, came, backward)
             for one in came:
                 one.spent = True
             if self._recorder.checks and distributed.size() == 1:
                 self._check_arrived(name)
             if not self._options.layerwise:
+                if self._kind == "empirical" and self._recorder.checks and distributed.size() == 1:
+                    self._changes.keep_norms(name, self._gradient(name) / self._scale)
                 self._contributions.let_go(name)
             elif distributed.size() == 1:
                 self._keep_step(name)
@@ -443,6 +463,7 @@ class Follower:
     def _prepare(self, name: str) -> None:
         """The inverse of this step."""
         block = self._blocks[name]
+        block.total = block.total if distributed.size() > 1 else self._samples
         if self._due_for(name) and name not in self._prepared:
             block.invert(self._damping(name), self._options.decay)
             self._prepared.add(name)
@@ -475,17 +496,23 @@ class Follower:
         factor = self._changes.factor(name, gradient)
         if self._recorder.checks:
             self._check_changes()
+        total, size = along.sum(), along.abs().sum()
+        if not every and self._due_sums(self._blocks[name]):  # all samples now and then
+            whole_batch = self._contributions.along(name, direction, every=True)[0] / self._scale
+            total, size, every = whole_batch.sum(), whole_batch.abs().sum(), True
         squares = (along * self._samples if self._options.of_mean else along).square()
+        # samples of the same backward pass that did not come through the layer have a part of zero
+        share = self._contributions.samples(name) / max(1, self._backwards[self._of[name]])
         if distributed.size() > 1:  # the gradient may be clipped by now: nothing to compare it with
-            totals = torch.stack([squares.sum(), squares.new_tensor(float(len(squares)))])
+            totals = torch.stack([squares.sum(), squares.new_tensor(len(squares) / share)])
             distributed.add_up([totals])
             return totals[0] / totals[1]
         if every and len(self._backwards) == 1:
             whole = (direction * gradient).sum() / (1.0 if factor is None else factor)
             whole = whole if self._options.of_mean else whole * self._samples
-            self._gaps[name] = along.sum(), whole, along.abs().sum()
+            self._gaps[name] = total, whole, size
             self._tolerances[name] = self._contributions.tolerance(name, gradient)
-        return squares.mean()
+        return squares.mean() * share if share != 1 else squares.mean()
 
     def _check_gaps(self) -> None:
         """Whether the samples' parts of every gradient add up to it: one transfer for all layers."""

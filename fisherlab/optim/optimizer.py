@@ -338,21 +338,20 @@ class NaturalGradient(torch.optim.Optimizer):
         Raises:
             InputError: for the state of another optimizer or model.
         """
-        groups = state_dict.get("param_groups") or [{}]
-        saved_own = state_dict.get(_OWN) or groups[0].get(_OWN, {})
-        if saved_own.get("method") != self._method:
-            raise InputError(f"this is the state of another optimizer; one of {self._method} is needed")
+        saved_own = self._own_of(state_dict)
         own = [group["layers"] for group in self.param_groups]
-        if [group.get("layers") for group in state_dict["param_groups"]] != own:
+        if [group.get("layers", []) for group in state_dict["param_groups"]] != own:
             raise InputError("this is the state of a model with other layers, or of other groups")
         places = [place for group in state_dict["param_groups"] for place in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
         if len(places) != len(parameters):
             raise InputError("this is the state of a model with other parameters")
         saved = {p: state_dict["state"].get(place, {}) for place, p in zip(places, parameters, strict=True)}
-        self._check_shapes(saved)
+        self._check_shapes(saved, saved_own["steps"])
         super().load_state_dict(state_dict)
         self.param_groups[0].pop(_OWN, None)
+        for group in self.param_groups:
+            group.setdefault("layers", [])  # an empty list does not survive every way
         self._find_groups()
         self._shown.clear()
         for block in self._blocks.values():
@@ -386,17 +385,42 @@ class NaturalGradient(torch.optim.Optimizer):
             self._follower.add([p for p in group["params"] if all(p is not known for known in names)])
         self._follower.resume(steps)
 
-    def _check_shapes(self, saved: Mapping[Tensor, Mapping[str, Any]]) -> None:
-        """Whether a state is that of this model's parameters."""
+    def _own_of(self, state_dict: Any) -> Mapping[str, Any]:
+        """What a state says of the optimizer itself.
+
+        Raises:
+            InputError: where it is no whole state of such an optimizer.
+        """
+        found = state_dict if isinstance(state_dict, Mapping) else {}
+        groups = found.get("param_groups") or [{}]
+        own = found.get(_OWN) or (groups[0].get(_OWN, {}) if isinstance(groups[0], Mapping) else {})
+        if own.get("method") != self._method:
+            raise InputError(f"this is the state of another optimizer; one of {self._method} is needed")
+        whole = isinstance(own.get("steps"), int) and isinstance(own.get("generator"), Tensor)
+        if not whole or not isinstance(found.get("state"), Mapping):
+            raise InputError("this state is damaged: its steps, random state or statistics are missing")
+        return own
+
+    def _check_shapes(self, saved: Mapping[Tensor, Mapping[str, Any]], steps: int) -> None:
+        """Whether a state after so many steps is that of this model's parameters."""
+        seen = set()
         for p, values in saved.items():
             for name, kept in values.get("layers", {}).items():
                 view = self._layers.get(name)
-                if view is None or kept["momentum"].shape != (view.outputs, view.inputs):
+                momentum = kept.get("momentum")
+                if view is None or momentum is None or momentum.shape != (view.outputs, view.inputs):
                     raise InputError(
                         f"layer {name!r} has another shape in this state; load that of this model"
                     )
+                reason = self._blocks[name].why_not(kept)
+                if reason:
+                    raise InputError(f"the state of layer {name!r} is damaged: {reason}")
+                seen.add(name)
             if "momentum" in values and values["momentum"].shape != p.shape:
                 raise InputError("a parameter has another shape in this state; load that of this model")
+        missing = set(self._layers) - seen
+        if missing and (seen or steps):
+            raise InputError(f"the state has nothing of layer {min(missing)!r}; load a whole one")
 
     # --- what can be looked at --------------------------------------------------------------------
 

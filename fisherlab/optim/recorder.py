@@ -9,7 +9,7 @@ parameters arrive in a backward pass through it.
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,10 +37,10 @@ from fisherlab.layers import Layers, Use, activations_from, match_names
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.optim.block import Observation, Seen
 from fisherlab.optim.hooks import Hook, removed_with, weakly
-from fisherlab.optim.rows import find_rows, tensors_in
+from fisherlab.optim.rows import Look, look_at, sample_dim, tensors_in
 
 _NO_TENSOR = "the model is called without a tensor whose first dimension could count samples"
-_LOOKS = 3  # at two samples each, before a layer that none of them reached is refused
+_LOOKS = 3  # at other samples each, before a layer that none of them reached is refused
 
 
 @dataclass(eq=False)
@@ -49,10 +49,11 @@ class ForwardPass:
 
     Attributes:
         samples: N; None where nothing counts them.
+        source: the tensor that they came in; two passes of one tensor are of the same samples.
         layers: the calls of every layer that took part, until they were used.
         refresh: whether statistics are due.
         end: the name of the module whose output is the pass's.
-        observed: by layer what the pass says of the statistics, until it counts.
+        observed: by layer what calls of it say of the statistics, until the pass counts.
         before: the state of the generator before the pass drew from it.
         after: the state after it; None where nothing was drawn.
         outputs: the model's output, detached, while first steps are checked.
@@ -68,7 +69,8 @@ class ForwardPass:
     layers: dict[str, list[Seen]]
     refresh: bool
     end: str
-    observed: dict[str, Observation] = field(default_factory=dict)
+    source: "weakref.ref[Tensor]"
+    observed: dict[str, list[tuple[frozenset[int], Observation]]] = field(default_factory=dict)
     before: Tensor | None = None
     after: Tensor | None = None
     outputs: Tensor | None = None
@@ -159,7 +161,8 @@ class Recorder:
         self._scaled = scaled
         self._batch_dim, self.dims, declared = _dims_of(layers, batch_dim)
         self._unsure = {name: 0 for name in layers if name not in declared}
-        self._unreached = set(self._unsure)
+        self._reached: set[str] = set()
+        self._alone: set[str] = set()
         self._key = f"fisherlab {id(self)}"
         self._open_now = False
         self._ends: dict[str, str] = {}
@@ -206,7 +209,7 @@ class Recorder:
             if one.counted is not None and any(call.came_in(backward) for call in one.layers.get(name, ()))
         ]
 
-    def count(self, one: ForwardPass) -> dict[str, Observation]:
+    def count(self, one: ForwardPass) -> dict[str, list[Observation]]:
         """What a pass that counts says of statistics; the random state goes on from it.
 
         Raises:
@@ -227,7 +230,7 @@ class Recorder:
             self._drawn_from = self._generator.get_state() if self._drawn_from is None else self._drawn_from
             self._generator.set_state(one.after)
         one.let_go()
-        return one.observed
+        return {name: [observation for _, observation in kept] for name, kept in one.observed.items()}
 
     def take_back(self) -> None:
         """The random state as it was before the passes that counted since the last step."""
@@ -290,27 +293,37 @@ class Recorder:
     # --- a forward pass ---------------------------------------------------------------------------
 
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _is_compiled():
+            raise InputError(
+                "the model was compiled after the optimizer was made, which hides its layers; train it "
+                "without torch.compile"
+            )
         if _is_transformed() or is_looked_at():
             return
         if id(module) in self._is_layer:
             self._met[id(module)] = _situation()
         if self._open_now or _situation() != "seen":
             return
-        if not self._scaled and _half_precision(next(module.parameters()).device.type):
+        first = next(module.parameters())
+        if first.dtype == torch.float16:
+            raise InputError(
+                "the model has weights in float16 now, too few digits for statistics and steps; use "
+                "bfloat16, or float32 weights under torch.autocast"
+            )
+        if not self._scaled and _half_precision(first.device.type):
             raise InputError(
                 "the model runs in float16, whose gradients are scaled; give the GradScaler in use as "
                 "scaler=, or use bfloat16"
             )
         self._opened()
+        self._open_now = True
+        look = self._look(module, args, kwargs)
         stack = ExitStack()
         seen = stack.enter_context(capture(self._trained(module), outputs=False))
-        self._open_now = True
         finish = weakly(self._finish)
 
         def done(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
-            kwargs, output = (
-                rest if len(rest) == 2 else ({}, rest[0])
-            )  # torch leaves them out of a failed call
+            kwargs, output = rest if len(rest) == 2 else ({}, rest[0])  # after a failure, without them
             if is_looked_at():  # another optimizer's look in the middle of this pass
                 return
             handle.remove()
@@ -318,7 +331,7 @@ class Recorder:
             try:
                 if output is not None:
                     with torch.autocast(next(module.parameters()).device.type, enabled=False):
-                        finish(module, args, kwargs, seen, output)
+                        finish(module, args, kwargs, seen, output, look)
             finally:
                 self._open_now = False
 
@@ -337,6 +350,7 @@ class Recorder:
         kwargs: dict[str, Any],
         seen: Mapping[str, list[Captured]],
         output: Any,
+        look: Look | None,
     ) -> None:
         outputs = [t for t in tensors_in(output) if t.requires_grad]
         if not outputs:
@@ -344,13 +358,21 @@ class Recorder:
         used = {name: [call for call in calls if call.output.numel()] for name, calls in seen.items()}
         taken = {name: calls for name, calls in used.items() if calls}
         given = tensors_in((args, kwargs))
-        samples = next((t.shape[self._batch_dim] for t in given if t.dim() > self._batch_dim), None)
+        samples = _count(given, outputs, self._batch_dim)
+        if samples is not None:
+            self._settle(module, args, kwargs, samples, taken, look)
         earlier = self._earlier(given)
         refresh = self._due(taken) or any(one.refresh for one in earlier)
-        if samples is not None:
-            self._look(module, args, kwargs, samples, taken, refresh)
         layers = {name: [Seen(call.use) for call in calls] for name, calls in taken.items()}
-        record = ForwardPass(samples, layers, refresh, self._names[id(module)], before=self._random_state())
+        source = next((t for t in given if samples in t.shape), outputs[0])
+        record = ForwardPass(
+            samples,
+            layers,
+            refresh,
+            self._names[id(module)],
+            weakref.ref(source),
+            before=self._random_state(),
+        )
         listens, forward = self._listens(refresh), refresh and self._kind != "empirical"
         for name, calls in taken.items():
             for call, kept in zip(calls, layers[name], strict=True):
@@ -362,13 +384,12 @@ class Recorder:
             record = self._joined(record, earlier)
         if forward and record.samples is not None:
             if earlier:
-                record.observed, record.after = {}, None
                 taken, layers = self._marked(outputs)
-                record.layers |= layers
+                self._drop_observed(record, layers)
             if self._kind.startswith("layerwise"):
-                self._layerwise(record, taken, outputs)
+                self._layerwise(record, taken, layers, outputs)
             else:
-                self._drawn(record, taken, output)
+                self._drawn(record, taken, layers, output)
         if not listens:
             record.layers.clear()
         if self.checks and isinstance(output, Tensor):
@@ -422,10 +443,34 @@ class Recorder:
                 )
             for name, calls in one.layers.items():
                 first.layers.setdefault(name, []).extend(calls)
+            for name, kept in one.observed.items():
+                first.observed.setdefault(name, []).extend(kept)
             first.marks += one.marks
             one.into = first
         first.end, first.refresh, first.spent = record.end, record.refresh, False
         return first
+
+    def _drop_observed(self, record: ForwardPass, layers: Mapping[str, list[Seen]]) -> None:
+        """Forgets what was observed of calls that are now seen as a part of more.
+
+        Raises:
+            InputError: where labels would be drawn at two outputs, or calls are seen in part.
+        """
+        for name, kept in record.observed.items():
+            now = {id(call) for call in layers.get(name, ())}
+            if any(now & calls and not calls <= now for calls, _ in kept):
+                raise InputError(
+                    f"layer {name!r} is called for several modules that are called one after another, in a "
+                    "way that cannot be taken apart; call them inside one module's forward"
+                )
+            record.observed[name] = [one for one in kept if not one[0] <= now]
+        record.observed = {name: kept for name, kept in record.observed.items() if kept}
+        record.after = record.after if record.observed else None
+        if self._kind == "drawn" and record.observed:
+            raise InputError(
+                f"modules with {min(record.observed)!r} and {record.end!r} both give outputs of the same "
+                "samples, and labels can be drawn at one output only; use source='empirical'"
+            )
 
     def _mark(self, name: str, call: Captured, kept: Seen) -> _Mark:
         """Leaves a call on its node, for a module that is called with the output of this one."""
@@ -466,54 +511,87 @@ class Recorder:
 
     # --- which rows are samples -----------------------------------------------------------------------
 
-    def _look(
+    def _look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Look | None:
+        """A look at a few samples before the pass, whose traces are the last; None: nothing is unsure."""
+        unsure = [name for name in self._inside[id(module)] if self._unsure.get(name, _LOOKS) < _LOOKS]
+        samples = _count(tensors_in((args, kwargs)), (), self._batch_dim)
+        if not unsure or samples is None or samples < 2:
+            return None
+        return self._look_at(module, args, kwargs, samples, unsure)
+
+    def _look_at(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        samples: int,
+        names: Sequence[str],
+    ) -> Look:
+        start = max(self._unsure[name] for name in names)
+        layers = self._layers.select(names)
+        return look_at(module, args, kwargs, samples, start, self._batch_dim, layers, self._parameters)
+
+    def _settle(
         self,
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         samples: int,
         taken: Mapping[str, list[Captured]],
-        refresh: bool,
+        look: Look | None,
     ) -> None:
-        """Finds, once a layer, which rows are samples, and whether its weight is used in its calls alone.
+        """Which dimension of each layer counts samples, from the look; layers of which it says nothing wait.
 
-        Layers of which two samples say nothing (their rows are alike) are looked at again with two others,
-        and later on where statistics are due.
+        A layer stays unsure where its rows are not simply the samples and the model moves rows by what is in
+        them: another batch may have other ones.
         """
-        unsure = [n for n in taken if n in self._unsure and (refresh or self._unsure[n] < _LOOKS)]
+        for name, calls in taken.items():
+            alone = all(self._is_alone(name, call, samples) for call in calls)
+            if name in self._alone and not alone:  # another layout than before
+                self._unsure.setdefault(name, 0)
+            self._alone.update({name} if alone else ())
+        unsure = [name for name in taken if name in self._unsure]
         if not unsure or samples < 2:
             return
-        first = 2 * min(self._unsure[name] for name in unsure)
-        found = find_rows(
-            module,
-            args,
-            kwargs,
-            samples,
-            (first % samples, (first + 1) % samples),
-            self._batch_dim,
-            self._layers.select(unsure),
-            self._parameters,
-            self.dims,
-            {name: [call.output.shape for call in taken[name]] for name in unsure},
-        )
-        for name, one in found.items():
-            if one.reason:
-                raise InputError(
-                    f"layer {name!r}: {one.reason}; leave it out with exclude=({name!r},), or say which "
-                    f"dimension counts samples with batch_dim={{{name!r}: dimension}}"
-                )
-            assert one.dim is not None
-            self.dims[name] = one.dim
-        self._unreached.difference_update(found)
+        if look is None or look.samples != samples:
+            look = self._look_at(module, args, kwargs, samples, unsure)
+        if look.error:
+            raise InputError(
+                "which rows of the layers belong to one sample could not be found: called with "
+                f"{look.few} of {samples} samples, the model raises {look.error}; "
+                f"batch_dim={{'*': 0}} takes the first dimension of every layer as it is, a "
+                "layer's name in the place of * that of one"
+            )
         for name in unsure:
+            found = look.judge(
+                self._layers[name], self.dims[name], [call.output.shape for call in taken[name]]
+            )
+            if found is not None and found.reason:
+                raise InputError(
+                    f"layer {name!r}: {found.reason}; exclude=({name!r},) leaves it to the step of other "
+                    "parameters (batch_dim={'*': 0} takes the first dimension of every layer for that of "
+                    "samples, untested, for models whose samples act on each other)"
+                )
             self._unsure[name] += 1
-            if name in found and found[name].sure:
-                del self._unsure[name]
-            elif self._unsure[name] == _LOOKS and name in self._unreached:
+            if found is None and self._unsure[name] >= _LOOKS and name not in self._reached:
                 raise InputError(
                     f"layer {name!r} is reached by some samples only, so that it cannot be said which rows "
                     f"are of which sample; leave it out with exclude=({name!r},)"
                 )
+            if found is None:
+                continue
+            self._reached.add(name)
+            self.dims[name] = found.dim
+            risky = look.moves and not all(self._is_alone(name, call, samples) for call in taken[name])
+            if risky:
+                self._unsure[name] = 0
+            elif found.sure:
+                del self._unsure[name]
+
+    def _is_alone(self, name: str, call: Captured, samples: int) -> bool:
+        """Whether the dimension of samples is as long as there are samples."""
+        dim = sample_dim(self._layers[name], self.dims[name])
+        return call.output.dim() > dim and call.output.shape[dim] == samples
 
     # --- statistics -----------------------------------------------------------------------------------
 
@@ -522,19 +600,25 @@ class Recorder:
         states = [one.after for one in self._alive() if one.after is not None and one.counted is None]
         return states[-1] if states else self._generator.get_state()
 
-    def _keep(self, record: ForwardPass, name: str, g: Tensor) -> None:
-        """What a layer's g [c, n, t, m] says of its statistics."""
+    def _keep(self, record: ForwardPass, name: str, calls: list[Seen], g: Tensor) -> None:
+        """What the g [c, n, t, m] of calls of a layer says of its statistics."""
         assert record.samples is not None
         waiting = [
-            one.observed[name]
+            observation
             for one in self._alive()
-            if one is not record and one.counted is None and name in one.observed
+            if one.counted is None
+            for _, observation in one.observed.get(name, ())
         ]
-        batch = self.batch(name, record.layers[name], record.samples, {self._kind: g})
-        record.observed[name] = self._observe(name, batch, waiting)
+        batch = self.batch(name, calls, record.samples, {self._kind: g})
+        found = self._observe(name, batch, waiting)
+        record.observed.setdefault(name, []).append((frozenset(map(id, calls)), found))
 
     def _layerwise(
-        self, record: ForwardPass, taken: Mapping[str, list[Captured]], outputs: list[Tensor]
+        self,
+        record: ForwardPass,
+        taken: Mapping[str, list[Captured]],
+        layers: Mapping[str, list[Seen]],
+        outputs: list[Tensor],
     ) -> None:
         """Statistics under layer-wise sampling: of the slope φ'(s), or of draws −φ'(s)∘ε/√k."""
         assert record.samples is not None
@@ -562,9 +646,15 @@ class Recorder:
                 noise = normal(rows, draws, tuple(g.shape[2:]), generator)[:, own]
                 g = drawn_layerwise(g, noise)
                 record.after = generator.get_state()
-            self._keep(record, name, g)
+            self._keep(record, name, layers[name], g)
 
-    def _drawn(self, record: ForwardPass, taken: Mapping[str, list[Captured]], output: Any) -> None:
+    def _drawn(
+        self,
+        record: ForwardPass,
+        taken: Mapping[str, list[Captured]],
+        layers: Mapping[str, list[Seen]],
+        output: Any,
+    ) -> None:
         """Statistics with one drawn label a sample, by a backward pass of their own."""
         assert record.samples is not None
         assert record.before is not None
@@ -574,6 +664,7 @@ class Recorder:
                 "source='empirical'"
             )
         scores = output.detach().to(torch.promote_types(output.dtype, torch.float32))
+        self._likelihood.count(scores)  # refuses outputs of another form
         own, rows = _among_processes(scores)
         generator = torch.Generator().set_state(record.before)
         column = label_columns(self._likelihood, "monte-carlo", rows, None, 1, generator)[0, own]
@@ -583,7 +674,7 @@ class Recorder:
 
         def take(index: int, g: Tensor | None) -> None:
             name, place = calls[index]
-            one, kept = taken[name][place], record.layers[name]
+            one, kept = taken[name][place], layers[name]
             kept[place].slot[:] = [(torch.zeros_like(one.output) if g is None else g.detach(), -1)]
             missing[name] -= 1
             if missing[name]:
@@ -592,11 +683,26 @@ class Recorder:
             g = self.gradients(name, kept, record.samples, 1.0)
             for call in kept:
                 call.slot.clear()
-            self._keep(record, name, g)
+            self._keep(record, name, kept, g)
 
         edges = [taken[name][place].edge for name, place in calls]
         with torch.autograd.set_multithreading_enabled(False):
             backward_one_by_one(output, edges, column.to(output.dtype), take)
+
+
+def _count(given: Sequence[Tensor], outputs: Sequence[Tensor], batch_dim: int) -> int | None:
+    """N: how many samples these arguments have; None where no tensor says so.
+
+    Arguments may be of other lengths (a time, a mask, a table): the outputs decide between them, or the
+    number of those that agree does.
+    """
+    lengths = [t.shape[batch_dim] for t in given if t.dim() > batch_dim]
+    if len(set(lengths)) > 1:
+        known = [t.shape[dim] for t in outputs for dim in (batch_dim, 0) if t.dim() > dim]
+        agreed = [length for length in lengths if length in known]
+        several = [length for length in lengths if length > 1]
+        lengths = agreed or sorted(several, key=several.count, reverse=True)
+    return lengths[0] if lengths else None
 
 
 def _dims_of(layers: Layers, batch_dim: int | Mapping[str, int]) -> tuple[int, dict[str, int], set[str]]:
@@ -644,6 +750,11 @@ def _situation() -> str:
     if current_backward() != -1:
         return "backward"
     return "seen" if torch.is_grad_enabled() else "no_grad"
+
+
+def _is_compiled() -> bool:
+    """Whether torch's compiler watches the calls that are made."""
+    return torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None
 
 
 def _is_transformed() -> bool:

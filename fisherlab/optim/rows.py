@@ -1,43 +1,46 @@
-"""Which rows of a layer's inputs and gradients belong to one sample, found once from two samples.
+"""Which rows of a layer's inputs and gradients belong to one sample, found from a few samples of a batch.
 
-A module is called twice with two samples of the batch, without a trace: as they are, and with the first
-replaced by the second. Where both samples are the same, so must be the rows of a and g that are said to be
-theirs, whatever the batch has to do with itself (batch norm, a loss of the whole batch); a dimension that
-is no sample's shows differences. The first of the two calls also says whether Σ_n V_n is the parameters'
-gradient.
+Before a module runs with a batch it is called twice with a few of its samples, without a trace: as they
+are, and with the first of them replaced by the second; a random column of outputs, zero for some of the
+samples, comes back through the first of the two calls. The dimension that counts samples is as long as
+there are samples; along it only the rows of the replaced sample change, and nothing comes back to the
+silent ones. The same backward says whether Σ_n V_n is the gradient of the layer's parameters.
 """
 
+import copy
+import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from fisherlab.capture import capture, inputs_of, outputs_of, unchanged
 from fisherlab.data import is_finite
 from fisherlab.door import USED_ELSEWHERE, agree, came_back
-from fisherlab.errors import InputError
 from fisherlab.layers import Layers, LayerView, Use
-from fisherlab.operators.inputs import OneHot
+from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.patches import Patches
+from fisherlab.refusals import node_names
 
-_RAGGED = "some samples have more rows in it than others"
+_MOST = 8  # samples that are looked at
+_BY_DATA = re.compile("^(Index|Gather|Scatter|Masked(Scatter|Select)|Sort|Take|PackPadded)")
 
 
 @dataclass(frozen=True)
 class Found:
-    """What two samples say of a layer.
+    """What a look says of a layer.
 
     Attributes:
-        dim: the dimension that counts samples; None where none does.
-        sure: whether no other dimension could be it.
+        dim: the dimension that counts samples.
+        sure: whether anything was seen that tells it from others.
         reason: why the layer's a and g are not those of samples, or of its weight; else empty.
     """
 
-    dim: int | None
+    dim: int
     sure: bool
     reason: str = ""
 
@@ -50,152 +53,170 @@ class _Calls:
     g: list[Tensor | None]
     by_parameter: dict[str, Tensor | None]
 
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Of the outputs."""
+        return [use.output.shape for use in self.uses]
 
-def find_rows(
+
+@dataclass(frozen=True)
+class _Passes:
+    """Both calls of the module in one mode; `silent`: the samples without a column, None: unknown."""
+
+    first: dict[str, _Calls]
+    second: dict[str, _Calls]
+    silent: Tensor | None
+    mixes: bool
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look at a few samples of a batch.
+
+    Attributes:
+        few: how many.
+        samples: N of the batch.
+        passes: in evaluation mode, then, for layers that took no part in it, in training mode.
+        moves: whether the model moves rows about by what is in them.
+        error: what the model raised, in words.
+    """
+
+    few: int
+    samples: int
+    passes: Sequence[_Passes] = ()
+    moves: bool = False
+    error: str = ""
+
+    def judge(self, view: LayerView, declared: int, shapes: Sequence[torch.Size]) -> Found | None:
+        """What it says of a layer; None where the layer took no part.
+
+        Args:
+            view: the layer.
+            declared: the dimension that is taken to count samples.
+            shapes: of its outputs for the whole batch.
+        """
+        passes = next(
+            (one for one in self.passes if view.name in one.first and view.name in one.second), None
+        )
+        if passes is None:
+            return None
+        first, second = passes.first[view.name], passes.second[view.name]
+        every = _dims(view, first, declared)
+        dims = [dim for dim in every if self._counts(first.shapes, shapes, dim)]
+        if not dims or (first.shapes != second.shapes):
+            texts = _texts([*first.shapes, *second.shapes, *shapes])
+            return Found(
+                every[0],
+                True,
+                f"no dimension of its outputs counts samples: {self.few} and {self.samples} of them give the "
+                f"shapes {texts}",
+            )
+        alike = [_Rows(view, first, second, dim, self.few, passes.silent) for dim in dims]
+        fitting = [rows for rows in alike if passes.mixes or rows.fit]
+        if not fitting:
+            return Found(
+                dims[0],
+                True,
+                "what it sees of one sample, or what comes back to it, belongs to others too: the samples "
+                "act on each other, or lie along none of its dimensions",
+            )
+        telling = [rows for rows in fitting if rows.tell]
+        chosen = (telling or fitting)[0]
+        told = came_back(first.g, first.by_parameter)
+        frozen = any(first.by_parameter[p] is None for p in view.parameters)
+        if told and not frozen and not chosen.give(first.by_parameter):
+            return Found(chosen.dim, True, USED_ELSEWHERE)
+        return Found(chosen.dim, bool(telling))
+
+    def _counts(self, few: Sequence[torch.Size], every: Sequence[torch.Size], dim: int) -> bool:
+        """Whether a dimension is as many times as long for the batch as there are samples."""
+        if len(few) != len(every):
+            return True
+        pairs = [(a, b) for a, b in zip(few, every, strict=True) if len(a) > dim and len(b) > dim]
+        return all(a[dim] * self.samples == b[dim] * self.few for a, b in pairs)
+
+
+class _Rows:
+    """A layer's rows in both calls, read along one dimension."""
+
+    def __init__(
+        self, view: LayerView, first: _Calls, second: _Calls, dim: int, few: int, silent: Tensor | None
+    ) -> None:
+        self.dim, self._view, self._calls = dim, view, first
+        self.fit = self.tell = False
+        try:
+            self._a, self._g = _read(view, first, dim, few)
+            other = _read(view, second, dim, few)[0]
+            values = _values(view, self._a, first, dim, few), _values(view, other, second, dim, few)
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return
+        if self._a.shape[:2] != self._g.shape[:2]:
+            return
+        changed = _changed(*values)
+        self.fit, self.tell = not bool(changed[1:].any()), bool(changed[0])
+        if silent is not None:
+            quiet = self._g[silent.to(self._g.device)]
+            self.fit = self.fit and _largest(quiet) <= _tolerance(self._g)
+            self.tell = self.tell or _largest(self._g) > 0
+
+    def give(self, by_parameter: Mapping[str, Tensor | None]) -> bool:
+        """Whether Σ g aᵀ is the gradient of the parameters, in the digits of the fewest."""
+        gradients = {name: g for name, g in by_parameter.items() if g is not None}
+        expected = self._view.to_matrix(gradients)
+        outputs = [use.output.dtype for use in self._calls.uses] + [self._g.dtype]
+        least = max([*outputs, expected.dtype], key=lambda dtype: torch.finfo(dtype).eps)
+        return agree(self._view, self._a, self._g.to(least), expected.to(least))
+
+
+def look_at(
     module: nn.Module,
     args: tuple[Any, ...],
     keywords: Mapping[str, Any],
     samples: int,
-    pair: tuple[int, int],
+    start: int,
     batch_dim: int,
     layers: Layers,
     parameters: Mapping[str, nn.Parameter],
-    dims: Mapping[str, int],
-    shapes: Mapping[str, Sequence[torch.Size]],
-) -> dict[str, Found]:
-    """What two samples say of each layer that takes part; nothing is changed by it.
+) -> Look:
+    """Calls a module twice with a few samples of a batch; nothing is changed by it.
 
     Args:
-        module: the module that was called, with these arguments.
+        module: the module, with the arguments that it is called with.
         args: its arguments.
         keywords: its keyword arguments.
-        samples: N of that call.
-        pair: which two of them.
+        samples: N.
+        start: the first of the few.
         batch_dim: the dimension of the arguments that counts samples.
         layers: to be looked at.
         parameters: of the model by name.
-        dims: the dimension of each layer's inputs that is taken to count samples.
-        shapes: of each layer's outputs for all samples.
-
-    Raises:
-        InputError: where the module cannot be called with two samples.
     """
-    given = (args, dict(keywords))
-    two = tree_map_only(Tensor, lambda x: _chosen(x, samples, batch_dim, pair), given)
-    same = tree_map_only(Tensor, lambda x: _chosen(x, samples, batch_dim, (pair[1],) * 2), given)
-    found: dict[str, Found] = {}
+    few = min(_MOST, max(2, samples - 1))
+    chosen = [(start + place) % samples for place in range(few)]
+    given = args, dict(keywords)
+    as_they_are = _cut(given, samples, batch_dim, chosen)
+    replaced = _cut(given, samples, batch_dim, [chosen[1], *chosen[1:]])
+    passes: list[_Passes] = []
+    moves = False
+    seen: set[str] = set()
     for training in (False, True) if module.training else (False,):
-        left = layers.select([name for name in layers if name not in found])
+        left = layers.select([name for name in layers if name not in seen])
         if not left:
             break
-        with unchanged(module):
-            _prepare(module, training)
-            try:
-                first = _called(module, two, left, parameters, batch_dim)
-                second = _called(module, same, left, parameters, batch_dim) if first else {}
-            except Exception as error:
-                raise InputError(
-                    "which rows of the layers belong to one sample could not be found: called with two of "
-                    f"the {samples} samples, the model raises {type(error).__name__}: {error}; say which "
-                    "dimension counts them by batch_dim={'layer name or glob': dimension}"
-                ) from error
-        for name in second if first else ():
-            found[name] = _judged(left[name], first[name], second[name], dims[name])
-            rows = [use.output.shape for use in first[name].uses]
-            if _are_ragged(rows, shapes[name], found[name].dim, samples):
-                found[name] = Found(
-                    None, True, f"{_RAGGED}, as the shapes {_texts([*rows, *shapes[name]])} show"
-                )
-    return found
-
-
-def _chosen(x: Tensor, samples: int, batch_dim: int, rows: tuple[int, ...]) -> Tensor:
-    chosen = x.detach()
-    if x.dim() > batch_dim and x.shape[batch_dim] == samples:
-        chosen = chosen.index_select(batch_dim, torch.tensor(rows, device=x.device))
-    return chosen.requires_grad_(x.requires_grad)
-
-
-def _prepare(module: nn.Module, training: bool) -> None:
-    """Training mode where asked for, but without dropout, which differs from sample to sample."""
-    module.train(training)
-    for part in module.modules():
-        if isinstance(part, (nn.modules.dropout._DropoutNd, nn.MultiheadAttention)):
-            part.eval()
-
-
-def _called(
-    module: nn.Module,
-    given: tuple[tuple[Any, ...], dict[str, Any]],
-    layers: Layers,
-    parameters: Mapping[str, nn.Parameter],
-    batch_dim: int,
-) -> dict[str, _Calls]:
-    """The layers' calls with what a column comes back as that is the same for every sample."""
-    args, keywords = given
-    with capture(layers, outputs=False) as seen:
-        output = module(*args, **keywords)
-    outputs = [t for t in tensors_in(output) if t.requires_grad and t.is_floating_point() and t.numel()]
-    seen = {name: calls for name, calls in seen.items() if calls}
-    if not outputs or not seen or not all(map(is_finite, outputs)):
-        return {}
-    edges = [call.edge for calls in seen.values() for call in calls]
-    trained = [
-        p for p in dict.fromkeys(p for n in seen for p in layers[n].parameters) if parameters[p].requires_grad
-    ]
-    generator = torch.Generator().manual_seed(0)
-    columns = [_column(t, batch_dim, generator) for t in outputs]
-    ends = [*edges, *(parameters[p] for p in trained)]
-    found = torch.autograd.grad(outputs, ends, columns, allow_unused=True)
-    gradients, by_parameter = iter(found[: len(edges)]), dict(zip(trained, found[len(edges) :], strict=True))
-    return {
-        name: _Calls(
-            [call.use for call in calls],
-            [next(gradients) for _ in calls],
-            {p: by_parameter.get(p) for p in layers[name].parameters},
-        )
-        for name, calls in seen.items()
-    }
-
-
-def _column(output: Tensor, batch_dim: int, generator: torch.Generator) -> Tensor:
-    """Random numbers shaped as an output, the same for both samples."""
-    shape = list(output.shape)
-    if output.dim() > batch_dim and shape[batch_dim] == 2:
-        shape[batch_dim] = 1
-    else:  # rows that may be in any order
-        shape[:-1] = [1] * len(shape[:-1])
-    column = torch.randn(shape, generator=generator, device="cpu")
-    return column.to(output).expand(output.shape).contiguous()
-
-
-def _judged(view: LayerView, first: _Calls, second: _Calls, declared: int) -> Found:
-    dims = [dim for dim in _dims(view, second, declared) if _is_alike(view, second, dim)]
-    if not dims:
-        shapes = _texts([use.output.shape for use in second.uses])
-        return Found(
-            None, True, f"two samples give it outputs of shape {shapes}, none of whose dimensions counts them"
-        )
-    # rows of different samples differ; where they do not, nothing was seen of this dimension
-    telling = [dim for dim in dims if not _is_alike(view, first, dim)]
-    dim = (telling or dims)[0]
-    frozen = any(p not in first.by_parameter or first.by_parameter[p] is None for p in view.parameters)
-    if not frozen and came_back(first.g, first.by_parameter) and not _is_of_weight(view, first, dim):
-        return Found(dim, True, USED_ELSEWHERE)
-    return Found(dim, bool(telling))
-
-
-def _are_ragged(
-    two: Sequence[torch.Size], every: Sequence[torch.Size], dim: int | None, samples: int
-) -> bool:
-    """Whether samples do not all have as many rows, from the shapes for two samples and for all."""
-    if dim is None or len(two) != len(every):
-        return False
-    return any(few[dim] * samples != 2 * many[dim] for few, many in zip(two, every, strict=True))
-
-
-def _texts(shapes: Iterable[torch.Size]) -> str:
-    return " and ".join(dict.fromkeys(str(list(shape)) for shape in shapes))
+        found = []
+        for inputs in (as_they_are, replaced):
+            with unchanged(module):  # both start from one random state
+                _prepare(module, training)
+                try:
+                    found.append(_called(module, inputs, few, left, parameters, batch_dim))
+                except Exception as error:  # in words: the exception would hold what it was made of
+                    return Look(few, samples, error=f"{type(error).__name__}: {error}")
+        if any(one is None for one in found):
+            break
+        (first, silent, moved), (second, _, _) = (one for one in found if one is not None)
+        passes.append(_Passes(first, second, silent, training and _has_batch_norm(module)))
+        moves = moves or moved
+        seen |= first.keys()
+    return Look(few, samples, passes, moves)
 
 
 def sample_dim(view: LayerView, declared: int) -> int:
@@ -205,63 +226,162 @@ def sample_dim(view: LayerView, declared: int) -> int:
     return declared if view.batch_dim is None else view.batch_dim
 
 
+def tensors_in(value: Any, depth: int = 3) -> list[Tensor]:
+    """The tensors in a model's argument or result, however nested; of plain objects those that they hold."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        parts: Iterable[Any] = value.values()
+    elif isinstance(value, (tuple, list, set, frozenset)):
+        parts = value
+    elif depth and hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module)):
+        parts, depth = vars(value).values(), depth - 1
+    else:
+        return []
+    return [tensor for part in parts for tensor in tensors_in(part, depth)]
+
+
+def _cut(value: Any, samples: int, batch_dim: int, rows: list[int]) -> Any:
+    """The arguments with these samples; tensors of another size are left as they are."""
+    again: Callable[[Any], Any] = lambda part: _cut(part, samples, batch_dim, rows)  # noqa: E731
+    if isinstance(value, Tensor):
+        chosen = value.detach()
+        if value.dim() > batch_dim and value.shape[batch_dim] == samples:
+            chosen = chosen.index_select(batch_dim, torch.tensor(rows, device=value.device))
+        return chosen.requires_grad_(value.requires_grad)
+    if isinstance(value, Mapping):
+        found = copy.copy(value)
+        for key, part in value.items():
+            found[key] = again(part)  # type: ignore[index]
+        return found
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(again, value))
+    if type(value) in (tuple, list):
+        return type(value)(map(again, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found: Any = copy.copy(value)  # type: ignore[no-redef]
+        for field in dataclasses.fields(value):
+            object.__setattr__(found, field.name, again(getattr(value, field.name)))
+        return found
+    return value
+
+
+def _prepare(module: nn.Module, training: bool) -> None:
+    """Training mode where asked for, but without dropout."""
+    module.train(training)
+    for part in module.modules():
+        if isinstance(part, (nn.modules.dropout._DropoutNd, nn.MultiheadAttention)):
+            part.eval()
+
+
+def _has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+
+
+def _called(
+    module: nn.Module,
+    given: tuple[tuple[Any, ...], dict[str, Any]],
+    few: int,
+    layers: Layers,
+    parameters: Mapping[str, nn.Parameter],
+    batch_dim: int,
+) -> tuple[dict[str, _Calls], Tensor | None, bool] | None:
+    """The layers' calls with what a column comes back as; None where there is nothing to send back."""
+    args, keywords = given
+    with capture(layers, outputs=False) as seen:
+        output = module(*args, **keywords)
+    outputs = [t for t in tensors_in(output) if t.requires_grad and t.is_floating_point() and t.numel()]
+    seen = {name: calls for name, calls in seen.items() if calls and all(c.output.numel() for c in calls)}
+    if not outputs or not seen or not all(map(is_finite, outputs)):
+        return None
+    silent = _silent(few)
+    generator = torch.Generator().manual_seed(0)
+    ends = [t for t in outputs if _place(t, few, batch_dim) is not None]
+    columns = [_column(t, _place(t, few, batch_dim), silent, generator) for t in ends or outputs]
+    edges = [call.edge for calls in seen.values() for call in calls]
+    used = dict.fromkeys(p for name in seen for p in layers[name].parameters)
+    trained = [p for p in used if parameters[p].requires_grad]
+    places = [*edges, *(parameters[p] for p in trained)]
+    # the graph may reach beyond this call, into one that the user still needs
+    found = torch.autograd.grad(ends or outputs, places, columns, allow_unused=True, retain_graph=True)
+    gradients, by_parameter = iter(found[: len(edges)]), dict(zip(trained, found[len(edges) :], strict=True))
+    calls = {
+        name: _Calls(
+            [call.use for call in own],
+            [next(gradients) for _ in own],
+            {p: by_parameter.get(p) for p in layers[name].parameters},
+        )
+        for name, own in seen.items()
+    }
+    moves = any(_BY_DATA.search(name) for tensor in outputs for name in node_names(tensor))
+    return calls, silent if ends else None, moves
+
+
+def _silent(few: int) -> Tensor:
+    """Half of the samples, the first but not the last, a bool [few]."""
+    order = torch.randperm(few, generator=torch.Generator().manual_seed(1), device="cpu")
+    silent = order < few // 2
+    silent[0], silent[-1] = True, False
+    return silent
+
+
+def _place(output: Tensor, few: int, batch_dim: int) -> int | None:
+    """The dimension of an output that counts samples, if any does."""
+    own = batch_dim if output.dim() > batch_dim + 1 else 0  # [t, n, …], or [n, c] where t is gone
+    return own if output.dim() > own and output.shape[own] == few else None
+
+
+def _column(output: Tensor, place: int | None, silent: Tensor, generator: torch.Generator) -> Tensor:
+    """Random numbers shaped as an output, zero for the silent samples."""
+    column = torch.randn(output.shape, generator=generator, device="cpu")
+    if place is not None:
+        column.movedim(place, 0)[silent] = 0
+    return column.to(output)
+
+
 def _dims(view: LayerView, calls: _Calls, declared: int) -> list[int]:
     """The dimensions that may count samples, the one in use first."""
     own = sample_dim(view, declared)
     if view.batch_dim is not None or (view.adapter is not None and view.adapter.sample_first):
         return [own]
-    most = min(use.output.dim() for use in calls.uses) - 1
+    most = min(len(shape) for shape in calls.shapes) - 1
     return [own, *(dim for dim in range(most) if dim != own)]
 
 
-def _is_alike(view: LayerView, calls: _Calls, dim: int) -> bool:
-    """Whether the rows of both samples, which are the same, are alike."""
-    try:
-        a, g = _of_layer(view, calls, dim)
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        return False
-    if a.shape[:2] != g.shape[1:3]:
-        return False
-    values = a.indices if isinstance(a, OneHot) else a.images if isinstance(a, Patches) else a
-    return _same(values) and _same(g.transpose(0, 1))
-
-
-def _of_layer(view: LayerView, calls: _Calls, dim: int) -> tuple[Any, Tensor]:
+def _read(view: LayerView, calls: _Calls, dim: int, few: int) -> tuple[Inputs | Patches, Tensor]:
+    """Inputs a and g [n, t, …] of a few samples."""
     pairs = [
         (use, (use.output.new_zeros(use.output.shape) if g is None else g).unsqueeze(0))
         for use, g in zip(calls.uses, calls.g, strict=True)
     ]
-    return inputs_of(view, calls.uses, 2, dim), outputs_of(view, pairs, 2, dim)
+    return inputs_of(view, calls.uses, few, dim), outputs_of(view, pairs, few, dim)[0]
 
 
-def _same(rows: Tensor) -> bool:
-    if not rows.numel():
-        return True
-    if not rows.is_floating_point():
-        return torch.equal(rows[0], rows[1])
-    rows = rows.nan_to_num()  # the step says of values that are not finite where they come from
-    tolerance = math.sqrt(torch.finfo(rows.dtype).eps) * float(rows.abs().max())
-    return float((rows[0] - rows[1]).abs().max()) <= tolerance
+def _values(view: LayerView, a: Inputs | Patches, calls: _Calls, dim: int, few: int) -> Tensor:
+    """What tells samples apart in a layer's inputs [n, …]; those of a lone bias are ones."""
+    if view.weight is None:
+        return torch.cat([view.sample_rows(use.input, few, dim) for use in calls.uses], 1)
+    return a.indices if isinstance(a, OneHot) else a.images if isinstance(a, Patches) else a
 
 
-def _is_of_weight(view: LayerView, calls: _Calls, dim: int) -> bool:
-    a, g = _of_layer(view, calls, dim)
-    gradients = {name: g for name, g in calls.by_parameter.items() if g is not None}
-    return agree(view, a, g[0], view.to_matrix(gradients))
+def _changed(before: Tensor, after: Tensor) -> Tensor:
+    """For each sample whether its numbers differ, a bool [n]."""
+    if before.shape != after.shape:
+        return torch.ones(len(before), dtype=torch.bool)
+    apart = (
+        (before.double() - after.double()).abs().flatten(1).amax(1) if before.numel() else before.new_zeros(1)
+    )
+    return (apart > _tolerance(before)).cpu()
 
 
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in a model's argument or result, however nested."""
-    return [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
 
 
-def _leaves(value: Any) -> Iterable[Any]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [leaf for one in value.values() for leaf in _leaves(one)]
-    if isinstance(value, (tuple, list)):
-        return [leaf for one in value for leaf in _leaves(one)]
-    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-        return [leaf for one in vars(value).values() for leaf in _leaves(one)]
-    return []
+def _tolerance(values: Tensor) -> float:
+    eps = torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
+    return math.sqrt(eps) * _largest(values)
+
+
+def _texts(shapes: Iterable[torch.Size]) -> str:
+    return ", ".join(dict.fromkeys(str(list(shape)) for shape in shapes))

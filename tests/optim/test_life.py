@@ -10,7 +10,11 @@ import pytest
 import torch
 from optim.cases import METHODS, assert_same, batches, network, train, weights
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 
@@ -215,3 +219,73 @@ def test_taking_a_distributed_checkpoint_changes_nothing():
 def test_weights_in_float16_are_refused(method, dtype):
     with pytest.raises(InputError, match=r"parameter '0\.weight' is in float16.*bfloat16.*autocast"):
         METHODS[method](network("mlp", dtype=dtype))
+
+
+@pytest.mark.parametrize("method", ["lngd", "ekfac", "kfac"])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_full_state_of_distributed_checkpoints(used, method):
+    """On the CPU and whole, into a fresh optimizer and into one with steps."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    data = batches("cnn", 5)
+    model, again = network("cnn"), network("cnn", seed=3)
+    optimizer, other = METHODS[method](model, **DUE), METHODS[method](again, **DUE)
+    train(model, optimizer, data[:3])
+    optimizer.zero_grad()
+    if used:
+        train(again, other, data[:1])
+        other.zero_grad()
+    state = deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
+    again.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(again, other, state, options=options)
+    assert_same(train(again, other, data[3:]), train(model, optimizer, data[3:]))
+
+
+def spoiled(state: dict, what: str) -> object:
+    layer = next(v["layers"]["0"] for v in state["state"].values() if "layers" in v)
+    if what == "nothing":
+        return None
+    if what == "no steps":
+        del state["fisherlab"]["steps"]
+    elif what == "steps of text":
+        state["fisherlab"]["steps"] = "3"
+    elif what == "no layers":
+        state["state"] = {}
+    elif what == "no statistics":
+        del layer["average"]
+    elif what == "other statistics":
+        layer["average"] = {"foreign": torch.ones(2)}
+    elif what == "another size":
+        layer["average"] = {key: torch.ones(2) for key in layer["average"]}
+    return state
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "nothing",
+        "no steps",
+        "steps of text",
+        "no layers",
+        "no statistics",
+        "other statistics",
+        "another size",
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(what):
+    data = batches("mlp", 4)
+    model, usual = network("mlp"), network("mlp")
+    optimizer, reference = LNGD(model), LNGD(usual)
+    train(model, optimizer, data[:2])
+    train(usual, reference, data[:2])
+    with pytest.raises(InputError, match=r"damaged|another optimizer|has nothing of layer"):
+        optimizer.load_state_dict(spoiled(deepcopy(optimizer.state_dict()), what))
+    assert_same(train(model, optimizer, data[2:]), train(usual, reference, data[2:]))
+
+
+def test_a_model_compiled_later_is_refused():
+    model = network("mlp")
+    optimizer = LNGD(model)
+    compiled = torch.compile(model, backend="eager")
+    with pytest.raises(InputError, match="compiled after the optimizer was made"):
+        compiled(batches("mlp")[0][0])
+    assert optimizer.param_groups

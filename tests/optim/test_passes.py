@@ -616,3 +616,198 @@ def test_a_mean_over_positions_is_no_second_count():
     optimizer = LNGD(model, **EXACT, source="empirical")
     assert_identity(model, optimizer, x, y, call=lambda inputs: Steps.forward(model, inputs))
     assert isinstance(Mean()(x), Tensor)
+
+
+# --- samples of which some go elsewhere -------------------------------------------------------------------
+
+
+class Tasks(nn.Module):
+    """A trunk and a head for each task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Linear(6, 5), nn.Tanh())
+        self.heads = nn.ModuleList([nn.Linear(5, 3), nn.Linear(5, 3)])
+        self.double()
+
+    def forward(self, x: Tensor, task: int) -> Tensor:
+        return self.heads[task](self.trunk(x))
+
+    def both(self, x: Tensor, cut: int) -> Tensor:
+        """The first samples to one head, the others to the other."""
+        parts = [self(part, task) for task, part in enumerate((x[:cut], x[cut:])) if len(part)]
+        return torch.cat(parts)
+
+
+@pytest.mark.parametrize("cut", [4, 1, 7])
+@pytest.mark.parametrize("make", [LNGD, KFAC, EKFAC, TKFAC, NGPlus])
+def test_a_layer_that_some_of_the_samples_go_through(make, cut):
+    """(1/N) Σ_n is over all samples of the step: the others have a part of zero."""
+    model = Tasks()
+    [(x, y)] = batches("mlp")
+    optimizer = make(model, **EXACT)
+
+    def sides(n: slice) -> Tensor:
+        start = range(len(x))[n][0]
+        return model.both(x[n], max(0, cut - start))
+
+    names = [name for name, _ in model.named_parameters()]
+    own = list(model.parameters())
+
+    def gradient(n: slice) -> dict[str, Tensor]:
+        grads = torch.autograd.grad(cross_entropy(sides(n), y[n]), own, allow_unused=True)
+        return {a: torch.zeros_like(p) if g is None else g for a, p, g in zip(names, own, grads, strict=True)}
+
+    whole, single = gradient(slice(None)), [gradient(slice(n, n + 1)) for n in range(len(x))]
+    before = weights(model)
+    optimizer.zero_grad()
+    cross_entropy(sides(slice(None)), y).backward()
+    optimizer.step()
+    after = weights(model)
+    for name, view in optimizer._layers.items():
+        lr = optimizer._group_of[name]["lr"]
+        v = view.to_matrix({p: (before[p] - after[p]) / lr for p in view.parameters})
+        found = [(v * view.to_matrix({p: g[p] for p in view.parameters})).sum() for g in (whole, *single)]
+        torch.testing.assert_close(found[0], torch.stack(found[1:]).square().mean(), rtol=1e-9, atol=1e-14)
+
+
+def test_statistics_of_a_layer_that_some_of_the_samples_go_through():
+    """E[V Vᵀ] of NG+ is over all samples."""
+    model = Tasks()
+    [(x, y)] = batches("mlp")
+    optimizer = NGPlus(model, rate="fixed")
+    grads = [
+        torch.autograd.grad(
+            cross_entropy(model(x[n : n + 1], int(n >= 4)), y[n : n + 1]), model.heads[0].weight
+        )[0]
+        if n < 4
+        else torch.zeros(3, 5, dtype=torch.float64)
+        for n in range(8)
+    ]
+    biases = [
+        torch.autograd.grad(cross_entropy(model(x[n : n + 1], 0), y[n : n + 1]), model.heads[0].bias)[0]
+        if n < 4
+        else torch.zeros(3, dtype=torch.float64)
+        for n in range(8)
+    ]
+    V = torch.cat([torch.stack(grads), torch.stack(biases)[:, :, None]], 2)
+    cross_entropy(model.both(x, 4), y).backward()
+    optimizer.step()
+    [average] = optimizer._blocks["heads.0"].average.values()
+    torch.testing.assert_close(average, (V @ V.mT).mean(0))
+
+
+class Actor(nn.Module):
+    """Two functions of the same samples, each through the trunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Linear(6, 5), nn.Tanh())
+        self.policy_head, self.value_head = nn.Linear(5, 3), nn.Linear(5, 3)
+        self.double()
+
+    def policy(self, x: Tensor) -> Tensor:
+        return self.policy_head(self.trunk(x))
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.value_head(self.trunk(x))
+
+    def heads(self, x: Tensor) -> Tensor:
+        z = self.trunk(x)
+        return self.policy_head(z) + self.value_head(z)
+
+
+@pytest.mark.parametrize("call", [lambda m, x: m.policy(x) + m.value(x), lambda m, x: m.heads(x)])
+@pytest.mark.parametrize("method", ["lngd", "ngplus", "kfac-empirical"])
+def test_two_heads_of_the_same_samples(method, call):
+    """Called by hand, on one tensor or on one encoding: N samples, not twice as many."""
+    model = Actor()
+    [(x, y)] = batches("mlp")
+    optimizer = METHODS[method](model, **EXACT)
+    assert_identity(model, optimizer, x, y, call=lambda inputs: call(model, inputs))
+
+
+def test_statistics_of_a_head_that_is_called_twice_by_hand():
+    """Those of one call of the whole."""
+    model, usual = Actor(), Actor()
+    optimizer = LNGD(model, rate="fixed", exclude=["value_head"])
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = usual
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            z = self.inner.trunk(x)
+            return self.inner.policy_head(z), self.inner.policy_head(z.relu())
+
+    whole = Both()
+    reference = LNGD(whole, rate="fixed", exclude=["inner.value_head"])
+    [(x, y)] = batches("mlp")
+    z = model.trunk(x)
+    by_hand = model.policy_head(z), model.policy_head(z.relu())
+    for outputs in (by_hand, whole(x)):
+        sum(cross_entropy(output, y) for output in outputs).backward()
+    optimizer.step()
+    reference.step()
+    found = optimizer._blocks["policy_head"].average
+    expected = reference._blocks["inner.policy_head"].average
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value)
+
+
+def test_labels_of_two_heads_called_by_hand_are_refused():
+    model = Actor()
+    optimizer = KFAC(model)
+    [(x, y)] = batches("mlp")
+    with pytest.raises(InputError, match=r"labels can be drawn at one output only; use source='empirical'"):
+        cross_entropy(model.heads(x), y).backward()
+    assert optimizer.param_groups
+
+
+# --- what else a first step finds -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [KFAC, EKFAC, TKFAC])
+def test_outputs_that_are_not_of_the_likelihood_are_refused(make):
+    """One logit under the default likelihood would give statistics of zero."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    optimizer = make(model)
+    with pytest.raises(InputError, match="at least 2 outputs; for one logit use 'bernoulli'"):
+        model(batches("mlp")[0][0])
+    assert optimizer.param_groups
+
+
+@pytest.mark.parametrize(
+    "make",
+    [NGPlus, lambda m: KFAC(m, source="empirical"), lambda m: LNGD(m, source="empirical", rate="fixed")],
+)
+def test_a_scaler_that_was_not_given_is_found_with_a_fixed_rate(make):
+    model, [(x, y)] = network("mlp", dtype=torch.float32), batches("mlp", dtype=torch.float32)
+    optimizer, scaler = make(model), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = weights(model)
+    scaler.scale(cross_entropy(model(x), y)).backward()
+    with pytest.raises(InputError, match=r"divided by 1024 .* give the GradScaler in use as scaler="):
+        scaler.step(optimizer)
+    assert_same(weights(model), before)
+
+
+def test_a_model_made_half_later_is_refused():
+    model = network("mlp", dtype=torch.float32)
+    optimizer = KFAC(model)
+    model.half()
+    with pytest.raises(InputError, match="weights in float16 now"):
+        model(torch.randn(4, 6).half())
+    assert optimizer.param_groups
+
+
+def test_a_rate_of_some_samples_is_checked_where_statistics_are_due():
+    model = network("mlp")
+    optimizer = LNGD(model, rate_samples=3, statistics_every=2)
+    train(model, optimizer, batches("mlp", 2))
+    optimizer.zero_grad()
+    penalty(model, *batches("mlp")[0]).backward()
+    with pytest.raises(InputError, match="is not made of what came back to its output"):
+        optimizer.step()
