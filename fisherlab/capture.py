@@ -41,15 +41,21 @@ def is_looked_at() -> bool:
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients and in full precision; on exit everything is as it was before."""
+def unchanged(model: nn.Module, *, full: bool = True) -> Iterator[None]:
+    """Evaluation mode with gradients; on exit everything is as it was before.
+
+    Args:
+        model: whose traces are put back.
+        full: whether products are in full precision, without autocast.
+    """
     modes = [(module, module.training) for module in model.modules()]
     buffers, attributes = _Buffers(model), _Attributes(model)
     devices = {p.device for p in model.parameters()}
     with ExitStack() as stack:
         stack.callback(_depth.reset, _depth.set(_depth.get() + 1))
         stack.enter_context(torch.random.fork_rng(sorted(d.index for d in devices if d.type == "cuda")))
-        stack.enter_context(full_precision({d.type for d in devices}))
+        if full:
+            stack.enter_context(full_precision({d.type for d in devices}))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         try:

@@ -14,10 +14,10 @@ from fisherlab.optim.rows import sample_dim
 
 @dataclass
 class _Kept:
-    """Calls of one batch of samples, and the tensor that these came in."""
+    """Calls of one batch of samples; see `ForwardPass` for the group."""
 
     samples: int
-    source: Tensor | None
+    group: int
     calls: list[Seen]
 
 
@@ -42,15 +42,14 @@ class Contributions:
     def keep(self, name: str, passes: Iterable[ForwardPass], backward: int) -> None:
         """Takes the calls of a layer out of these passes, those to which this backward pass came.
 
-        Passes of one tensor are of the same samples.
+        Passes of the same samples are one.
         """
         kept: list[_Kept] = []
         for one in passes:
             calls = [call for call in one.layers.pop(name) if call.came_in(backward)]
-            source = one.source()
-            same = next((k for k in kept if source is not None and k.source is source), None)
+            same = next((known for known in kept if known.group == one.group), None)
             if same is None:
-                kept.append(_Kept(one.samples or 0, source, calls))
+                kept.append(_Kept(one.samples or 0, one.group, calls))
             else:
                 same.calls += calls
         self._kept[name] = kept

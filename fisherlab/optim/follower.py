@@ -20,7 +20,12 @@ from fisherlab.optim.checks import check_contributions, check_reduction
 from fisherlab.optim.contributions import Contributions
 from fisherlab.optim.gradients import Gradients
 from fisherlab.optim.hooks import Hook, removed_with, sweep, weakly
-from fisherlab.optim.recorder import ForwardPass, Recorder, current_backward, graph_is_kept
+from fisherlab.optim.recorder import (
+    ForwardPass,
+    Recorder,
+    current_backward,
+    graph_is_kept,
+)
 
 
 @dataclass(frozen=True)
@@ -201,7 +206,7 @@ class Follower:
             ready = self._ready.get(name)
             if ready is not None and ready.squares is not None:
                 ready.squares *= (self._samples / count) ** 2
-                ready.squares *= self._came_with[name] / self._backwards[self._of[name]]
+                ready.squares *= count / self._samples  # the others have a part of zero
             if self._kind == "empirical":
                 self._blocks[name].rescale(self._samples / count)
                 if name in self._prepared:  # the inverse of later steps; D of this one stays
@@ -308,16 +313,14 @@ class Follower:
         self._changes.forget()
         self._contributions.let_all_go()
         self._counts: dict[str, int] = {}
-        self._came_with: dict[str, int] = {}  # the samples of that backward pass, as far as they were known
+        self._through: dict[str, int] = {}  # the samples that came through a layer
         self._came: set[str] = set()
         self._arrived: dict[str, set[str]] = {}
         self._gaps: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self._tolerances: dict[str, float] = {}
         self._before: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
-        self._backwards: dict[int, int] = {}  # the samples of each backward pass
-        self._sources: dict[int, list[Tensor | None]] = {}
-        self._of: dict[str, int] = {}  # the backward pass that a layer's gradient came in last
+        self._backwards: dict[int, set[int]] = {}  # the groups of samples of each backward pass
         self._samples, self._scale, self._fresh = 0, 1.0, False
         self._turn += 1
 
@@ -359,14 +362,10 @@ class Follower:
         if not keep:
             one.spent, one.observed = bool(observed), {}
         one.counted = self._turn
-        source = one.source()
-        own = self._sources.setdefault(backward, [])
-        if source is None or all(source is not known for known in own):  # else of samples that count already
-            own.append(source)
+        counted = self._backwards.setdefault(backward, set())
+        if one.group not in counted:  # else of samples that count already
             self._samples += one.samples or 0
-            self._backwards[backward] = self._backwards.get(backward, 0) + (one.samples or 0)
-        else:
-            self._backwards.setdefault(backward, 0)
+        counted.add(one.group)
         if self._scaler is not None:
             self._scale = float(self._scaler.get_scale())
 
@@ -393,10 +392,10 @@ class Follower:
         with torch.autocast(self._gradients.device(name).type, enabled=False):
             if self._kind == "empirical":
                 self._observe_loss(name, [one for one in came if one.refresh])
-            self._counts[name], self._of[name] = self._samples, backward
-            self._came_with[name] = self._backwards[backward]
+            self._counts[name] = self._samples
             self._check_loss(came[-1])
             self._contributions.keep(name, came, backward)
+            self._through[name] = self._through.get(name, 0) + self._contributions.samples(name)
             for one in came:
                 one.spent = True
             if self._recorder.checks and distributed.size() == 1:
@@ -501,8 +500,7 @@ class Follower:
             whole_batch = self._contributions.along(name, direction, every=True)[0] / self._scale
             total, size, every = whole_batch.sum(), whole_batch.abs().sum(), True
         squares = (along * self._samples if self._options.of_mean else along).square()
-        # samples of the same backward pass that did not come through the layer have a part of zero
-        share = self._contributions.samples(name) / max(1, self._backwards[self._of[name]])
+        share = self._through[name] / max(1, self._samples)  # other samples of the step have a part of zero
         if distributed.size() > 1:  # the gradient may be clipped by now: nothing to compare it with
             totals = torch.stack([squares.sum(), squares.new_tensor(len(squares) / share)])
             distributed.add_up([totals])

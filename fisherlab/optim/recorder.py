@@ -37,7 +37,16 @@ from fisherlab.layers import Layers, Use, activations_from, match_names
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.optim.block import Observation, Seen
 from fisherlab.optim.hooks import Hook, removed_with, weakly
-from fisherlab.optim.rows import Look, look_at, sample_dim, tensors_in
+from fisherlab.optim.rows import (
+    Look,
+    column_at,
+    has_batch_norm,
+    is_any,
+    look_at,
+    sample_dim,
+    silent_samples,
+    tensors_in,
+)
 
 _NO_TENSOR = "the model is called without a tensor whose first dimension could count samples"
 _LOOKS = 3  # at other samples each, before a layer that none of them reached is refused
@@ -49,7 +58,8 @@ class ForwardPass:
 
     Attributes:
         samples: N; None where nothing counts them.
-        source: the tensor that they came in; two passes of one tensor are of the same samples.
+        group: a number that passes of the same samples have in common.
+        kin: the tensors that the samples came in, and those that the pass gave.
         layers: the calls of every layer that took part, until they were used.
         refresh: whether statistics are due.
         end: the name of the module whose output is the pass's.
@@ -69,7 +79,8 @@ class ForwardPass:
     layers: dict[str, list[Seen]]
     refresh: bool
     end: str
-    source: "weakref.ref[Tensor]"
+    group: int
+    kin: "list[weakref.ref[Tensor]]"
     observed: dict[str, list[tuple[frozenset[int], Observation]]] = field(default_factory=dict)
     before: Tensor | None = None
     after: Tensor | None = None
@@ -167,6 +178,8 @@ class Recorder:
         self._open_now = False
         self._ends: dict[str, str] = {}
         self._drawn_from: Tensor | None = None
+        self._joints: set[tuple[str, ...]] = set()
+        self._groups = 0
         self._marks = 0
         self._met: dict[int, str] = {}
         self._follow(model)
@@ -330,8 +343,7 @@ class Recorder:
             stack.close()
             try:
                 if output is not None:
-                    with torch.autocast(next(module.parameters()).device.type, enabled=False):
-                        finish(module, args, kwargs, seen, output, look)
+                    finish(module, args, kwargs, seen, output, look)
             finally:
                 self._open_now = False
 
@@ -361,16 +373,18 @@ class Recorder:
         samples = _count(given, outputs, self._batch_dim)
         if samples is not None:
             self._settle(module, args, kwargs, samples, taken, look)
-        earlier = self._earlier(given)
+        before = self._earlier(given)
+        earlier = list(dict.fromkeys(one for one, _ in before))
         refresh = self._due(taken) or any(one.refresh for one in earlier)
         layers = {name: [Seen(call.use) for call in calls] for name, calls in taken.items()}
-        source = next((t for t in given if samples in t.shape), outputs[0])
+        kin = [t for t in (*given, *outputs) if t.dim() and len(t) == samples] or outputs
         record = ForwardPass(
             samples,
             layers,
             refresh,
             self._names[id(module)],
-            weakref.ref(source),
+            self._group_of(kin),
+            [weakref.ref(t) for t in kin],
             before=self._random_state(),
         )
         listens, forward = self._listens(refresh), refresh and self._kind != "empirical"
@@ -381,22 +395,24 @@ class Recorder:
                 if forward:
                     record.marks.append(self._mark(name, call, kept))
         if earlier:
+            self._check_joint(module, before, outputs)
             record = self._joined(record, earlier)
         if forward and record.samples is not None:
             if earlier:
                 taken, layers = self._marked(outputs)
                 self._drop_observed(record, layers)
-            if self._kind.startswith("layerwise"):
-                self._layerwise(record, taken, layers, outputs)
-            else:
-                self._drawn(record, taken, layers, output)
+            with torch.autocast(outputs[0].device.type, enabled=False):
+                if self._kind.startswith("layerwise"):
+                    self._layerwise(record, taken, layers, outputs)
+                else:
+                    self._drawn(record, taken, layers, output)
         if not listens:
             record.layers.clear()
         if self.checks and isinstance(output, Tensor):
             record.outputs = output.detach()
         for tensor in outputs:
             tensor.register_hook(Hook(self._begins, record))
-            _metadata(tensor.grad_fn)[self._key] = record
+            _metadata(tensor.grad_fn).setdefault(self._key, {})[tensor.output_nr] = record
         self._passes = [ref for ref in self._passes if ref() is not None and ref() is not record]
         self._passes.append(weakref.ref(record))
 
@@ -413,23 +429,67 @@ class Recorder:
 
     # --- passes of several modules --------------------------------------------------------------------
 
-    def _earlier(self, given: list[Tensor]) -> "list[ForwardPass]":
-        """The passes that have not come back and whose outputs these arguments were made of."""
+    def _group_of(self, kin: Sequence[Tensor]) -> int:
+        """That of a pass that came in, or gave, one of these tensors or an alias of it; else a new one."""
+        places = {(t.data_ptr(), len(t)) for t in kin if t.dim() and t.numel()}
+        for one in self._alive():
+            known = [t for t in (ref() for ref in one.kin) if t is not None and t.dim() and t.numel()]
+            if any((t.data_ptr(), len(t)) in places for t in known):
+                return one.group
+        self._groups += 1
+        return self._groups
+
+    def _earlier(self, given: list[Tensor]) -> "list[tuple[ForwardPass, GradientEdge]]":
+        """The passes that have not come back whose outputs these arguments were made of, with the places."""
         waiting = {id(one) for one in self._alive() if one.counted is None}
-        found: dict[int, ForwardPass] = {}
+        found: list[tuple[ForwardPass, GradientEdge]] = []
         stack = [t.grad_fn for t in given if t.grad_fn is not None] if waiting else []
         seen = set(stack)
         while stack:
             node = stack.pop()
-            one = _metadata(node).get(self._key)
-            if isinstance(one, ForwardPass) and id(one.whole) in waiting:
-                found[id(one.whole)] = one.whole
+            ends = [(one.whole, place) for place, one in _metadata(node).get(self._key, {}).items()]
+            ends = [(one, place) for one, place in ends if id(one) in waiting]
+            found += [(one, GradientEdge(node, place)) for one, place in ends]  # type: ignore[arg-type]
+            if ends:
                 continue
             for child, _ in node.next_functions:  # type: ignore[union-attr]
                 if child is not None and child not in seen:
                     seen.add(child)
                     stack.append(child)
-        return list(found.values())
+        return found
+
+    def _check_joint(
+        self,
+        module: nn.Module,
+        before: "Sequence[tuple[ForwardPass, GradientEdge]]",
+        outputs: Sequence[Tensor],
+    ) -> None:
+        """Whether what comes back from a sample's outputs belongs to its outputs before; looked at once.
+
+        Batch norm in training spreads it over all of them, and tells nothing.
+
+        Raises:
+            InputError: where rows are in another order, or lie along another dimension.
+        """
+        joint = (self._names[id(module)], *(one.end for one, _ in before))
+        samples = before[0][0].samples
+        ends = [t for t in outputs if t.dim() and len(t) == samples and t.is_floating_point()]
+        blind = module.training and has_batch_norm(module)
+        if joint in self._joints or blind or not ends or len(ends[0]) < 2:
+            return
+        self._joints.add(joint)
+        silent = silent_samples(len(ends[0]))
+        generator = torch.Generator().manual_seed(0)
+        columns = [column_at(t, 0, silent, generator) for t in ends]
+        edges = [edge for _, edge in before]
+        found = torch.autograd.grad(ends, edges, columns, allow_unused=True, retain_graph=True)
+        for (one, _), g in zip(before, found, strict=True):
+            if g is not None and g.dim() and len(g) == len(silent) and is_any(g, silent):
+                raise InputError(
+                    f"what module {joint[0]!r} makes of one sample comes back to others at the output of "
+                    f"module {one.end!r}: the rows are in another order or along another dimension; call "
+                    "both inside one module's forward"
+                )
 
     def _joined(self, record: ForwardPass, earlier: "list[ForwardPass]") -> ForwardPass:
         """One pass of a record and those before it, of the same samples."""
@@ -446,6 +506,7 @@ class Recorder:
             for name, kept in one.observed.items():
                 first.observed.setdefault(name, []).extend(kept)
             first.marks += one.marks
+            first.kin += one.kin
             one.into = first
         first.end, first.refresh, first.spent = record.end, record.refresh, False
         return first

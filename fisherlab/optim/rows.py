@@ -155,8 +155,7 @@ class _Rows:
         changed = _changed(*values)
         self.fit, self.tell = not bool(changed[1:].any()), bool(changed[0])
         if silent is not None:
-            quiet = self._g[silent.to(self._g.device)]
-            self.fit = self.fit and _largest(quiet) <= _tolerance(self._g)
+            self.fit = self.fit and not is_any(self._g, silent)
             self.tell = self.tell or _largest(self._g) > 0
 
     def give(self, by_parameter: Mapping[str, Tensor | None]) -> bool:
@@ -204,7 +203,7 @@ def look_at(
             break
         found = []
         for inputs in (as_they_are, replaced):
-            with unchanged(module):  # both start from one random state
+            with unchanged(module, full=False):  # both start from one random state
                 _prepare(module, training)
                 try:
                     found.append(_called(module, inputs, few, left, parameters, batch_dim))
@@ -213,7 +212,7 @@ def look_at(
         if any(one is None for one in found):
             break
         (first, silent, moved), (second, _, _) = (one for one in found if one is not None)
-        passes.append(_Passes(first, second, silent, training and _has_batch_norm(module)))
+        passes.append(_Passes(first, second, silent, training and has_batch_norm(module)))
         moves = moves or moved
         seen |= first.keys()
     return Look(few, samples, passes, moves)
@@ -274,7 +273,8 @@ def _prepare(module: nn.Module, training: bool) -> None:
             part.eval()
 
 
-def _has_batch_norm(module: nn.Module) -> bool:
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether samples act on each other in training."""
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
 
 
@@ -294,10 +294,10 @@ def _called(
     seen = {name: calls for name, calls in seen.items() if calls and all(c.output.numel() for c in calls)}
     if not outputs or not seen or not all(map(is_finite, outputs)):
         return None
-    silent = _silent(few)
+    silent = silent_samples(few)
     generator = torch.Generator().manual_seed(0)
     ends = [t for t in outputs if _place(t, few, batch_dim) is not None]
-    columns = [_column(t, _place(t, few, batch_dim), silent, generator) for t in ends or outputs]
+    columns = [column_at(t, _place(t, few, batch_dim), silent, generator) for t in ends or outputs]
     edges = [call.edge for calls in seen.values() for call in calls]
     used = dict.fromkeys(p for name in seen for p in layers[name].parameters)
     trained = [p for p in used if parameters[p].requires_grad]
@@ -317,7 +317,7 @@ def _called(
     return calls, silent if ends else None, moves
 
 
-def _silent(few: int) -> Tensor:
+def silent_samples(few: int) -> Tensor:
     """Half of the samples, the first but not the last, a bool [few]."""
     order = torch.randperm(few, generator=torch.Generator().manual_seed(1), device="cpu")
     silent = order < few // 2
@@ -331,7 +331,7 @@ def _place(output: Tensor, few: int, batch_dim: int) -> int | None:
     return own if output.dim() > own and output.shape[own] == few else None
 
 
-def _column(output: Tensor, place: int | None, silent: Tensor, generator: torch.Generator) -> Tensor:
+def column_at(output: Tensor, place: int | None, silent: Tensor, generator: torch.Generator) -> Tensor:
     """Random numbers shaped as an output, zero for the silent samples."""
     column = torch.randn(output.shape, generator=generator, device="cpu")
     if place is not None:
@@ -372,6 +372,11 @@ def _changed(before: Tensor, after: Tensor) -> Tensor:
         (before.double() - after.double()).abs().flatten(1).amax(1) if before.numel() else before.new_zeros(1)
     )
     return (apart > _tolerance(before)).cpu()
+
+
+def is_any(g: Tensor, silent: Tensor) -> bool:
+    """Whether something comes back to silent samples; g [n, …]."""
+    return _largest(g[silent.to(g.device)]) > _tolerance(g)
 
 
 def _largest(values: Tensor) -> float:
