@@ -42,12 +42,16 @@ from fisherlab.sizes import LABEL_KINDS, LAYERWISE_COLUMNS, Needs, Sizes
 _FIRST, _MORE, _MOST = 2, 32, 64  # samples of the first look, of another, and where too little came back
 _LOOK_BYTES = 2**28
 
+Form = tuple[tuple[int, ...], ...]
+"""The shapes of one sample's inputs."""
+
 
 class Collector:
     """Reads a model, its layers and its data; every pass of fisherlab is one of its.
 
     Its `layers` are those given, read as the first look at the data found that they must be; those that
-    cannot be read are left out with a warning. Its `remarks` say of a layer what a reader should know.
+    cannot be read are left out with a warning. Its `remarks` say of a layer what a reader should know. Its
+    `vectors` are the layers that are summed as ones with a single position; batches with more are refused.
 
     Args:
         model: the network; its output is one tensor [n, …].
@@ -92,7 +96,9 @@ class Collector:
         self.remarks: dict[str, str] = {}
         self._looker = Looker(model, batch_dim)
         self._rows_of: dict[tuple[str, ...], SampleGradients] = {}
-        self._rows_seen: dict[str, list[int]] = {}
+        self._looked: dict[Form, int] = {}
+        self._rows_seen: dict[Form, dict[str, list[int]]] = {}
+        self.vectors: frozenset[str] = frozenset()
         self.sizes = self._look()
 
     def passes(
@@ -139,7 +145,7 @@ class Collector:
             bar(self._progress, what, None if stop is None else stop - first) as report,
         ):
             for index, (inputs, targets) in enumerate(self.read(most, start, stop)):
-                self._make_sure(inputs)
+                self._make_sure(inputs, index)
                 yield self._collect(inputs, targets, needs, generators, start, index)
                 start += self.batches.size(inputs)
                 report(start - first)
@@ -228,6 +234,7 @@ class Collector:
                 for name in names:
                     calls = [(call.use, _known(next(gradients), call, count)) for call in seen[name]]
                     g = self._outputs(given[name], name, kind, calls, samples)
+                    self._require_vectors(name, g, index)
                     part[name] = given[name].part({kind: g}, False)
                 yield part
 
@@ -275,7 +282,7 @@ class Collector:
                 if reason:
                     raise InputError(
                         f"layer {name!r} has no gradients of single samples: {reason}; use another method "
-                        "than per-sample, or leave it out with layers= or exclude="
+                        "than per-sample, or leave it out with layers="
                     )
             self._rows_of[names] = rows
         return self._rows_of[names]
@@ -351,28 +358,34 @@ class Collector:
         with capture(self._captured, samples=samples) as seen:
             outputs = outputs_of_model(self.model, inputs)
         require_finite(outputs, seen, index)
-        for name, rows in self._rows_seen.items():
-            self._require_rows(name, rows, seen[name], inputs, index)
+        for name, rows in self._rows_seen.get(self._form(inputs), {}).items():
+            self._require_rows(name, rows, seen[name], samples, index)
         return seen, outputs
 
-    def _require_rows(
-        self, name: str, known: list[int], calls: list[Seen], inputs: ModelInputs, index: int
-    ) -> None:
-        """Refuses other numbers of rows than at the first look, for inputs of the same shape."""
-        samples = self.batches.size(inputs)
+    def _require_rows(self, name: str, known: list[int], calls: list[Seen], samples: int, index: int) -> None:
+        """Refuses other numbers of rows than at the look at inputs of the same shape."""
         try:
             rows = self._looker.rows(self.layers[name], calls, samples)
         except InputError:
             rows = []
-        if not rows or (rows != known and self._form(inputs) == self._form_seen):
+        if rows != known:
             raise InputError(
                 f"layer {name!r} sees other rows in batch {index} than it did of the first samples, so they "
-                "cannot be told apart by sample; leave it out with layers= or exclude="
+                "cannot be told apart by sample; use method='per-sample', or leave it out with layers="
             )
 
-    def _form(self, inputs: ModelInputs) -> list[list[int]]:
+    def _require_vectors(self, name: str, g: Tensor, index: int) -> None:
+        """Refuses several positions of a layer that is summed as one with a single position."""
+        if g.shape[2] > 1 and name in self.vectors:
+            raise InputError(
+                f"layer {name!r} has one position a sample in the first samples and {g.shape[2]} in batch "
+                f"{index}, for which Kronecker accumulation is not right; put a batch of the longest length "
+                "first, or use method='per-sample'"
+            )
+
+    def _form(self, inputs: ModelInputs) -> Form:
         """The shapes of one sample's inputs."""
-        return [list(x.narrow(self.batch_dim, 0, 1).shape) for x in tensors_of(inputs)]
+        return tuple(tuple(x.narrow(self.batch_dim, 0, 1).shape) for x in tensors_of(inputs))
 
     def _look(self) -> Sizes:
         """Reads a few samples: how each layer is to be read, and sizes."""
@@ -392,18 +405,18 @@ class Collector:
             looks = self._looks(inputs, check)
             first = looks[0]
             settled = self._looker.settle(self.layers, looks)
-            self._sure = first.samples > 1
             self._moving = any(moves_rows(look.outputs) for look in looks)
             self._looked_at = first.inputs, first.column
             self.leave_out(settled.left_out, stacklevel=5)
             self.layers = self.layers.read_as(settled.views, settled.remarks)
             self.remarks = settled.remarks
             self._captured = {name: view for name, view in self.layers.items() if not view.by_gradients}
-            self._form_seen = self._form(first.inputs)
+            form = self._form(first.inputs)
+            self._looked[form] = first.samples
             seen, outputs = {name: first.seen[name] for name in self._captured}, first.outputs
             if any(view.expanded is not None for view in self._captured.values()):
                 seen, outputs = self._forward(first.inputs, 0)
-            self._rows_seen = {
+            self._rows_seen[form] = {
                 name: self._looker.rows(view, seen[name], first.samples)
                 for name, view in self._captured.items()
             }
@@ -437,19 +450,32 @@ class Collector:
             return [first]
         return [first, self._looker.look(self.layers, self._part(inputs, more), more, swap=False)]
 
-    def _make_sure(self, inputs: ModelInputs) -> None:
-        """Looks at the first batch with two samples, where there was none before."""
-        if self._sure or self.batches.size(inputs) < _FIRST:
+    def _make_sure(self, inputs: ModelInputs, index: int) -> None:
+        """Looks anew at inputs of shapes not seen before, and at two samples where one alone was seen.
+
+        How the rows of samples lie in a layer's tensors may depend on the shapes.
+        """
+        count, form = min(_FIRST, self.batches.size(inputs)), self._form(inputs)
+        known = self._looked.get(form, 0)
+        if known >= count:
             return
-        self._sure = True
-        looks = [self._looker.look(self._captured, self._part(inputs, count), count) for count in (_FIRST,)]
+        look = self._looker.look(self._captured, self._part(inputs, count), count)
         for name, view in self._captured.items():
-            reason = self._looker.why_not(view, looks)
-            if reason:
+            reason = self._looker.why_not(view, [look])
+            if reason and known:
                 raise InputError(
                     f"the first batch has one sample only, and of a later one layer {name!r} is not right: "
                     f"{reason}; give a first batch of two samples or more"
                 )
+            if reason:
+                raise InputError(
+                    f"layer {name!r} was right for the first samples and is not in batch {index}, whose "
+                    f"inputs have another shape: {reason}; use method='per-sample', or leave it out with "
+                    "layers="
+                )
+        self._looked[form] = count
+        rows = {n: self._looker.rows(view, look.seen[n], count) for n, view in self._captured.items()}
+        self._rows_seen.setdefault(form, rows)
 
     def _part(self, inputs: ModelInputs, count: int) -> ModelInputs:
         return each(inputs, lambda x: x.narrow(self.batch_dim, 0, count))

@@ -185,7 +185,7 @@ class Looker:
             if reason:
                 raise InputError(
                     f"layer {name!r} was right for the first samples and is not in batch {index}: {reason}; "
-                    "leave it out with layers= or exclude="
+                    "use method='per-sample', or leave it out with layers="
                 )
 
     def _backward(

@@ -110,6 +110,7 @@ def make_plans(
         else:
             left -= plan.bytes if together else 0
     collector.leave_out(too_large, stacklevel=4)
+    collector.vectors = frozenset(name for name, plan in plans.items() if plan.method == "kronecker")
     return {name: plans[name] for name in collector.layers}
 
 

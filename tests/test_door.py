@@ -1057,3 +1057,101 @@ def test_samples_gradients_come_in_pieces_where_memory_is_short(monkeypatch):
         found = fl.approximate(method, model, data)
         for name in blocks:
             assert agree(found[name].dense(), blocks[name].dense())
+
+
+# --- batches that are unlike the first samples ----------------------------------------------------------
+
+
+class Lengths(nn.Module):
+    """Any number of positions, which are multiplied at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(D, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(x).tanh().prod(1))
+
+
+class Words(Lengths):
+    """Any number of words, looked up in a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Embedding(7, 4)
+
+
+class Pictures(Lengths):
+    """Pictures of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(2, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(x).tanh().mean((2, 3)))
+
+
+class Chunks(Lengths):
+    """Rows of one chunk of all samples after those of another; as declared where there is one chunk."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(torch.cat(x.split(2, 1))).tanh()
+        return self.head(torch.stack(h.chunk(x.shape[1] // 2)).prod(0).prod(1))
+
+
+def mean_block(model: nn.Module, data: list, name: str) -> Tensor:
+    """F of batches of several shapes."""
+    parts = [len(x) * block(model, x, "gaussian", name) for x, _ in data]
+    return torch.stack(parts).sum(0) / sum(len(x) for x, _ in data)
+
+
+UNLIKE: dict[str, tuple[Callable[[], nn.Module], list[Tensor]]] = {
+    "longer first": (Lengths, [torch.randn(3, n, D).double() for n in (5, 1, 2)]),
+    "longer later": (Lengths, [torch.randn(3, n, D).double() for n in (2, 5, 3)]),
+    "words": (Words, [torch.randint(7, (3, n)) for n in (2, 5, 1)]),
+    "pictures": (Pictures, [torch.randn(3, 2, n, n + 1).double() for n in (4, 6, 3)]),
+}
+
+
+@pytest.mark.parametrize("method", ["auto", "gram", "per-sample"])
+@pytest.mark.parametrize("case", UNLIKE)
+def test_batches_of_other_lengths_or_sizes(case, method):
+    made, batches = UNLIKE[case]
+    model, data = made().double(), [(x, None) for x in batches]
+    F = fl.exact_fisher(model, data, "gaussian", method=method)
+    for name in ("inner", "head"):
+        assert agree(F[name].dense(), mean_block(model, data, name))
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_a_comparison_on_batches_of_other_lengths_or_sizes(case, monkeypatch):
+    made, batches = UNLIKE[case]
+    model, data = made().double(), [(x, None) for x in batches]
+    small = fl.compare(model, data, ("kfac", "diagonal"), "gaussian").records
+    monkeypatch.setattr("fisherlab.plans._Chooser.plan", lambda self, view, memory: self._gram(view, 0))
+    large = fl.compare(model, data, ("kfac", "diagonal"), "gaussian").records
+    assert set(large["method"]) == {"gram"}
+    for column in ("trace_exact", "relative_error"):
+        assert large[column].tolist() == pytest.approx(small[column].tolist(), rel=1e-8)
+    rows = small[small["approximation"] == "diagonal"].set_index("layer")
+    expected = float(mean_block(model, data, "inner").trace())
+    assert rows.loc["inner", "trace_exact"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("call", [fl.exact_fisher, fl.compare], ids=["exact", "comparison"])
+def test_a_first_batch_of_single_positions_before_longer_ones_is_refused(call):
+    model, data = Lengths().double(), [(torch.randn(3, n, D).double(), None) for n in (1, 5)]
+    with pytest.raises(InputError, match=r"'inner' has one position .* and 5 in batch 1, .* longest length"):
+        call(model, data, likelihood="gaussian")
+    for method in ("gram", "per-sample"):
+        F = fl.exact_fisher(model, data, "gaussian", method=method)["inner"]
+        assert agree(F.dense(), mean_block(model, data, "inner"))
+
+
+def test_inputs_of_another_shape_are_looked_at_anew():
+    model, data = Chunks().double(), [(torch.randn(4, n, D).double(), None) for n in (2, 4)]
+    with pytest.raises(InputError, match=r"'inner' was right .* not in batch 1, whose inputs have another"):
+        fl.exact_fisher(model, data, "gaussian")
+    F = fl.exact_fisher(model, data, "gaussian", method="per-sample")["inner"]
+    assert agree(F.dense(), mean_block(model, data, "inner"))

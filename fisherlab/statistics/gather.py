@@ -6,12 +6,13 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fisherlab import distributed
 from fisherlab.batch import LayerBatch
 from fisherlab.collect import Collector
 from fisherlab.layers import BlockShape
-from fisherlab.operators.inputs import cat
+from fisherlab.operators.inputs import OneHot, cat
 from fisherlab.sizes import Needs
 from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, Statistic
 
@@ -260,9 +261,35 @@ def _keep(kept: list[LayerBatch], batch: LayerBatch, task: LayerWork) -> None:
 def _joined(batches: list[LayerBatch]) -> LayerBatch | None:
     if not batches:
         return None
+    most = max(batch.inputs.shape[1] for batch in batches)
+    batches = [_padded(batch, most) for batch in batches]
     first = batches[0]
     if len(batches) == 1:
         return first
     g = {kind: torch.cat([b.g[kind] for b in batches], dim=1) for kind in first.g}
-    valid = None if first.valid is None else torch.cat([b.valid for b in batches if b.valid is not None])
+    valid = None
+    if any(batch.valid is not None for batch in batches):
+        valid = torch.cat([_valid(batch) for batch in batches])
     return LayerBatch(0, cat([b.a for b in batches]), g, first.groups, valid)
+
+
+def _padded(batch: LayerBatch, positions: int) -> LayerBatch:
+    """The same with so many positions; those that are new do not count."""
+    missing = positions - batch.inputs.shape[1]
+    if not missing:
+        return batch
+    a = batch.a
+    if isinstance(a, OneHot):
+        a = OneHot(functional.pad(a.indices, (0, missing), value=-1), a.size, a.dtype)
+    else:
+        a = functional.pad(a, (0, 0, 0, missing))
+    g = {kind: functional.pad(values, (0, 0, 0, missing)) for kind, values in batch.g.items()}
+    valid = functional.pad(_valid(batch), (0, missing))
+    return LayerBatch(batch.start, a, g, batch.groups, valid, batch.fresh)
+
+
+def _valid(batch: LayerBatch) -> Tensor:
+    """The positions that count, bool [n, t]."""
+    if batch.valid is not None:
+        return batch.valid
+    return torch.ones(batch.inputs.shape[:2], dtype=torch.bool, device=batch.a.device)
