@@ -27,6 +27,11 @@ from fisherlab.optim.recorder import (
     graph_is_kept,
 )
 
+_ADD = (
+    "a second backward pass comes from the same samples before the step, and gradients of samples are "
+    "those of both together: add the losses and call backward() once"
+)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -142,6 +147,8 @@ class Follower:
         """
         if not self._fresh or self._gradients.are_cleared():
             raise InputError("step() without a backward pass since the last one; call loss.backward() first")
+        if self._refusal is not None:
+            raise self._refusal
         try:
             self._gradients.check_finite()
             self._settle()
@@ -320,14 +327,17 @@ class Follower:
         self._tolerances: dict[str, float] = {}
         self._before: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
-        self._backwards: dict[int, set[int]] = {}  # the groups of samples of each backward pass
+        self._backwards: set[int] = set()
+        self._groups: list[tuple[int, int, frozenset[str]]] = []  # of samples that count, their N and layers
+        self._groups_of: dict[str, set[int]] = {}  # those whose gradient came to a layer
+        self._refusal: InputError | None = None
         self._samples, self._scale, self._fresh = 0, 1.0, False
         self._turn += 1
 
     def _begin(self) -> None:
         """A backward pass through a forward pass begins; whether it counts is not known yet."""
         self._abandon_cleared()
-        if not self._options.layerwise and self._recorder.checks and not self._fresh:
+        if not self._options.layerwise and self._looks_closely and not self._fresh:
             self._before = {name: self._gradients.matrix(name) for name in self._gradients.with_any()}
 
     def _abandon_cleared(self) -> None:
@@ -343,10 +353,7 @@ class Follower:
         """
         again = one.counted == self._turn
         if again and (self._options.layerwise or (one.refresh and self._kind == "empirical")):
-            raise InputError(
-                "a second backward pass goes through the same forward pass before the step, and per-sample "
-                "gradients are those of both together: add the losses and call backward() once"
-            )
+            raise InputError(_ADD)
         if again:
             return
         if one.spent:
@@ -362,10 +369,13 @@ class Follower:
         if not keep:
             one.spent, one.observed = bool(observed), {}
         one.counted = self._turn
-        counted = self._backwards.setdefault(backward, set())
-        if one.group not in counted:  # else of samples that count already
+        self._backwards.add(backward)
+        for other in self._groups:  # parts of a network that are cut apart have the same samples
+            if other[1] == one.samples and not other[2] & one.names:
+                one.group = other[0]
+        if all(group != one.group for group, _, _ in self._groups):  # else of samples that count already
             self._samples += one.samples or 0
-        counted.add(one.group)
+        self._groups.append((one.group, one.samples or 0, one.names))
         if self._scaler is not None:
             self._scale = float(self._scaler.get_scale())
 
@@ -392,13 +402,14 @@ class Follower:
         with torch.autocast(self._gradients.device(name).type, enabled=False):
             if self._kind == "empirical":
                 self._observe_loss(name, [one for one in came if one.refresh])
+            self._require_new(name, {one.group for one in came})
             self._counts[name] = self._samples
             self._check_loss(came[-1])
             self._contributions.keep(name, came, backward)
             self._through[name] = self._through.get(name, 0) + self._contributions.samples(name)
             for one in came:
                 one.spent = True
-            if self._recorder.checks and distributed.size() == 1:
+            if self._looks_closely and distributed.size() == 1:
                 self._check_arrived(name)
             if not self._options.layerwise:
                 if self._kind == "empirical" and self._recorder.checks and distributed.size() == 1:
@@ -406,6 +417,19 @@ class Follower:
                 self._contributions.let_go(name)
             elif distributed.size() == 1:
                 self._keep_step(name)
+
+    @property
+    def _looks_closely(self) -> bool:
+        """Whether gradients are compared with samples' parts: in first steps, and for statistics of them."""
+        due = self._kind == "empirical" and self.count % self._options.statistics_every == 0
+        return self._recorder.checks or due
+
+    def _require_new(self, name: str, groups: set[int]) -> None:
+        """Refuses samples whose gradient came to a layer in an earlier backward pass of the step."""
+        known = self._groups_of.setdefault(name, set())
+        if known & groups:
+            raise InputError(_ADD)
+        known |= groups
 
     def _observe_loss(self, name: str, passes: Sequence[ForwardPass]) -> None:
         """Statistics of the loss: g_n is N times the derivative of a mean, with N of all passes so far."""
@@ -421,13 +445,16 @@ class Follower:
             self._prepared.discard(name)
 
     def _check_arrived(self, name: str) -> None:
-        """In a first step: whether what a backward pass added to a gradient is made of what came back."""
+        """Whether what a backward pass added to a gradient is made of what came back; the step refuses it."""
         gradient = self._gradients.matrix(name)
         added = gradient - self._before[name] if name in self._before else gradient
         self._before[name] = gradient.clone()
         along, _ = self._contributions.along(name, added, every=True)
         tolerance = self._contributions.tolerance(name, added)
-        check_contributions(name, along.sum(), added.square().sum(), along.abs().sum(), tolerance)
+        try:
+            check_contributions(name, along.sum(), added.square().sum(), along.abs().sum(), tolerance)
+        except InputError as error:  # the step says so, unless the gradients are thrown away before it
+            self._refusal = self._refusal or error.with_traceback(None)
 
     def _keep_step(self, name: str) -> None:
         """The step, where it depends on nothing else to come; else the norms of the gradient."""

@@ -59,8 +59,8 @@ class ForwardPass:
     Attributes:
         samples: N; None where nothing counts them.
         group: a number that passes of the same samples have in common.
-        kin: the tensors that the samples came in, and those that the pass gave.
-        layers: the calls of every layer that took part, until they were used.
+        names: the layers that took part.
+        layers: their calls, until they were used.
         refresh: whether statistics are due.
         end: the name of the module whose output is the pass's.
         observed: by layer what calls of it say of the statistics, until the pass counts.
@@ -76,11 +76,11 @@ class ForwardPass:
     """
 
     samples: int | None
+    names: frozenset[str]
     layers: dict[str, list[Seen]]
     refresh: bool
     end: str
     group: int
-    kin: "list[weakref.ref[Tensor]]"
     observed: dict[str, list[tuple[frozenset[int], Observation]]] = field(default_factory=dict)
     before: Tensor | None = None
     after: Tensor | None = None
@@ -112,6 +112,11 @@ class _Mark:
     name: str
     place: int
     call: tuple[Captured, Seen] | None
+
+
+def _identity(tensor: Tensor) -> tuple[int, ...]:
+    """What a tensor and its aliases have in common until they are written."""
+    return tensor.data_ptr(), len(tensor), tensor._version
 
 
 def current_backward() -> int:
@@ -180,6 +185,7 @@ class Recorder:
         self._drawn_from: Tensor | None = None
         self._joints: set[tuple[str, ...]] = set()
         self._groups = 0
+        self._kin: list[tuple[int, dict[tuple[int, ...], weakref.ref[Tensor]]]] = []
         self._marks = 0
         self._met: dict[int, str] = {}
         self._follow(model)
@@ -261,6 +267,7 @@ class Recorder:
         self._passes.clear()
         self._begun.clear()
         self._met.clear()
+        self._kin.clear()
         self._drawn_from = None
 
     def why_unseen(self, name: str) -> str:
@@ -380,11 +387,11 @@ class Recorder:
         kin = [t for t in (*given, *outputs) if t.dim() and len(t) == samples] or outputs
         record = ForwardPass(
             samples,
+            frozenset(layers),
             layers,
             refresh,
             self._names[id(module)],
             self._group_of(kin),
-            [weakref.ref(t) for t in kin],
             before=self._random_state(),
         )
         listens, forward = self._listens(refresh), refresh and self._kind != "empirical"
@@ -431,13 +438,14 @@ class Recorder:
 
     def _group_of(self, kin: Sequence[Tensor]) -> int:
         """That of a pass that came in, or gave, one of these tensors or an alias of it; else a new one."""
-        places = {(t.data_ptr(), len(t)) for t in kin if t.dim() and t.numel()}
-        for one in self._alive():
-            known = [t for t in (ref() for ref in one.kin) if t is not None and t.dim() and t.numel()]
-            if any((t.data_ptr(), len(t)) in places for t in known):
-                return one.group
-        self._groups += 1
-        return self._groups
+        own = {_identity(t): weakref.ref(t) for t in kin if t.dim() and t.numel()}
+        found = [
+            g for g, known in self._kin if any(known[key]() is not None for key in known.keys() & own.keys())
+        ]
+        self._groups += not found
+        group = found[0] if found else self._groups
+        self._kin.append((group, own))
+        return group
 
     def _earlier(self, given: list[Tensor]) -> "list[tuple[ForwardPass, GradientEdge]]":
         """The passes that have not come back whose outputs these arguments were made of, with the places."""
@@ -506,7 +514,7 @@ class Recorder:
             for name, kept in one.observed.items():
                 first.observed.setdefault(name, []).extend(kept)
             first.marks += one.marks
-            first.kin += one.kin
+            first.names |= one.names
             one.into = first
         first.end, first.refresh, first.spent = record.end, record.refresh, False
         return first

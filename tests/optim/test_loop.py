@@ -275,7 +275,7 @@ def test_experts_whose_last_micro_batch_did_not_use_them():
         optimizer.zero_grad()
         for branch in (0, 1):
             model.branch = branch
-            (cross_entropy(model(x), y) / 2).backward()
+            (cross_entropy(model(x.clone()), y) / 2).backward()  # another micro-batch
         steps = optimizer._follower.steps()
         phi = input_factor(optimizer)
         reference = LNGD(model, source=source)

@@ -468,6 +468,37 @@ def test_statistics_of_a_loss_with_derivatives_are_refused(loss, make):
         step()
 
 
+@pytest.mark.parametrize("make", [NGPlus, lambda model: KFAC(model, source="empirical")])
+@pytest.mark.parametrize("loss", [of_inputs, one_call, two_calls, penalty])
+def test_statistics_of_such_a_loss_are_refused_wherever_they_are_due(loss, make):
+    """After ordinary steps, and from a loaded state."""
+    model = network("mlp")
+    optimizer = make(model)
+    train(model, optimizer, batches("mlp", 10))
+    other = make(model)
+    other.load_state_dict(optimizer.state_dict())
+    said = "not made of what came back to its output|not part of the pass that the gradient came through"
+    for one in (optimizer, other):
+        one.zero_grad()
+        loss(model, *batches("mlp")[0]).backward()
+        with pytest.raises(InputError, match=said):
+            one.step()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_discarded_backward_pass_may_be_of_any_loss(method):
+    """What `zero_grad` throws away is not judged."""
+    model, usual = network("mlp"), network("mlp")
+    optimizer, reference = METHODS[method](model), METHODS[method](usual)
+    for x, y in batches("mlp", 3):
+        of_inputs(model, x, y).backward()
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert_same(weights(model), train(usual, reference, batches("mlp", 3)))
+
+
 @pytest.mark.parametrize("loss", [penalty, of_inputs])
 def test_drawn_labels_do_not_ask_what_the_loss_is(loss):
     model = network("mlp")
@@ -764,6 +795,79 @@ def test_labels_of_two_heads_called_by_hand_are_refused():
     [(x, y)] = batches("mlp")
     with pytest.raises(InputError, match=r"labels can be drawn at one output only; use source='empirical'"):
         cross_entropy(model.heads(x), y).backward()
+    assert optimizer.param_groups
+
+
+def split_by_hand(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """The backward pass in two parts, as pipelines and checkpoints by hand do."""
+    h = model[1](model[0](x))
+    d = h.detach().requires_grad_()
+    cross_entropy(model[2:](d), y).backward()
+    h.backward(d.grad)
+
+
+def local_losses(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Each part has a loss of its own."""
+    h = model[1](model[0](x))
+    (cross_entropy(model[2:](h.detach()), y) + h.square().sum(1).mean()).backward()
+
+
+@pytest.mark.parametrize("way", [split_by_hand, local_losses])
+@pytest.mark.parametrize("make", [LNGD, NGPlus, lambda m, **o: KFAC(m, source="empirical", **o)])
+def test_parts_of_a_network_that_are_cut_apart(make, way):
+    """They are of the same samples: N is theirs, once."""
+    model = network("mlp")
+    [(x, y)] = batches("mlp")
+    optimizer = make(model, **EXACT)
+
+    def gradient(n: slice) -> dict[str, Tensor]:
+        way(model, x[n].clone(), y[n])
+        found = {name: p.grad.clone() for name, p in model.named_parameters()}
+        optimizer.zero_grad()
+        return found
+
+    whole, single = gradient(slice(None)), [gradient(slice(n, n + 1)) for n in range(len(x))]
+    before = weights(model)
+    way(model, x, y)
+    optimizer.step()
+    after = weights(model)
+    for name, view in optimizer._layers.items():
+        lr = optimizer._group_of[name]["lr"]
+        v = view.to_matrix({p: (before[p] - after[p]) / lr for p in view.parameters})
+        found = [(v * view.to_matrix({p: g[p] for p in view.parameters})).sum() for g in (whole, *single)]
+        torch.testing.assert_close(found[0], torch.stack(found[1:]).square().mean(), rtol=1e-9, atol=1e-14)
+
+
+def test_the_same_samples_in_two_backward_passes_are_refused():
+    """Two forward passes of one batch, each with a backward pass of its own."""
+    model = network("mlp")
+    [(x, y)] = batches("mlp")
+    optimizer = LNGD(model)
+    cross_entropy(model(x), y).backward()
+    with pytest.raises(InputError, match=r"add the losses and call backward\(\) once"):
+        model(x).square().mean().backward()
+    assert optimizer.param_groups
+
+
+@pytest.mark.parametrize(
+    "call", [lambda m, z: m.policy_head(z.roll(1, 0)), lambda m, z: m.policy_head(z.flip(0))]
+)
+def test_rows_in_another_order_between_modules_called_by_hand_are_refused(call):
+    model = Actor()
+    optimizer = LNGD(model)
+    [(x, y)] = batches("mlp")
+    with pytest.raises(InputError, match="the rows are in another order or along another dimension"):
+        cross_entropy(call(model, model.trunk(x)), y).backward()
+    assert optimizer.param_groups
+
+
+def test_positions_first_between_modules_called_by_hand_are_refused():
+    """As many positions as samples."""
+    model = Actor()
+    optimizer = LNGD(model)
+    x, y = torch.randn(4, 4, 6, dtype=torch.float64), torch.arange(4) % 3
+    with pytest.raises(InputError, match="the rows are in another order or along another dimension"):
+        cross_entropy(model.policy_head(model.trunk(x.transpose(0, 1)).mean(0)), y).backward()
     assert optimizer.param_groups
 
 
