@@ -35,7 +35,7 @@ from fisherlab.look import Look, Looker, moves_rows
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.patches import Patches
 from fisherlab.progress import Progress, bar
-from fisherlab.refusals import require_finite, require_finite_weights
+from fisherlab.refusals import require_finite, require_finite_gradients, require_finite_weights
 from fisherlab.rows import SampleGradients
 from fisherlab.sizes import LABEL_KINDS, LAYERWISE_COLUMNS, Needs, Sizes
 
@@ -98,6 +98,7 @@ class Collector:
         self._rows_of: dict[tuple[str, ...], SampleGradients] = {}
         self._looked: dict[Form, int] = {}
         self._rows_seen: dict[Form, dict[str, list[int]]] = {}
+        self._right_to = 0  # the samples before have been looked at
         self.vectors: frozenset[str] = frozenset()
         self.sizes = self._look()
 
@@ -211,30 +212,33 @@ class Collector:
         seen, outputs = self._forward(inputs, index)
         if targets is not None:
             self.likelihood.check(outputs, targets)
-        if self._moving and samples > 1:
-            self._looker.require_right(self._captured, seen, outputs, index)
+        wanted = [kind for kind in LABEL_KINDS if any(kind in kinds for kinds in needs.values())]
+        if start >= self._right_to and (self._moving or _is_looked_at(index)):
+            self._looker.require_right(self._captured, seen, outputs, index, pairs=self._moving)
+        self._right_to = max(self._right_to, start + samples)
         given = {name: self._given(name, inputs, seen.get(name, []), samples, start) for name in needs}
         self._layerwise(given, needs, seen, outputs, generators, samples)
         yield {name: batch.part(batch.g, True) for name, batch in given.items()}
-        wanted = [kind for kind in LABEL_KINDS if any(kind in kinds for kinds in needs.values())]
         for kind in wanted:
             columns = self.columns(kind, outputs.detach(), targets, generators)
             taken = [name for name in needs if kind in needs[name]]
             names = [name for name in taken if name in seen]
             if len(names) < len(taken):
-                yield from self._of_gradients(
-                    given, [n for n in taken if n not in seen], kind, inputs, columns
-                )
+                others = [name for name in taken if name not in seen]
+                yield from self._of_gradients(given, others, kind, inputs, columns, index)
             edges = [call.edge for name in names for call in seen[name]]
             numbers = samples * self.sizes.activations
             keep = kind != wanted[-1]
-            for count, found in backward(outputs, edges, columns, keep, numbers) if edges else ():
+            parts = backward(outputs, edges, columns, keep, numbers) if edges else ()
+            for place, (count, found) in enumerate(parts):
                 gradients = iter(found)
                 part = {}
                 for name in names:
                     calls = [(call.use, _known(next(gradients), call, count)) for call in seen[name]]
                     g = self._outputs(given[name], name, kind, calls, samples)
                     self._require_vectors(name, g, index)
+                    if not place:  # a function without a slope spoils all columns
+                        require_finite_gradients(name, g, index)
                     part[name] = given[name].part({kind: g}, False)
                 yield part
 
@@ -259,6 +263,7 @@ class Collector:
         kind: str,
         inputs: ModelInputs,
         columns: Tensor,
+        index: int,
     ) -> Iterator[dict[str, LayerBatch]]:
         """Columns [c, n, …] as they come back to parameters, sample by sample; as many at a time as fit."""
         rows = self.sample_gradients(names)
@@ -267,6 +272,8 @@ class Collector:
         for some in columns.split(width):
             most = max(1, _LOOK_BYTES // (self.sizes.pass_bytes(len(some)) + size * len(some)))
             found = rows.pieces(inputs, some.transpose(0, 1), most)
+            for name in names:
+                require_finite_gradients(name, found[name], index)
             yield {n: given[n].part({kind: found[n].permute(1, 0, 3, 2)}, False) for n in names}
 
     def sample_gradients(self, names: Iterable[str]) -> SampleGradients:
@@ -494,6 +501,11 @@ class Collector:
     def _move(self, values: Tensor) -> Tensor:
         dtype = self.dtype if values.is_floating_point() else None
         return values.to(device=self.device, dtype=dtype)
+
+
+def _is_looked_at(index: int) -> bool:
+    """Whether a batch is looked at: 0, 1, 2, 4, 8 and so on, which takes ever less of the time."""
+    return index & (index - 1) == 0
 
 
 def _known(gradients: Tensor | None, call: Seen, columns: int) -> Tensor:

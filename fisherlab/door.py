@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.capture import Seen, inputs_of, outputs_of
+from fisherlab.data import is_finite
 from fisherlab.layers import LayerView
 from fisherlab.operators.inputs import Inputs, squared_norms, weighted_sum
 from fisherlab.operators.numerics import spans
@@ -23,6 +24,7 @@ _SINGLE = torch.finfo(torch.float32).eps
 
 NOT_ONE_SAMPLE = "the rows that it sees do not each belong to one sample"
 MIXED = "what comes back to the rows of one sample belongs to other samples"
+NOT_FINITE = "what comes back to it is not finite (NaN or infinite) for some sample"
 USED_ELSEWHERE = (
     "its module's calls do not give the gradient of its parameters, which are used elsewhere too, or whose "
     "inputs or outputs are changed on the way"
@@ -59,6 +61,9 @@ def why_not(
     reached = any(g is not None for g in by_parameter.values())
     if reached and all(g is None for g in gradients):
         return USED_ELSEWHERE
+    arrived = [g for g in (*gradients, *by_parameter.values()) if g is not None]
+    if not all(is_finite(_without_zeros(g)) for g in arrived):
+        return NOT_FINITE
     try:
         a = inputs_of(view, [call.use for call in calls], samples, batch_dim)
         g = _outputs(view, calls, gradients, samples, batch_dim)

@@ -30,6 +30,7 @@ from fisherlab.operators import (
 from fisherlab.operators.packing import smat
 from fisherlab.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, METHODS, Plan, make_plans, parse_bytes
 from fisherlab.progress import Progress
+from fisherlab.refusals import require_finite_gradients
 from fisherlab.statistics import LayerSums, LayerWork, Statistic, gather, moments
 
 _ROW_BYTES = 64 * 2**20
@@ -205,7 +206,9 @@ def _gradient_matrices(collector: Collector, view: LayerView, kind: str) -> Iter
     generators = collector.generators()
     with unchanged(model):
         rows_of = collector.sample_gradients([view.name])
-        for inputs, targets in collector.read(most):
+        for index, (inputs, targets) in enumerate(collector.read(most)):
             with torch.no_grad():
                 u = collector.columns(kind, called(model, inputs), targets, generators)
-            yield rows_of(inputs, u.transpose(0, 1))[view.name].flatten(0, 1), u.shape[1]
+            V = rows_of(inputs, u.transpose(0, 1))[view.name]
+            require_finite_gradients(view.name, V, index)
+            yield V.flatten(0, 1), u.shape[1]

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from fisherlab.capture import Seen, capture
 from fisherlab.data import ModelInputs, each, outputs_of_model
-from fisherlab.door import MIXED, came_back, is_mixed, why_not
-from fisherlab.errors import InputError
+from fisherlab.door import MIXED, NOT_FINITE, came_back, is_mixed, why_not
+from fisherlab.errors import FisherlabError, InputError
 from fisherlab.layers import LayerView
 from fisherlab.refusals import (
     node_names,
+    not_finite,
     require_finite,
     require_no_reentrant_checkpoint,
     require_own_outputs,
@@ -28,6 +29,7 @@ from fisherlab.rows import SampleGradients
 
 _SEED = 20240229
 _FEW = 2
+_ALL = 2  # patterns of silent samples that together leave out none
 
 _MOVING = re.compile("^(Index|Gather|Scatter|Masked(Scatter|Select)|Sort|Take|Flip|Roll|PackPadded)")
 _PLAIN = re.compile(r"(Backward\d+|^torch::autograd::\w+|AccumulateGrad|CppFunction)$")
@@ -162,31 +164,55 @@ class Looker:
         return Look(inputs, samples, silent, column, outputs, seen, other, at_calls, by_parameter, more)
 
     def require_right(
-        self, layers: Mapping[str, LayerView], seen: Mapping[str, list[Seen]], outputs: Tensor, index: int
+        self,
+        layers: Mapping[str, LayerView],
+        seen: Mapping[str, list[Seen]],
+        outputs: Tensor,
+        index: int,
+        *,
+        pairs: bool,
     ) -> None:
-        """Looks at a whole batch of a model that moves rows about; its graph is kept.
+        """Looks at a whole batch; its graph is kept.
+
+        Two random columns, each zero for every other sample, show parameters that are used elsewhere, and
+        rows that go to a neighbour; with `pairs` more columns show rows that go to any other sample.
+
+        Args:
+            layers: how they are read.
+            seen: their calls.
+            outputs: of the batch.
+            index: of the batch.
+            pairs: whether any two samples are told apart.
 
         Raises:
             InputError: where a layer's view is not right for this batch; names it.
+            NumericalError: where what comes back to a layer is not finite; names it.
         """
         samples = len(outputs)
-        wrong: dict[str, str] = {}
-        for quiet in _every_pair(samples):
-            found, _ = self._backward(layers, seen, outputs, _column(outputs, quiet), keep=True)
+        patterns = list(_every_pair(samples)) or [_some(samples)]
+        for place, quiet in enumerate(patterns if pairs else patterns[:_ALL]):
+            found = self._backward(layers, seen, outputs, _column(outputs, quiet), keep=True)
             for name, view in layers.items():
-                if is_mixed(view, seen[name], found[name], quiet, samples, self.batch_dim):
-                    wrong.setdefault(name, MIXED)
-        silent = _some(samples)
-        at_calls, by_parameter = self._backward(layers, seen, outputs, _column(outputs, silent), keep=True)
-        for name, view in layers.items():
-            own = {parameter: by_parameter[parameter] for parameter in view.parameters}
-            given = view, seen[name], None, at_calls[name], own, samples, self.batch_dim
-            reason = wrong.get(name) or why_not(*given, silent=silent)
-            if reason:
-                raise InputError(
-                    f"layer {name!r} was right for the first samples and is not in batch {index}: {reason}; "
-                    "use method='per-sample', or leave it out with layers="
-                )
+                reason = self._why_wrong(view, seen[name], *found, quiet, sums=place < _ALL)
+                if reason:
+                    raise _not_right(name, index, reason)
+
+    def _why_wrong(
+        self,
+        view: LayerView,
+        calls: Sequence[Seen],
+        at_calls: Mapping[str, list[Tensor | None]],
+        by_parameter: Mapping[str, Tensor | None],
+        silent: Tensor,
+        *,
+        sums: bool,
+    ) -> str:
+        """Why a column shows that a view is not right, or an empty text; with `sums` its sums too."""
+        gradients, samples = at_calls[view.name], len(silent)
+        if not sums:
+            return MIXED if is_mixed(view, calls, gradients, silent, samples, self.batch_dim) else ""
+        own = {name: by_parameter[name] for name in view.parameters}
+        return why_not(view, calls, None, gradients, own, samples, self.batch_dim, silent)
 
     def _backward(
         self,
@@ -220,6 +246,10 @@ class Looker:
                 continue
             told = any(look.tells(view) for look in looks)
             reason = self.why_not(view, looks)
+            if reason == NOT_FINITE:
+                settled.left_out[name] = reason
+                del settled.views[name]
+                continue
             if reason and told:
                 found, again = self._otherwise(view, settled.views, looks)
                 if found is not None:
@@ -319,6 +349,16 @@ class Looker:
     def _second_twice(self, x: Tensor) -> Tensor:
         second = x.narrow(self.batch_dim, 1, 1)
         return torch.cat([second, x.narrow(self.batch_dim, 1, x.shape[self.batch_dim] - 1)], self.batch_dim)
+
+
+def _not_right(name: str, index: int, reason: str) -> FisherlabError:
+    """What a batch is refused with."""
+    if reason == NOT_FINITE:
+        return not_finite(name, index)
+    return InputError(
+        f"layer {name!r} was right for the first samples and is not in batch {index}: {reason}; use "
+        "method='per-sample', or leave it out with layers="
+    )
 
 
 NOT_OF_SAMPLES = "its calls do not depend on the samples"

@@ -19,7 +19,7 @@ import fisherlab as fl
 from fisherlab.approximations import registered
 from fisherlab.cli import main
 from fisherlab.collect import Collector
-from fisherlab.errors import InputError, NotSupportedError
+from fisherlab.errors import InputError, NotSupportedError, NumericalError
 from fisherlab.likelihoods import as_likelihood
 from fisherlab.rows import SampleGradients
 
@@ -1155,3 +1155,105 @@ def test_inputs_of_another_shape_are_looked_at_anew():
         fl.exact_fisher(model, data, "gaussian")
     F = fl.exact_fisher(model, data, "gaussian", method="per-sample")["inner"]
     assert agree(F.dense(), mean_block(model, data, "inner"))
+
+
+class Later(nn.Module):
+    """A network that does something of its own to samples whose first input is above 2."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.inner, self.head, self.kind = nn.Linear(D, D), nn.Linear(D, 3), kind
+        if kind == "hook":
+            self.inner.register_forward_hook(lambda module, args, output: output.clamp(-1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x).tanh()
+        if self.kind == "weight":
+            h = h + torch.relu(x[:, :1] - 2) * functional.linear(h, self.inner.weight)
+        return self.head(h)
+
+
+class Sets(nn.Module):
+    """Sets of any size, cut by a split: no index tells that the rows move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(D, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        counts = x[:, 0, 0].long().tolist()
+        rows = torch.cat([sample[:count] for sample, count in zip(x, counts, strict=True)])
+        return self.head(torch.stack([own.sum(0) for own in self.inner(rows).tanh().split(counts)]))
+
+
+def quiet_at_first(count: int, rest: int) -> Tensor:
+    x = torch.randn(count + rest, D).double() * 0.1
+    x[count:, 0] = 4
+    return x
+
+
+def sets_of(*counts: int) -> Tensor:
+    x = torch.randn(len(counts), 4, D).double()
+    x[:, 0, 0] = torch.tensor(counts).double()
+    return x
+
+
+LATER: dict[str, tuple[Callable[[], nn.Module], list[Tensor], str]] = {
+    "a weight, in the same batch": (
+        lambda: Later("weight"),
+        [quiet_at_first(64, 36)],
+        "0: its module's calls",
+    ),
+    "a weight, in the next batch": (
+        lambda: Later("weight"),
+        [quiet_at_first(4, 0), quiet_at_first(0, 5)],
+        "1: its module's calls",
+    ),
+    "a weight, of one sample": (lambda: Later("weight"), [quiet_at_first(64, 1)], "0: its module's calls"),
+    "a hook": (lambda: Later("hook"), [quiet_at_first(4, 0), quiet_at_first(0, 5) * 9], "1: its module's"),
+    "rows of sets": (
+        Sets,
+        [sets_of(3, 3, 3, 3, 3), sets_of(4, 2, 4, 2, 3)],
+        "1: what comes back to the rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LATER)
+def test_what_only_later_samples_do_is_refused_in_their_batch(case):
+    made, batches, where = LATER[case]
+    model, data = made().double().eval(), [(x, None) for x in batches]
+    with pytest.raises(
+        InputError, match=f"'inner' was right for the first samples and is not in batch {where}"
+    ):
+        fl.exact_fisher(model, data, "gaussian")
+    F = fl.exact_fisher(model, data, "gaussian", method="per-sample")["inner"]
+    assert agree(F.dense(), mean_block(model, data, "inner"))
+
+
+class Root(nn.Module):
+    """A norm, which has no slope at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(D, 4, bias=False), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(x).square().sum(1, keepdim=True).sqrt().expand(-1, 4))
+
+
+@pytest.mark.parametrize("method", ["auto", "per-sample"])
+@pytest.mark.parametrize("place", [1, 2, 3, 6])
+def test_gradients_that_are_not_finite_for_a_later_sample_are_named(place, method):
+    x = torch.randn(8, 2, D).double()
+    x[place, 1] = 0
+    data = [(own, None) for own in x]
+    with pytest.raises(NumericalError, match=f"to layer 'inner' is not finite in batch {place}"):
+        fl.exact_fisher(Root().double(), data, "gaussian", method=method, layers=["inner"])
+
+
+def test_gradients_that_are_not_finite_for_a_first_sample_leave_the_layer_out():
+    x = torch.randn(N, D).double()
+    x[0] = 0
+    with pytest.warns(UserWarning, match="not measured: layer 'inner': what comes back to it is not finite"):
+        assert list(fl.exact_fisher(Root().double(), (x, None), "gaussian")) == ["head"]
