@@ -5,6 +5,7 @@ go backwards in one batched call, with respect to those edges, so no parameter g
 formed. Whole samples are cut so that a batch stays under the memory limit.
 """
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -227,7 +228,7 @@ class Collector:
                 others = [name for name in taken if name not in seen]
                 yield from self._of_gradients(given, others, kind, inputs, columns, index)
             edges = [call.edge for name in names for call in seen[name]]
-            numbers = samples * self.sizes.activations
+            numbers = sys.maxsize if self._apart else samples * self.sizes.activations
             keep = kind != wanted[-1]
             parts = backward(outputs, edges, columns, keep, numbers) if edges else ()
             for place, (count, found) in enumerate(parts):
@@ -423,6 +424,9 @@ class Collector:
             seen, outputs = {name: first.seen[name] for name in self._captured}, first.outputs
             if any(view.expanded is not None for view in self._captured.values()):
                 seen, outputs = self._forward(first.inputs, 0)
+            activations = sum(call.output.numel() for own in {**first.seen, **seen}.values() for call in own)
+            activations //= first.samples
+            self._apart = not self._looker.goes_together(self._captured, first.inputs, activations)
             self._rows_seen[form] = {
                 name: self._looker.rows(view, seen[name], first.samples)
                 for name, view in self._captured.items()
@@ -434,13 +438,12 @@ class Collector:
                 else self._inputs(name, seen[name], first.samples).shape[1]
                 for name, view in self.layers.items()
             }
-        calls = [call for own in {**first.seen, **seen}.values() for call in own]
         return Sizes(
             self.layers,
             torch.finfo(self.dtype).bits // 8,
             positions=positions,
             columns={"predictive": counted[0], "monte-carlo": self._draws, "drawn": 1, "empirical": 1},
-            activations=sum(call.output.numel() for call in calls) // first.samples,
+            activations=activations,
             outputs=outputs.numel() // first.samples,
         )
 
@@ -448,14 +451,17 @@ class Collector:
         """Looks at two of these samples, and at more, as many as are needed for something to come back."""
         total = self.batches.size(inputs)
         count = min(_FIRST, total)
-        first = self._looker.look(self.layers, self._part(inputs, count), count, check=check)
+        first = self._looker.look(self.layers, self._first(inputs), count, check=check)
+        self._looker.require_own(self.layers, first)
         numbers = sum(call.output.numel() for calls in first.seen.values() for call in calls) // count
         silent = not all(first.tells(view) for view in self.layers.values())
         fitting = _LOOK_BYTES // (8 * (torch.finfo(self.dtype).bits // 8) * max(1, numbers))
         more = min(total, _MOST if silent else _MORE, fitting)
         if more <= count:
             return [first]
-        return [first, self._looker.look(self.layers, self._part(inputs, more), more, swap=False)]
+        second = self._looker.look(self.layers, self._part(inputs, more), more, swap=False)
+        self._looker.require_own(self.layers, second)
+        return [first, second]
 
     def _make_sure(self, inputs: ModelInputs, index: int) -> None:
         """Looks anew at inputs of shapes not seen before, and at two samples where one alone was seen.
@@ -466,7 +472,8 @@ class Collector:
         known = self._looked.get(form, 0)
         if known >= count:
             return
-        look = self._looker.look(self._captured, self._part(inputs, count), count)
+        look = self._looker.look(self._captured, self._first(inputs), count)
+        self._looker.require_own(self._captured, look)
         for name, view in self._captured.items():
             reason = self._looker.why_not(view, [look])
             if reason and known:
@@ -483,6 +490,21 @@ class Collector:
         self._looked[form] = count
         rows = {n: self._looker.rows(view, look.seen[n], count) for n, view in self._captured.items()}
         self._rows_seen.setdefault(form, rows)
+
+    def _first(self, inputs: ModelInputs) -> ModelInputs:
+        """The first sample, and the next that is another; any two where all are alike."""
+        samples = min(_MOST, self.batches.size(inputs))
+        rows = [x.narrow(self.batch_dim, 0, samples) for x in tensors_of(inputs)]
+
+        def other(n: int) -> bool:
+            pairs = ((x.select(self.batch_dim, 0), x.select(self.batch_dim, n)) for x in rows)
+            return not all(torch.equal(*pair) for pair in pairs)
+
+        place = next(filter(other, range(1, samples)), 1)
+        if place == 1:
+            return self._part(inputs, min(_FIRST, samples))
+        places = torch.tensor([0, place], device=self.device)
+        return each(inputs, lambda x: x.index_select(self.batch_dim, places))
 
     def _part(self, inputs: ModelInputs, count: int) -> ModelInputs:
         return each(inputs, lambda x: x.narrow(self.batch_dim, 0, count))

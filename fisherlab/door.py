@@ -17,7 +17,7 @@ from fisherlab.layers import LayerView
 from fisherlab.operators.inputs import Inputs, squared_norms, weighted_sum
 from fisherlab.operators.numerics import spans
 from fisherlab.operators.patches import Patches
-from fisherlab.refusals import own_rows
+from fisherlab.refusals import own_rows, rounding
 
 _CHUNK_BYTES = 32 * 2**20
 _SINGLE = torch.finfo(torch.float32).eps
@@ -81,7 +81,10 @@ def why_not(
     if view.vector:  # whose g are sums over positions already
         known = (g for g in gradients if g is not None)
         entering = math.hypot(*(float(torch.linalg.vector_norm(g.double())) for g in known))
-    return "" if agree(view, a, g, expected, entering) else USED_ELSEWHERE
+    try:
+        return "" if agree(view, a, g, expected, entering) else USED_ELSEWHERE
+    except RuntimeError:  # a and g of other sizes than the block: its samples are in another dimension
+        return USED_ELSEWHERE
 
 
 def is_mixed(
@@ -128,7 +131,7 @@ def _is_mixed(g: Tensor, silent: Tensor) -> bool:
     quiet = g[silent.to(g.device)]
     if not quiet.numel():
         return False
-    return float(quiet.abs().max()) > 1e3 * torch.finfo(g.dtype).eps * float(g.abs().max())
+    return float(quiet.abs().max()) > rounding(g.dtype) * float(g.abs().max())
 
 
 def _own_rows(

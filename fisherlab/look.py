@@ -5,18 +5,24 @@ dimension that counts samples; else, where its calls do not depend on the sample
 over them; else by its parameters' gradients, sample by sample; and else it is left out.
 """
 
+import math
+import random
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fisherlab.capture import Seen, capture
+from fisherlab.capture import Seen, backward, capture
 from fisherlab.data import ModelInputs, each, outputs_of_model
-from fisherlab.door import MIXED, NOT_FINITE, came_back, is_mixed, why_not
-from fisherlab.errors import FisherlabError, InputError
+from fisherlab.door import MIXED, NOT_FINITE, came_back, close, is_mixed, why_not
+from fisherlab.errors import FisherlabError, InputError, InputTypeError
 from fisherlab.layers import LayerView
 from fisherlab.refusals import (
     node_names,
@@ -24,11 +30,13 @@ from fisherlab.refusals import (
     require_finite,
     require_no_reentrant_checkpoint,
     require_own_outputs,
+    require_same_outputs,
 )
 from fisherlab.rows import SampleGradients
 
 _SEED = 20240229
 _FEW = 2
+_CHANCES = 64  # calls of a model that draws random numbers
 _ALL = 2  # patterns of silent samples that together leave out none
 
 _MOVING = re.compile("^(Index|Gather|Scatter|Masked(Scatter|Select)|Sort|Take|Flip|Roll|PackPadded)")
@@ -214,6 +222,71 @@ class Looker:
         own = {name: by_parameter[name] for name in view.parameters}
         return why_not(view, calls, None, gradients, own, samples, self.batch_dim, silent)
 
+    def require_own(self, layers: Mapping[str, LayerView], look: Look) -> None:
+        """Calls the model with the samples of a look again, and in parts, which must give the same outputs.
+
+        What a look tells may be the same by chance: samples that are equal, or numbers drawn that lead the
+        same way. Where a model draws numbers it is called more often.
+
+        Raises:
+            InputError: where the outputs are others.
+        """
+        outputs, states = look.outputs.detach(), _random_states(look.outputs.device)
+        if look.samples <= _FEW:  # more samples are called in parts, which tells as much
+            require_same_outputs(outputs, self._outputs(layers, look.inputs))
+            drawn = states != _random_states(outputs.device)
+            for _ in range(_CHANCES if drawn else 0):
+                require_same_outputs(outputs, self._outputs(layers, look.inputs))
+        middle = look.samples // 2
+        for start, stop in ((0, middle), (middle, look.samples)) if middle else ():
+            take = partial(torch.narrow, dim=self.batch_dim, start=start, length=stop - start)
+            try:
+                found = self._outputs(layers, each(look.inputs, take))
+            except (InputError, InputTypeError):  # it cannot be called with so few
+                continue
+            if found.numel() == outputs[start:stop].numel():  # one sample may lose its dimension
+                require_same_outputs(outputs[start:stop], found.reshape(outputs[start:stop].shape))
+
+    def goes_together(self, layers: Mapping[str, LayerView], inputs: ModelInputs, numbers: int) -> bool:
+        """Whether columns that go backwards together come back as they do one by one.
+
+        Torch cannot send some functions' columns back together, and does it wrongly for a few; a hook of the
+        user's may need the numbers of one.
+
+        Args:
+            layers: to whose calls.
+            inputs: of a few samples.
+            numbers: how many numbers a pass of one sample computes.
+        """
+        with capture(layers) as seen:
+            outputs = outputs_of_model(self.model, inputs)
+        edges: list[Any] = [call.edge for calls in seen.values() for call in calls]
+        if not edges:
+            return True
+        column = _column(outputs, torch.zeros(len(outputs), dtype=torch.bool))
+        columns = torch.stack([column, column.flip(-1) + column.square()])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of slow ways of torch's: the pass itself says so
+            try:
+                count, together = next(backward(outputs, edges, columns, True, numbers))
+            except Exception:  # a function, or a hook, that takes one column only
+                return False
+        if count == 1:  # a network of this size is given one column after the other
+            return True
+        apart = [found for _, found in backward(outputs, edges, columns, False, sys.maxsize)]
+        expected = [None if own[0] is None else torch.cat(own) for own in zip(*apart, strict=True)]
+        norms = [0.0 if g is None else float(torch.linalg.vector_norm(g.double())) for g in expected]
+        scale = 100 * math.sqrt(torch.finfo(outputs.dtype).eps) * max(norms)
+        return all(
+            g is own if g is None or own is None else close(g.double(), own, scale)
+            for g, own in zip(together, expected, strict=True)
+        )
+
+    def _outputs(self, layers: Mapping[str, LayerView], inputs: ModelInputs) -> Tensor:
+        """The model's outputs, along the ways of a look but with no layer expanded."""
+        with capture(layers, outputs=False):
+            return outputs_of_model(self.model, inputs).detach()
+
     def _backward(
         self,
         layers: Mapping[str, LayerView],
@@ -379,6 +452,14 @@ def _some(samples: int) -> Tensor:
     silent = order < samples // 2
     silent[0], silent[-1] = samples > 1, False
     return silent
+
+
+def _random_states(device: torch.device) -> list[Any]:
+    """The random states of torch, numpy and Python."""
+    states = [torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()]  # noqa: NPY002
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device).tolist())
+    return states
 
 
 def _every_pair(samples: int) -> Iterator[Tensor]:

@@ -1,5 +1,6 @@
 """What a pass refuses: numbers that are not finite, models that mix samples, reentrant checkpointing."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,10 +34,7 @@ def require_own_rows(whose: str, a: Inputs | Patches, other: Inputs | Patches) -
         other: those of the same batch with sample 0 replaced by sample 1.
     """
     if not own_rows(a, other):
-        raise InputError(
-            f"the rows that {whose} do not each belong to one sample: the model mixes "
-            "samples, draws random numbers, or counts samples in another dimension (batch_dim)"
-        )
+        raise _mixes(whose)
 
 
 def own_rows(a: Inputs | Patches, other: Inputs | Patches) -> bool:
@@ -46,9 +44,29 @@ def own_rows(a: Inputs | Patches, other: Inputs | Patches) -> bool:
         return False
     tolerance = 0.0
     if a.is_floating_point():
-        tolerance = 1e3 * torch.finfo(a.dtype).eps * max(float(a.abs().max()), 1e-30)
+        tolerance = rounding(a.dtype) * max(float(a.abs().max()), 1e-30)
     expected = torch.cat([a[1:2], a[1:]])
     return torch.allclose(other.double(), expected.double(), rtol=0.0, atol=tolerance)
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """What two numbers that are one may differ by, relative to the largest; below 0.1 in any precision."""
+    eps = torch.finfo(dtype).eps
+    return min(1e3 * eps, math.sqrt(eps))
+
+
+def require_same_outputs(outputs: Tensor, other: Tensor) -> None:
+    """Refuse other outputs of the same samples, called again or apart, but for rounding (`InputError`)."""
+    tolerance = math.sqrt(torch.finfo(outputs.dtype).eps) * float(outputs.abs().max())
+    if outputs.shape != other.shape or not torch.allclose(other, outputs, rtol=0.0, atol=tolerance):
+        raise _mixes("the model gives")
+
+
+def _mixes(whose: str) -> InputError:
+    return InputError(
+        f"the rows that {whose} do not each belong to one sample: the model mixes samples, draws random "
+        "numbers, or counts samples in another dimension (batch_dim)"
+    )
 
 
 def require_own_outputs(

@@ -63,10 +63,8 @@ class SampleGradients:
         expected, rounding = self._gradients(outputs, u), _rounding(self._model, outputs, u)
         totals = {view.name: torch.zeros((), dtype=torch.float64) for view in self._views}
         squares = dict.fromkeys(totals, 0.0)
-        last: list[dict[str, Tensor]] = []
         try:
             for V in self._rows(inputs, u.unsqueeze(1)):
-                last = [*last, V][-_COMPARED:]
                 for name in totals:
                     own = V[name][0].double()
                     totals[name], squares[name] = totals[name].to(own) + own, squares[name] + _norm(own) ** 2
@@ -74,7 +72,7 @@ class SampleGradients:
             why = str(error) if isinstance(error, FisherlabError) else f"{type(error).__name__}: {error}"
             reason = f"the model cannot be called with one sample alone ({why})"
             return {view.name: reason for view in self._views}
-        self._loop = self._loop or not self._same_by_vmap(inputs, u, last, rounding)
+        self._loop = self._loop or not self._same_by_vmap(inputs, u, rounding)
         return {
             view.name: ""
             if close(
@@ -84,20 +82,21 @@ class SampleGradients:
             for view in self._views
         }
 
-    def _same_by_vmap(
-        self, inputs: ModelInputs, u: Tensor, rows: Sequence[dict[str, Tensor]], rounding: float
-    ) -> bool:
-        """Whether vmap gives these gradients of the last samples."""
-        start = len(u) - len(rows)
-        part = self._part(inputs, start, len(u))
+    def _same_by_vmap(self, inputs: ModelInputs, u: Tensor, rounding: float) -> bool:
+        """Whether vmap gives these gradients of the last samples, and those of a second column with it."""
+        start = max(0, len(u) - _COMPARED)
+        part, first = self._part(inputs, start, len(u)), u[start:]
+        columns = torch.stack([first, first.flip(-1) + first.square()], 1)
         try:
-            found = vmap(self._sample, in_dims=(self._batch_dim, 0))(part, u[start:].unsqueeze(1))
+            rows = list(self._rows(part, columns))
+            found = vmap(self._sample, in_dims=(self._batch_dim, 0))(part, columns)
         except Exception:  # the model does what vmap cannot
             return False
         return all(
-            close(V.double(), one[name], max(_norm(one[name]), rounding))
+            close(column.double(), expected, max(_norm(expected), rounding))
             for name in found
             for V, one in zip(found[name], rows, strict=True)
+            for column, expected in zip(V, one[name], strict=True)
         )
 
     def _part(self, inputs: ModelInputs, start: int, stop: int) -> ModelInputs:

@@ -4,9 +4,11 @@ Every block is compared with the gradients of single samples by plain autograd, 
 """
 
 import json
+import random
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -1257,3 +1259,200 @@ def test_gradients_that_are_not_finite_for_a_first_sample_leave_the_layer_out():
     x[0] = 0
     with pytest.warns(UserWarning, match="not measured: layer 'inner': what comes back to it is not finite"):
         assert list(fl.exact_fisher(Root().double(), (x, None), "gaussian")) == ["head"]
+
+
+# --- models of which the first samples tell little ------------------------------------------------------
+
+
+class Mixing(nn.Module):
+    """A network that does what it is told before its first layer, and to its outputs."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor], after: Callable = lambda x, h: h) -> None:
+        super().__init__()
+        self.inner, self.head, self.before, self.after = nn.Linear(D, 4), nn.Linear(4, 3), before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(x, self.head(self.inner(self.before(x)).tanh()))
+
+
+class Counting(Mixing):
+    """A network that changes with every call."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda x: x)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * (2.0 if self.calls % 2 else 1.0)
+
+
+def drawn_by(draw: Callable[[], float]) -> Mixing:
+    """A network that leaves out a part by chance, seldom."""
+    return Mixing(lambda x: x, lambda x, h: h if draw() > 0.2 else 0 * h)
+
+
+ALIKE = torch.cat([X[:1], X])
+BLIND: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "centred, the first two samples alike": (lambda: Mixing(lambda x: x - x.mean(0)), ALIKE),
+    "centred, all samples alike but the last": (
+        lambda: Mixing(lambda x: x - x.mean(0)),
+        torch.cat([X[:1].expand(8, -1), X[1:2]]),
+    ),
+    "centred where there are more than two": (
+        lambda: Mixing(lambda x: x - x.mean(0) if len(x) > 2 else x),
+        X,
+    ),
+    "a mean that is zero of the first samples": (
+        lambda: Mixing(lambda x: x, lambda x, h: h + torch.relu(x[:, :1] - 3).mean()),
+        torch.cat([X.clamp(max=1), X + 4]),
+    ),
+    "changes with every call": (Counting, X),
+    "drawn by torch": (lambda: drawn_by(lambda: float(torch.rand(()))), X),
+    "drawn by numpy": (lambda: drawn_by(lambda: float(np.random.rand())), X),  # noqa: NPY002
+    "drawn by Python": (lambda: drawn_by(random.random), X),
+    "drawn, one sample": (lambda: drawn_by(lambda: float(torch.rand(()))), X[:1]),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("case", BLIND)
+def test_a_model_that_mixes_or_draws_where_the_first_samples_tell_little_is_refused(case, seed):
+    made, x = BLIND[case]
+    model = made().double()
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+    with pytest.raises(InputError, match="the model mixes samples, draws random numbers"):
+        fl.exact_fisher(model, (x, None), "gaussian")
+
+
+def test_numbers_that_are_drawn_without_an_effect_change_nothing():
+    check(Mixing(lambda x: x + 0 * torch.rand_like(x)), X)
+
+
+def test_a_model_that_squeezes_a_single_sample_is_measured():
+    model = Mixing(lambda x: x, lambda x, h: h.squeeze(0) if len(x) == 1 else h).double()
+    F = fl.exact_fisher(model, (X, None), "gaussian")
+    expected = fl.exact_fisher(Mixing(lambda x: x).double(), (X, None), "gaussian")
+    assert list(F) == list(expected) == ["inner", "head"]
+
+
+def test_a_first_batch_of_one_sample_and_a_weight_used_elsewhere():
+    model = Tied().double()
+    F = fl.exact_fisher(model, [(own[None], None) for own in X], "gaussian")["enc"]
+    assert agree(F.dense(), block(model, X, "gaussian", "enc"))
+
+
+class Transposed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mT
+
+
+HALVES = {
+    "vision transformer": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 8, 4, 4),
+            nn.Flatten(2),
+            Transposed(),
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+            nn.Flatten(),
+            nn.Linear(32, 3),
+        ),
+        torch.randn(40, 2, 8, 8),
+    ),
+    "language model": (
+        lambda: nn.Sequential(
+            nn.Embedding(7, 8),
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+            nn.Flatten(),
+            nn.Linear(8 * T, 7),
+        ),
+        torch.randint(7, (40, T)),
+    ),
+    "convolutions": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 8, 3),
+            nn.GroupNorm(2, 8),
+            nn.ReLU(),
+            nn.Conv2d(8, 4, 3),
+            nn.Flatten(),
+            nn.Linear(64, 3),
+        ),
+        torch.randn(40, 2, 8, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", HALVES)
+def test_networks_in_half_precision_are_read_as_declared(case, dtype):
+    made, x = HALVES[case]
+    found = kinds(made().to(dtype).eval(), x.to(dtype) if x.is_floating_point() else x)
+    assert set(found.values()) == {"as declared"}
+
+
+def test_positions_and_samples_in_one_dimension_in_half_precision():
+    class Flat(Lengths):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.inner(x.transpose(0, 1).flatten(0, 1)).tanh()
+            return self.head(h.unflatten(0, (x.shape[1], len(x))).sum(0))
+
+    model, x = Flat().bfloat16(), torch.randn(12, 3, D).bfloat16()
+    found = fl.exact_fisher(model, (x, None), "gaussian")["inner"].dense().double()
+    expected = block(model.double(), x.double(), "gaussian", "inner")
+    assert torch.linalg.norm(found - expected) < 0.02 * torch.linalg.norm(expected)
+
+
+def test_random_numbers_in_half_precision_are_refused():
+    model = Mixing(lambda x: functional.dropout(x, 0.5, True)).bfloat16()
+    with pytest.raises(InputError, match="draws random numbers"):
+        fl.exact_fisher(model, (X.bfloat16(), None), "gaussian")
+
+
+# --- columns that cannot go backwards together ----------------------------------------------------------
+
+
+class Distances(nn.Module):
+    """Distances to a table of prototypes: torch's vmap of their slope is wrong for two columns and more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.table = nn.Linear(D, 4), nn.Embedding(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.cdist(self.inner(x).tanh(), self.table(torch.arange(5)))
+
+
+class OneColumn(torch.autograd.Function):
+    """The hyperbolic tangent, with a slope in code that looks at the numbers."""
+
+    @staticmethod
+    def forward(context, x: Tensor) -> Tensor:
+        context.save_for_backward(x.tanh())
+        return x.tanh()
+
+    @staticmethod
+    def backward(context, g: Tensor) -> Tensor:
+        (y,) = context.saved_tensors
+        return g * (1 - y * y) if g.norm().item() >= 0 else g
+
+
+def logged() -> nn.Module:
+    model, log = nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, 3)), []
+    model[2].register_full_backward_hook(lambda module, gin, gout: log.append(gout[0].norm().item()))
+    return model
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Distances,
+        logged,
+        lambda: Mixing(OneColumn.apply),
+        lambda: Mixing(lambda x: x, lambda x, h: OneColumn.apply(h)),
+    ],
+    ids=["distances", "a hook that logs", "a function at the inputs", "a function at the outputs"],
+)
+def test_columns_that_cannot_go_backwards_together_go_one_by_one(made):
+    check(made(), X)
