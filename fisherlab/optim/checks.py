@@ -142,19 +142,26 @@ def _is_label(rows: Tensor) -> bool:
     return bool(((rows - ones).abs() < 1e-2).all())
 
 
-def check_contributions(layer: str, total: Any, whole: Any, size: Any, tolerance: float) -> None:
+def check_contributions(
+    layer: str, total: Any, whole: Any, size: Any, tolerance: float, least: float
+) -> None:
     """Whether Σ_n ⟨D, contribution of sample n⟩ is ⟨D, ∇h⟩, to a tolerance in units of Σ_n |…| + |⟨D, ∇h⟩|.
+
+    Sums below `least` are not looked at.
 
     Raises:
         InputError: names the layer.
     """
     total, whole, size = float(total), float(whole), float(size)
+    if size + abs(whole) < least:  # products that lost their digits, of gradients that are next to nothing
+        return
     if abs(total - whole) > tolerance * (size + abs(whole)):
         raise InputError(
             f"the gradient of layer {layer!r} is not made of what came back to its output ({total:.3g} of "
-            f"{whole:.3g}): its weight is used outside the module or in a penalty (use weight_decay=), the "
-            "loss has derivatives of the model in it, the gradient was changed or kept from an earlier "
-            "backward pass, or a GradScaler was not given as scaler="
+            f"{whole:.3g}): it was kept from an earlier backward pass (call zero_grad() in every step) or "
+            "changed since; the loss has a penalty on weights (use weight_decay=) or derivatives of the "
+            "model (use rate='fixed' with drawn labels); the weight is used outside its module "
+            f"(exclude=({layer!r},)); or a GradScaler was not given as scaler="
         )
 
 

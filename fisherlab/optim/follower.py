@@ -146,7 +146,10 @@ class Follower:
             NumericalError: where a gradient or a layer's statistics are not finite; names the layer.
         """
         if not self._fresh or self._gradients.are_cleared():
-            raise InputError("step() without a backward pass since the last one; call loss.backward() first")
+            raise InputError(
+                "step() without a backward pass since the last one; call loss.backward() first, through the "
+                "very model that this optimizer was made for (deepcopy a model and its optimizer together)"
+            )
         if self._refusal is not None:
             raise self._refusal
         try:
@@ -378,6 +381,8 @@ class Follower:
         self._groups.append((one.group, one.samples or 0, one.names))
         if self._scaler is not None:
             self._scale = float(self._scaler.get_scale())
+        with torch.no_grad():
+            self._check_loss(one)
 
     def _arrive(self, parameter: str, names: Sequence[str], p: Tensor) -> None:
         backward = current_backward()
@@ -404,7 +409,6 @@ class Follower:
                 self._observe_loss(name, [one for one in came if one.refresh])
             self._require_new(name, {one.group for one in came})
             self._counts[name] = self._samples
-            self._check_loss(came[-1])
             self._contributions.keep(name, came, backward)
             self._through[name] = self._through.get(name, 0) + self._contributions.samples(name)
             for one in came:
@@ -452,7 +456,8 @@ class Follower:
         along, _ = self._contributions.along(name, added, every=True)
         tolerance = self._contributions.tolerance(name, added)
         try:
-            check_contributions(name, along.sum(), added.square().sum(), along.abs().sum(), tolerance)
+            sums = along.sum(), added.square().sum(), along.abs().sum()
+            check_contributions(name, *sums, tolerance, _least(added.dtype))
         except InputError as error:  # the step says so, unless the gradients are thrown away before it
             self._refusal = self._refusal or error.with_traceback(None)
 
@@ -511,11 +516,12 @@ class Follower:
         direction = driven if block.inverse is None else block.inverse.apply(driven)
         direction = self._gradients.of_trained(name, direction)
         along = (direction * gradient).sum()
-        squares = self._squares(name, direction, gradient) if name in self._contributions.names else None
+        known = name in self._contributions.names
+        squares = self._squares(name, direction, gradient, along) if known else None
         kept = driven if self._options.momentum_on == "gradient" else None
         return Step(direction, along, squares, kept, torch._foreach_norm([direction, gradient]))
 
-    def _squares(self, name: str, direction: Tensor, gradient: Tensor) -> Tensor:
+    def _squares(self, name: str, direction: Tensor, gradient: Tensor, projection: Tensor) -> Tensor:
         """(1/N) Σ_n ⟨D, ∇ℓ_n⟩² with ∇ℓ_n := N times the contribution of sample n to ∇h as it came."""
         along, every = self._contributions.along(name, direction)
         along = along / self._scale
@@ -533,7 +539,7 @@ class Follower:
             distributed.add_up([totals])
             return totals[0] / totals[1]
         if every and len(self._backwards) == 1:
-            whole = (direction * gradient).sum() / (1.0 if factor is None else factor)
+            whole = projection if factor is None else projection / factor
             whole = whole if self._options.of_mean else whole * self._samples
             self._gaps[name] = total, whole, size
             self._tolerances[name] = self._contributions.tolerance(name, gradient)
@@ -543,10 +549,16 @@ class Follower:
         """Whether the samples' parts of every gradient add up to it: one transfer for all layers."""
         if not self._gaps:
             return
-        device = next(iter(self._gaps.values()))[0].device
-        rows = torch.stack([torch.stack(gap).to(device) for gap in self._gaps.values()]).tolist()
-        for (name, _), (total, whole, size) in zip(self._gaps.items(), rows, strict=True):
-            check_contributions(name, total, whole, size, self._tolerances[name])
+        values = [value for gap in self._gaps.values() for value in gap]
+        read = iter(torch.stack([value.to(values[0].device) for value in values]).tolist())
+        for name in self._gaps:
+            sums = next(read), next(read), next(read)
+            check_contributions(name, *sums, self._tolerances[name], _least(self.dtype_of(name)))
+
+
+def _least(dtype: torch.dtype) -> float:
+    """Where products of small numbers begin to lose digits, with room for the sums that they are in."""
+    return torch.finfo(dtype).tiny * 1e9
 
 
 def _require_alike(*own: Sequence[str]) -> None:

@@ -38,6 +38,7 @@ from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.optim.block import Observation, Seen
 from fisherlab.optim.hooks import Hook, removed_with, weakly
 from fisherlab.optim.rows import (
+    ACT_ON_EACH_OTHER,
     Look,
     column_at,
     has_batch_norm,
@@ -49,6 +50,7 @@ from fisherlab.optim.rows import (
 )
 
 _NO_TENSOR = "the model is called without a tensor whose first dimension could count samples"
+_MANY = 3  # layers, of which one reason is enough
 _LOOKS = 3  # at other samples each, before a layer that none of them reached is refused
 
 
@@ -176,7 +178,8 @@ class Recorder:
         self._parameters = dict(model.named_parameters())
         self._scaled = scaled
         self._batch_dim, self.dims, declared = _dims_of(layers, batch_dim)
-        self._unsure = {name: 0 for name in layers if name not in declared}
+        self._unsure = dict.fromkeys(layers, 0)
+        self._declared = declared
         self._reached: set[str] = set()
         self._alone: set[str] = set()
         self._key = f"fisherlab {id(self)}"
@@ -624,24 +627,28 @@ class Recorder:
             return
         if look is None or look.samples != samples:
             look = self._look_at(module, args, kwargs, samples, unsure)
-        if look.error:
+        if look.error and not self._declared.issuperset(unsure):
             raise InputError(
                 "which rows of the layers belong to one sample could not be found: called with "
                 f"{look.few} of {samples} samples, the model raises {look.error}; "
                 f"batch_dim={{'*': 0}} takes the first dimension of every layer as it is, a "
                 "layer's name in the place of * that of one"
             )
-        for name in unsure:
-            found = look.judge(
-                self._layers[name], self.dims[name], [call.output.shape for call in taken[name]]
+        judged = {
+            name: look.judge(
+                self._layers[name],
+                self.dims[name],
+                [call.output.shape for call in taken[name]],
+                trusted=name in self._declared,
             )
-            if found is not None and found.reason:
-                raise InputError(
-                    f"layer {name!r}: {found.reason}; exclude=({name!r},) leaves it to the step of other "
-                    "parameters (batch_dim={'*': 0} takes the first dimension of every layer for that of "
-                    "samples, untested, for models whose samples act on each other)"
-                )
+            for name in unsure
+        }
+        _refuse({name: found.reason for name, found in judged.items() if found is not None and found.reason})
+        for name, found in judged.items():
             self._unsure[name] += 1
+            if name in self._declared:
+                del self._unsure[name]
+                continue
             if found is None and self._unsure[name] >= _LOOKS and name not in self._reached:
                 raise InputError(
                     f"layer {name!r} is reached by some samples only, so that it cannot be said which rows "
@@ -757,6 +764,25 @@ class Recorder:
         edges = [taken[name][place].edge for name, place in calls]
         with torch.autograd.set_multithreading_enabled(False):
             backward_one_by_one(output, edges, column.to(output.dtype), take)
+
+
+def _refuse(reasons: Mapping[str, str]) -> None:
+    """Raises `InputError` that names all layers which are not as they are taken to be, and the way out."""
+    if not reasons:
+        return
+    said = "; ".join(
+        f"layer {name!r}: {reason}" if len(reasons) < _MANY else f"layer {name!r}"
+        for name, reason in reasons.items()
+    )
+    if len(reasons) >= _MANY:
+        said = f"{said}: {next(iter(reasons.values()))}"
+    way_out = f"exclude={tuple(reasons)!r} leaves them to the step of other parameters"
+    if ACT_ON_EACH_OTHER in reasons.values():
+        way_out += (
+            ", and batch_dim={'*': 0} takes the first dimension of every layer for that of samples, "
+            "untested, where samples act on each other by design"
+        )
+    raise InputError(f"{said}; {way_out}")
 
 
 def _count(given: Sequence[Tensor], outputs: Sequence[Tensor], batch_dim: int) -> int | None:

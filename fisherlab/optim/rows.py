@@ -26,6 +26,10 @@ from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.patches import Patches
 from fisherlab.refusals import node_names
 
+ACT_ON_EACH_OTHER = (
+    "what it sees of one sample, or what comes back to it, belongs to others too: the samples act on each "
+    "other, or lie along none of its dimensions"
+)
 _MOST = 8  # samples that are looked at
 _BY_DATA = re.compile("^(Index|Gather|Scatter|Masked(Scatter|Select)|Sort|Take|PackPadded)")
 
@@ -87,13 +91,16 @@ class Look:
     moves: bool = False
     error: str = ""
 
-    def judge(self, view: LayerView, declared: int, shapes: Sequence[torch.Size]) -> Found | None:
+    def judge(
+        self, view: LayerView, declared: int, shapes: Sequence[torch.Size], *, trusted: bool = False
+    ) -> Found | None:
         """What it says of a layer; None where the layer took no part.
 
         Args:
             view: the layer.
             declared: the dimension that is taken to count samples.
             shapes: of its outputs for the whole batch.
+            trusted: whether the dimension is not looked at, only the weight.
         """
         passes = next(
             (one for one in self.passes if view.name in one.first and view.name in one.second), None
@@ -101,6 +108,9 @@ class Look:
         if passes is None:
             return None
         first, second = passes.first[view.name], passes.second[view.name]
+        if trusted:
+            rows = _Rows(view, first, second, sample_dim(view, declared), self.few, passes.silent)
+            return Found(rows.dim, True, self._elsewhere(view, first, rows) if rows.read else "")
         every = _dims(view, first, declared)
         dims = [dim for dim in every if self._counts(first.shapes, shapes, dim)]
         if not dims or (first.shapes != second.shapes):
@@ -114,19 +124,17 @@ class Look:
         alike = [_Rows(view, first, second, dim, self.few, passes.silent) for dim in dims]
         fitting = [rows for rows in alike if passes.mixes or rows.fit]
         if not fitting:
-            return Found(
-                dims[0],
-                True,
-                "what it sees of one sample, or what comes back to it, belongs to others too: the samples "
-                "act on each other, or lie along none of its dimensions",
-            )
+            return Found(dims[0], True, ACT_ON_EACH_OTHER)
         telling = [rows for rows in fitting if rows.tell]
         chosen = (telling or fitting)[0]
+        reason = self._elsewhere(view, first, chosen)
+        return Found(chosen.dim, bool(telling or reason), reason)
+
+    def _elsewhere(self, view: LayerView, first: _Calls, rows: "_Rows") -> str:
+        """Whether the weight acts through other ways than the layer's calls, in words."""
         told = came_back(first.g, first.by_parameter)
         frozen = any(first.by_parameter[p] is None for p in view.parameters)
-        if told and not frozen and not chosen.give(first.by_parameter):
-            return Found(chosen.dim, True, USED_ELSEWHERE)
-        return Found(chosen.dim, bool(telling))
+        return USED_ELSEWHERE if told and not frozen and not rows.give(first.by_parameter) else ""
 
     def _counts(self, few: Sequence[torch.Size], every: Sequence[torch.Size], dim: int) -> bool:
         """Whether a dimension is as many times as long for the batch as there are samples."""
@@ -143,7 +151,7 @@ class _Rows:
         self, view: LayerView, first: _Calls, second: _Calls, dim: int, few: int, silent: Tensor | None
     ) -> None:
         self.dim, self._view, self._calls = dim, view, first
-        self.fit = self.tell = False
+        self.fit = self.tell = self.read = False
         try:
             self._a, self._g = _read(view, first, dim, few)
             other = _read(view, second, dim, few)[0]
@@ -152,6 +160,7 @@ class _Rows:
             return
         if self._a.shape[:2] != self._g.shape[:2]:
             return
+        self.read = True
         changed = _changed(*values)
         self.fit, self.tell = not bool(changed[1:].any()), bool(changed[0])
         if silent is not None:

@@ -205,11 +205,7 @@ def test_the_other_reduction_is_found(method, given):
     optimizer = METHODS[method](model, loss_reduction=given)
     loss = cross_entropy(model(x), y, reduction=other)
     message = f"the loss is the {other} over the batch; give loss_reduction='{other}', or take its {given}"
-    if method in ("kfac", "ekfac", "tkfac", "lngd-sample"):
-        loss.backward()
-        optimizer.step()  # D follows the gradient as it is, and statistics do not depend on the loss
-    else:
-        refused(model, optimizer, loss.backward, message)
+    refused(model, optimizer, loss.backward, message)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -329,7 +325,7 @@ def test_the_wrong_dimension_for_samples():
 
     model = Flat()
     optimizer = LNGD(model, batch_dim=1)
-    with pytest.raises(InputError, match=r"no dimension of its outputs counts samples: 3 and 4 .*batch_dim"):
+    with pytest.raises(InputError, match=r"no dimension of its outputs counts samples: 3 and 4 .*exclude="):
         model(torch.randn(5, 4, 6))
     assert optimizer.param_groups
 

@@ -525,3 +525,41 @@ def test_a_model_whose_samples_act_on_each_other():
     declared = LNGD(model, batch_dim={"*": 0})
     cross_entropy(model(x), y).backward()
     declared.step()
+
+
+class Mirrored(nn.Module):
+    """An auto-encoder whose decoder is the encoder, transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(SIZE, 5), nn.Linear(5, 4), nn.Linear(SIZE, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.second(torch.tanh(self.first(x)))
+        back = torch.tanh(z @ self.second.weight) @ self.first.weight
+        return self.last(back)
+
+
+@pytest.mark.parametrize("declared", [0, {"*": 0}])
+@pytest.mark.parametrize("method", ["lngd", "kfac", "ngplus"])
+def test_all_layers_whose_weight_is_used_elsewhere_are_named_at_once(method, declared):
+    """Also where their rows are declared; leaving them out works."""
+    torch.manual_seed(0)
+    model, [(x, y)] = Mirrored().double(), batches("mlp")
+    optimizer = METHODS[method](model, batch_dim=declared)
+    with pytest.raises(InputError, match=r"'first': .*'second': .*exclude=\('first', 'second'\) leaves them"):
+        cross_entropy(model(x), y).backward()
+    del optimizer
+    train(model, METHODS[method](model, exclude=["first", "second"]), [(x, y)])
+
+
+def test_gradients_that_are_next_to_nothing_are_not_judged():
+    """A network that has learned its batch: products are denormal numbers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(SIZE, 5), nn.Tanh(), nn.Linear(5, CLASSES))
+    x, y = torch.randn(8, SIZE), torch.arange(8) % CLASSES
+    optimizer = LNGD(model)
+    for scale in (1.0, 1e-16, 1e-19, 1e-21, 1e-25):
+        optimizer.zero_grad()
+        (scale * cross_entropy(model(x), y)).backward()
+        optimizer.step()
