@@ -23,6 +23,9 @@ _RUN = ("model", "dataset", "checkpoint", "step", "seed")
 _NEEDED = ("layer", "approximation")
 
 
+_AND = "; "  # between the parts of a note
+
+
 @dataclass(frozen=True)
 class Cell:
     """The text of one number, and whether it is the best of its column."""
@@ -62,6 +65,7 @@ class Block:
         targets: The targets that occur.
         context: Data, model, checkpoint, samples, seed and the damping of the directions.
         notes: Footnotes.
+        shared: What the notes of all rows have in common, said once.
     """
 
     layer: str
@@ -71,6 +75,7 @@ class Block:
     targets: tuple[str, ...]
     context: str
     notes: tuple[str, ...]
+    shared: tuple[str, ...] = ()
 
 
 def runs(records: pd.DataFrame) -> list[pd.DataFrame]:
@@ -125,6 +130,7 @@ def _block(rows: pd.DataFrame) -> Block:
     metrics = tuple(metric for metric in METRICS if _known(rows, metric.column))
     notes: list[str] = []
     records = _records(rows)
+    shared = _shared(records)
     targets = [word(row, "target") for row in records]
     best = {m.column: _best(rows[m.column].to_numpy(), m, targets) for m in metrics}
     made = []
@@ -133,7 +139,7 @@ def _block(rows: pd.DataFrame) -> Block:
         target = targets[place]
         own_scale = row["approximation"] in OWN_SCALE and target != "layerwise"
         name = label(str(row["approximation"]))
-        made.append(Row(name, target, cells, _note(row, notes), own_scale))
+        made.append(Row(name, target, cells, _note(row, notes, shared), own_scale))
     first = records[0]
     return Block(
         layer=str(first["layer"]),
@@ -143,6 +149,7 @@ def _block(rows: pd.DataFrame) -> Block:
         targets=tuple(dict.fromkeys(row.target for row in made if row.target)),
         context=run_context(first),
         notes=tuple(notes),
+        shared=shared,
     )
 
 
@@ -169,9 +176,15 @@ def _text(row: Record, metric: Metric) -> str:
     return text if MISSING in (text, spread) else f"{text}±{spread}"
 
 
-def _note(row: Record, notes: list[str]) -> int | None:
-    """Number of the row's footnote; a new one is appended to ``notes``."""
-    text = word(row, "note")
+def _shared(records: list[Record]) -> tuple[str, ...]:
+    """The parts of the notes that all of several rows have."""
+    first, *others = (word(row, "note").split(_AND) for row in records)
+    return tuple(part for part in first if part and all(part in other for other in others)) if others else ()
+
+
+def _note(row: Record, notes: list[str], shared: tuple[str, ...]) -> int | None:
+    """Number of the row's footnote, without what is shared; a new one is appended to ``notes``."""
+    text = _AND.join(part for part in word(row, "note").split(_AND) if part not in shared)
     if not text:
         return None
     if text not in notes:

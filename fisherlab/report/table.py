@@ -242,6 +242,8 @@ def _heading(block: Block) -> Text:
 
 def _foot(block: Block, device: str | None) -> Iterator[Text]:
     yield _foot_line(block.targets, block.context, device)
+    for note in block.shared:
+        yield Text(f"all rows: {note}", style="dim")
     for place, note in enumerate(block.notes, start=1):
         yield Text(f"[{place}] {note}", style="dim")
 

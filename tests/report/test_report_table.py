@@ -198,3 +198,11 @@ def test_missing_numbers_of_many_layers_are_dashes(many):
 
 def test_headings_are_no_wider_than_their_numbers():
     assert max(len(line) for metric in METRICS for line in metric.heading) <= 7
+
+
+def test_what_the_notes_of_all_rows_share_is_said_once(records):
+    records["note"] = records["approximation"].map(lambda name: f"{name} is left out; drawn labels")
+    text = " ".join(printed(console_table(records[records["layer"] == "0"])).split())
+    assert text.count("drawn labels") == 1
+    assert "all rows: drawn labels" in text
+    assert "kfac is left out; drawn" not in text
