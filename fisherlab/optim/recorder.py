@@ -118,7 +118,7 @@ class _Mark:
 
 def _identity(tensor: Tensor) -> tuple[int, ...]:
     """What a tensor and its aliases have in common until they are written."""
-    return tensor.data_ptr(), len(tensor), tensor._version
+    return tensor.data_ptr(), len(tensor), 0 if tensor.is_inference() else tensor._version
 
 
 def current_backward() -> int:
@@ -442,6 +442,7 @@ class Recorder:
     def _group_of(self, kin: Sequence[Tensor]) -> int:
         """That of a pass that came in, or gave, one of these tensors or an alias of it; else a new one."""
         own = {_identity(t): weakref.ref(t) for t in kin if t.dim() and t.numel()}
+        self._kin = [(g, known) for g, known in self._kin if any(ref() is not None for ref in known.values())]
         found = [
             g for g, known in self._kin if any(known[key]() is not None for key in known.keys() & own.keys())
         ]
