@@ -8,6 +8,7 @@ formed. Whole samples are cut so that a batch stays under the memory limit.
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,7 @@ from fisherlab.capture import (
     outputs_of,
     unchanged,
 )
-from fisherlab.data import Batches, ModelInputs, each, outputs_of_model, tensors_of
+from fisherlab.data import Batches, Form, ModelInputs, each, outputs_of_model, tensors_of
 from fisherlab.draws import Generators, normal
 from fisherlab.errors import InputError, InputTypeError, whole_number
 from fisherlab.layers import Activation, Layers, LayerView, Use, find_activations
@@ -42,9 +43,6 @@ from fisherlab.sizes import LABEL_KINDS, LAYERWISE_COLUMNS, Needs, Sizes
 
 _FIRST, _MORE, _MOST = 2, 32, 64  # samples of the first look, of another, and where too little came back
 _LOOK_BYTES = 2**28
-
-Form = tuple[tuple[int, ...], ...]
-"""The shapes of one sample's inputs."""
 
 
 class Collector:
@@ -99,6 +97,7 @@ class Collector:
         self._rows_of: dict[tuple[str, ...], SampleGradients] = {}
         self._looked: dict[Form, int] = {}
         self._rows_seen: dict[Form, dict[str, list[int]]] = {}
+        self._longest: dict[str, int] = {}
         self._right_to = 0  # the samples before have been looked at
         self.vectors: frozenset[str] = frozenset()
         self.sizes = self._look()
@@ -366,7 +365,7 @@ class Collector:
         with capture(self._captured, samples=samples) as seen:
             outputs = outputs_of_model(self.model, inputs)
         require_finite(outputs, seen, index)
-        for name, rows in self._rows_seen.get(self._form(inputs), {}).items():
+        for name, rows in self._rows_seen.get(self.batches.form(inputs), {}).items():
             self._require_rows(name, rows, seen[name], samples, index)
         return seen, outputs
 
@@ -390,10 +389,6 @@ class Collector:
                 f"{index}, for which Kronecker accumulation is not right; put a batch of the longest length "
                 "first, or use method='per-sample'"
             )
-
-    def _form(self, inputs: ModelInputs) -> Form:
-        """The shapes of one sample's inputs."""
-        return tuple(tuple(x.narrow(self.batch_dim, 0, 1).shape) for x in tensors_of(inputs))
 
     def _look(self) -> Sizes:
         """Reads a few samples: how each layer is to be read, and sizes."""
@@ -419,7 +414,7 @@ class Collector:
             self.layers = self.layers.read_as(settled.views, settled.remarks)
             self.remarks = settled.remarks
             self._captured = {name: view for name, view in self.layers.items() if not view.by_gradients}
-            form = self._form(first.inputs)
+            form = self.batches.form(first.inputs)
             self._looked[form] = first.samples
             seen, outputs = {name: first.seen[name] for name in self._captured}, first.outputs
             if any(view.expanded is not None for view in self._captured.values()):
@@ -468,7 +463,7 @@ class Collector:
 
         How the rows of samples lie in a layer's tensors may depend on the shapes.
         """
-        count, form = min(_FIRST, self.batches.size(inputs)), self._form(inputs)
+        count, form = min(_FIRST, self.batches.size(inputs)), self.batches.form(inputs)
         known = self._looked.get(form, 0)
         if known >= count:
             return
@@ -488,8 +483,24 @@ class Collector:
                     "layers="
                 )
         self._looked[form] = count
+        for name in self._captured:
+            positions = self._inputs(name, look.seen[name], count).shape[1]
+            self._longest[name] = max(positions, self._longest.get(name, 0))
         rows = {n: self._looker.rows(view, look.seen[n], count) for n, view in self._captured.items()}
         self._rows_seen.setdefault(form, rows)
+
+    def look_ahead(self) -> None:
+        """Looks at inputs of every shape that the data have, where they can be read before the pass.
+
+        The sizes are those of the most positions then.
+        """
+        self.batches.count()
+        with unchanged(self.model):
+            for index, inputs in self.batches.forms.values():
+                self._make_sure(each(inputs, self._move), index)
+        known = self.sizes.positions
+        longest = {name: max(known[name], self._longest.get(name, 0)) for name in known}
+        self.sizes = replace(self.sizes, positions=longest)
 
     def _first(self, inputs: ModelInputs) -> ModelInputs:
         """The first sample, and the next that is another; any two where all are alike."""

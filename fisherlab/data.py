@@ -17,6 +17,10 @@ ModelInputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 Batch = tuple[ModelInputs, Tensor | None]
 
+Form = tuple[tuple[int, ...], ...]
+"""The shapes of one sample's inputs."""
+
+_FORMS, _PAIR = 64, 2  # shapes of which samples are kept, and how many samples
 _SHOWN = 4  # parts of a batch that an error names
 
 
@@ -100,6 +104,7 @@ class Batches:
         self._checksums: list[int] | None = None
         self._started = False
         self.samples: int | None = None
+        self.forms: dict[Form, tuple[int, ModelInputs]] = {}
         if self._tensors:
             self.samples = self.size(self._checked(data, 0)[0])
             if not self.samples:
@@ -154,11 +159,24 @@ class Batches:
         self._checksums, self.samples = checksums, count
 
     def count(self) -> int | None:
-        """The number of samples, read through where the data can be; None for a generator."""
+        """The number of samples, read through where the data can be; None for a generator.
+
+        Of every shape that a sample's inputs have, `forms` then has the first batch and two samples of it.
+        """
         if self.samples is None and not isinstance(self._data, _Rest):
             with torch.random.fork_rng([]):
-                self.samples = sum(self.size(inputs) for inputs, _ in self._raw())
+                self.samples = 0
+                for index, batch in enumerate(self._raw()):
+                    size = self.size(batch[0])
+                    self.samples += size
+                    if size and len(self.forms) < _FORMS:
+                        own = index, self._cut(batch, 0, _PAIR)[0]
+                        self.forms.setdefault(self.form(batch[0]), own)
         return self.samples
+
+    def form(self, inputs: ModelInputs) -> Form:
+        """The shapes of one sample's inputs."""
+        return tuple(tuple(x.narrow(self._dim, 0, 1).shape) for x in tensors_of(inputs))
 
     def fingerprint(self) -> str:
         """A hash of all values, in hexadecimal; empty for a generator that is not read to its end yet."""

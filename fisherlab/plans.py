@@ -93,6 +93,8 @@ def make_plans(
             one label a sample is drawn for that layer.
     """
     max_columns = whole_number("max_columns", max_columns, "the most columns of a Gram form", least=1)
+    if method != "per-sample":  # which needs no rows
+        collector.look_ahead()
     drawn = _why_drawn(collector, kind, memory, most_operations) if kind == "predictive" else ""
     kind = "drawn" if drawn else kind
     chooser = _Chooser(collector, kind, method, max_columns, most_contraction, copies, drawn)

@@ -113,9 +113,7 @@ def find_activations(output: Tensor, edges: Mapping[Call, Any]) -> dict[Call, Ac
     found = activations_from([output], edges)
     for layer in {layer for layer, _ in edges}:
         if all(activation is None for call, activation in found.items() if call[0] == layer):
-            raise InputError(
-                f"layer {layer!r} does not reach the model's output; leave it out with layers= or exclude="
-            )
+            raise InputError(f"layer {layer!r} does not reach the model's output; leave it out with layers=")
     return {call: activation or _activation_of([]) for call, activation in found.items()}
 
 
