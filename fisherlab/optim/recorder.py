@@ -188,7 +188,7 @@ class Recorder:
         self._drawn_from: Tensor | None = None
         self._joints: set[tuple[str, ...]] = set()
         self._groups = 0
-        self._kin: list[tuple[int, dict[tuple[int, ...], weakref.ref[Tensor]]]] = []
+        self._kin: dict[int, dict[tuple[int, ...], weakref.ref[Tensor]]] = {}
         self._marks = 0
         self._met: dict[int, str] = {}
         self._follow(model)
@@ -442,14 +442,17 @@ class Recorder:
     def _group_of(self, kin: Sequence[Tensor]) -> int:
         """That of a pass that came in, or gave, one of these tensors or an alias of it; else a new one."""
         own = {_identity(t): weakref.ref(t) for t in kin if t.dim() and t.numel()}
-        self._kin = [(g, known) for g, known in self._kin if any(ref() is not None for ref in known.values())]
-        found = [
-            g for g, known in self._kin if any(known[key]() is not None for key in known.keys() & own.keys())
-        ]
-        self._groups += not found
-        group = found[0] if found else self._groups
-        self._kin.append((group, own))
-        return group
+        alive = {
+            group: {key: ref for key, ref in known.items() if ref() is not None}
+            for group, known in self._kin.items()
+        }
+        self._kin = {group: known for group, known in alive.items() if known}
+        found = next((group for group, known in self._kin.items() if known.keys() & own.keys()), None)
+        if found is None:
+            self._groups += 1
+            found = self._groups
+        self._kin.setdefault(found, {}).update(own)
+        return found
 
     def _earlier(self, given: list[Tensor]) -> "list[tuple[ForwardPass, GradientEdge]]":
         """The passes that have not come back whose outputs these arguments were made of, with the places."""

@@ -200,7 +200,7 @@ def test_forward_passes_without_a_backward_pass_keep_nothing():
             del output
             assert alive() is None
         assert len(recorder._passes) <= 1
-        assert len(recorder._kin) <= 2
+        assert sum(map(len, recorder._kin.values())) <= 2
     finally:
         gc.enable()
     cross_entropy(model(x), y).backward()
