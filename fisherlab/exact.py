@@ -79,7 +79,9 @@ def exact_fisher(
         For each layer a `LinearOperator` of dimension D = m·d, in column-vec order.
 
     Raises:
-        InputError: for an unknown name, or data that do not fit the model.
+        InputError: for an unknown name, data that do not fit the model, or a layer that is not read right in
+            a later batch; batches 0, 1, 2, 4, 8 and so on are looked at as a whole.
+        NumericalError: for values or gradients that are not finite; names the layer and the batch.
         MemoryLimitError: where the method asked for cannot hold a block under the limit.
         NotSupportedError: `kronecker` for a layer with several positions; names it.
     """
