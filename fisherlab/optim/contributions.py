@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fisherlab.layers import Layers, Use
 from fisherlab.optim.block import Seen
-from fisherlab.optim.recorder import ForwardPass
+from fisherlab.optim.passes import ForwardPass
 from fisherlab.optim.rows import sample_dim
 
 

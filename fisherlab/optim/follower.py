@@ -20,12 +20,8 @@ from fisherlab.optim.checks import check_contributions, check_reduction
 from fisherlab.optim.contributions import Contributions
 from fisherlab.optim.gradients import Gradients
 from fisherlab.optim.hooks import Hook, removed_with, sweep, weakly
-from fisherlab.optim.recorder import (
-    ForwardPass,
-    Recorder,
-    current_backward,
-    graph_is_kept,
-)
+from fisherlab.optim.passes import ForwardPass, current_backward, graph_is_kept
+from fisherlab.optim.recorder import Recorder
 
 _ADD = (
     "a second backward pass comes from the same samples before the step, and gradients of samples are "

@@ -11,7 +11,6 @@ parameters arrive in a backward pass through it.
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,102 +32,25 @@ from fisherlab.capture import (
 )
 from fisherlab.draws import normal
 from fisherlab.errors import InputError
-from fisherlab.layers import Layers, Use, activations_from, match_names
+from fisherlab.layers import Layers, Use, activations_from
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.optim.block import Observation, Seen
+from fisherlab.optim.dims import SampleDims
 from fisherlab.optim.hooks import Hook, removed_with, weakly
-from fisherlab.optim.rows import (
-    ACT_ON_EACH_OTHER,
-    Look,
-    column_at,
-    has_batch_norm,
-    is_any,
-    look_at,
-    sample_dim,
-    silent_samples,
-    tensors_in,
+from fisherlab.optim.passes import (
+    ForwardPass,
+    Mark,
+    current_backward,
+    identity,
+    is_compiled,
+    is_transformed,
+    listen,
+    metadata,
+    situation,
 )
+from fisherlab.optim.rows import Look, column_at, has_batch_norm, is_any, silent_samples, tensors_in
 
 _NO_TENSOR = "the model is called without a tensor whose first dimension could count samples"
-_MANY = 3  # layers, of which one reason is enough
-_LOOKS = 3  # at other samples each, before a layer that none of them reached is refused
-
-
-@dataclass(eq=False)
-class ForwardPass:
-    """One forward pass of the model; it lives as long as its graph.
-
-    Attributes:
-        samples: N; None where nothing counts them.
-        group: a number that passes of the same samples have in common.
-        names: the layers that took part.
-        layers: their calls, until they were used.
-        refresh: whether statistics are due.
-        end: the name of the module whose output is the pass's.
-        observed: by layer what calls of it say of the statistics, until the pass counts.
-        before: the state of the generator before the pass drew from it.
-        after: the state after it; None where nothing was drawn.
-        outputs: the model's output, detached, while first steps are checked.
-        output_gradient: what came back to it.
-        backward: the latest backward pass that reached it; −1: none.
-        counted: the step that it counts in; None: none yet.
-        spent: whether its statistics are gone, so that it cannot count again.
-        into: the pass that it became a part of.
-        marks: on the nodes of the calls, while statistics of them may still be made.
-    """
-
-    samples: int | None
-    names: frozenset[str]
-    layers: dict[str, list[Seen]]
-    refresh: bool
-    end: str
-    group: int
-    observed: dict[str, list[tuple[frozenset[int], Observation]]] = field(default_factory=dict)
-    before: Tensor | None = None
-    after: Tensor | None = None
-    outputs: Tensor | None = None
-    output_gradient: Tensor | None = None
-    backward: int = -1
-    counted: int | None = None
-    spent: bool = False
-    into: "ForwardPass | None" = None
-    marks: "list[_Mark]" = field(default_factory=list)
-
-    @property
-    def whole(self) -> "ForwardPass":
-        """The pass that it is a part of."""
-        return self if self.into is None else self.into.whole
-
-    def let_go(self) -> None:
-        """Forgets the calls on the nodes."""
-        for mark in self.marks:
-            mark.call = None
-        self.marks.clear()
-
-
-@dataclass(eq=False)
-class _Mark:
-    """A call, left on its node; it lets go of the call once its pass counts."""
-
-    order: int
-    name: str
-    place: int
-    call: tuple[Captured, Seen] | None
-
-
-def _identity(tensor: Tensor) -> tuple[int, ...]:
-    """What a tensor and its aliases have in common until they are written."""
-    return tensor.data_ptr(), len(tensor), 0 if tensor.is_inference() else tensor._version
-
-
-def current_backward() -> int:
-    """The number of the backward pass that is running in this thread; −1: none."""
-    return torch._C._current_graph_task_id()
-
-
-def graph_is_kept() -> bool:
-    """Whether the running backward pass leaves its graph for another one."""
-    return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 class Recorder:
@@ -175,13 +97,9 @@ class Recorder:
         self._owned = {
             name: [model.get_parameter(p) for p in view.parameters] for name, view in layers.items()
         }
-        self._parameters = dict(model.named_parameters())
+        self._dims = SampleDims(layers, dict(model.named_parameters()), batch_dim)
+        self.dims = self._dims.by_layer
         self._scaled = scaled
-        self._batch_dim, self.dims, declared = _dims_of(layers, batch_dim)
-        self._unsure = dict.fromkeys(layers, 0)
-        self._declared = declared
-        self._reached: set[str] = set()
-        self._alone: set[str] = set()
         self._key = f"fisherlab {id(self)}"
         self._open_now = False
         self._ends: dict[str, str] = {}
@@ -316,16 +234,16 @@ class Recorder:
     # --- a forward pass ---------------------------------------------------------------------------
 
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _is_compiled():
+        if is_compiled():
             raise InputError(
                 "the model was compiled after the optimizer was made, which hides its layers; train it "
                 "without torch.compile"
             )
-        if _is_transformed() or is_looked_at():
+        if is_transformed() or is_looked_at():
             return
         if id(module) in self._is_layer:
-            self._met[id(module)] = _situation()
-        if self._open_now or _situation() != "seen":
+            self._met[id(module)] = situation()
+        if self._open_now or situation() != "seen":
             return
         first = next(module.parameters())
         if first.dtype == torch.float16:
@@ -340,7 +258,7 @@ class Recorder:
             )
         self._opened()
         self._open_now = True
-        look = self._look(module, args, kwargs)
+        look = self._dims.look(module, self._inside[id(module)], args, kwargs)
         stack = ExitStack()
         seen = stack.enter_context(capture(self._trained(module), outputs=False))
         finish = weakly(self._finish)
@@ -380,9 +298,9 @@ class Recorder:
         used = {name: [call for call in calls if call.output.numel()] for name, calls in seen.items()}
         taken = {name: calls for name, calls in used.items() if calls}
         given = tensors_in((args, kwargs))
-        samples = _count(given, outputs, self._batch_dim)
+        samples = self._dims.count(given, outputs)
         if samples is not None:
-            self._settle(module, args, kwargs, samples, taken, look)
+            self._dims.settle(module, args, kwargs, samples, taken, look)
         before = self._earlier(given)
         earlier = list(dict.fromkeys(one for one, _ in before))
         refresh = self._due(taken) or any(one.refresh for one in earlier)
@@ -401,7 +319,7 @@ class Recorder:
         for name, calls in taken.items():
             for call, kept in zip(calls, layers[name], strict=True):
                 if listens:
-                    _listen(call.edge, kept.slot)
+                    listen(call.edge, kept.slot)
                 if forward:
                     record.marks.append(self._mark(name, call, kept))
         if earlier:
@@ -422,7 +340,7 @@ class Recorder:
             record.outputs = output.detach()
         for tensor in outputs:
             tensor.register_hook(Hook(self._begins, record))
-            _metadata(tensor.grad_fn).setdefault(self._key, {})[tensor.output_nr] = record
+            metadata(tensor.grad_fn).setdefault(self._key, {})[tensor.output_nr] = record
         self._passes = [ref for ref in self._passes if ref() is not None and ref() is not record]
         self._passes.append(weakref.ref(record))
 
@@ -441,7 +359,7 @@ class Recorder:
 
     def _group_of(self, kin: Sequence[Tensor]) -> int:
         """That of a pass that came in, or gave, one of these tensors or an alias of it; else a new one."""
-        own = {_identity(t): weakref.ref(t) for t in kin if t.dim() and t.numel()}
+        own = {identity(t): weakref.ref(t) for t in kin if t.dim() and t.numel()}
         alive = {
             group: {key: ref for key, ref in known.items() if ref() is not None}
             for group, known in self._kin.items()
@@ -462,7 +380,7 @@ class Recorder:
         seen = set(stack)
         while stack:
             node = stack.pop()
-            ends = [(one.whole, place) for place, one in _metadata(node).get(self._key, {}).items()]
+            ends = [(one.whole, place) for place, one in metadata(node).get(self._key, {}).items()]
             ends = [(one, place) for one, place in ends if id(one) in waiting]
             found += [(one, GradientEdge(node, place)) for one, place in ends]  # type: ignore[arg-type]
             if ends:
@@ -548,16 +466,16 @@ class Recorder:
                 "samples, and labels can be drawn at one output only; use source='empirical'"
             )
 
-    def _mark(self, name: str, call: Captured, kept: Seen) -> _Mark:
+    def _mark(self, name: str, call: Captured, kept: Seen) -> Mark:
         """Leaves a call on its node, for a module that is called with the output of this one."""
         self._marks += 1
-        mark = _Mark(
+        mark = Mark(
             self._marks,
             name,
             call.edge.output_nr,
             (Captured(call.input, call.output, None, call.slope), kept),
         )
-        _metadata(call.edge.node).setdefault(f"{self._key} calls", []).append(mark)
+        metadata(call.edge.node).setdefault(f"{self._key} calls", []).append(mark)
         return mark
 
     def _marked(self, outputs: list[Tensor]) -> tuple[dict[str, list[Captured]], dict[str, list[Seen]]]:
@@ -567,7 +485,7 @@ class Recorder:
         found: list[tuple[int, str, Captured, Seen]] = []
         while stack:
             node = stack.pop()
-            for mark in _metadata(node).get(f"{self._key} calls", ()):
+            for mark in metadata(node).get(f"{self._key} calls", ()):
                 if mark.call is not None:
                     bare, kept = mark.call
                     edge = GradientEdge(node, mark.place)  # type: ignore[arg-type]
@@ -584,94 +502,6 @@ class Recorder:
             taken[name].append(call)
             layers[name].append(kept)
         return {n: calls for n, calls in taken.items() if calls}, {n: c for n, c in layers.items() if c}
-
-    # --- which rows are samples -----------------------------------------------------------------------
-
-    def _look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Look | None:
-        """A look at a few samples before the pass, whose traces are the last; None: nothing is unsure."""
-        unsure = [name for name in self._inside[id(module)] if self._unsure.get(name, _LOOKS) < _LOOKS]
-        samples = _count(tensors_in((args, kwargs)), (), self._batch_dim)
-        if not unsure or samples is None or samples < 2:
-            return None
-        return self._look_at(module, args, kwargs, samples, unsure)
-
-    def _look_at(
-        self,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        samples: int,
-        names: Sequence[str],
-    ) -> Look:
-        start = max(self._unsure[name] for name in names)
-        layers = self._layers.select(names)
-        return look_at(module, args, kwargs, samples, start, self._batch_dim, layers, self._parameters)
-
-    def _settle(
-        self,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        samples: int,
-        taken: Mapping[str, list[Captured]],
-        look: Look | None,
-    ) -> None:
-        """Which dimension of each layer counts samples, from the look; layers of which it says nothing wait.
-
-        A layer stays unsure where its rows are not simply the samples and the model moves rows by what is in
-        them: another batch may have other ones.
-        """
-        for name, calls in taken.items():
-            alone = all(self._is_alone(name, call, samples) for call in calls)
-            if name in self._alone and not alone:  # another layout than before
-                self._unsure.setdefault(name, 0)
-            self._alone.update({name} if alone else ())
-        unsure = [name for name in taken if name in self._unsure]
-        if not unsure or samples < 2:
-            return
-        if look is None or look.samples != samples:
-            look = self._look_at(module, args, kwargs, samples, unsure)
-        if look.error and not self._declared.issuperset(unsure):
-            raise InputError(
-                "which rows of the layers belong to one sample could not be found: called with "
-                f"{look.few} of {samples} samples, the model raises {look.error}; "
-                f"batch_dim={{'*': 0}} takes the first dimension of every layer as it is, a "
-                "layer's name in the place of * that of one"
-            )
-        judged = {
-            name: look.judge(
-                self._layers[name],
-                self.dims[name],
-                [call.output.shape for call in taken[name]],
-                trusted=name in self._declared,
-            )
-            for name in unsure
-        }
-        _refuse({name: found.reason for name, found in judged.items() if found is not None and found.reason})
-        for name, found in judged.items():
-            self._unsure[name] += 1
-            if name in self._declared:
-                del self._unsure[name]
-                continue
-            if found is None and self._unsure[name] >= _LOOKS and name not in self._reached:
-                raise InputError(
-                    f"layer {name!r} is reached by some samples only, so that it cannot be said which rows "
-                    f"are of which sample; leave it out with exclude=({name!r},)"
-                )
-            if found is None:
-                continue
-            self._reached.add(name)
-            self.dims[name] = found.dim
-            risky = look.moves and not all(self._is_alone(name, call, samples) for call in taken[name])
-            if risky:
-                self._unsure[name] = 0
-            elif found.sure:
-                del self._unsure[name]
-
-    def _is_alone(self, name: str, call: Captured, samples: int) -> bool:
-        """Whether the dimension of samples is as long as there are samples."""
-        dim = sample_dim(self._layers[name], self.dims[name])
-        return call.output.dim() > dim and call.output.shape[dim] == samples
 
     # --- statistics -----------------------------------------------------------------------------------
 
@@ -770,50 +600,6 @@ class Recorder:
             backward_one_by_one(output, edges, column.to(output.dtype), take)
 
 
-def _refuse(reasons: Mapping[str, str]) -> None:
-    """Raises `InputError` that names all layers which are not as they are taken to be, and the way out."""
-    if not reasons:
-        return
-    said = "; ".join(
-        f"layer {name!r}: {reason}" if len(reasons) < _MANY else f"layer {name!r}"
-        for name, reason in reasons.items()
-    )
-    if len(reasons) >= _MANY:
-        said = f"{said}: {next(iter(reasons.values()))}"
-    way_out = f"exclude={tuple(reasons)!r} leaves them to the step of other parameters"
-    if ACT_ON_EACH_OTHER in reasons.values():
-        way_out += (
-            ", and batch_dim={'*': 0} takes the first dimension of every layer for that of samples, "
-            "untested, where samples act on each other by design"
-        )
-    raise InputError(f"{said}; {way_out}")
-
-
-def _count(given: Sequence[Tensor], outputs: Sequence[Tensor], batch_dim: int) -> int | None:
-    """N: how many samples these arguments have; None where no tensor says so.
-
-    Arguments may be of other lengths (a time, a mask, a table): the outputs decide between them, or the
-    number of those that agree does.
-    """
-    lengths = [t.shape[batch_dim] for t in given if t.dim() > batch_dim]
-    if len(set(lengths)) > 1:
-        known = [t.shape[dim] for t in outputs for dim in (batch_dim, 0) if t.dim() > dim]
-        agreed = [length for length in lengths if length in known]
-        several = [length for length in lengths if length > 1]
-        lengths = agreed or sorted(several, key=several.count, reverse=True)
-    return lengths[0] if lengths else None
-
-
-def _dims_of(layers: Layers, batch_dim: int | Mapping[str, int]) -> tuple[int, dict[str, int], set[str]]:
-    """The dimension that counts samples of the model and of each layer, and the layers that were declared."""
-    if not isinstance(batch_dim, Mapping):
-        return batch_dim, dict.fromkeys(layers, batch_dim), set()
-    root = batch_dim.get("", 0)
-    dims = dict.fromkeys(layers, root)
-    given = {name: dim for glob, dim in batch_dim.items() if glob for name in match_names(layers, [glob])}
-    return root, dims | given, set(given)
-
-
 def _among_processes(rows: Tensor) -> tuple[slice, Tensor]:
     """Where this process's rows are among those of all, and rows of that number with them in their place.
 
@@ -827,38 +613,6 @@ def _among_processes(rows: Tensor) -> tuple[slice, Tensor]:
     every = rows.new_zeros(sum(counts), *rows.shape[1:])
     every[own] = rows
     return own, every
-
-
-def _listen(edge: Any, slot: list[tuple[Tensor, int]]) -> None:
-    place = edge.output_nr  # not the edge: its node would hold itself
-
-    def arrived(gradients: tuple[Tensor, ...]) -> None:
-        if gradients[place] is not None:
-            slot[:] = [(gradients[place].detach(), current_backward())]
-
-    edge.node.register_prehook(arrived)
-
-
-def _metadata(node: Any) -> dict[str, Any]:
-    """What may be left on a node of the graph; it lives as long as the node."""
-    return node.metadata
-
-
-def _situation() -> str:
-    """Where a call happens: seen, or in a place from which nothing can be taken."""
-    if current_backward() != -1:
-        return "backward"
-    return "seen" if torch.is_grad_enabled() else "no_grad"
-
-
-def _is_compiled() -> bool:
-    """Whether torch's compiler watches the calls that are made."""
-    return torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None
-
-
-def _is_transformed() -> bool:
-    """Whether a transform of torch.func is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _half_precision(device: str) -> bool:
