@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 import textwrap
@@ -128,6 +129,11 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fisherlab.files._pictures", lambda *arguments: iter(()))
 
 
+def _interruptible() -> None:
+    """Signals as from a terminal: a shell that runs the tests in the background has the first ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts the command line as a process of its own."""
@@ -136,7 +142,9 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def launch(*arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "fisherlab", *arguments]
         pipe = subprocess.PIPE
-        started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
+        started.append(
+            subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=_interruptible)
+        )
         return started[-1]
 
     yield launch
