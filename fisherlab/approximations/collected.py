@@ -16,6 +16,7 @@ from fisherlab.approximations.base import (
     columns_kind,
     create,
     create_all,
+    registered,
     why_not_built,
 )
 from fisherlab.approximations.saved import Keeper, Statistics, load_statistics, model_hash
@@ -193,7 +194,12 @@ def approximate(  # noqa: D417
     without = {name: why for name, view in collector.layers.items() if (why := why_not_built(method, view))}
     if kind == "layerwise":
         without |= no_layerwise(collector)
-    collector.leave_out({n: f"{why}; it is {collector.remarks[n]}" for n, why in without.items()})
+    known = [create(name) for name in sorted(registered())] if without else []
+    others = ", ".join(one.name for one in known if one.of_gradients or one.from_exact)
+    way_out = f"of such layers {others} can be made"
+    collector.leave_out(
+        {n: f"{why}, and the layer is {collector.remarks[n]} ({way_out})" for n, why in without.items()}
+    )
     return _collected(collector, [method], kind, None, memory).build(method)
 
 
