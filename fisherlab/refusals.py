@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from fisherlab.capture import REENTRANT, Seen, inputs_of
 from fisherlab.data import is_finite
 from fisherlab.errors import InputError, NumericalError
-from fisherlab.layers import LayerView
+from fisherlab.layers import LayerView, nodes_behind
 from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.patches import Patches
 
@@ -39,7 +38,7 @@ def require_own_rows(whose: str, a: Inputs | Patches, other: Inputs | Patches) -
 
 def own_rows(a: Inputs | Patches, other: Inputs | Patches) -> bool:
     """Whether rows are those of `other` where sample 0 is replaced by sample 1 there."""
-    a, other = map(_numbers, (a, other))
+    a, other = map(numbers_of, (a, other))
     if a.shape != other.shape:
         return False
     tolerance = 0.0
@@ -105,16 +104,7 @@ def require_no_reentrant_checkpoint(outputs: Tensor) -> None:
 
 def node_names(outputs: Tensor) -> set[str]:
     """The names of all nodes of a graph."""
-    names, seen, stack = set(), {outputs.grad_fn, None}, [outputs.grad_fn]
-    while stack:
-        node: Any = stack.pop()
-        if node is None:
-            continue
-        names.add(node.name())
-        new = {child for child, _ in node.next_functions} - seen
-        seen |= new
-        stack += new
-    return names
+    return {node.name() for node in nodes_behind([outputs.grad_fn])}
 
 
 def require_finite(outputs: Tensor, seen: Mapping[str, list[Seen]], index: int) -> None:
@@ -144,7 +134,8 @@ def not_finite(name: str, index: int) -> NumericalError:
     )
 
 
-def _numbers(a: Inputs | Patches) -> Tensor:
+def numbers_of(a: Inputs | Patches) -> Tensor:
+    """The numbers that inputs are kept as: indices, images, or themselves."""
     if isinstance(a, OneHot):
         return a.indices
     return a.images if isinstance(a, Patches) else a

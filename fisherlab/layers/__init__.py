@@ -7,6 +7,7 @@ from fisherlab.layers.activation import (
     Activation,
     activations_from,
     find_activations,
+    nodes_behind,
     slope_of,
 )
 from fisherlab.layers.adapter import Adapter, register_layer
@@ -29,6 +30,7 @@ __all__ = [
     "find_activations",
     "find_layers",
     "match_names",
+    "nodes_behind",
     "register_layer",
     "select_layers",
     "slope_of",

@@ -7,7 +7,7 @@ and so is an activation in place. A name given by the user is evaluated on s ins
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,17 +128,32 @@ def activations_from(outputs: Sequence[Tensor], edges: Mapping[Call, Any]) -> di
     }
 
 
-def _consumers(roots: list[Any], wanted: set[tuple[Any, int]]) -> dict[tuple[Any, int], list[Any]]:
-    found: dict[tuple[Any, int], list[Any]] = {edge: [] for edge in wanted}
-    seen, stack = set(roots), list(dict.fromkeys(roots))
+def nodes_behind(roots: Iterable[Any], stop: Callable[[Any], bool] | None = None) -> Iterator[Any]:
+    """The nodes of an autograd graph from these on, each once; roots that are None are left out.
+
+    Args:
+        roots: nodes, such as `grad_fn`s.
+        stop: whether to go no further than a node.
+    """
+    stack = [node for node in dict.fromkeys(roots) if node is not None]
+    seen = set(stack)
     while stack:
         node = stack.pop()
+        yield node
+        if stop is not None and stop(node):
+            continue
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append(child)
+
+
+def _consumers(roots: list[Any], wanted: set[tuple[Any, int]]) -> dict[tuple[Any, int], list[Any]]:
+    found: dict[tuple[Any, int], list[Any]] = {edge: [] for edge in wanted}
+    for node in nodes_behind(roots):
         for place, edge in enumerate(node.next_functions):
             if edge in found:
                 found[edge].append((node, place))
-            if edge[0] is not None and edge[0] not in seen:
-                seen.add(edge[0])
-                stack.append(edge[0])
     return found
 
 

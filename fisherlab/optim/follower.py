@@ -112,7 +112,7 @@ class Follower:
             scaler is not None,
             due=weakly(self._due),
             listens=lambda refresh: options.layerwise or (refresh and kind == "empirical"),
-            opened=weakly(self._open),
+            opened=weakly(self._abandon_cleared),
             observe=weakly(self._observe),
             began=weakly(self._begin),
         )
@@ -261,10 +261,6 @@ class Follower:
         self._changes.check(unscaled=self._recorder.checks and self._scaler is None)
 
     # --- what happens during the user's passes ------------------------------------------------------
-
-    def _open(self) -> None:
-        """A forward pass begins."""
-        self._abandon_cleared()
 
     def _due(self, names: Iterable[str]) -> bool:
         """Whether a forward pass with these layers is to give statistics."""

@@ -32,7 +32,7 @@ from fisherlab.capture import (
 )
 from fisherlab.draws import normal
 from fisherlab.errors import InputError
-from fisherlab.layers import Layers, Use, activations_from
+from fisherlab.layers import Layers, Use, activations_from, nodes_behind
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.optim.block import Observation, Seen
 from fisherlab.optim.dims import SampleDims
@@ -115,12 +115,12 @@ class Recorder:
         """Hooks on every module with layers in it."""
         self._inside: dict[int, list[str]] = {}
         self._names: dict[int, str] = {}
-        ends = {
-            id(module): name
-            for name, view in self._layers.items()
-            for module in (*view.modules, *([] if view.attention is None else [view.attention]))
+        self._is_layer = {
+            id(module)
+            for view in self._layers.values()
+            for module in (*view.modules, view.attention)
+            if module is not None
         }
-        self._is_layer = set(ends)
         parts = {name: {id(m) for m in view.modules} for name, view in self._layers.items()}
         handles = []
         for path, module in model.named_modules():
@@ -376,19 +376,17 @@ class Recorder:
         """The passes that have not come back whose outputs these arguments were made of, with the places."""
         waiting = {id(one) for one in self._alive() if one.counted is None}
         found: list[tuple[ForwardPass, GradientEdge]] = []
-        stack = [t.grad_fn for t in given if t.grad_fn is not None] if waiting else []
-        seen = set(stack)
-        while stack:
-            node = stack.pop()
-            ends = [(one.whole, place) for place, one in metadata(node).get(self._key, {}).items()]
-            ends = [(one, place) for one, place in ends if id(one) in waiting]
-            found += [(one, GradientEdge(node, place)) for one, place in ends]  # type: ignore[arg-type]
-            if ends:
-                continue
-            for child, _ in node.next_functions:  # type: ignore[union-attr]
-                if child is not None and child not in seen:
-                    seen.add(child)
-                    stack.append(child)
+
+        def ends(node: Any) -> list[tuple[ForwardPass, GradientEdge]]:
+            known = metadata(node).get(self._key, {}).items()
+            return [
+                (one.whole, GradientEdge(node, place)) for place, one in known if id(one.whole) in waiting
+            ]
+
+        for node in nodes_behind(
+            (t.grad_fn for t in given) if waiting else (), lambda node: bool(ends(node))
+        ):
+            found += ends(node)
         return found
 
     def _check_joint(
@@ -480,22 +478,13 @@ class Recorder:
 
     def _marked(self, outputs: list[Tensor]) -> tuple[dict[str, list[Captured]], dict[str, list[Seen]]]:
         """The calls of all modules behind these outputs, with their edges."""
-        stack = [t.grad_fn for t in outputs if t.grad_fn is not None]
-        seen = set(stack)
         found: list[tuple[int, str, Captured, Seen]] = []
-        while stack:
-            node = stack.pop()
+        for node in nodes_behind(t.grad_fn for t in outputs):
             for mark in metadata(node).get(f"{self._key} calls", ()):
                 if mark.call is not None:
                     bare, kept = mark.call
-                    edge = GradientEdge(node, mark.place)  # type: ignore[arg-type]
-                    found.append(
-                        (mark.order, mark.name, Captured(bare.input, bare.output, edge, bare.slope), kept)
-                    )
-            for child, _ in node.next_functions:  # type: ignore[union-attr]
-                if child is not None and child not in seen:
-                    seen.add(child)
-                    stack.append(child)
+                    call = Captured(bare.input, bare.output, GradientEdge(node, mark.place), bare.slope)
+                    found.append((mark.order, mark.name, call, kept))
         taken: dict[str, list[Captured]] = {name: [] for name in self._layers}
         layers: dict[str, list[Seen]] = {name: [] for name in self._layers}
         for _, name, call, kept in sorted(found, key=lambda one: one[0]):

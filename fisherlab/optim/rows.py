@@ -22,9 +22,9 @@ from fisherlab.capture import capture, inputs_of, outputs_of, unchanged
 from fisherlab.data import is_finite
 from fisherlab.door import USED_ELSEWHERE, agree, came_back
 from fisherlab.layers import Layers, LayerView, Use
-from fisherlab.operators.inputs import Inputs, OneHot
+from fisherlab.operators.inputs import Inputs
 from fisherlab.operators.patches import Patches
-from fisherlab.refusals import node_names
+from fisherlab.refusals import node_names, numbers_of
 
 ACT_ON_EACH_OTHER = (
     "what it sees of one sample, or what comes back to it, belongs to others too: the samples act on each "
@@ -370,7 +370,7 @@ def _values(view: LayerView, a: Inputs | Patches, calls: _Calls, dim: int, few: 
     """What tells samples apart in a layer's inputs [n, …]; those of a lone bias are ones."""
     if view.weight is None:
         return torch.cat([view.sample_rows(use.input, few, dim) for use in calls.uses], 1)
-    return a.indices if isinstance(a, OneHot) else a.images if isinstance(a, Patches) else a
+    return numbers_of(a)
 
 
 def _changed(before: Tensor, after: Tensor) -> Tensor:

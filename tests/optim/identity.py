@@ -1,6 +1,6 @@
 """The identity behind a layer-wise rate, whatever F̂ is, from gradients of samples by plain autograd."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,15 +38,25 @@ def assert_identity(
         found = torch.autograd.grad(cross_entropy(call(inputs), targets), own, allow_unused=True)
         return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, own, found, strict=True)}
 
-    whole = gradient(x, y)
-    single = [gradient(x[n : n + 1], y[n : n + 1]) for n in range(len(x))]
-    before = weights(model)
-    if step is None:
+    def usual() -> None:
         optimizer.zero_grad()
         cross_entropy(call(x), y).backward()
         optimizer.step()
-    else:
-        step()
+
+    single = [gradient(x[n : n + 1], y[n : n + 1]) for n in range(len(x))]
+    assert_identity_of(model, optimizer, gradient(x, y), single, usual if step is None else step)
+
+
+def assert_identity_of(
+    model: nn.Module,
+    optimizer: NaturalGradient,
+    whole: Mapping[str, Tensor],
+    single: Sequence[Mapping[str, Tensor]],
+    step: Callable[[], Any],
+) -> None:
+    """The same from ∇h and the ∇ℓ_n by name of the parameters, and the step."""
+    before = weights(model)
+    step()
     after = weights(model)
     moved = False
     for name, view in optimizer._layers.items():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from optim.cases import METHODS, Mean, assert_close, assert_same, batches, network, train, weights
-from optim.identity import EXACT, assert_identity
+from optim.identity import EXACT, assert_identity, assert_identity_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -691,16 +691,13 @@ def test_a_layer_that_some_of_the_samples_go_through(make, cut):
         return {a: torch.zeros_like(p) if g is None else g for a, p, g in zip(names, own, grads, strict=True)}
 
     whole, single = gradient(slice(None)), [gradient(slice(n, n + 1)) for n in range(len(x))]
-    before = weights(model)
-    optimizer.zero_grad()
-    cross_entropy(sides(slice(None)), y).backward()
-    optimizer.step()
-    after = weights(model)
-    for name, view in optimizer._layers.items():
-        lr = optimizer._group_of[name]["lr"]
-        v = view.to_matrix({p: (before[p] - after[p]) / lr for p in view.parameters})
-        found = [(v * view.to_matrix({p: g[p] for p in view.parameters})).sum() for g in (whole, *single)]
-        torch.testing.assert_close(found[0], torch.stack(found[1:]).square().mean(), rtol=1e-9, atol=1e-14)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        cross_entropy(sides(slice(None)), y).backward()
+        optimizer.step()
+
+    assert_identity_of(model, optimizer, whole, single, step)
 
 
 def test_statistics_of_a_layer_that_some_of_the_samples_go_through():
@@ -827,15 +824,12 @@ def test_parts_of_a_network_that_are_cut_apart(make, way):
         return found
 
     whole, single = gradient(slice(None)), [gradient(slice(n, n + 1)) for n in range(len(x))]
-    before = weights(model)
-    way(model, x, y)
-    optimizer.step()
-    after = weights(model)
-    for name, view in optimizer._layers.items():
-        lr = optimizer._group_of[name]["lr"]
-        v = view.to_matrix({p: (before[p] - after[p]) / lr for p in view.parameters})
-        found = [(v * view.to_matrix({p: g[p] for p in view.parameters})).sum() for g in (whole, *single)]
-        torch.testing.assert_close(found[0], torch.stack(found[1:]).square().mean(), rtol=1e-9, atol=1e-14)
+
+    def step() -> None:
+        way(model, x, y)
+        optimizer.step()
+
+    assert_identity_of(model, optimizer, whole, single, step)
 
 
 def test_the_same_samples_in_two_backward_passes_are_refused():
