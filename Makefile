@@ -15,7 +15,9 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/lint-imports
+	rm -rf build/imports && mkdir -p build/imports/fisherlab
+	ln -s $(foreach part,$(wildcard fisherlab/*) cli figures,../../../$(part)) build/imports/fisherlab
+	cd build/imports && ../../$(VENV)/bin/lint-imports ../../pyproject.toml
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

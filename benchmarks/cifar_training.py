@@ -19,10 +19,11 @@ import pandas as pd
 import torch
 from common import RESULTS, finished_run, machine, processor_seconds, save_png, write_table
 
-from fisherlab.finished import FinishedRun
+from fisherlab.base.writing import write
 from fisherlab.plots.methods import method_curves, method_label
-from fisherlab.train import TrainConfig, log
-from fisherlab.writing import write
+from fisherlab.runs.finished import FinishedRun
+from fisherlab.train import TrainConfig
+from fisherlab.train.run import log
 
 GRIDS = {
     "sgd": (0.03, 0.1, 0.3, 1.0),

@@ -21,7 +21,7 @@ from fisherlab.models import prepare
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from fisherlab.finished import FinishedRun
+    from fisherlab.runs.finished import FinishedRun
     from fisherlab.train import TrainConfig
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,7 +62,7 @@ def compare_times(seconds: dict[str, list[float]], own: str) -> dict[str, tuple[
 
 def finished_run(out: Path, config: "TrainConfig") -> "FinishedRun":
     """The training run in a directory: found, continued or made; one that diverged is a result too."""
-    from fisherlab.finished import read_run
+    from fisherlab.runs.finished import read_run
     from fisherlab.train import DivergedError, resume, train
 
     try:
@@ -104,10 +104,10 @@ def processor_seconds(
 
 def _steps_of(config: "TrainConfig", timed: int) -> Callable[[], None]:
     """Takes the next `timed` steps of a training, over and over on a few batches."""
-    from fisherlab.data import called
-    from fisherlab.train.objectives import objective
-    from fisherlab.train.optimizers import create
-    from fisherlab.train.prepare import prepare as prepare_task
+    from fisherlab.collect.batches import called
+    from fisherlab.train.optimizer.optimizers import create
+    from fisherlab.train.task.objectives import objective
+    from fisherlab.train.task.prepare import prepare as prepare_task
 
     batches = 40
     config = replace(config, samples=batches * config.batch, test_split="none", lr=1e-6).resolved()

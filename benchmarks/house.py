@@ -2,19 +2,20 @@
 
     python benchmarks/house.py
 
-Prints one line a number: the files that `compare` closes over (imports of imports, those within functions
-too), the files and functions that one KFAC approximation and one step of LNGD enter (`sys.setprofile`), the
-circles between modules, class names that stand for two things, and the lines of the three folders.
+Prints the files that `compare` closes over (imports of imports, at the head of files), the circles between
+modules (imports within functions too), the class names that stand in two files, the lines, and the files and
+functions that one KFAC approximation, one comparison and one step of LNGD enter (`sys.setprofile`).
 """
 
 import ast
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
 FOLDERS = {"fisherlab": "fisherlab", "fisherlab.cli": "cli", "fisherlab.figures": "figures"}
+START = "fisherlab.comparison.run"
 
 
 def modules() -> dict[str, Path]:
@@ -28,14 +29,14 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(known: dict[str, Path]) -> dict[str, set[str]]:
-    """For each module those that it imports, but for the type checker."""
-    return {name: set(_imported(name, path, known)) for name, path in known.items()}
+def imports(known: dict[str, Path], *, late: bool) -> dict[str, set[str]]:
+    """For each module those that it imports, but for the type checker; `late` ones are within functions."""
+    return {name: set(_imported(name, path, known, late)) for name, path in known.items()}
 
 
-def _imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
+def _imported(name: str, path: Path, known: dict[str, Path], late: bool) -> Iterator[str]:
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in _running(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _running(ast.parse(path.read_text(encoding="utf-8")), late):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
         elif isinstance(node, ast.ImportFrom):
@@ -47,13 +48,14 @@ def _imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
                 yield from [whole] if whole in known else [source] if source in known else []
 
 
-def _running(tree: ast.AST) -> Iterator[ast.AST]:
-    """The nodes of a file without `if TYPE_CHECKING:`."""
+def _running(tree: ast.AST, late: bool) -> Iterator[ast.AST]:
+    """The nodes of a file without `if TYPE_CHECKING:`, and with functions' bodies only if `late`."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        checked = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if checked or (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not late):
             continue
         yield node
-        yield from _running(node)
+        yield from _running(node, late)
 
 
 def closure(start: str, arrows: dict[str, set[str]]) -> set[str]:
@@ -88,7 +90,7 @@ def entered(work: Callable[[], object]) -> tuple[int, int]:
     """How many of our files and functions a call enters."""
     seen: set[tuple[str, str]] = set()
 
-    def note(frame, event, argument):  # noqa: ARG001
+    def note(frame, event, argument):
         if event == "call":
             code = frame.f_code
             if any(code.co_filename.startswith(str(HERE / f)) for f in FOLDERS.values()):
@@ -106,24 +108,28 @@ def entered(work: Callable[[], object]) -> tuple[int, int]:
 def main() -> None:
     """Prints the numbers."""
     known = modules()
-    arrows = imports(known)
-    start = "fisherlab.comparison.run" if "fisherlab.comparison.run" in known else "fisherlab.comparison"
-    print(f"{'files':34}{len(known)}")
-    print(f"{'loose at the root':34}{sum(name.count('.') == 1 and p.name != '__init__.py' for name, p in known.items())}")
-    print(f"{'compare closes over':34}{len(closure(start, arrows))} files")
-    found = circles(arrows)
-    print(f"{'circles':34}{len(found)}")
-    for group in found:
-        print(f"    {', '.join(group)}")
-    print(f"{'class names with two meanings':34}{len(class_names(known))}")
-    for name, where in class_names(known).items():
-        print(f"    {name}: {', '.join(where)}")
-    lines = Counter(str(path.relative_to(HERE)).split("/")[0] for path in known.values() for _ in path.open(encoding="utf-8"))
-    print(f"{'lines':34}{sum(lines.values())} ({', '.join(f'{k} {v}' for k, v in sorted(lines.items()))})")
-    _walks()
+    loose = [name for name, path in known.items() if name.count(".") == 1 and path.name != "__init__.py"]
+    _say("files", len(known))
+    _say("loose at the root", len(loose))
+    _say("compare closes over", f"{len(closure(START, imports(known, late=False)))} files")
+    _say("circles", "", *map(", ".join, circles(imports(known, late=True))))
+    twice = class_names(known)
+    _say("class names with two meanings", len(twice), *(f"{n}: {', '.join(w)}" for n, w in twice.items()))
+    lines = dict.fromkeys(FOLDERS.values(), 0)
+    for path in known.values():
+        lines[path.relative_to(HERE).parts[0]] += len(path.read_text(encoding="utf-8").splitlines())
+    _say("lines", f"{sum(lines.values())} ({', '.join(f'{k} {v}' for k, v in lines.items())})")
+    for what, work in _walks():
+        files, functions = entered(work)
+        _say(f"{what} enters", f"{files} files, {functions} functions")
 
 
-def _walks() -> None:
+def _say(what: str, value: object, *more: str) -> None:
+    print(f"{what:32}{value}", *more, sep="\n    ")
+
+
+def _walks() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What is followed, each done once before so that everything is imported."""
     import torch
     from torch import nn
 
@@ -132,10 +138,6 @@ def _walks() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
     data = torch.randn(6, 5), torch.randint(3, (6,))
-    fl.approximate("kfac", model, data)  # everything is imported
-    files, functions = entered(lambda: fl.approximate("kfac", model, data))
-    print(f"{'approximate(kfac) enters':34}{files} files, {functions} functions")
-
     optimizer = fl.optim.LNGD(model, lr=0.1)
 
     def step() -> None:
@@ -143,12 +145,13 @@ def _walks() -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    step()
-    files, functions = entered(step)
-    print(f"{'a step of LNGD enters':34}{files} files, {functions} functions")
-    fl.compare(model, data, ("kfac",))
-    files, functions = entered(lambda: fl.compare(model, data, ("kfac",)))
-    print(f"{'compare enters':34}{files} files, {functions} functions")
+    for what, work in (
+        ("approximate('kfac')", lambda: fl.approximate("kfac", model, data)),
+        ("compare", lambda: fl.compare(model, data, ("kfac",))),
+        ("a step of LNGD", step),
+    ):
+        work()
+        yield what, work
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from torch.nn import functional
 
 import fisherlab as fl
 from fisherlab import plots
-from fisherlab.about import About
-from fisherlab.data import called, each
+from fisherlab.collect.batches import called, each
+from fisherlab.comparison.result import RECORD_COLUMNS
 from fisherlab.models import prepare
-from fisherlab.report.definitions import STAND_IN
-from fisherlab.result import RECORD_COLUMNS
+from fisherlab.records.definitions import STAND_IN
+from fisherlab.runs.origin import About
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 MODELS = {

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fisherlab import datasets, models
+from fisherlab.base.writing import write
 from fisherlab.errors import NumericalError
 from fisherlab.figures.two_layers import TwoLayers
 from fisherlab.models.seeding import seeded
 from fisherlab.optim import EKFAC, KFAC, LNGD, TKFAC, NGPlus
-from fisherlab.writing import write
 
 EVERY, WATCHED, TIMED = 25, 2500, 10  # steps between looks, training samples looked at, steps a timing
 RIVALS = {"kfac": KFAC, "ekfac": EKFAC, "tkfac": TKFAC, "ngplus": NGPlus}

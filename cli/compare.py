@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from fisherlab.config import DTYPES, CompareConfig
+from fisherlab.comparison.config import CompareConfig
+from fisherlab.runs.config import DTYPES
 
 from . import options
 from .compare_run import perform

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fisherlab.config import CompareConfig
+from fisherlab.comparison.config import CompareConfig
 
 from . import preparing, rundirs
 from .messages import accept, log
@@ -18,8 +18,8 @@ from .printing import print_json, print_rich
 
 if TYPE_CHECKING:
     from fisherlab.approximations import Statistics
+    from fisherlab.comparison.result import Comparison
     from fisherlab.models import Prepared
-    from fisherlab.result import Comparison
 
 
 def perform(config: CompareConfig, output: Output) -> None:
@@ -28,7 +28,7 @@ def perform(config: CompareConfig, output: Output) -> None:
     Raises:
         FisherlabError: for a configuration that cannot be run; nothing has been written then.
     """
-    from fisherlab import distributed
+    from fisherlab.base import distributed
 
     with distributed.launched():
         _perform(config, output, first=distributed.rank() == 0)
@@ -46,7 +46,7 @@ def _perform(config: CompareConfig, output: Output, first: bool) -> None:
         if not first:
             return
         config = preparing.as_used(config, prepared, comparison.dtype)
-        from fisherlab.files import write_comparison
+        from fisherlab.comparison.pictures import write_comparison
 
         files = partial(write_comparison, matrices=config.save_matrices)
         summary = rundirs.write(config, comparison, files, out, output, started)
@@ -60,9 +60,9 @@ def _perform(config: CompareConfig, output: Output, first: bool) -> None:
 def _compare(config: CompareConfig, prepared: "Prepared", progress: bool) -> "Comparison":
     import torch
 
-    from fisherlab.comparison import compare
+    from fisherlab.comparison.run import compare
+    from fisherlab.exact.plans import Plan
     from fisherlab.layers import find_layers
-    from fisherlab.plans import Plan
 
     def on_plan(plan: Plan) -> None:
         accept()
@@ -93,7 +93,7 @@ def _compare(config: CompareConfig, prepared: "Prepared", progress: bool) -> "Co
 def _statistics(config: CompareConfig, prepared: "Prepared", common: dict[str, Any]) -> "Statistics | None":
     """The statistics of the file that the configuration names, collected now if there is none yet."""
     from fisherlab.approximations import collect_statistics, load_statistics
-    from fisherlab.experiment import WATERFALL
+    from fisherlab.comparison.passes import WATERFALL
 
     if config.statistics is None:
         return None

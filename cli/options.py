@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from fisherlab.config import BIAS_MODES, CompareConfig
+from fisherlab.comparison.config import CompareConfig
+from fisherlab.runs.config import BIAS_MODES
 
 from .messages import log, set_verbosity
 

@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from fisherlab.config import DTYPES, CompareConfig
+from fisherlab.comparison.config import CompareConfig
 from fisherlab.representations.config import RepresentConfig
+from fisherlab.runs.config import DTYPES
 
 from .messages import log
 
 if TYPE_CHECKING:
-    from fisherlab.about import About
     from fisherlab.models import Prepared
+    from fisherlab.runs.origin import About
 
 OneModel = TypeVar("OneModel", CompareConfig, RepresentConfig)
 
@@ -56,7 +57,7 @@ def prepare(config: OneModel, *, samples: int | None, bias: str, progress: bool)
 
 def about(config: OneModel, prepared: "Prepared") -> "About":
     """What records and captions call them."""
-    from fisherlab.about import About
+    from fisherlab.runs.origin import About
 
     return About.of(
         prepared.name,
@@ -84,7 +85,7 @@ def as_used(config: OneModel, prepared: "Prepared", dtype: str) -> OneModel:
 @contextmanager
 def _training(progress: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar that appears with the first training step."""
-    from fisherlab.progress import bar
+    from fisherlab.base.progress import bar
 
     reports: list[Callable[[int], None]] = []
     with ExitStack() as stack:

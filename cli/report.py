@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import click
 
-from fisherlab.config import Config
 from fisherlab.errors import InputError
+from fisherlab.runs.config import Config
 
 from . import options, rundirs
 from .messages import accept
@@ -80,10 +80,10 @@ def perform(config: ReportConfig, output: options.Output) -> None:
 
 def _write(config: ReportConfig, out: Path, output: options.Output, started: float) -> dict[str, Any]:
     """Writes the directory; returns what `summary.json` holds."""
-    from fisherlab.finished import read_run
-    from fisherlab.progress import bar
+    from fisherlab.base.progress import bar
     from fisherlab.report.runs import origin, write_report
-    from fisherlab.rundir import run_directory, write_json
+    from fisherlab.runs.directory import run_directory, write_json
+    from fisherlab.runs.finished import read_run
 
     found = [read_run(Path(run)) for run in config.runs]
     accept()

@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from fisherlab.config import DTYPES
 from fisherlab.representations.config import DEFAULT_SAMPLES, RepresentConfig
+from fisherlab.runs.config import DTYPES
 
 from . import options
 from .represent_run import perform

@@ -25,7 +25,7 @@ def perform(config: RepresentConfig, output: Output) -> None:
     Raises:
         FisherlabError: for a configuration that cannot be run; nothing has been written then.
     """
-    from fisherlab import distributed
+    from fisherlab.base import distributed
 
     with distributed.launched():
         _perform(config, output, first=distributed.rank() == 0)

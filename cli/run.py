@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
-from fisherlab.config import CompareConfig, Config, command_of, read_config
+from fisherlab.comparison.config import CompareConfig
 from fisherlab.errors import InputError, unknown
 from fisherlab.figures.config import FiguresConfig
 from fisherlab.representations.config import RepresentConfig
+from fisherlab.runs.config import Config, command_of, read_config
 from fisherlab.traces.config import TraceConfig
 from fisherlab.train.config import TrainConfig
-from fisherlab.train.sweep_config import SweepConfig
+from fisherlab.train.sweep.config import SweepConfig
 
 from . import compare_run, figures_run, options, report, represent_run, sweep_run, trace_run, train_run
 

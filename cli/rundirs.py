@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fisherlab.config import Config
 from fisherlab.errors import InputError
-from fisherlab.rundir import check_free
+from fisherlab.runs.config import Config
+from fisherlab.runs.directory import check_free
 
 from .options import Output
 
@@ -49,8 +49,8 @@ def write(
         output: see `Output`.
         started: `time.perf_counter()` at the start of the run.
     """
-    from fisherlab.progress import bar
-    from fisherlab.rundir import run_directory
+    from fisherlab.base.progress import bar
+    from fisherlab.runs.directory import run_directory
 
     summary = {
         "command": config.command,

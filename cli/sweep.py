@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from fisherlab.errors import InputError
-from fisherlab.train.sweep_config import CRITERIA, PAPER_DAMPING, PAPER_LR, SAMPLERS
+from fisherlab.train.sweep.config import CRITERIA, PAPER_DAMPING, PAPER_LR, SAMPLERS
 
 from . import options, train
 from .sweep_run import continue_sweep, perform

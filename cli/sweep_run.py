@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from fisherlab.errors import InputError
-from fisherlab.train.recipes import with_recipe
-from fisherlab.train.sweep_config import SWEPT, SweepConfig
+from fisherlab.train.optimizer.recipes import with_recipe
+from fisherlab.train.sweep.config import SWEPT, SweepConfig
 
 from . import rundirs
 from .messages import accept

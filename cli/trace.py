@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from fisherlab.config import DTYPES
+from fisherlab.runs.config import DTYPES
 from fisherlab.traces.config import DEFAULT_SAMPLES, TraceConfig
 
 from . import options

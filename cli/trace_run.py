@@ -16,7 +16,7 @@ from .options import Output
 from .printing import print_json, print_rich
 
 if TYPE_CHECKING:
-    from fisherlab.plans import Plan
+    from fisherlab.exact.plans import Plan
     from fisherlab.traces.source import Source
 
 
@@ -26,7 +26,7 @@ def perform(config: TraceConfig, output: Output) -> None:
     Raises:
         FisherlabError: for a configuration that cannot be run; nothing has been written then.
     """
-    from fisherlab import distributed
+    from fisherlab.base import distributed
 
     with distributed.launched():
         _perform(config, output, first=distributed.rank() == 0)
@@ -55,7 +55,7 @@ def _perform(config: TraceConfig, output: Output, first: bool) -> None:
 
 
 def _source(config: TraceConfig, progress: bool) -> "Source":
-    from fisherlab.progress import bar
+    from fisherlab.base.progress import bar
     from fisherlab.traces.source import source_of
 
     training = progress and config.model is not None and config.checkpoint is None

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fisherlab.config import read_config
 from fisherlab.errors import InputError
+from fisherlab.runs.config import read_config
 from fisherlab.train.config import TrainConfig
-from fisherlab.train.recipes import with_recipe
+from fisherlab.train.optimizer.recipes import with_recipe
 
 from . import rundirs
 from .bars import bars
@@ -23,7 +23,7 @@ from .options import Output
 from .printing import print_json
 
 if TYPE_CHECKING:
-    from fisherlab.train.loop import Progress
+    from fisherlab.train.run.loop import Progress
 
     Report = Callable[[Progress, int], None]
 
@@ -70,7 +70,7 @@ def continue_run(run: Path, given: Mapping[str, Any], recipe: str | None, output
 
 def _run(training: Callable[..., dict[str, Any]], output: Output) -> None:
     """Trains, alone or under torchrun, and prints the summary; of several processes the first does."""
-    from fisherlab import distributed
+    from fisherlab.base import distributed
 
     with distributed.launched():
         first = distributed.rank() == 0

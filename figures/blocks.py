@@ -11,7 +11,7 @@ import torch
 from fisherlab import metrics
 from fisherlab.approximations import approximate
 from fisherlab.errors import FisherlabError
-from fisherlab.exact import exact_fisher
+from fisherlab.exact.fisher import exact_fisher
 from fisherlab.models import prepare
 from fisherlab.operators import LinearOperator
 from fisherlab.plots import label, number

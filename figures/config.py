@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
-from fisherlab.config import Config, absolute, resolve_device
+from fisherlab.base.devices import resolve_device
 from fisherlab.errors import InputError, unknown
+from fisherlab.runs.config import Config, absolute
 
 from .catalogue import chosen
 

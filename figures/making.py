@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from fisherlab.config import read_config
 from fisherlab.errors import FisherlabError, InputError
-from fisherlab.provenance import provenance
-from fisherlab.rundir import write_json
-from fisherlab.train.directory import CONFIG, RunPart, part_of
+from fisherlab.runs.config import read_config
+from fisherlab.runs.directory import write_json
+from fisherlab.runs.origin import provenance
+from fisherlab.runs.part import CONFIG, RunPart, part_of
 
 from .catalogue import Entry, chosen
 from .config import FiguresConfig

@@ -10,10 +10,10 @@ from typing import Any
 
 from fisherlab import datasets, models
 from fisherlab.errors import InputError
-from fisherlab.finished import FinishedRun, read_run
+from fisherlab.runs.finished import FinishedRun, read_run
 from fisherlab.train import DivergedError, TrainConfig, resume, train
-from fisherlab.train import log as training_log
-from fisherlab.train.loop import Progress
+from fisherlab.train.run import log as training_log
+from fisherlab.train.run.loop import Progress
 
 from .scales import Task
 

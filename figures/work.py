@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fisherlab.base.writing import write
 from fisherlab.plots import save
 from fisherlab.plots.methods import printed_number
-from fisherlab.writing import write
 
 from .printed import errata
 from .runs import Run, Runs

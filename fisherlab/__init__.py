@@ -1,45 +1,10 @@
 """fisherlab: the exact Fisher of every layer beside its approximations, for PyTorch."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fisherlab.base.lazy import lazy
 
 __version__ = "0.1.0"
-
-_PUBLIC = {
-    "Adapter": "fisherlab.layers",
-    "Approximation": "fisherlab.approximations",
-    "Comparison": "fisherlab.comparison",
-    "FisherlabError": "fisherlab.errors",
-    "Statistic": "fisherlab.statistics",
-    "Statistics": "fisherlab.approximations",
-    "approximate": "fisherlab.approximations",
-    "collect_statistics": "fisherlab.approximations",
-    "compare": "fisherlab.comparison",
-    "exact_fisher": "fisherlab.exact",
-    "find_layers": "fisherlab.layers",
-    "load_statistics": "fisherlab.approximations",
-    "register_approximation": "fisherlab.approximations",
-    "register_layer": "fisherlab.layers",
-    "represent": "fisherlab.representations",
-}
-_MODULES = (
-    "approximations",
-    "damping",
-    "datasets",
-    "likelihoods",
-    "metrics",
-    "models",
-    "operators",
-    "optim",
-    "plots",
-    "report",
-    "representations",
-    "statistics",
-    "traces",
-    "train",
-)
-
-__all__ = sorted([*_PUBLIC, *_MODULES])
 
 if TYPE_CHECKING:
     from fisherlab import approximations as approximations
@@ -62,25 +27,49 @@ if TYPE_CHECKING:
     from fisherlab.approximations import collect_statistics as collect_statistics
     from fisherlab.approximations import load_statistics as load_statistics
     from fisherlab.approximations import register_approximation as register_approximation
-    from fisherlab.comparison import Comparison as Comparison
-    from fisherlab.comparison import compare as compare
+    from fisherlab.comparison.result import Comparison as Comparison
+    from fisherlab.comparison.run import compare as compare
     from fisherlab.errors import FisherlabError as FisherlabError
-    from fisherlab.exact import exact_fisher as exact_fisher
+    from fisherlab.exact.fisher import exact_fisher as exact_fisher
     from fisherlab.layers import Adapter as Adapter
     from fisherlab.layers import find_layers as find_layers
     from fisherlab.layers import register_layer as register_layer
     from fisherlab.representations import represent as represent
     from fisherlab.statistics import Statistic as Statistic
 
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used: `import fisherlab` alone costs nothing."""
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(f"fisherlab.{name}")
-    raise AttributeError(f"module 'fisherlab' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "Adapter": "fisherlab.layers",
+        "Approximation": "fisherlab.approximations",
+        "Comparison": "fisherlab.comparison.result",
+        "FisherlabError": "fisherlab.errors",
+        "Statistic": "fisherlab.statistics",
+        "Statistics": "fisherlab.approximations",
+        "approximate": "fisherlab.approximations",
+        "collect_statistics": "fisherlab.approximations",
+        "compare": "fisherlab.comparison.run",
+        "exact_fisher": "fisherlab.exact.fisher",
+        "find_layers": "fisherlab.layers",
+        "load_statistics": "fisherlab.approximations",
+        "register_approximation": "fisherlab.approximations",
+        "register_layer": "fisherlab.layers",
+        "represent": "fisherlab.representations",
+    },
+    modules=(
+        "approximations",
+        "damping",
+        "datasets",
+        "likelihoods",
+        "metrics",
+        "models",
+        "operators",
+        "optim",
+        "plots",
+        "report",
+        "representations",
+        "statistics",
+        "traces",
+        "train",
+    ),
+)

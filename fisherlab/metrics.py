@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import InputError, InputTypeError, NotSupportedError, NumericalError, bytes_text
+from fisherlab.linalg.arguments import finite, real_tensor
 from fisherlab.operators import (
     EigenKroneckerOperator,
     GramOperator,
@@ -18,7 +19,6 @@ from fisherlab.operators import (
     LinearOperator,
     blocks_of,
 )
-from fisherlab.operators.arguments import finite, real_tensor
 
 _MOST_OPERATIONS = 2e10
 _MOST_ITERATED = 5e6

@@ -29,7 +29,7 @@
 import rich
 
 import fisherlab as fl
-from fisherlab.about import About
+from fisherlab.runs.origin import About
 
 # %% [markdown]
 # ## A trained network and its data

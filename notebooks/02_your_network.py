@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisherlab as fl
-from fisherlab.about import About
+from fisherlab.runs.origin import About
 
 # %% [markdown]
 # ## Which parameters have a Fisher block?

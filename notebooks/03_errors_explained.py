@@ -25,7 +25,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import fisherlab as fl
-from fisherlab.about import About
+from fisherlab.runs.origin import About
 
 torch.set_default_dtype(torch.float64)
 

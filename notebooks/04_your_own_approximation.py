@@ -30,8 +30,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.about import About
 from fisherlab.operators import KroneckerOperator
+from fisherlab.runs.origin import About
 
 # %% [markdown]
 # ## The class

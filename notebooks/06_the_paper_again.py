@@ -27,11 +27,11 @@ import pandas as pd
 from PIL import Image
 
 import fisherlab as fl
-from fisherlab.about import About
 from fisherlab.figures.catalogue import ENTRIES
 from fisherlab.figures.config import FiguresConfig
 from fisherlab.figures.making import make
 from fisherlab.figures.printed import ERRATA, TABLES
+from fisherlab.runs.origin import About
 
 SCALE = "smoke"
 pd.DataFrame([(entry.name, entry.title) for entry in ENTRIES], columns=["name", "shows"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fisherlab.capture import backward_one_by_one
+from fisherlab.collect.hooks import backward_one_by_one
 
 torch.manual_seed(0)
 X, W = (torch.randn(4, 6, dtype=torch.float64) for _ in range(2))

@@ -6,8 +6,8 @@ from reference import Case, gradients, jacobian, names_of
 from torch import Tensor, nn
 
 import fisherlab as fl
-from fisherlab.batch import LayerBatch, half_of
-from fisherlab.collect import Collector
+from fisherlab.collect.collector import Collector
+from fisherlab.collect.layer_batch import LayerBatch, half_of
 from fisherlab.errors import InputError, InputTypeError, NumericalError
 from fisherlab.likelihoods import Categorical, as_likelihood
 
@@ -80,7 +80,7 @@ def test_several_kinds_in_one_pass_are_those_of_passes_of_their_own(trained):
 
 def test_batches_are_cut_and_know_where_they_start(trained, monkeypatch):
     whole = one_pass(trained, "predictive")["0"][0]
-    monkeypatch.setattr("fisherlab.sizes._MOST_SAMPLES", 16)
+    monkeypatch.setattr("fisherlab.collect.sizes._MOST_SAMPLES", 16)
     parts = one_pass(trained, "predictive")["0"]
     assert [part.start for part in parts] == [0, 16, 32]
     assert torch.allclose(torch.cat([p.g["predictive"] for p in parts], 1), whole.g["predictive"], atol=1e-14)
@@ -90,7 +90,7 @@ def test_large_samples_make_small_batches(categorical, monkeypatch):
     needs = {"0": frozenset({"predictive"})}
     source = collector(categorical)
     own = 8 * (2 * 7 + 5 * 2) + source.sizes.pass_bytes(1)  # a twice, g of two columns, and a pass
-    monkeypatch.setattr("fisherlab.sizes._BATCH_BYTES", 40 * own)
+    monkeypatch.setattr("fisherlab.collect.sizes._BATCH_BYTES", 40 * own)
     assert source.sizes.samples(needs) == 40
     assert source.sizes.samples(needs, own // 8) == 20
     assert source.sizes.samples(needs, in_parts=True) == 40 * own // (own - 8 * 5)
@@ -100,13 +100,13 @@ def test_large_samples_make_small_batches(categorical, monkeypatch):
 @pytest.mark.parametrize("kind", ["predictive", "monte-carlo"])
 def test_columns_one_by_one_are_columns_together(sequences, kind, monkeypatch):
     together = one_pass(sequences, kind, draws=3)
-    monkeypatch.setattr("fisherlab.capture._SMALL_PASS", 0)
+    monkeypatch.setattr("fisherlab.collect.hooks._SMALL_PASS", 0)
     for layer, (batch,) in one_pass(sequences, kind, draws=3).items():
         assert torch.allclose(batch.g[kind], together[layer][0].g[kind], atol=1e-14)
 
 
 def test_parts_of_a_batch_are_the_batch(sequences, monkeypatch):
-    monkeypatch.setattr("fisherlab.capture._SMALL_PASS", 0)
+    monkeypatch.setattr("fisherlab.collect.hooks._SMALL_PASS", 0)
     whole = one_pass(sequences, "predictive")
     source = collector(sequences)
     needs = {name: frozenset({"predictive"}) for name in source.layers}

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import fisherlab as fl
-from fisherlab.batch import LayerBatch
-from fisherlab.collect import Collector
+from fisherlab.collect.collector import Collector
+from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.errors import InputError
 from fisherlab.likelihoods import as_likelihood
 

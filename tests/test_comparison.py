@@ -10,10 +10,11 @@ from reference import Case, gradients, jacobian, names_of, output_hessians
 from torch import nn
 
 import fisherlab as fl
-from fisherlab import experiment, metrics
-from fisherlab.batch import half_of
+from fisherlab import metrics
+from fisherlab.collect.layer_batch import half_of
+from fisherlab.comparison import passes as experiment
+from fisherlab.comparison.measure import Target
 from fisherlab.errors import InputError
-from fisherlab.measure import Target
 
 NAMES = ("kfac", "ekfac", "tkfac", "lngd", "lngd-lr", "nearest-kronecker", "ngplus", "diagonal")
 

@@ -8,7 +8,9 @@ from reference import Case, exact, relative
 from torch import nn
 
 import fisherlab as fl
-from fisherlab import comparison, experiment, plots
+from fisherlab import plots
+from fisherlab.comparison import passes as experiment
+from fisherlab.comparison import run as comparison
 from fisherlab.errors import NotSupportedError
 from fisherlab.metrics import relative_error
 from fisherlab.operators import GroupedOperator

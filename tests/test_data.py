@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisherlab as fl
-from fisherlab.data import Batches, outputs_of_model
+from fisherlab.collect.batches import Batches, outputs_of_model
 from fisherlab.errors import InputError, InputTypeError
 
 X = torch.arange(22.0).reshape(11, 2)

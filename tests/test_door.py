@@ -20,10 +20,10 @@ from torch.utils.checkpoint import checkpoint
 import fisherlab as fl
 from fisherlab.approximations import registered
 from fisherlab.cli import main
-from fisherlab.collect import Collector
+from fisherlab.collect.collector import Collector
+from fisherlab.collect.sample_gradients import SampleGradients
 from fisherlab.errors import InputError, NotSupportedError, NumericalError
 from fisherlab.likelihoods import as_likelihood
-from fisherlab.rows import SampleGradients
 
 N, T, D = 6, 4, 5
 torch.manual_seed(0)
@@ -1054,7 +1054,7 @@ def test_samples_gradients_come_in_pieces_where_memory_is_short(monkeypatch):
     model = nn.Sequential(Tied(), nn.Linear(D, 4)).double()
     data = X, torch.arange(N) % 4
     expected = {method: fl.approximate(method, model, data) for method in ("tkfac", "diagonal")}
-    monkeypatch.setattr("fisherlab.collect._LOOK_BYTES", 2_000)
+    monkeypatch.setattr("fisherlab.collect.collector._LOOK_BYTES", 2_000)
     for method, blocks in expected.items():
         found = fl.approximate(method, model, data)
         for name in blocks:
@@ -1132,7 +1132,7 @@ def test_a_comparison_on_batches_of_other_lengths_or_sizes(case, monkeypatch):
     made, batches = UNLIKE[case]
     model, data = made().double(), [(x, None) for x in batches]
     small = fl.compare(model, data, ("kfac", "diagonal"), "gaussian").records
-    monkeypatch.setattr("fisherlab.plans._Chooser.plan", lambda self, view, memory: self._gram(view, 0))
+    monkeypatch.setattr("fisherlab.exact.plans._Chooser.plan", lambda self, view, memory: self._gram(view, 0))
     large = fl.compare(model, data, ("kfac", "diagonal"), "gaussian").records
     assert set(large["method"]) == {"gram"}
     for column in ("trace_exact", "relative_error"):

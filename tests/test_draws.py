@@ -7,9 +7,8 @@ import torch
 from reference import seed
 from torch import Tensor
 
-from fisherlab import draws
-from fisherlab.draws import categorical, normal, uniform
-from fisherlab.likelihoods import Bernoulli, Categorical, Gaussian, TokenCategorical
+from fisherlab.likelihoods import Bernoulli, Categorical, Gaussian, TokenCategorical, draws
+from fisherlab.likelihoods.draws import categorical, normal, uniform
 
 LIKELIHOODS = (Categorical(), TokenCategorical(), Bernoulli(), Gaussian())
 

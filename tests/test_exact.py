@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fisherlab as fl
-from fisherlab.collect import Collector
+from fisherlab.collect.collector import Collector
 from fisherlab.errors import InputError, InputTypeError, MemoryLimitError, NotSupportedError
+from fisherlab.exact.plans import make_plans, parse_bytes
 from fisherlab.likelihoods import as_likelihood
 from fisherlab.operators import DenseOperator, GramOperator, PackedOperator, UnitBlockOperator
-from fisherlab.plans import make_plans, parse_bytes
 
 
 class Largest(TorchDispatchMode):

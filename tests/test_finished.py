@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fisherlab.errors import InputError
-from fisherlab.finished import read_run
+from fisherlab.runs.finished import read_run
 
 
 @pytest.fixture

@@ -227,7 +227,7 @@ def test_exact_blocks_of_batches_in_another_order(trained, method, kind):
 )
 def test_draws_do_not_depend_on_how_much_fits_into_a_batch(trained, monkeypatch, name, options):
     whole = approximate(name, trained, **options)
-    monkeypatch.setattr("fisherlab.sizes._MOST_SAMPLES", 7)
+    monkeypatch.setattr("fisherlab.collect.sizes._MOST_SAMPLES", 7)
     parts = approximate(name, trained, **options)
     for layer, operator in parts.items():
         assert relative(operator.dense(), whole[layer].dense()) < 1e-12
@@ -235,7 +235,7 @@ def test_draws_do_not_depend_on_how_much_fits_into_a_batch(trained, monkeypatch,
 
 def test_two_passes_cut_differently_see_the_same_labels(trained, monkeypatch):
     cuts = itertools.cycle((7, 40))
-    monkeypatch.setattr("fisherlab.sizes.Sizes.samples", lambda *_: next(cuts))
+    monkeypatch.setattr("fisherlab.collect.sizes.Sizes.samples", lambda *_: next(cuts))
     statistics = fl.collect_statistics(
         trained.model, trained.data, trained.likelihood, "monte-carlo", approximations=("tkfac", "ekfac")
     )

@@ -6,9 +6,9 @@ from reference import Case, exact
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.collect import Collector
+from fisherlab.collect.collector import Collector
+from fisherlab.exact.plans import Plan, make_plans
 from fisherlab.likelihoods import as_likelihood
-from fisherlab.plans import Plan, make_plans
 
 DRAWN = r"one label a sample \(a token\) is drawn"
 

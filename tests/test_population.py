@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fisherlab.batch import half_of
-from fisherlab.metrics import relative_error
-from fisherlab.operators import DenseOperator, KroneckerOperator, LinearOperator
-from fisherlab.population import (
+from fisherlab.collect.layer_batch import half_of
+from fisherlab.comparison.population import (
     Halves,
     layerwise_norms,
     layerwise_norms_identity,
@@ -16,6 +14,8 @@ from fisherlab.population import (
     sample_norms,
     self_product,
 )
+from fisherlab.metrics import relative_error
+from fisherlab.operators import DenseOperator, KroneckerOperator, LinearOperator
 
 
 class Population:

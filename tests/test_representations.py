@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fisherlab as fl
 from fisherlab.errors import InputError, NotSupportedError
-from fisherlab.plots.labels import number
+from fisherlab.records.labels import number
 from fisherlab.representations import vectors
 from fisherlab.representations.isotropy import Isotropy
 from fisherlab.representations.moments import Histograms, Moments

@@ -10,7 +10,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import fisherlab as fl
-from fisherlab import experiment, metrics
+from fisherlab import metrics
+from fisherlab.comparison import passes as experiment
 from fisherlab.errors import InputError, InputTypeError, NotSupportedError
 
 NAMES = ("kfac", "ekfac", "tkfac", "lngd", "nearest-kronecker")

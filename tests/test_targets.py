@@ -2,9 +2,9 @@
 
 import torch
 
-from fisherlab.batch import LayerBatch
+from fisherlab.collect.layer_batch import LayerBatch
+from fisherlab.comparison.targets import added_up
 from fisherlab.statistics import Gathered, Statistic, moments
-from fisherlab.targets import added_up
 
 STATISTICS = (
     Statistic("input-moment", moments.input_moment),

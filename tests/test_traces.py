@@ -12,7 +12,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.errors import InputError
-from fisherlab.plots.labels import number
+from fisherlab.records.labels import number
 from fisherlab.traces import Checkpoint, Recorder, Traces, trace
 from fisherlab.traces.measure import SETTLED
 from fisherlab.traces.result import DIAGNOSTIC_COLUMNS, TRACE_COLUMNS, WHOLE, stage_of

@@ -5,10 +5,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+from fisherlab.collect.sizes import LAYERWISE_COLUMNS
 from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.layers import BlockShape
 from fisherlab.operators import LinearOperator, blocks_of, joined
-from fisherlab.sizes import LAYERWISE_COLUMNS
 from fisherlab.statistics import Basis, KeptSums, LayerSums, Statistic
 
 
@@ -59,7 +59,7 @@ class Approximation(ABC):
         raise NotImplementedError(f"{self.name} is made from statistics")
 
     def label_kind(self, kind: str) -> str:
-        """The labels this method uses beside a Fisher of this kind (see `fisherlab.collect`)."""
+        """The labels this method uses beside a Fisher of this kind (see `fisherlab.collect.collector`)."""
         return self.own_kind or columns_kind(kind)
 
     def fits(self, layer: BlockShape) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherlab import distributed
 from fisherlab.approximations.base import (
     Approximation,
     build_from_block,
@@ -20,16 +19,17 @@ from fisherlab.approximations.base import (
     why_not_built,
 )
 from fisherlab.approximations.saved import Keeper, Statistics, load_statistics, model_hash
-from fisherlab.collect import Collector
+from fisherlab.base import distributed
+from fisherlab.base.progress import Progress
+from fisherlab.base.writing import as_path
+from fisherlab.collect.collector import Collector
 from fisherlab.errors import MemoryLimitError, bytes_text
-from fisherlab.exact import exact_fisher, no_layerwise
+from fisherlab.exact.fisher import exact_fisher, no_layerwise
+from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, parse_bytes
 from fisherlab.layers import BlockShape, Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.operators import LinearOperator
-from fisherlab.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, parse_bytes
-from fisherlab.progress import Progress
 from fisherlab.statistics import Basis, LayerSums, LayerWork, gather
-from fisherlab.writing import as_path
 
 DEFAULT_APPROXIMATIONS = ("kfac", "ekfac", "tkfac", "lngd")
 

@@ -8,8 +8,8 @@ from fisherlab.approximations.base import Approximation, register_approximation
 from fisherlab.approximations.kfac import KFAC
 from fisherlab.approximations.tkfac import TKFAC
 from fisherlab.layers import BlockShape
+from fisherlab.linalg.numerics import symmetric_eigh
 from fisherlab.operators import EigenKroneckerOperator
-from fisherlab.operators.numerics import symmetric_eigh
 from fisherlab.statistics import Basis, LayerSums, Statistic
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fisherlab.approximations.base import Approximation, register_approximation
 from fisherlab.layers import BlockShape
+from fisherlab.linalg.numerics import symmetric_eigh, symmetrised
 from fisherlab.operators import KroneckerOperator, LinearOperator
-from fisherlab.operators.numerics import symmetric_eigh, symmetrised
 from fisherlab.operators.rearranged import Rearranged, rearranged
 from fisherlab.statistics import LayerSums, Statistic
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.approximations.base import Approximation, build_operator, create
-from fisherlab.data import hash_of
+from fisherlab.base.writing import as_path, beside
+from fisherlab.collect.batches import hash_of
 from fisherlab.errors import InputError, InputTypeError
 from fisherlab.layers import BlockShape
 from fisherlab.operators import LinearOperator
 from fisherlab.statistics import LayerSums
-from fisherlab.writing import as_path, beside
 
 _FORMAT = "fisherlab-statistics-2"
 _SAVE_SECONDS = 30.0

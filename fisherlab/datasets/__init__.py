@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fisherlab.datasets.dataset import Dataset, random_indices
-from fisherlab.datasets.folder import load_folder
-from fisherlab.datasets.images import ImageSource
 from fisherlab.datasets.places import cache_dir, search_places, sha256
 from fisherlab.datasets.registry import names, spec
 from fisherlab.datasets.source import DataFile, Request, Source, listed
-from fisherlab.datasets.translation import load_translation
+from fisherlab.datasets.sources.folder import load_folder
+from fisherlab.datasets.sources.images import ImageSource
+from fisherlab.datasets.sources.translation import load_translation
 from fisherlab.errors import InputError
 
 __all__ = [
@@ -76,7 +76,7 @@ def load(
 
     Returns:
         Images float32 [n, channels, height, width] in [0, 1] and classes int64 [n]; for text see
-        `load_translation` and `fisherlab.datasets.characters`.
+        `load_translation` and `fisherlab.datasets.sources.characters`.
 
     Raises:
         InputError: if the name or the split is unknown, `data_dir` does not exist, a file is

@@ -9,10 +9,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from fisherlab.base.writing import write
 from fisherlab.datasets.places import cache_dir, find
 from fisherlab.datasets.source import DataFile, Request, Source
 from fisherlab.errors import FisherlabError
-from fisherlab.writing import write
 
 log = logging.getLogger("fisherlab")
 

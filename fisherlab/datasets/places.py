@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fisherlab.base.writing import as_path
 from fisherlab.datasets.source import DataFile, Source
 from fisherlab.errors import InputError
-from fisherlab.writing import as_path
 
 log = logging.getLogger("fisherlab")
 

@@ -1,11 +1,11 @@
 """The data sets that fisherlab knows."""
 
-from fisherlab.datasets.characters import CHARACTERS
-from fisherlab.datasets.cifar import CIFAR10
-from fisherlab.datasets.folder import IMAGE_FOLDER, IMAGENET
-from fisherlab.datasets.images import FASHION_MNIST, MNIST, ImageSource
 from fisherlab.datasets.source import DataFile, Source
-from fisherlab.datasets.translation import MULTI30K, WMT
+from fisherlab.datasets.sources.characters import CHARACTERS
+from fisherlab.datasets.sources.cifar import CIFAR10
+from fisherlab.datasets.sources.folder import IMAGE_FOLDER, IMAGENET
+from fisherlab.datasets.sources.images import FASHION_MNIST, MNIST, ImageSource
+from fisherlab.datasets.sources.translation import MULTI30K, WMT
 from fisherlab.errors import unknown
 
 __all__ = ["SOURCES", "DataFile", "ImageSource", "Source", "names", "spec"]

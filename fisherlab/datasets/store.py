@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fisherlab.writing import write
+from fisherlab.base.writing import write
 
 log = logging.getLogger("fisherlab")
 

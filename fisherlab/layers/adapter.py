@@ -6,8 +6,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fisherlab.errors import InputTypeError
-from fisherlab.operators.inputs import Inputs
-from fisherlab.operators.patches import Patches
+from fisherlab.gradients.inputs import Inputs
+from fisherlab.gradients.patches import Patches
 
 
 class Adapter(ABC):

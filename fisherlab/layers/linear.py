@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fisherlab.errors import InputError
+from fisherlab.gradients.inputs import OneHot
 from fisherlab.layers.adapter import Adapter, register_layer
-from fisherlab.operators.inputs import OneHot
 
 
 class LinearAdapter(Adapter):

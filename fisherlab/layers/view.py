@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import InputError
+from fisherlab.gradients.inputs import Inputs, OneHot, dense_inputs
+from fisherlab.gradients.patches import Patches
 from fisherlab.layers.adapter import Adapter
 from fisherlab.layers.norm import NormAdapter
-from fisherlab.operators.inputs import Inputs, OneHot, dense_inputs
-from fisherlab.operators.patches import Patches
 
 Mask = Callable[[Any], Tensor]
 """From the model's inputs to a bool [n, t]: which positions of a layer are valid."""

@@ -1,17 +1,17 @@
 """Plain torch models with their data and likelihoods: built in, or imported by name."""
 
-from fisherlab.models.autoencoder import MNIST_AUTOENCODER
-from fisherlab.models.charlm import CHARLM
 from fisherlab.models.checkpoints import load_weights
-from fisherlab.models.cifar_resnet import CIFAR_RESNET8, CIFAR_RESNET18, CIFAR_RESNET20
-from fisherlab.models.cnn import CIFAR_CNN
 from fisherlab.models.loading import Loaded, Prepared, check_layers, load, prepare
-from fisherlab.models.mlp import MNIST_MLP
+from fisherlab.models.nets.autoencoder import MNIST_AUTOENCODER
+from fisherlab.models.nets.charlm import CHARLM
+from fisherlab.models.nets.cifar_resnet import CIFAR_RESNET8, CIFAR_RESNET18, CIFAR_RESNET20
+from fisherlab.models.nets.cnn import CIFAR_CNN
+from fisherlab.models.nets.mlp import MNIST_MLP
+from fisherlab.models.nets.resnet50 import RESNET50
+from fisherlab.models.nets.transformer import TRANSFORMER_SMALL, TRANSFORMER_SMALL_TIED
+from fisherlab.models.nets.vit import VIT_TINY
 from fisherlab.models.registry import ModelSpec, Recipe, names, register, spec
-from fisherlab.models.resnet50 import RESNET50
 from fisherlab.models.trained import TrainedWeights, trained_weights
-from fisherlab.models.transformer import TRANSFORMER_SMALL, TRANSFORMER_SMALL_TIED
-from fisherlab.models.vit import VIT_TINY
 
 __all__ = [
     "Loaded",

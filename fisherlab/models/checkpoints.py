@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fisherlab.base.writing import as_path
 from fisherlab.errors import InputError
-from fisherlab.writing import as_path
 
 # What torch says of objects that its restricted unpickler does not build.
 _REFUSED = re.compile(r"unsupported (global|class)|trying to call|can only (create|build)", re.I)

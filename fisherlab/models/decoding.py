@@ -21,7 +21,7 @@ LENGTH_PENALTY = 0.6
 
 @runtime_checkable
 class Translator(Protocol):
-    """An encoder and a decoder, such as `fisherlab.models.transformer.Transformer`."""
+    """An encoder and a decoder, such as `fisherlab.models.nets.transformer.Transformer`."""
 
     output: nn.Module
     """Vectors [l, dim] to logits [l, V]."""

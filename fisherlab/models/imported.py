@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fisherlab.data import is_finite
+from fisherlab.collect.batches import is_finite
 from fisherlab.datasets.dataset import Inputs
 from fisherlab.errors import FisherlabError, InputError, unknown
 from fisherlab.models.seeding import seeded

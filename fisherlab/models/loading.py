@@ -10,37 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab import datasets
-from fisherlab.data import ModelInputs, called, each, hash_of, tensors_of
+from fisherlab.collect.batches import ModelInputs, NamedPair, called, each, hash_of, tensors_of
 from fisherlab.datasets import Dataset
 from fisherlab.datasets.dataset import Inputs
 from fisherlab.errors import InputError, InputTypeError, unknown, whole_number
-from fisherlab.layers import find_layers
+from fisherlab.layers import Mask, find_layers
 from fisherlab.models import registry
 from fisherlab.models.checkpoints import put_weights, read_weights
 from fisherlab.models.imported import Imported, import_model, is_import
 from fisherlab.models.preprocess import classes, colour_images
-from fisherlab.models.registry import Mask, ModelSpec
+from fisherlab.models.registry import ModelSpec
 from fisherlab.models.seeding import seeded
 from fisherlab.models.trained import Progress, trained_weights
-
-
-class NamedPair(tuple[Inputs, Tensor]):
-    """A pair (inputs, targets) that knows the data set it is from, so that results can say so.
-
-    It also knows which positions of padded inputs are valid, by layer: `ModelSpec.masks`.
-    """
-
-    dataset: Dataset
-    masks: Mapping[str, Mask]
-
-    def __new__(
-        cls, inputs: Inputs, targets: Tensor, dataset: Dataset, masks: Mapping[str, Mask]
-    ) -> "NamedPair":
-        """The pair, with its data set and masks."""
-        pair = super().__new__(cls, (inputs, targets))
-        pair.dataset = dataset
-        pair.masks = masks
-        return pair
 
 
 class Loaded(NamedTuple):

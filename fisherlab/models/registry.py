@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
 from fisherlab.datasets import Dataset
 from fisherlab.datasets.dataset import Inputs
 from fisherlab.errors import InputError, unknown
-
-Mask = Callable[[Any], Tensor]
-"""From a model's inputs to a bool [n, t]: True where a position is valid."""
+from fisherlab.layers import Mask
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fisherlab.base.writing import write
 from fisherlab.datasets import Dataset, cache_dir
 from fisherlab.errors import InputError
 from fisherlab.models.checkpoints import check_weights, read_weights
 from fisherlab.models.registry import ModelSpec, Recipe
 from fisherlab.models.seeding import seeded
 from fisherlab.optim import LNGD
-from fisherlab.writing import write
 
 log = logging.getLogger("fisherlab")
 

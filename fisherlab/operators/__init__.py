@@ -4,16 +4,16 @@ Everything here is linear algebra: no model and no data. See `LinearOperator` fo
 and the order of the entries.
 """
 
+from fisherlab.gradients.inputs import Inputs, OneHot
+from fisherlab.linalg.packing import packed_size, smat, svec, svec_gram, svec_outer
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.dense import DenseOperator
 from fisherlab.operators.diagonal import DiagonalOperator
 from fisherlab.operators.eigenkronecker import EigenKroneckerOperator
 from fisherlab.operators.gram import GramOperator
 from fisherlab.operators.grouped import GroupedOperator, blocks_of, joined
-from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.kronecker import KroneckerOperator
 from fisherlab.operators.packed import PackedOperator
-from fisherlab.operators.packing import packed_size, smat, svec, svec_gram, svec_outer
 from fisherlab.operators.unitblock import UnitBlockOperator
 
 __all__ = [

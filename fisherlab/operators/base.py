@@ -15,9 +15,11 @@ from torch import Tensor
 
 from fisherlab.damping import Constant, DampingLike, as_damping
 from fisherlab.errors import InputError, InputTypeError, NotSupportedError
-from fisherlab.operators.arguments import check_sizes, checked, finite, fitting, number
-from fisherlab.operators.factors import factor_inner
-from fisherlab.operators.inputs import Inputs, OneHot, dense_inputs
+from fisherlab.gradients.inputs import Inputs, OneHot, dense_inputs
+from fisherlab.linalg.arguments import check_sizes, checked, finite, fitting, number
+from fisherlab.linalg.factors import factor_inner
+from fisherlab.linalg.numerics import dot64, norm64, require_positive, spans
+from fisherlab.linalg.packing import packed_size, unpack
 from fisherlab.operators.layout import (
     check_sample_shapes,
     check_vec,
@@ -26,8 +28,6 @@ from fisherlab.operators.layout import (
     sample_vectors,
     vector_to_matrix,
 )
-from fisherlab.operators.numerics import dot64, norm64, require_positive, spans
-from fisherlab.operators.packing import packed_size, unpack
 
 if TYPE_CHECKING:
     import scipy.sparse.linalg

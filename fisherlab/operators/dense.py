@@ -10,16 +10,10 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
-from fisherlab.operators.arguments import alike, check_sizes
-from fisherlab.operators.base import LinearOperator
-from fisherlab.operators.factors import as_matrix
-from fisherlab.operators.layout import (
-    check_vec,
-    column_order,
-    matrix_to_vector,
-    vector_to_matrix,
-)
-from fisherlab.operators.numerics import (
+from fisherlab.gradients.inputs import alike
+from fisherlab.linalg.arguments import check_sizes
+from fisherlab.linalg.factors import as_matrix
+from fisherlab.linalg.numerics import (
     cholesky_apply,
     damped_cholesky,
     damped_inverse,
@@ -27,6 +21,13 @@ from fisherlab.operators.numerics import (
     norm64,
     symmetric_eigenvalues,
     symmetric_eigh,
+)
+from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.layout import (
+    check_vec,
+    column_order,
+    matrix_to_vector,
+    vector_to_matrix,
 )
 
 

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
-from fisherlab.operators.arguments import alike
+from fisherlab.gradients.contractions import weighted_squares
+from fisherlab.gradients.inputs import Inputs, alike
+from fisherlab.linalg.factors import factor_diagonal
+from fisherlab.linalg.numerics import damped_power, dot64, norm64
+from fisherlab.linalg.packing import packed_size, packing_index
 from fisherlab.operators.base import LinearOperator
-from fisherlab.operators.contractions import weighted_squares
-from fisherlab.operators.factors import factor_diagonal
-from fisherlab.operators.inputs import Inputs
 from fisherlab.operators.layout import check_sample_shapes
-from fisherlab.operators.numerics import damped_power, dot64, norm64
-from fisherlab.operators.packing import packed_size, packing_index
 
 
 class DiagonalOperator(LinearOperator):

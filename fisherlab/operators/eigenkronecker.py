@@ -10,21 +10,20 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
-from fisherlab.operators.arguments import alike
-from fisherlab.operators.base import LinearOperator
-from fisherlab.operators.contractions import rotated_pieces, rotated_weighted_squares, rotates_held
-from fisherlab.operators.crossgram import Gradients, vectors_gram, weighted_gram
-from fisherlab.operators.factors import (
+from fisherlab.gradients.contractions import rotated_pieces, rotated_weighted_squares, rotates_held
+from fisherlab.gradients.inputs import Inputs, alike, rotated
+from fisherlab.gradients.pairs import Gradients, vectors_gram, weighted_gram
+from fisherlab.linalg.factors import (
     diagonal_in,
     into_basis,
     rows_into_basis,
     squares_of,
     with_eigenvalues,
 )
-from fisherlab.operators.inputs import Inputs, rotated
+from fisherlab.linalg.numerics import damped_power, dot64, norm64, spans
+from fisherlab.linalg.packing import outer_rows, packed_size
+from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.layout import check_sample_shapes
-from fisherlab.operators.numerics import damped_power, dot64, norm64, spans
-from fisherlab.operators.packing import outer_rows, packed_size
 
 if TYPE_CHECKING:
     from fisherlab.operators.gram import GramOperator

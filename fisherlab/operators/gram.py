@@ -12,9 +12,7 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError, NotSupportedError
-from fisherlab.operators.arguments import alike, finite, fitting
-from fisherlab.operators.base import LinearOperator
-from fisherlab.operators.contractions import (
+from fisherlab.gradients.contractions import (
     input_contraction,
     kronecker_quadratics,
     output_contraction,
@@ -22,18 +20,18 @@ from fisherlab.operators.contractions import (
     squared_gradients,
     vector_pieces,
 )
-from fisherlab.operators.crossgram import Gradients, tiles
-from fisherlab.operators.graminverse import GramInverse, apply_factor
-from fisherlab.operators.inputs import (
+from fisherlab.gradients.inputs import (
     Inputs,
     OneHot,
+    alike,
     dense_inputs,
     layer_outputs,
     sample_gradients,
     weighted_sum,
 )
-from fisherlab.operators.layout import check_sample_shapes, sample_vectors
-from fisherlab.operators.numerics import (
+from fisherlab.gradients.pairs import Gradients, tiles
+from fisherlab.linalg.arguments import finite, fitting
+from fisherlab.linalg.numerics import (
     ENTRY_COST,
     damped_cholesky,
     dot64,
@@ -42,7 +40,10 @@ from fisherlab.operators.numerics import (
     spans,
     sum_pieces,
 )
-from fisherlab.operators.packing import packed_size, smat, svec_gram, svec_outer
+from fisherlab.linalg.packing import packed_size, smat, svec_gram, svec_outer
+from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.graminverse import GramInverse, apply_factor
+from fisherlab.operators.layout import check_sample_shapes, sample_vectors
 
 _DENSE_BYTES = 4 * 2**30
 _HELD_BYTES = 192 * 2**20

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fisherlab.errors import NumericalError
+from fisherlab.linalg.numerics import cholesky_apply, damped_cholesky
 from fisherlab.operators.base import LinearOperator
-from fisherlab.operators.numerics import cholesky_apply, damped_cholesky
 
 if TYPE_CHECKING:
     from fisherlab.operators.gram import GramOperator

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError, InputTypeError
+from fisherlab.gradients.inputs import Inputs, OneHot
+from fisherlab.linalg.packing import packed_size, packing_index
 from fisherlab.operators.base import LinearOperator
-from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.operators.layout import check_sample_shapes
-from fisherlab.operators.packing import packed_size, packing_index
 
 
 class GroupedOperator(LinearOperator):

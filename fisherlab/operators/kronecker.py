@@ -11,12 +11,10 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike, FactoredDamping
 from fisherlab.errors import InputError
-from fisherlab.operators.arguments import alike
-from fisherlab.operators.base import LinearOperator
-from fisherlab.operators.contractions import kronecker_quadratics
-from fisherlab.operators.crossgram import Gradients, tiles
-from fisherlab.operators.eigenkronecker import EigenKroneckerOperator
-from fisherlab.operators.factors import (
+from fisherlab.gradients.contractions import kronecker_quadratics
+from fisherlab.gradients.inputs import Inputs, OneHot, alike, rotated
+from fisherlab.gradients.pairs import Gradients, tiles
+from fisherlab.linalg.factors import (
     as_matrix,
     damped_factor,
     diagonal_in,
@@ -29,9 +27,10 @@ from fisherlab.operators.factors import (
     factor_times,
     times_factor,
 )
-from fisherlab.operators.inputs import Inputs, OneHot, rotated
+from fisherlab.linalg.numerics import norm64
+from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.eigenkronecker import EigenKroneckerOperator
 from fisherlab.operators.layout import check_sample_shapes
-from fisherlab.operators.numerics import norm64
 
 if TYPE_CHECKING:
     from fisherlab.operators.gram import GramOperator

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import InputError, known_name
-from fisherlab.operators.arguments import real_tensor
-from fisherlab.operators.inputs import Inputs, OneHot, sample_gradients
+from fisherlab.gradients.inputs import Inputs, OneHot, sample_gradients
+from fisherlab.linalg.arguments import real_tensor
 
 VEC_ORDERS = ("column", "row")
 

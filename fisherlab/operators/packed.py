@@ -9,12 +9,11 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
-from fisherlab.operators.arguments import alike, check_sizes
-from fisherlab.operators.base import LinearOperator
-from fisherlab.operators.factors import factor_svec
-from fisherlab.operators.layout import matrix_to_vector, vector_to_matrix
-from fisherlab.operators.numerics import dot64, norm64, spans, symmetrised
-from fisherlab.operators.packing import (
+from fisherlab.gradients.inputs import alike
+from fisherlab.linalg.arguments import check_sizes
+from fisherlab.linalg.factors import factor_svec
+from fisherlab.linalg.numerics import dot64, norm64, spans, symmetrised
+from fisherlab.linalg.packing import (
     packed_size,
     packing_index,
     project,
@@ -23,6 +22,8 @@ from fisherlab.operators.packing import (
     svec_outer,
     unpack_rows,
 )
+from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.layout import matrix_to_vector, vector_to_matrix
 
 
 class PackedOperator(LinearOperator):

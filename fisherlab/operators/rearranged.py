@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fisherlab.gradients.inputs import by_sample
+from fisherlab.linalg.numerics import self_product, spans, symmetrised
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.gram import GramOperator
-from fisherlab.operators.inputs import by_sample
-from fisherlab.operators.numerics import self_product, spans, symmetrised
 
 _MOST_BYTES = 192 * 2**20
 

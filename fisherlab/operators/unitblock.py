@@ -10,10 +10,9 @@ from torch import Tensor
 
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
-from fisherlab.operators.arguments import alike
-from fisherlab.operators.base import LinearOperator
-from fisherlab.operators.factors import as_matrix, factor_diagonal
-from fisherlab.operators.numerics import (
+from fisherlab.gradients.inputs import alike
+from fisherlab.linalg.factors import as_matrix, factor_diagonal
+from fisherlab.linalg.numerics import (
     cholesky_apply,
     damped_cholesky,
     damped_inverse,
@@ -22,7 +21,8 @@ from fisherlab.operators.numerics import (
     norm64,
     symmetric_eigh,
 )
-from fisherlab.operators.packing import packed_size, packing_index, svec, svec_outer
+from fisherlab.linalg.packing import packed_size, packing_index, svec, svec_outer
+from fisherlab.operators.base import LinearOperator
 
 
 class UnitBlockOperator(LinearOperator):

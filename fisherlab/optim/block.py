@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherlab import distributed
 from fisherlab.approximations import Approximation, basis_of, build_operator
-from fisherlab.batch import LayerBatch
+from fisherlab.base import distributed
+from fisherlab.collect.batches import is_finite
+from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.damping import Constant, Damping, FactoredDamping
-from fisherlab.data import is_finite
 from fisherlab.errors import NotSupportedError, NumericalError
 from fisherlab.layers import LayerView, Use
+from fisherlab.linalg.factors import factor_diagonal
 from fisherlab.operators import KroneckerOperator, LinearOperator, blocks_of
-from fisherlab.operators.factors import factor_diagonal
-from fisherlab.optim.inverses import Tensors, condition_of, operator_of, tensors_of
+from fisherlab.operators.stored import Tensors, condition_of, operator_of, tensors_of
 from fisherlab.statistics import Basis, LayerSums, Statistic
 
 NUMBERS = ("trace_input", "trace_output", "damping_input", "damping_output")

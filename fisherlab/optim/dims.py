@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fisherlab.capture import Seen as Captured
+from fisherlab.collect.hooks import Seen as Captured
 from fisherlab.errors import InputError
 from fisherlab.layers import Layers, match_names
 from fisherlab.optim.rows import ACT_ON_EACH_OTHER, Look, look_at, sample_dim, tensors_in

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherlab import distributed
-from fisherlab.batch import LayerBatch
-from fisherlab.capture import layerwise_draws
+from fisherlab.base import distributed
+from fisherlab.collect.hooks import layerwise_draws
+from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.damping import Damping
 from fisherlab.errors import InputError, NumericalError
 from fisherlab.layers import Layers

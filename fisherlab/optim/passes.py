@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherlab.capture import Seen as Captured
+from fisherlab.collect.hooks import Seen as Captured
 from fisherlab.optim.block import Observation, Seen
 
 

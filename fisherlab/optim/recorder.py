@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from fisherlab import distributed
-from fisherlab.batch import LayerBatch
-from fisherlab.capture import Seen as Captured
-from fisherlab.capture import (
+from fisherlab.base import distributed
+from fisherlab.collect.hooks import Seen as Captured
+from fisherlab.collect.hooks import (
     backward_one_by_one,
     capture,
     drawn_layerwise,
@@ -30,10 +29,11 @@ from fisherlab.capture import (
     layerwise_slope,
     outputs_of,
 )
-from fisherlab.draws import normal
+from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.errors import InputError
 from fisherlab.layers import Layers, Use, activations_from, nodes_behind
 from fisherlab.likelihoods import Likelihood, label_columns
+from fisherlab.likelihoods.draws import normal
 from fisherlab.optim.block import Observation, Seen
 from fisherlab.optim.dims import SampleDims
 from fisherlab.optim.hooks import Hook, removed_with, weakly

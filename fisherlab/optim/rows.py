@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherlab.capture import capture, inputs_of, outputs_of, unchanged
-from fisherlab.data import is_finite
-from fisherlab.door import USED_ELSEWHERE, agree, came_back
+from fisherlab.collect.agreement import USED_ELSEWHERE, agree, came_back
+from fisherlab.collect.batches import is_finite
+from fisherlab.collect.hooks import capture, inputs_of, outputs_of, unchanged
+from fisherlab.collect.refusals import node_names, numbers_of
+from fisherlab.gradients.inputs import Inputs
+from fisherlab.gradients.patches import Patches
 from fisherlab.layers import Layers, LayerView, Use
-from fisherlab.operators.inputs import Inputs
-from fisherlab.operators.patches import Patches
-from fisherlab.refusals import node_names, numbers_of
 
 ACT_ON_EACH_OTHER = (
     "what it sees of one sample, or what comes back to it, belongs to others too: the samples act on each "

@@ -7,10 +7,10 @@ changes. Every figure carries a caption that says what was measured.
 from fisherlab.plots.bars import errors, waterfall
 from fisherlab.plots.curves import directions, spectrum
 from fisherlab.plots.histograms import histograms, isotropies, normality
-from fisherlab.plots.labels import label, number
 from fisherlab.plots.matrices import coupling, heatmap
 from fisherlab.plots.scoreboard import scoreboard
 from fisherlab.plots.style import COLUMN_WIDTH, PAGE_WIDTH, color, new_figure, save, styled
+from fisherlab.records.labels import label, number
 
 __all__ = [
     "COLUMN_WIDTH",

@@ -9,17 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from fisherlab.plots import style
-from fisherlab.plots.frames import (
-    Array,
-    Series,
-    compared_layers,
-    drawn_labels,
-    numbers,
-    pivot,
-    require,
-    with_series,
-)
-from fisherlab.plots.labels import METRICS, label, number, short
 from fisherlab.plots.profiles import (
     FAR,
     MANY,
@@ -30,6 +19,17 @@ from fisherlab.plots.profiles import (
     shade_key,
     waterfall_profile,
 )
+from fisherlab.records.frames import (
+    Array,
+    Series,
+    compared_layers,
+    drawn_labels,
+    numbers,
+    pivot,
+    require,
+    with_series,
+)
+from fisherlab.records.labels import METRICS, label, number, short
 
 _ERRORS = ("relative_error", "scaled_error", "population_error")
 _NUMBERED_BARS = 54  # bars of a row that leave room for their numbers

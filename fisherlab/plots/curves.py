@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fisherlab.plots import style
-from fisherlab.plots.frames import compared_layers, numbers, require
-from fisherlab.plots.labels import METRICS, label, number
 from fisherlab.plots.profiles import MANY, diagonal_only, direction_profiles, shade_key
+from fisherlab.records.frames import compared_layers, numbers, require
+from fisherlab.records.labels import METRICS, label, number
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

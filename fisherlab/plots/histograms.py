@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from fisherlab.plots import style
-from fisherlab.plots.frames import Array, numbers, require
-from fisherlab.plots.labels import number, ordinal, short
+from fisherlab.records.frames import Array, numbers, require
+from fisherlab.records.labels import number, ordinal, short
 
 _VECTORS = {"output": "$s$", "activated": "$\\varphi(s)$"}
 _PLAIN = {"input": "inputs", "output": "outputs", "activated": "activated outputs"}

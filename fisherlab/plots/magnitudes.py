@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 
 from fisherlab.errors import InputError
-from fisherlab.plots.labels import label
+from fisherlab.records.labels import label
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

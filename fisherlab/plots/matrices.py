@@ -14,8 +14,8 @@ from matplotlib.patches import Rectangle
 
 from fisherlab.errors import InputError
 from fisherlab.plots import style
-from fisherlab.plots.labels import number, ordinal, short
 from fisherlab.plots.magnitudes import OVER, Window, choose_window, panels, shared_scale
+from fisherlab.records.labels import number, ordinal, short
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

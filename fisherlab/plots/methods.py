@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fisherlab.plots import style
-from fisherlab.plots.frames import numbers, require
-from fisherlab.plots.labels import label
+from fisherlab.records.frames import numbers, require
+from fisherlab.records.labels import label
 
 _WORDS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 _SHADES = {"sgd": "#444444", "adam": "#cc3399"}

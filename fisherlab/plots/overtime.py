@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fisherlab.plots import style
-from fisherlab.plots.frames import Array, compared_layers, numbers
-from fisherlab.plots.labels import label, ordinal, short
 from fisherlab.plots.profiles import MANY, diagonal_only
+from fisherlab.records.frames import Array, compared_layers, numbers
+from fisherlab.records.labels import label, ordinal, short
 
 _FAR_APART = 50.0  # last step over first one after 0, from which the axis is logarithmic
 _MOST_DECADES = 3  # named on it

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from fisherlab.plots import style
-from fisherlab.plots.frames import Array, Series, pivot, with_series
-from fisherlab.plots.labels import METRICS, label, ordinal, short
+from fisherlab.records.frames import Array, Series, pivot, with_series
+from fisherlab.records.labels import METRICS, label, ordinal, short
 
 MANY = 12
 """Layers up to which a figure has a panel a layer."""

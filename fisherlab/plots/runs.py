@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fisherlab.plots import style
-from fisherlab.plots.frames import numbers, require
-from fisherlab.plots.labels import short
+from fisherlab.records.frames import numbers, require
+from fisherlab.records.labels import short
 
 _Look = dict[str, Any]
 

@@ -8,8 +8,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from fisherlab.plots import style
-from fisherlab.plots.frames import require
-from fisherlab.plots.labels import label
+from fisherlab.records.frames import require
+from fisherlab.records.labels import label
 
 _PANELS: dict[str, tuple[str, str, Normalize]] = {
     "scaled_error": ("scaled error (lower is better)", "viridis_r", Normalize(0, 1)),

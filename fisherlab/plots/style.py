@@ -20,7 +20,7 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from fisherlab.plots.labels import plain, short
+from fisherlab.records.labels import plain, short
 
 COLUMN_WIDTH = 3.4
 """Width of a figure in one column of a two-column page, in inches."""

@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from fisherlab.plots import style
-from fisherlab.plots.frames import Array, numbers, require
-from fisherlab.plots.labels import number
+from fisherlab.records.frames import Array, numbers, require
+from fisherlab.records.labels import number
 
 _LINE = "#0072b2"
 _FAR = 20.0  # a range of values that needs a logarithmic scale

@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fisherlab.plots import style
-from fisherlab.plots.frames import Array, numbers, require
-from fisherlab.plots.labels import label, number
 from fisherlab.plots.overtime import (
     EXACT,
     Time,
@@ -31,6 +29,8 @@ from fisherlab.plots.overtime import (
     time_of,
 )
 from fisherlab.plots.profiles import MANY
+from fisherlab.records.frames import Array, numbers, require
+from fisherlab.records.labels import label, number
 
 _RATIO_MAP = "RdBu_r"
 _LIMITS = {

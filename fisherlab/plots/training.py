@@ -6,8 +6,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fisherlab.plots import style
-from fisherlab.plots.frames import numbers, require
-from fisherlab.plots.labels import METRICS
 from fisherlab.plots.overtime import (
     EXACT,
     across_of,
@@ -24,6 +22,8 @@ from fisherlab.plots.overtime import (
     table,
     time_of,
 )
+from fisherlab.records.frames import numbers, require
+from fisherlab.records.labels import METRICS
 
 _QUALITIES = ("scaled_error", "direction_cosine", "decrease_share")
 _RECORDED = {

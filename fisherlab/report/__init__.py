@@ -1,6 +1,6 @@
 """The face of a comparison: the table on the console and the page for a browser."""
 
-from fisherlab.report.definitions import METRICS, THEOREMS, Metric
+from fisherlab.records.definitions import METRICS, THEOREMS, Metric
 from fisherlab.report.page import Picture, write_page
 from fisherlab.report.table import console_table, html_table
 from fisherlab.report.tabular import Column, Contents, Definition, Tabular, defined, write_tables

@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 
 from fisherlab.errors import InputError
-from fisherlab.finished import FinishedRun
-from fisherlab.plots.frames import compared_layers, numbers
-from fisherlab.plots.labels import METRICS as NAMES
-from fisherlab.plots.labels import label, number
+from fisherlab.records.frames import compared_layers, numbers
+from fisherlab.records.labels import METRICS as NAMES
+from fisherlab.records.labels import label, number
 from fisherlab.report.blocks import MISSING
 from fisherlab.report.values import flat, show
+from fisherlab.runs.finished import FinishedRun
 
 MEDIANS = ("scaled_error", "relative_error", "trace_ratio", "direction_cosine", "decrease_share")
 """Metrics of comparisons whose medians over layers stand side by side."""

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from fisherlab.errors import InputError
-from fisherlab.plots.labels import label, number
-from fisherlab.report.definitions import METRICS, Metric, best_rows
+from fisherlab.records.definitions import METRICS, Metric, best_rows
+from fisherlab.records.labels import label, number
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Record = Mapping[str, Any]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fisherlab.plots.frames import compared_layers, numbers, with_series
-from fisherlab.plots.labels import label, number
+from fisherlab.records.definitions import METRICS, Metric, best_rows
+from fisherlab.records.frames import compared_layers, numbers, with_series
+from fisherlab.records.labels import label, number
 from fisherlab.report.blocks import MISSING, OWN_SCALE, Cell, Record, count, run_context, word
-from fisherlab.report.definitions import METRICS, Metric, best_rows
 
 _BY_COLUMN = {metric.column: metric for metric in METRICS}
 SHOWN = (_BY_COLUMN["scaled_error"], _BY_COLUMN["relative_error"])

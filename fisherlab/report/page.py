@@ -11,10 +11,10 @@ import jinja2
 import pandas as pd
 
 from fisherlab.errors import InputError
-from fisherlab.plots.frames import compared_layers
 from fisherlab.plots.profiles import MANY
+from fisherlab.records.definitions import METRICS, SCALE_NOTE, STAND_IN, THEOREMS
+from fisherlab.records.frames import compared_layers
 from fisherlab.report.blocks import Block, blocks, diagonal_block, runs
-from fisherlab.report.definitions import METRICS, SCALE_NOTE, STAND_IN, THEOREMS
 from fisherlab.report.overview import Overview, diagonal_line, overview
 from fisherlab.report.values import flat, show, words
 

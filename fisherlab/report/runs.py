@@ -10,14 +10,14 @@ from typing import Any
 import pandas as pd
 
 from fisherlab.errors import InputError
-from fisherlab.finished import FinishedRun
-from fisherlab.plots.labels import number
-from fisherlab.provenance import provenance
+from fisherlab.records.definitions import METRICS, SCALE_NOTE, STAND_IN
+from fisherlab.records.labels import number
 from fisherlab.report.beside import Table, read_table, side_by_side
 from fisherlab.report.blocks import MISSING, runs
-from fisherlab.report.definitions import METRICS, SCALE_NOTE, STAND_IN
 from fisherlab.report.page import RunTables, run_tables, template
 from fisherlab.report.values import flat, words
+from fisherlab.runs.finished import FinishedRun
+from fisherlab.runs.origin import provenance
 
 _MOST_ROWS = 60
 _LARGEST_WHOLE = 1e15

@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-from fisherlab.plots.frames import compared_layers
-from fisherlab.plots.labels import short
 from fisherlab.plots.profiles import MANY
+from fisherlab.records.definitions import SCALE_NOTE, STAND_IN
+from fisherlab.records.frames import compared_layers
+from fisherlab.records.labels import short
 from fisherlab.report.blocks import MISSING, Block, Cell, Row, blocks, runs
-from fisherlab.report.definitions import SCALE_NOTE, STAND_IN
 from fisherlab.report.overview import Overview, diagonal_line, overview
 
 BEST = "*"

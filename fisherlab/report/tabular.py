@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from fisherlab.plots.labels import number
+from fisherlab.records.definitions import METRICS
+from fisherlab.records.labels import number
 from fisherlab.report.blocks import MISSING
-from fisherlab.report.definitions import METRICS
 from fisherlab.report.page import Picture, image, stand_ins, template
 from fisherlab.report.values import flat
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fisherlab.config import DTYPES, Config, absolute, resolve_device
+from fisherlab.base.devices import resolve_device
 from fisherlab.errors import unknown
+from fisherlab.runs.config import DTYPES, Config, absolute
 
 DEFAULT_SAMPLES = 1000
 

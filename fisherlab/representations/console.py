@@ -9,8 +9,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from fisherlab.plots.labels import number, short
-from fisherlab.report.definitions import STAND_IN
+from fisherlab.records.definitions import STAND_IN
+from fisherlab.records.labels import number, short
 from fisherlab.representations.vectors import ACTIVATED, OUTPUT
 
 _HEADS = (

@@ -10,7 +10,7 @@ from fisherlab.plots.workers import saver
 from fisherlab.report import Picture, write_tables
 from fisherlab.representations.page import page
 from fisherlab.representations.vectors import ACTIVATED, INPUT, OUTPUT
-from fisherlab.rundir import run_directory, write_json
+from fisherlab.runs.directory import run_directory, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherlab.capture import backward, unchanged
-from fisherlab.collect import Collector
-from fisherlab.data import each
-from fisherlab.progress import Progress, bar
+from fisherlab.base.progress import Progress, bar
+from fisherlab.collect.batches import each
+from fisherlab.collect.collector import Collector
+from fisherlab.collect.hooks import backward, unchanged
 from fisherlab.representations.isotropy import Isotropy
 from fisherlab.representations.vectors import BatchReading, most_samples, places_between, read
 
@@ -37,7 +37,7 @@ class Gradients:
         collector: reads the model and the data; made with `DRAWS` draws.
         order: a permutation of the samples; the first ones are taken.
         mine: the samples of this process.
-        progress: see `fisherlab.progress`.
+        progress: see `fisherlab.base.progress`.
 
     Attributes:
         isotropies: by layer; that of a layer without a gradient has seen no samples.

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fisherlab import distributed
+from fisherlab.base import distributed
 
 _TOTALS = ("samples", "_known", "_traces", "_squared_traces", "_squares", "_isotropies")
 

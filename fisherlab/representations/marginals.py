@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fisherlab import distributed
-from fisherlab.capture import unchanged
-from fisherlab.collect import Collector
+from fisherlab.base import distributed
+from fisherlab.base.progress import Progress, bar
+from fisherlab.collect.collector import Collector
+from fisherlab.collect.hooks import unchanged
 from fisherlab.errors import InputError
-from fisherlab.progress import Progress, bar
 from fisherlab.representations.moments import Histograms, Moments
 from fisherlab.representations.tables import VectorFacts
 from fisherlab.representations.vectors import BatchReading, Vectors, most_samples, places_between, read
@@ -35,7 +35,7 @@ class Marginals:
         order: a permutation of the samples; the first ones are tested.
         mine: the samples of this process.
         draws: source of the positions.
-        progress: see `fisherlab.progress`.
+        progress: see `fisherlab.base.progress`.
 
     Raises:
         InputError: where masks leave no position of a layer.

@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from fisherlab.about import About
-from fisherlab.collect import Collector
+from fisherlab.base.progress import Progress
+from fisherlab.collect.batches import NamedPair
+from fisherlab.collect.collector import Collector
 from fisherlab.errors import InputError
 from fisherlab.layers import Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood
-from fisherlab.models.loading import NamedPair
-from fisherlab.progress import Progress
 from fisherlab.representations.gradients import DRAWS, Gradients
 from fisherlab.representations.marginals import Marginals
 from fisherlab.representations.result import Representations
 from fisherlab.representations.tables import LayerFacts, tables
+from fisherlab.runs.origin import About
 
 
 def represent(

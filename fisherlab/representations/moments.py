@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from fisherlab import distributed
+from fisherlab.base import distributed
 
 INNER_BINS = 100
 REACH = 5.0

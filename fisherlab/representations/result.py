@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from fisherlab.about import About
 from fisherlab.errors import unknown
 from fisherlab.representations.vectors import OUTPUT
+from fisherlab.runs.origin import About
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fisherlab.about import About
 from fisherlab.representations.isotropy import Isotropy
 from fisherlab.representations.moments import Histograms, Moments
 from fisherlab.representations.normality import (
@@ -21,6 +20,7 @@ from fisherlab.representations.normality import (
     normal_distances,
 )
 from fisherlab.representations.vectors import OUTPUT
+from fisherlab.runs.origin import About
 
 LEVEL = 0.05
 """Of the tests, after Holm's adjustment."""

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
-from fisherlab.capture import Seen, capture, inputs_of, outputs_of
-from fisherlab.collect import Collector
-from fisherlab.data import ModelInputs, called, is_finite
+from fisherlab.collect.batches import ModelInputs, called, is_finite
+from fisherlab.collect.collector import Collector
+from fisherlab.collect.hooks import Seen, capture, inputs_of, outputs_of
 from fisherlab.errors import NotSupportedError, NumericalError
+from fisherlab.gradients.inputs import OneHot
 from fisherlab.layers import ACTIVATIONS, Activation, LayerView, find_activations
-from fisherlab.operators.inputs import OneHot
 
 _BATCH_BYTES = 256 * 2**20
 _MOST_SAMPLES = 8192

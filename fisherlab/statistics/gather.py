@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fisherlab import distributed
-from fisherlab.batch import LayerBatch
-from fisherlab.collect import Collector
+from fisherlab.base import distributed
+from fisherlab.collect.collector import Collector
+from fisherlab.collect.layer_batch import LayerBatch
+from fisherlab.collect.sizes import Needs
+from fisherlab.gradients.inputs import OneHot, cat
 from fisherlab.layers import BlockShape
-from fisherlab.operators.inputs import OneHot, cat
-from fisherlab.sizes import Needs
 from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, Statistic
 
 

@@ -1,7 +1,7 @@
 """The sums themselves: functions of a [n, t, d] and g [c, n, t, m], linear in the samples.
 
 V_{n,c} = Σ_t g_{c,n,t} a_{n,t}ᵀ [m, d] is a sample's gradient. It is formed only where that is cheapest
-(see `fisherlab.operators.contractions`). Inputs a may be one-hot; what is then a diagonal matrix, the sums of
+(see `fisherlab.gradients.contractions`). Inputs a may be one-hot; what is then a diagonal matrix, the sums of
 a aᵀ without products of different positions, is given as the vector of its diagonal.
 
 Products are in the dtype of a; chunks are added in float64, and the sum has the dtype of a again, but for
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fisherlab.operators.contractions import (
+from fisherlab.gradients.contractions import (
     input_contraction,
     output_contraction,
     rotated_squares,
@@ -22,7 +22,7 @@ from fisherlab.operators.contractions import (
     vector_pieces,
     weighted_moment,
 )
-from fisherlab.operators.inputs import (
+from fisherlab.gradients.inputs import (
     Inputs,
     OneHot,
     pair_moment,
@@ -32,9 +32,9 @@ from fisherlab.operators.inputs import (
     squared_norms,
     weighted_sum,
 )
-from fisherlab.operators.numerics import self_product
-from fisherlab.operators.packing import packed_size, packing_index, svec_gram, svec_outer
-from fisherlab.operators.patches import Patches
+from fisherlab.gradients.patches import Patches
+from fisherlab.linalg.numerics import self_product
+from fisherlab.linalg.packing import packed_size, packing_index, svec_gram, svec_outer
 
 _CHUNK_BYTES = 32 * 2**20
 _MOST_SAMPLES = 1024

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherlab.batch import LayerBatch
+from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.errors import InputError
+from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.layers import BlockShape
-from fisherlab.operators.inputs import Inputs, OneHot
 from fisherlab.statistics.moments import rotated_square
 
 Compute = Callable[[Any, Any], Tensor]

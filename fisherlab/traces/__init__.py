@@ -1,17 +1,8 @@
 """Trace diagnostics: tr F, tr F̂ and what belongs to them at every checkpoint of a training."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-_PUBLIC = {
-    "Checkpoint": "fisherlab.traces.measure",
-    "Recorder": "fisherlab.traces.recorder",
-    "TraceConfig": "fisherlab.traces.config",
-    "Traces": "fisherlab.traces.result",
-    "trace": "fisherlab.traces.measure",
-}
-
-__all__ = sorted(_PUBLIC)
+from fisherlab.base.lazy import lazy
 
 if TYPE_CHECKING:
     from fisherlab.traces.config import TraceConfig as TraceConfig
@@ -20,9 +11,13 @@ if TYPE_CHECKING:
     from fisherlab.traces.recorder import Recorder as Recorder
     from fisherlab.traces.result import Traces as Traces
 
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used, so that the command line starts quickly."""
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'fisherlab.traces' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "Checkpoint": "fisherlab.traces.measure",
+        "Recorder": "fisherlab.traces.recorder",
+        "TraceConfig": "fisherlab.traces.config",
+        "Traces": "fisherlab.traces.result",
+        "trace": "fisherlab.traces.measure",
+    },
+)

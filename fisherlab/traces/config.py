@@ -4,8 +4,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
-from fisherlab.config import CompareConfig, Config, absolute, read_config
+from fisherlab.comparison.config import CompareConfig
 from fisherlab.errors import InputError
+from fisherlab.runs.config import Config, absolute, read_config
 
 DEFAULT_SAMPLES = 1000
 

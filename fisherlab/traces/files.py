@@ -6,7 +6,7 @@ from typing import Any
 
 from fisherlab.plots.workers import saver
 from fisherlab.report import Picture, write_tables
-from fisherlab.rundir import write_json
+from fisherlab.runs.directory import write_json
 from fisherlab.traces.page import page
 from fisherlab.traces.result import Traces
 

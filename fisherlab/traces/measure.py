@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab import metrics
-from fisherlab.about import About
 from fisherlab.approximations import DEFAULT_APPROXIMATIONS, Approximation
-from fisherlab.comparison import compare
-from fisherlab.data import Batches
+from fisherlab.base.progress import Progress
+from fisherlab.collect.batches import Batches
+from fisherlab.comparison.measure import Target
+from fisherlab.comparison.result import Comparison
+from fisherlab.comparison.run import compare
 from fisherlab.errors import FisherlabError, InputError
+from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, Plan
 from fisherlab.layers import Layers
 from fisherlab.likelihoods import Likelihood
-from fisherlab.measure import Target
 from fisherlab.models.checkpoints import Weights, check_weights, put_weights, read_weights
 from fisherlab.models.loading import batch_norms, settle_norms
 from fisherlab.models.seeding import seeded
-from fisherlab.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, Plan
-from fisherlab.progress import Progress
-from fisherlab.result import Comparison
+from fisherlab.runs.origin import About
 from fisherlab.traces.result import Traces
 
 log = logging.getLogger("fisherlab")

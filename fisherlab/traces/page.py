@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from fisherlab.plots.labels import label
+from fisherlab.records.definitions import SCALE_NOTE
+from fisherlab.records.labels import label
 from fisherlab.report import Column, Contents, Definition, Tabular, defined
 from fisherlab.report.blocks import OWN_SCALE
-from fisherlab.report.definitions import SCALE_NOTE
 from fisherlab.report.overview import counted_notes
 from fisherlab.traces.result import WHOLE, Traces
 from fisherlab.traces.table import ARROW, first_to_last

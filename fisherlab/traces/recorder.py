@@ -78,8 +78,8 @@ class Recorder:
         Raises:
             InputError: where nothing was recorded.
         """
+        from fisherlab.base.writing import write
         from fisherlab.plots import save
-        from fisherlab.writing import write
 
         base = Path(path_without_suffix)
         figure = self.figure(caption=caption)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from fisherlab.about import About
-from fisherlab.plots.frames import compared_layers
 from fisherlab.plots.profiles import MANY
-from fisherlab.rundir import run_directory
+from fisherlab.records.frames import compared_layers
+from fisherlab.runs.directory import run_directory
+from fisherlab.runs.origin import About
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,21 +9,20 @@ import torch
 from torch import nn
 
 from fisherlab import models
-from fisherlab.about import About
-from fisherlab.config import read_config
+from fisherlab.collect.batches import NamedPair
 from fisherlab.errors import InputError
-from fisherlab.finished import FinishedRun, read_run
-from fisherlab.layers import Layers, find_layers
-from fisherlab.models.loading import NamedPair
-from fisherlab.models.registry import Mask
+from fisherlab.layers import Layers, Mask, find_layers
+from fisherlab.runs.config import read_config
+from fisherlab.runs.finished import FinishedRun, read_run
+from fisherlab.runs.origin import About
 from fisherlab.traces.config import DEFAULT_SAMPLES, TraceConfig
 from fisherlab.traces.measure import Checkpoint, read_file, trace
 from fisherlab.traces.recorder import Recorder
 from fisherlab.traces.result import Traces
-from fisherlab.train import log as training_log
-from fisherlab.train.checkpoints import Checkpoints
 from fisherlab.train.config import NO_SPLIT, TrainConfig
-from fisherlab.train.prepare import prepare as prepare_task
+from fisherlab.train.run import log as training_log
+from fisherlab.train.run.checkpoints import Checkpoints
+from fisherlab.train.task.prepare import prepare as prepare_task
 
 _PRECISIONS = {"float32": "32", "float64": "64"}
 

@@ -6,10 +6,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fisherlab.plots.labels import label, number, short
 from fisherlab.plots.profiles import MANY
+from fisherlab.records.definitions import SCALE_NOTE, STAND_IN
+from fisherlab.records.labels import label, number, short
 from fisherlab.report.blocks import MISSING
-from fisherlab.report.definitions import SCALE_NOTE, STAND_IN
 from fisherlab.traces.result import Traces
 
 ARROW = " → "

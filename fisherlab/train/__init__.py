@@ -1,26 +1,21 @@
 """Training to checkpoints: loop, schedules, augmentation, log, and runs that go on after an interruption."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-_PUBLIC = {
-    "DivergedError": "fisherlab.train.loop",
-    "TrainConfig": "fisherlab.train.config",
-    "resume": "fisherlab.train.runs",
-    "train": "fisherlab.train.runs",
-}
-
-__all__ = sorted(_PUBLIC)
+from fisherlab.base.lazy import lazy
 
 if TYPE_CHECKING:
     from fisherlab.train.config import TrainConfig as TrainConfig
-    from fisherlab.train.loop import DivergedError as DivergedError
-    from fisherlab.train.runs import resume as resume
-    from fisherlab.train.runs import train as train
+    from fisherlab.train.run.loop import DivergedError as DivergedError
+    from fisherlab.train.run.runs import resume as resume
+    from fisherlab.train.run.runs import train as train
 
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used, so that the command line starts quickly."""
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'fisherlab.train' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "DivergedError": "fisherlab.train.run.loop",
+        "TrainConfig": "fisherlab.train.config",
+        "resume": "fisherlab.train.run.runs",
+        "train": "fisherlab.train.run.runs",
+    },
+)

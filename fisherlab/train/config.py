@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from fisherlab.config import Config, absolute, resolve_device
+from fisherlab.base.devices import resolve_device
 from fisherlab.errors import InputError, unknown
-from fisherlab.train.schedules import SCHEDULES
+from fisherlab.runs.config import Config, absolute
+from fisherlab.train.optimizer.schedules import SCHEDULES
 
 PRECISIONS = ("32", "64", "bf16-mixed")
 NO_SPLIT = "none"
@@ -47,7 +48,7 @@ class TrainConfig(Config):
         accumulation: micro-batches a step.
         clip: the largest norm of the gradient; None: no clipping.
         label_smoothing: the share of the label that is spread over all classes.
-        schedule: see `fisherlab.train.schedules`.
+        schedule: see `fisherlab.train.optimizer.schedules`.
         step_every: epochs between drops of the schedule `step`.
         power: E of the schedule `polynomial`.
         warm_up: steps of linear warm-up; None: none, or what LNGD needs on a network without norms.
@@ -149,9 +150,9 @@ class TrainConfig(Config):
             InputError: for an unknown optimizer, an option that it does not have, an unknown augmentation, a
                 device that this machine does not have, or TensorBoard where it is not installed.
         """
-        from fisherlab.train.augment import AUGMENTATIONS
-        from fisherlab.train.board import check_installed
-        from fisherlab.train.optimizers import resolved_options
+        from fisherlab.train.optimizer.optimizers import resolved_options
+        from fisherlab.train.run.board import check_installed
+        from fisherlab.train.task.augment import AUGMENTATIONS
 
         if self.tensorboard:
             check_installed()

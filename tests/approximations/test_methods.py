@@ -6,7 +6,7 @@ from reference import Case, approximate, relative
 from torch import Tensor, nn
 
 import fisherlab as fl
-from fisherlab.collect import Collector
+from fisherlab.collect.collector import Collector
 from fisherlab.likelihoods import as_likelihood
 
 

@@ -274,7 +274,7 @@ def passed(monkeypatch) -> list[int]:
         begun.append(begin or 0)
         return original(self, needs, what, most, begin)
 
-    monkeypatch.setattr("fisherlab.collect.Collector._passes", passes)
+    monkeypatch.setattr("fisherlab.collect.collector.Collector._passes", passes)
     return begun
 
 

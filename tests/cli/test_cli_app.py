@@ -69,7 +69,7 @@ def failing(monkeypatch) -> None:
     def fails(*given):
         raise ZeroDivisionError("in the work")
 
-    monkeypatch.setattr("fisherlab.experiment.Experiment.results", fails)
+    monkeypatch.setattr("fisherlab.comparison.passes.Experiment.results", fails)
 
 
 def test_unexpected_failure_is_one_line_with_exit_code_1(run, place, failing):

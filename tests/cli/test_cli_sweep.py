@@ -59,7 +59,7 @@ def test_an_end_of_the_range_and_divergence_are_said(run):
 
 
 def test_an_interruption_can_be_continued(run, place, monkeypatch):
-    from fisherlab.train.sweep_study import Study
+    from fisherlab.train.sweep.study import Study
 
     def interrupted(self, *arguments):
         raise KeyboardInterrupt

@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fisherlab import exact
 from fisherlab.approximations import DEFAULT_APPROXIMATIONS
-from fisherlab.config import BIAS_MODES, DTYPES, CompareConfig, read_config, resolve_device
+from fisherlab.base.devices import resolve_device
+from fisherlab.comparison.config import CompareConfig
 from fisherlab.errors import InputError, InputTypeError
+from fisherlab.exact import plans
 from fisherlab.layers import discovery
+from fisherlab.runs.config import BIAS_MODES, DTYPES, read_config
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 CONFIGS = st.builds(
@@ -50,8 +52,8 @@ def test_toml_holds_every_value_that_is_set(config):
 
 def test_defaults_are_those_of_the_library():
     config = CompareConfig(model="mnist-mlp")
-    assert exact.parse_bytes(config.memory) == exact.DEFAULT_MEMORY
-    assert config.max_columns == exact.DEFAULT_COLUMNS
+    assert plans.parse_bytes(config.memory) == plans.DEFAULT_MEMORY
+    assert config.max_columns == plans.DEFAULT_COLUMNS
     assert BIAS_MODES == discovery.BIAS_MODES
     assert config.resolved().approximations == DEFAULT_APPROXIMATIONS
 
@@ -96,7 +98,7 @@ def test_another_type_is_refused_by_name(field):
 def test_the_path_is_in_front_of_what_is_wrong(place):
     Path("c.toml").write_text('command = "compare"\nmodel = "m"\nseeds = 1\n')
     with pytest.raises(InputError, match=r"^in 'c\.toml': unknown key 'seeds'; did you mean seed"):
-        read_config("c.toml")
+        read_config("c.toml", CompareConfig)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fisherlab import datasets
-from fisherlab.datasets.characters import REPLACEMENT, frequent_characters, numbered, topics
+from fisherlab.datasets.sources.characters import REPLACEMENT, frequent_characters, numbered, topics
 from fisherlab.errors import InputError
 
 

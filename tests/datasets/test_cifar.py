@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from fisherlab import datasets
-from fisherlab.datasets import cifar, registry
+from fisherlab.datasets import registry
 from fisherlab.datasets.source import DataFile
+from fisherlab.datasets.sources import cifar
 from fisherlab.errors import FisherlabError, InputError
 
 FORMS = {"binary": cifar.BINARY, "pickled": cifar.PICKLED, "mosaics": cifar.MOSAICS}

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fisherlab.datasets import cifar_files
-from fisherlab.datasets.cifar_files import FormatError, binary_records, pickled_records
+from fisherlab.datasets.sources import cifar_files
+from fisherlab.datasets.sources.cifar_files import FormatError, binary_records, pickled_records
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (3, 3072), dtype=np.uint8)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from fisherlab import datasets
-from fisherlab.datasets import folder
+from fisherlab.datasets.sources import folder
 from fisherlab.errors import InputError
 
 RNG = np.random.default_rng(0)

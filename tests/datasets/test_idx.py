@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from fisherlab.datasets.idx import IdxError, decode_idx
+from fisherlab.datasets.sources.idx import IdxError, decode_idx
 
 
 def encode(values: np.ndarray) -> bytes:

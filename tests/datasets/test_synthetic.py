@@ -3,7 +3,7 @@ import torch
 
 from fisherlab import datasets
 from fisherlab.datasets.source import Request
-from fisherlab.datasets.synthetic import synthetic_images, synthetic_pairs
+from fisherlab.datasets.sources.synthetic import synthetic_images, synthetic_pairs
 
 NAMES = tuple("0123456789")
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from fisherlab import datasets
-from fisherlab.datasets import registry, translation
+from fisherlab.datasets import registry
 from fisherlab.datasets.source import DataFile, Request
+from fisherlab.datasets.sources import translation
 from fisherlab.errors import InputError
 
 ENGLISH = [

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 import fisherlab.figures
-from fisherlab.config import read_config
 from fisherlab.errors import InputError
 from fisherlab.figures.catalogue import ENTRIES, chosen
 from fisherlab.figures.config import FiguresConfig
 from fisherlab.figures.scales import METHODS, SCALES
+from fisherlab.runs.config import read_config
 from fisherlab.train.config import TrainConfig
 
 

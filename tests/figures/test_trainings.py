@@ -13,8 +13,8 @@ from fisherlab.figures.quantities import common_target, quantity
 from fisherlab.figures.runs import Run
 from fisherlab.figures.table_1 import make as make_table_1
 from fisherlab.figures.work import TABLE_COLUMNS, _as_printed, _cell, ablation
-from fisherlab.finished import FinishedRun
 from fisherlab.plots.methods import method_label
+from fisherlab.runs.finished import FinishedRun
 
 
 class Logged(Run):

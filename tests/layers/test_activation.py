@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fisherlab as fl
-from fisherlab.collect import Collector
+from fisherlab.collect.collector import Collector
 from fisherlab.errors import InputError
 from fisherlab.layers import ACTIVATIONS, slope_of
 from fisherlab.likelihoods import Gaussian

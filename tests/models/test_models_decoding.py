@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fisherlab.datasets.spelling import BOS, EOS, PAD
 from fisherlab.models.decoding import Translations, beam_search, translate
-from fisherlab.models.transformer import Transformer
+from fisherlab.models.nets.transformer import Transformer
 
 VOCABULARY = 5  # <pad>, <bos>, <eos>, and two words
 A, B = 3, 4

@@ -6,11 +6,11 @@ from torch.nn import functional
 
 from fisherlab import models
 from fisherlab.errors import InputError
-from fisherlab.models import cifar_resnet
-from fisherlab.models.blocks import Attention
+from fisherlab.models.nets import cifar_resnet
+from fisherlab.models.nets.blocks import Attention
+from fisherlab.models.nets.resnet50 import ResNet50
+from fisherlab.models.nets.vit import VisionTransformer
 from fisherlab.models.preprocess import colour_images, small_images
-from fisherlab.models.resnet50 import ResNet50
-from fisherlab.models.vit import VisionTransformer
 
 SMALL = ("cifar-cnn", "cifar-resnet8", "cifar-resnet20", "cifar-resnet18", "vit-tiny")
 

@@ -4,7 +4,7 @@ from model_cases import states_equal
 from safetensors.torch import save_file
 
 from fisherlab import models
-from fisherlab.comparison import compare
+from fisherlab.comparison.run import compare
 from fisherlab.errors import InputError
 from fisherlab.models import registry
 

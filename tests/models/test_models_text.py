@@ -9,8 +9,15 @@ from torch import Tensor, nn
 
 from fisherlab import find_layers, models
 from fisherlab.errors import InputError
-from fisherlab.models.charlm import CharLM
-from fisherlab.models.transformer import PADDING, Transformer, both_masks, sinusoids, source_mask, target_mask
+from fisherlab.models.nets.charlm import CharLM
+from fisherlab.models.nets.transformer import (
+    PADDING,
+    Transformer,
+    both_masks,
+    sinusoids,
+    source_mask,
+    target_mask,
+)
 
 SPEC = models.spec("transformer-small")
 

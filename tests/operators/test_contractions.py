@@ -6,6 +6,7 @@ import torch
 from numpy.testing import assert_allclose
 from operator_cases import column_vec, positive, tensor
 
+from fisherlab.gradients.contractions import rotated_squares
 from fisherlab.operators import (
     DiagonalOperator,
     EigenKroneckerOperator,
@@ -13,7 +14,6 @@ from fisherlab.operators import (
     KroneckerOperator,
     OneHot,
 )
-from fisherlab.operators.contractions import rotated_squares
 
 close = {"rtol": 1e-10, "atol": 1e-12}
 SHAPES = [(5, 2, 2, 4, 3), (4, 3, 7, 3, 2), (3, 1, 30, 2, 3)]  # n, c, t, d, m
@@ -22,8 +22,8 @@ COSTS = [0.0, 50.0, 1e12]  # V free, as they are, V never made
 
 @pytest.fixture(params=COSTS)
 def cost(request, monkeypatch):
-    for module in ("contractions", "crossgram", "gram"):
-        monkeypatch.setattr(f"fisherlab.operators.{module}.ENTRY_COST", request.param)
+    for module in ("gradients.contractions", "gradients.pairs", "operators.gram"):
+        monkeypatch.setattr(f"fisherlab.{module}.ENTRY_COST", request.param)
 
 
 def parts(shape, seed=0, one_hot=False):
@@ -122,11 +122,11 @@ def test_a_diagonal_factor_of_a_large_vocabulary_makes_no_matrix():
 
 
 def test_kept_numbers_survive_many_pieces(monkeypatch):
-    monkeypatch.setattr("fisherlab.operators.contractions._VECTOR_BYTES", 64)
-    monkeypatch.setattr("fisherlab.operators.contractions._PAIR_BYTES", 64)
-    monkeypatch.setattr("fisherlab.operators.crossgram.CHUNK_BYTES", 4096)
-    monkeypatch.setattr("fisherlab.operators.crossgram._BLOCK_BYTES", 64)
-    monkeypatch.setattr("fisherlab.operators.numerics.CHUNK_BYTES", 64)
+    monkeypatch.setattr("fisherlab.gradients.contractions._VECTOR_BYTES", 64)
+    monkeypatch.setattr("fisherlab.gradients.contractions._PAIR_BYTES", 64)
+    monkeypatch.setattr("fisherlab.gradients.pairs.CHUNK_BYTES", 4096)
+    monkeypatch.setattr("fisherlab.gradients.pairs._BLOCK_BYTES", 64)
+    monkeypatch.setattr("fisherlab.linalg.numerics.CHUNK_BYTES", 64)
     a, g = parts((5, 2, 30, 4, 3))
     J = jacobian(a, g).reshape(-1, 12)
     F = GramOperator(a, g)
@@ -144,7 +144,7 @@ def test_kept_numbers_survive_many_pieces(monkeypatch):
 @pytest.mark.parametrize("identity", ["", "A", "B"])
 @pytest.mark.parametrize("large", [0, 2**40])
 def test_squares_of_rotated_gradients(shape, one_hot, identity, large, monkeypatch):
-    monkeypatch.setattr("fisherlab.operators.inputs._LARGE_PRODUCT", large)
+    monkeypatch.setattr("fisherlab.gradients.inputs._LARGE_PRODUCT", large)
     a, g = parts(shape, one_hot=one_hot)
     _, _, _, d, m = shape
     torch.manual_seed(0)

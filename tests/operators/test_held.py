@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from fisherlab.approximations import NearestKronecker
-from fisherlab.operators import DenseOperator, EigenKroneckerOperator, GramOperator, KroneckerOperator
-from fisherlab.operators import contractions as of
-from fisherlab.operators.inputs import sample_gradients
-from fisherlab.operators.numerics import (
+from fisherlab.gradients import contractions as of
+from fisherlab.gradients.inputs import sample_gradients
+from fisherlab.linalg.numerics import (
     eigenvectors_kept,
     symmetric_eigh,
     symmetric_product,
     symmetrised,
 )
+from fisherlab.operators import DenseOperator, EigenKroneckerOperator, GramOperator, KroneckerOperator
 from fisherlab.operators.rearranged import _ByEntries, _ByPositions
 
 SHAPES = [(5, 2, 2, 4, 3), (4, 3, 7, 3, 2), (3, 1, 30, 2, 3)]  # n, c, t, d, m
@@ -34,8 +34,8 @@ def factor(k, rank, seed=2):
 
 @pytest.fixture(params=[0.0, 50.0, 1e12])
 def cost(request, monkeypatch):
-    for module in ("contractions", "crossgram", "gram"):
-        monkeypatch.setattr(f"fisherlab.operators.{module}.ENTRY_COST", request.param)
+    for module in ("gradients.contractions", "gradients.pairs", "operators.gram"):
+        monkeypatch.setattr(f"fisherlab.{module}.ENTRY_COST", request.param)
 
 
 @pytest.mark.usefixtures("cost")

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from fisherlab.errors import InputError
+from fisherlab.gradients import inputs as functions
 from fisherlab.operators import OneHot
-from fisherlab.operators import inputs as functions
 
 shapes = st.tuples(*[st.integers(1, 5)] * 5)  # n, t, d, m, c
 

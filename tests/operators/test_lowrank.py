@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fisherlab.operators.lowrank import find_range
-from fisherlab.operators.numerics import symmetric_eigenvalues, symmetric_eigh
+from fisherlab.linalg.lowrank import find_range
+from fisherlab.linalg.numerics import symmetric_eigenvalues, symmetric_eigh
 
 K = 600
 

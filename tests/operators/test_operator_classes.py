@@ -188,10 +188,10 @@ def test_shapes_that_do_not_fit_are_refused(make):
 @pytest.mark.parametrize("budget", [None, 64])
 def test_gram_matrix_rows_and_combinations(rng, positions, budget, monkeypatch):
     if budget is not None:
-        monkeypatch.setattr("fisherlab.operators.crossgram.CHUNK_BYTES", budget)
-        monkeypatch.setattr("fisherlab.operators.crossgram._BLOCK_BYTES", budget)
-        monkeypatch.setattr("fisherlab.operators.contractions._VECTOR_BYTES", budget)
-        monkeypatch.setattr("fisherlab.operators.contractions._PAIR_BYTES", budget)
+        monkeypatch.setattr("fisherlab.gradients.pairs.CHUNK_BYTES", budget)
+        monkeypatch.setattr("fisherlab.gradients.pairs._BLOCK_BYTES", budget)
+        monkeypatch.setattr("fisherlab.gradients.contractions._VECTOR_BYTES", budget)
+        monkeypatch.setattr("fisherlab.gradients.contractions._PAIR_BYTES", budget)
     F = gram(rng, positions=positions, samples=5)
     J = jacobian(F)
     assert F.columns == 10

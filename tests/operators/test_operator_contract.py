@@ -406,9 +406,9 @@ def test_entries_that_are_not_finite_are_an_error(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_small_pieces_give_the_same_numbers(name, monkeypatch):
-    monkeypatch.setattr("fisherlab.operators.numerics.CHUNK_BYTES", 100)
-    monkeypatch.setattr("fisherlab.operators.numerics._REDUCTION_ELEMENTS", 5)
-    monkeypatch.setattr("fisherlab.operators.packing._EXPANSION_BYTES", 100)
+    monkeypatch.setattr("fisherlab.linalg.numerics.CHUNK_BYTES", 100)
+    monkeypatch.setattr("fisherlab.linalg.numerics._REDUCTION_ELEMENTS", 5)
+    monkeypatch.setattr("fisherlab.linalg.packing._EXPANSION_BYTES", 100)
     op, matrix = build(name)
     X = tensor(np.random.default_rng(3).standard_normal((3, M, D)))
     U_A, U_B = torch.eye(D, dtype=torch.float64), torch.eye(M, dtype=torch.float64)

@@ -7,8 +7,8 @@ from numpy.testing import assert_allclose
 from operator_cases import loop_svec
 
 from fisherlab.errors import InputError
+from fisherlab.linalg.packing import outer_rows, project, unpack
 from fisherlab.operators import packed_size, smat, svec, svec_gram, svec_outer
-from fisherlab.operators.packing import outer_rows, project, unpack
 
 sizes = st.integers(1, 7)
 seeds = st.integers(0, 2**16)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from fisherlab.operators.inputs import row_moment
-from fisherlab.operators.numerics import gram
-from fisherlab.operators.patches import Patches
+from fisherlab.gradients.inputs import row_moment
+from fisherlab.gradients.patches import Patches
+from fisherlab.linalg.numerics import gram
 
 TWO = st.tuples(st.integers(1, 3), st.integers(1, 3))
 

@@ -12,7 +12,7 @@ from optim.cases import METHODS, NETWORKS, batches, network, train
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fisherlab.capture import Seen
+from fisherlab.collect.hooks import Seen
 from fisherlab.errors import InputError
 from fisherlab.optim import LNGD
 

@@ -66,7 +66,7 @@ def test_contributions_add_up_to_the_gradient(name):
 
 def seen(model: nn.Module, layers, x: Tensor, y: Tensor) -> list:
     """For every layer its calls and the gradients of their outputs."""
-    from fisherlab.capture import capture
+    from fisherlab.collect.hooks import capture
 
     with capture(layers) as calls:
         loss = cross_entropy(model(x), y)

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgba
 
 from fisherlab import plots
 from fisherlab.plots import style
-from fisherlab.plots.frames import compared_layers, numbers
+from fisherlab.records.frames import compared_layers, numbers
 
 STEPS = ("nearest-kronecker", "kfac", "lngd-lr", "lngd")
 COUNTS = [30, 200]

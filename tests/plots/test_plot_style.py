@@ -15,8 +15,9 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from fisherlab import plots
-from fisherlab.plots import labels, style
-from fisherlab.plots.labels import plain
+from fisherlab.plots import style
+from fisherlab.records import labels
+from fisherlab.records.labels import plain
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fisherlab.plots import number
-from fisherlab.report.definitions import METRICS, THEOREMS, best_rows
+from fisherlab.records.definitions import METRICS, THEOREMS, best_rows
 
 VALUES = st.lists(st.floats(1e-6, 1e6) | st.just(math.nan), min_size=2, max_size=12)
 

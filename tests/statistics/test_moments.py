@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from reference import relative
 from torch import Tensor
 
+from fisherlab.linalg.packing import svec
 from fisherlab.operators import OneHot
-from fisherlab.operators.packing import svec
 from fisherlab.statistics import moments
 
 sizes = st.tuples(*[st.integers(1, 4)] * 5)  # n, t, d, m, c
@@ -108,9 +108,9 @@ def test_small_chunks_give_the_same_sum(name, positions, monkeypatch):
     a, g = data(4, 1 if name == "packed_block" else positions, 3, 2, 2)
     whole = getattr(moments, name)(a, g)
     monkeypatch.setattr(moments, "_CHUNK_BYTES", 1)
-    monkeypatch.setattr("fisherlab.operators.contractions._VECTOR_BYTES", 1)
-    monkeypatch.setattr("fisherlab.operators.contractions._PAIR_BYTES", 1)
-    monkeypatch.setattr("fisherlab.operators.numerics.CHUNK_BYTES", 1)
+    monkeypatch.setattr("fisherlab.gradients.contractions._VECTOR_BYTES", 1)
+    monkeypatch.setattr("fisherlab.gradients.contractions._PAIR_BYTES", 1)
+    monkeypatch.setattr("fisherlab.linalg.numerics.CHUNK_BYTES", 1)
     assert relative(getattr(moments, name)(a, g), whole) < 1e-13
 
 
@@ -118,7 +118,7 @@ def test_small_chunks_give_the_same_sum(name, positions, monkeypatch):
 @pytest.mark.parametrize("shape", [(3, 2, 5, 4, 3), (3, 9, 2, 3, 2), (2, 40, 3, 2, 1)])
 def test_every_way_gives_the_same_sum(shape, entry_cost, monkeypatch):
     """The cost of an entry decides between the ways: free V against V that are never made."""
-    monkeypatch.setattr("fisherlab.operators.contractions.ENTRY_COST", entry_cost)
+    monkeypatch.setattr("fisherlab.gradients.contractions.ENTRY_COST", entry_cost)
     a, g = data(*shape)
     for name in ("squared_gradient", "input_trace", "output_trace", "output_squares"):
         assert relative(getattr(moments, name)(a, g), LOOPS[name](a, g)) < 1e-12
@@ -170,8 +170,8 @@ def test_single_precision_chunks_are_added_in_double(monkeypatch):
     """256 equal chunks: sums in float32 would drift."""
     a, g = torch.full((256, 3, 2), 0.1), torch.full((1, 256, 3, 2), 0.7)
     one = moments.dense_block(a[:1], g[:, :1]).double()
-    monkeypatch.setattr("fisherlab.operators.contractions._VECTOR_BYTES", 1)
-    monkeypatch.setattr("fisherlab.operators.contractions._PAIR_BYTES", 1)
+    monkeypatch.setattr("fisherlab.gradients.contractions._VECTOR_BYTES", 1)
+    monkeypatch.setattr("fisherlab.gradients.contractions._PAIR_BYTES", 1)
     assert relative(moments.dense_block(a, g), 256 * one) < 1e-12
     assert moments.squared_gradient(a, g).dtype == torch.float32
 

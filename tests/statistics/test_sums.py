@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from fisherlab.approximations import DEFAULT_APPROXIMATIONS, create_all
-from fisherlab.batch import LayerBatch, half_of
-from fisherlab.collect import Collector
+from fisherlab.collect.collector import Collector
+from fisherlab.collect.layer_batch import LayerBatch, half_of
 from fisherlab.errors import InputError
+from fisherlab.gradients.inputs import OneHot
 from fisherlab.layers import BlockShape, find_layers
 from fisherlab.likelihoods import Categorical
-from fisherlab.operators.inputs import OneHot
 from fisherlab.statistics import LayerSums, LayerWork, Statistic, gather, moments
 
 A = Statistic("input-moment", moments.input_moment)

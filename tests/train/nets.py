@@ -73,7 +73,7 @@ def bad_labels():
 
 def train_as(rank: int, size: int, port: int, folder: str, settings: dict) -> None:
     """One of several processes of a run called "together"."""
-    from fisherlab import distributed
+    from fisherlab.base import distributed
     from fisherlab.train import TrainConfig, train
 
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}

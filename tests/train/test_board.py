@@ -6,8 +6,8 @@ import pytest
 
 from fisherlab.errors import InputError
 from fisherlab.train import TrainConfig, resume, train
-from fisherlab.train.board import scalars
-from fisherlab.train.log import read
+from fisherlab.train.run.board import scalars
+from fisherlab.train.run.log import read
 
 SETTINGS = {"model": "train.nets:mlp", "optimizer": "lngd", "epochs": 2, "batch": 16, "tensorboard": True}
 

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import pad
 
+from fisherlab.base.nested import packed, unpacked
 from fisherlab.errors import InputError, NotSupportedError
-from fisherlab.train.augment import PADDING, Augment, augmented, cropped
-from fisherlab.train.batches import Batches
-from fisherlab.train.nested import packed, unpacked
-from fisherlab.train.objectives import objective
+from fisherlab.train.run.batches import Batches
+from fisherlab.train.task.augment import PADDING, Augment, augmented, cropped
+from fisherlab.train.task.objectives import objective
 
 
 @given(st.integers(4, 60), st.integers(1, 5), st.integers(1, 3))

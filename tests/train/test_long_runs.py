@@ -3,7 +3,7 @@
 import pytest
 from train import nets
 
-from fisherlab.train.curves import curves
+from fisherlab.train.run.curves import curves
 
 
 def test_the_training_loss_says_over_what_it_is_the_mean():

@@ -7,8 +7,8 @@ import pytest
 
 from fisherlab.errors import InputError
 from fisherlab.train.config import TrainConfig
-from fisherlab.train.recipes import RECIPES, with_recipe
-from fisherlab.train.schedules import Schedule
+from fisherlab.train.optimizer.recipes import RECIPES, with_recipe
+from fisherlab.train.optimizer.schedules import Schedule
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "training.md"
 

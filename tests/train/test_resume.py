@@ -13,9 +13,9 @@ from train import nets
 
 from fisherlab.errors import FisherlabError, InputError
 from fisherlab.models import load_weights
+from fisherlab.runs.part import RunPart
 from fisherlab.train import TrainConfig, resume, train
-from fisherlab.train.checkpoints import Checkpoints
-from fisherlab.train.directory import RunPart
+from fisherlab.train.run.checkpoints import Checkpoints
 
 IMAGES = {"model": "train.nets:images", "augment": ("crop", "flip"), "accumulation": 2}
 REFRESHED = {"statistics_every": 3, "inverse_every": 4}
@@ -151,7 +151,7 @@ def test_killed_between_any_two_writes(place, monkeypatch):
 
 @pytest.mark.parametrize("moment", ["drop_states", "finish"])
 def test_killed_when_all_is_written(place, monkeypatch, moment):
-    from fisherlab.train import runs
+    from fisherlab.train.run import runs
 
     config = TrainConfig(**{**COMMON, "model": "train.nets:mlp", "optimizer": "adam"})
     train(config, place / "whole")
@@ -293,7 +293,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(place, monkeypatch):
 def test_a_log_that_cannot_be_written_is_one_sentence(place, monkeypatch):
     def report(progress, steps):
         if progress.step == 5:
-            monkeypatch.setattr("fisherlab.train.log._text", no_space)
+            monkeypatch.setattr("fisherlab.train.run.log._text", no_space)
 
     def no_space(line):
         raise OSError(28, "No space left on device")

@@ -12,11 +12,11 @@ import pytest
 import torch
 from train import nets
 
-from fisherlab.config import read_config
 from fisherlab.errors import FisherlabError, InputError
+from fisherlab.runs.config import read_config
 from fisherlab.train import TrainConfig, sweep, train
-from fisherlab.train.sweep_config import PAPER_DAMPING, PAPER_LR, SweepConfig
-from fisherlab.train.sweep_study import Study
+from fisherlab.train.sweep.config import PAPER_DAMPING, PAPER_LR, SweepConfig
+from fisherlab.train.sweep.study import Study
 
 TRAIN = {"model": "train.nets:mlp", "optimizer": "kfac", "epochs": 2, "batch": 16}
 

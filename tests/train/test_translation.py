@@ -16,11 +16,11 @@ from fisherlab import datasets, find_layers, models
 from fisherlab.errors import InputError
 from fisherlab.models.preprocess import IGNORED, next_tokens, text_pairs
 from fisherlab.train import TrainConfig, resume, train
-from fisherlab.train.bleu import bleu
-from fisherlab.train.log import read
-from fisherlab.train.objectives import objective
-from fisherlab.train.prepare import Samples
-from fisherlab.train.translation import Interpreter
+from fisherlab.train.run.log import read
+from fisherlab.train.task.bleu import bleu
+from fisherlab.train.task.objectives import objective
+from fisherlab.train.task.prepare import Samples
+from fisherlab.train.task.translation import Interpreter
 
 pytest.importorskip("sacrebleu")
 SMALL = {"model": "transformer-small", "data": "wmt", "samples": 48, "batch": 12, "eval_samples": 8}
@@ -28,7 +28,7 @@ SMALL = {"model": "transformer-small", "data": "wmt", "samples": 48, "batch": 12
 
 @pytest.fixture(autouse=True)
 def few_held_out_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fisherlab.datasets.synthetic._OTHER", 50)
+    monkeypatch.setattr("fisherlab.datasets.sources.synthetic._OTHER", 50)
 
 
 def evaluations(run: Path) -> list[dict]:

@@ -1,0 +1,1 @@
+"""What stands below everything: processes, precision, files, progress. torch and files, and no Fisher."""

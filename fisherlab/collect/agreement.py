@@ -1,0 +1,195 @@
+"""Whether a layer's inputs a and output gradients g give the gradients of its parameters.
+
+A block is one of parameters, and V_n = Σ_t g_nt a_ntᵀ is made of the calls of a module: they agree only where
+each row of a and g belongs to one sample, and where the parameters act through these calls alone.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fisherlab.collect.batches import is_finite
+from fisherlab.collect.hooks import Seen, inputs_of, outputs_of
+from fisherlab.collect.refusals import own_rows, rounding
+from fisherlab.gradients.inputs import Inputs, squared_norms, weighted_sum
+from fisherlab.gradients.patches import Patches
+from fisherlab.layers import LayerView
+from fisherlab.linalg.numerics import spans
+
+_CHUNK_BYTES = 32 * 2**20
+_SINGLE = torch.finfo(torch.float32).eps
+
+NOT_ONE_SAMPLE = "the rows that it sees do not each belong to one sample"
+MIXED = "what comes back to the rows of one sample belongs to other samples"
+NOT_FINITE = "what comes back to it is not finite (NaN or infinite) for some sample"
+USED_ELSEWHERE = (
+    "its module's calls do not give the gradient of its parameters, which are used elsewhere too, or whose "
+    "inputs or outputs are changed on the way"
+)
+
+
+def why_not(
+    view: LayerView,
+    calls: Sequence[Seen],
+    other: Sequence[Seen] | None,
+    gradients: Sequence[Tensor | None],
+    by_parameter: Mapping[str, Tensor | None],
+    samples: int,
+    batch_dim: int,
+    silent: Tensor | None = None,
+) -> str:
+    """Why a layer's (a, g) do not give the gradient of its parameters, or an empty text where they do.
+
+    A layer to which nothing comes back passes, if its parameters get nothing either: it gives no evidence.
+
+    Args:
+        view: the layer.
+        calls: its calls in a forward pass of a few samples.
+        other: those of the same pass with sample 0 replaced by sample 1; None leaves this test out.
+        gradients: for each call what a column u at the model's outputs gives at the call's output (None
+            without a path); u is random, and zero for some samples.
+        by_parameter: what the same backward gives for the view's parameters, by their full names.
+        samples: how many.
+        batch_dim: the dimension that counts samples.
+        silent: the samples for which u is zero, a bool [samples]; None: the first half of them.
+    """
+    if not calls:
+        return "its module is not called"
+    reached = any(g is not None for g in by_parameter.values())
+    if reached and all(g is None for g in gradients):
+        return USED_ELSEWHERE
+    arrived = [g for g in (*gradients, *by_parameter.values()) if g is not None]
+    if not all(is_finite(_without_zeros(g)) for g in arrived):
+        return NOT_FINITE
+    try:
+        a = inputs_of(view, [call.use for call in calls], samples, batch_dim)
+        g = _outputs(view, calls, gradients, samples, batch_dim)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        shapes = " and ".join(dict.fromkeys(str(list(call.output.shape)) for call in calls))
+        return f"it gives tensors of shape {shapes}, which do not count the {samples} samples"
+    if a.shape[:2] != g.shape[:2]:
+        return f"it has {a.shape[1]} rows of inputs and {g.shape[1]} of outputs a sample"
+    if other is not None and samples > 1 and not _own_rows(view, calls, other, a, samples, batch_dim):
+        return NOT_ONE_SAMPLE
+    if _is_mixed(g, torch.arange(samples, device=g.device) < samples // 2 if silent is None else silent):
+        return MIXED
+    expected = view.to_matrix({name: _dense(view, name, by_parameter[name]) for name in view.parameters})
+    entering = 0.0
+    if view.vector:  # whose g are sums over positions already
+        known = (g for g in gradients if g is not None)
+        entering = math.hypot(*(float(torch.linalg.vector_norm(g.double())) for g in known))
+    try:
+        return "" if agree(view, a, g, expected, entering) else USED_ELSEWHERE
+    except RuntimeError:  # a and g of other sizes than the block: its samples are in another dimension
+        return USED_ELSEWHERE
+
+
+def is_mixed(
+    view: LayerView,
+    calls: Sequence[Seen],
+    gradients: Sequence[Tensor | None],
+    silent: Tensor,
+    samples: int,
+    batch_dim: int,
+) -> bool:
+    """Whether something comes back to the rows of silent samples; the arguments are those of `why_not`."""
+    return _is_mixed(_outputs(view, calls, gradients, samples, batch_dim), silent)
+
+
+def came_back(gradients: Sequence[Tensor | None], by_parameter: Mapping[str, Tensor | None]) -> bool:
+    """Whether anything came back to a layer's calls or parameters: without, `why_not` has nothing to test."""
+    found = [*gradients, *by_parameter.values()]
+    return any(g is not None and bool(_without_zeros(g).any()) for g in found)
+
+
+def close(found: Tensor, expected: Tensor, scale: float) -> bool:
+    """Whether two sums agree to √eps of what enters them, or of themselves where that is more.
+
+    In half precision four times that: torch's own kernels add up many terms in it.
+    """
+    norms = [float(torch.linalg.vector_norm(x.double())) for x in (found, expected, found - expected)]
+    eps = torch.finfo(expected.dtype).eps
+    return norms[2] <= math.sqrt(eps) * (4 if eps > _SINGLE else 1) * max(scale, norms[1])
+
+
+def _outputs(
+    view: LayerView,
+    calls: Sequence[Seen],
+    gradients: Sequence[Tensor | None],
+    samples: int,
+    batch_dim: int,
+) -> Tensor:
+    """What came back to the calls as g [n, t, m]."""
+    pairs = [(call.use, _known(g, call).unsqueeze(0)) for call, g in zip(calls, gradients, strict=True)]
+    return outputs_of(view, pairs, samples, batch_dim)[0]
+
+
+def _is_mixed(g: Tensor, silent: Tensor) -> bool:
+    quiet = g[silent.to(g.device)]
+    if not quiet.numel():
+        return False
+    return float(quiet.abs().max()) > rounding(g.dtype) * float(g.abs().max())
+
+
+def _own_rows(
+    view: LayerView,
+    calls: Sequence[Seen],
+    other: Sequence[Seen],
+    a: Inputs | Patches,
+    samples: int,
+    batch_dim: int,
+) -> bool:
+    if [call.output.shape for call in calls] != [call.output.shape for call in other]:
+        return False
+    if not own_rows(a, inputs_of(view, [call.use for call in other], samples, batch_dim)):
+        return False
+    if view.weight is not None and not view.vector:
+        return True
+    # a norm's, and a lone bias's, a are ones, which tell nothing of their rows
+    return all(
+        own_rows(*(view.sample_rows(one.input, samples, batch_dim) for one in pair))
+        for pair in zip(calls, other, strict=True)
+    )
+
+
+def agree(view: LayerView, a: Inputs | Patches, g: Tensor, expected: Tensor, entering: float = 0.0) -> bool:
+    """Whether Σ_n Σ_t g aᵀ is the expected matrix [m, d], up to rounding of what was summed."""
+    dtype = torch.promote_types(g.dtype, torch.float32)
+    total, squares = torch.zeros(expected.shape, dtype=torch.float64, device=g.device), 0.0
+    for part, rows in _pieces(a, g, dtype):
+        groups = zip(_groups(part, view.groups), rows.chunk(view.groups, -1), strict=True)
+        total += torch.cat([weighted_sum(own[None], inputs)[0] for inputs, own in groups])
+        squares += float((squared_norms(part) * rows.square().sum(-1)).double().sum())
+    return close(total, expected, max(math.sqrt(squares), entering))
+
+
+def _pieces(a: Inputs | Patches, g: Tensor, dtype: torch.dtype) -> Iterator[tuple[Inputs, Tensor]]:
+    """The inputs and g; of images a few samples at a time, so that what is unfolded stays small."""
+    if not isinstance(a, Patches):
+        yield a.to(dtype), g.to(dtype)
+        return
+    _, positions, width = a.shape
+    for start, stop in spans(len(g), positions * width * g.element_size(), _CHUNK_BYTES):
+        part = replace(a, images=a.images[start:stop])
+        yield part.unfolded().to(dtype), g[start:stop].to(dtype)
+
+
+def _groups(a: Inputs, groups: int) -> Sequence[Inputs]:
+    return [a] if groups == 1 or not isinstance(a, Tensor) else a.chunk(groups, -1)
+
+
+def _known(gradient: Tensor | None, call: Seen) -> Tensor:
+    return call.output.new_zeros(call.output.shape) if gradient is None else gradient.detach()
+
+
+def _dense(view: LayerView, name: str, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        return torch.zeros_like(view.modules[0].get_parameter(name.rpartition(".")[2]))
+    return (gradient.to_dense() if gradient.is_sparse else gradient).detach()
+
+
+def _without_zeros(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient

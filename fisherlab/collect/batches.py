@@ -1,0 +1,451 @@
+"""The `data` argument of the public functions as batches of tensors, the same on every pass."""
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherlab.datasets.dataset import Dataset, Inputs
+from fisherlab.errors import FisherlabError, InputError, InputTypeError, whole_number
+from fisherlab.layers import Mask
+
+ModelInputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+"""What a model is called with: `model(x)`, `model(*x)` or `model(**x)`."""
+
+Batch = tuple[ModelInputs, Tensor | None]
+
+Form = tuple[tuple[int, ...], ...]
+"""The shapes of one sample's inputs."""
+
+_FORMS, _PAIR = 64, 2  # shapes of which samples are kept, and how many samples
+_SHOWN = 4  # parts of a batch that an error names
+
+
+def called(model: Callable[..., Any], inputs: ModelInputs) -> Any:
+    """The model's output for these inputs, which may not fit it.
+
+    Raises:
+        InputError: where the model raises any exception, but one of fisherlab or for want of memory.
+    """
+    try:
+        if isinstance(inputs, Tensor):
+            return model(inputs)
+        return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    except (FisherlabError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        given = ", ".join(f"{list(x.shape)} {x.dtype}" for x in tensors_of(inputs))
+        why = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        raise InputError(f"the model fails on inputs {given} ({why}); check that the data fit it") from error
+
+
+def outputs_of_model(model: Callable[..., Any], inputs: ModelInputs) -> Tensor:
+    """As `called`, of a model that may return anything.
+
+    Raises:
+        InputError: as `called`.
+        InputTypeError: where the model returns anything but one dense tensor of real numbers.
+    """
+    outputs = called(model, inputs)
+    if not isinstance(outputs, Tensor):
+        raise InputTypeError(
+            f"the model returns a {type(outputs).__name__}; wrap it so that it returns one tensor of outputs"
+        )
+    if not outputs.dim():
+        raise InputError("the model returns a single number; wrap it so that it returns outputs a sample")
+    if not outputs.is_floating_point() or outputs.layout != torch.strided:
+        raise InputTypeError(
+            f"the model returns a {outputs.layout} tensor of {outputs.dtype}; wrap it so that it returns a "
+            "dense one of real numbers, such as logits"
+        )
+    return outputs
+
+
+def each(inputs: ModelInputs, change: Callable[[Tensor], Tensor]) -> Any:
+    """The inputs with every tensor changed."""
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    if isinstance(inputs, dict):
+        return {name: change(value) for name, value in inputs.items()}
+    return tuple(change(value) for value in inputs)
+
+
+def tensors_of(inputs: ModelInputs) -> tuple[Tensor, ...]:
+    """The tensors of the inputs."""
+    if isinstance(inputs, Tensor):
+        return (inputs,)
+    return tuple(inputs.values() if isinstance(inputs, dict) else inputs)
+
+
+class Batches:
+    """`(inputs, targets)` tensors, or an iterable of such batches, repeatable and checked.
+
+    Each pass over an iterable is compared with the first by a checksum of its batches, so that a loader
+    that shuffles or augments is found out. Batches are cut where they are larger than the caller wants.
+
+    Args:
+        data: a pair `(inputs, targets)` (targets may be None), inputs alone, or an iterable of either;
+            inputs are a tensor, or a tuple or dictionary of tensors for a model with several arguments.
+        samples_dim: the dimension of the inputs that counts samples.
+    """
+
+    def __init__(self, data: Any, samples_dim: int = 0) -> None:
+        self._dim = whole_number("batch_dim", samples_dim, "the dimension that counts samples")
+        self._tensors = isinstance(data, (Tensor, Mapping)) or _is_pair(data)
+        if not self._tensors and (not isinstance(data, Iterable) or _is_no_batches(data)):
+            raise InputTypeError(
+                "data must be a pair (inputs, targets) of tensors or an iterable of such batches (a "
+                f"DataLoader), not {_described(data)}{_way_out(data)}"
+            )
+        self._data = data
+        self._checksums: list[int] | None = None
+        self._started = False
+        self.samples: int | None = None
+        self.forms: dict[Form, tuple[int, ModelInputs]] = {}
+        if self._tensors:
+            self.samples = self.size(self._checked(data, 0)[0])
+            if not self.samples:
+                raise _empty()
+
+    def size(self, inputs: ModelInputs) -> int:
+        """The number of samples."""
+        return tensors_of(inputs)[0].shape[self._dim]
+
+    def first(self, samples: int) -> Batch:
+        """At most this many samples from the start, for a look before the work.
+
+        Starting a `DataLoader` draws from torch's random state, which is put back.
+        """
+        if self._tensors or not isinstance(self._data, Iterator):
+            with torch.random.fork_rng([]):
+                for batch in self._raw():
+                    if self.size(batch[0]):
+                        return self._cut(batch, 0, samples)
+            raise _empty()
+        # A generator can be read only once: keep what the look takes from it.
+        taken: list[Any] = []
+        for index, raw in enumerate(self._data):
+            taken.append(raw)
+            batch = self._checked(raw, index)
+            if self.size(batch[0]):
+                self._data = _Rest(taken, self._data)
+                return self._cut(batch, 0, samples)
+        raise _empty()
+
+    def batches(self, most: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """One pass over samples start, …, stop − 1, in batches of at most `most`; empty batches give none.
+
+        Raises:
+            InputError: where the data set is empty, its tensors do not belong together, values are
+                not finite, or a second pass differs from the first.
+        """
+        if self._tensors:
+            yield from self._cuts(self._split(self._data, 0), most, start, stop)
+            return
+        checksums: list[int] = []
+        count = 0
+        for index, batch in enumerate(self._raw()):
+            checksums.append(_checksum(batch))
+            self._compare(checksums, index)
+            yield from self._cuts(batch, most, start - count, None if stop is None else stop - count)
+            count += self.size(batch[0])
+        if not count:
+            raise _empty()
+        if self._checksums is not None and len(checksums) != len(self._checksums):
+            raise _differs(len(checksums))
+        self._checksums, self.samples = checksums, count
+
+    def count(self) -> int | None:
+        """The number of samples, read through where the data can be; None for a generator.
+
+        Of every shape that a sample's inputs have, `forms` then has the first batch and two samples of it.
+        """
+        if self.samples is None and not isinstance(self._data, _Rest):
+            with torch.random.fork_rng([]):
+                self.samples = 0
+                for index, batch in enumerate(self._raw()):
+                    size = self.size(batch[0])
+                    self.samples += size
+                    if size and len(self.forms) < _FORMS:
+                        own = index, self._cut(batch, 0, _PAIR)[0]
+                        self.forms.setdefault(self.form(batch[0]), own)
+        return self.samples
+
+    def form(self, inputs: ModelInputs) -> Form:
+        """The shapes of one sample's inputs."""
+        return tuple(tuple(x.narrow(self._dim, 0, 1).shape) for x in tensors_of(inputs))
+
+    def fingerprint(self) -> str:
+        """A hash of all values, in hexadecimal; empty for a generator that is not read to its end yet."""
+        checksums = self._checksums
+        if self._tensors:
+            checksums = [_checksum(self._split(self._data, 0))]
+        elif checksums is None and not isinstance(self._data, _Rest):
+            with torch.random.fork_rng([]):
+                checksums = [_checksum(batch) for batch in self._raw()]
+        return "" if checksums is None else hashlib.sha256(repr(checksums).encode()).hexdigest()
+
+    def _raw(self) -> Iterator[Batch]:
+        if self._tensors:
+            yield self._split(self._data, 0)
+            return
+        if isinstance(self._data, _Rest):
+            if self._started:
+                raise InputError(
+                    "the data can be read only once and two passes are needed; give a list of "
+                    "batches or a DataLoader instead of a generator"
+                )
+            self._started = True
+        form = None
+        for index, raw in enumerate(self._data):
+            batch = self._checked(raw, index)
+            if self.size(batch[0]):
+                own = [(x.dim(), x.is_floating_point()) for x in tensors_of(batch[0])]
+                form = own if form is None else form
+                if own != form:
+                    raise InputError(
+                        f"the inputs of batch {index} have other dimensions or numbers than those before; "
+                        "give every batch as a pair (inputs, targets), all of one form"
+                    )
+            yield batch
+
+    def _checked(self, batch: Any, index: int) -> Batch:
+        """A batch as it was given, of tensors that belong together; it may be empty."""
+        inputs, targets = self._split(batch, index)
+        self._check(inputs, targets, index)
+        return inputs, targets
+
+    def _split(self, batch: Any, index: int) -> Batch:
+        if isinstance(batch, Tensor) or (isinstance(batch, Mapping) and _are_inputs(batch)):
+            return _plain(batch), None
+        if _is_pair(batch):
+            return _plain(batch[0]), batch[1]
+        if isinstance(batch, (tuple, list)) and len(batch) == 1 and _are_inputs(batch[0]):
+            return _plain(batch[0]), None
+        raise InputTypeError(
+            f"batch {index} of the data is {_described(batch)}; each must be a pair (inputs, targets) of "
+            f"torch tensors{_way_out(batch)}"
+        )
+
+    def _check(self, inputs: ModelInputs, targets: Tensor | None, index: int) -> None:
+        named = [("inputs", values) for values in tensors_of(inputs)]
+        named += [] if targets is None else [("targets", targets)]
+        for what, values in named:
+            trouble = _no_numbers(values)
+            if trouble:
+                raise InputTypeError(f"the {what} of batch {index} are {trouble}")
+        samples = None
+        for values in tensors_of(inputs):
+            if not -values.dim() <= self._dim < values.dim():
+                raise InputError(
+                    f"the inputs of batch {index} have shape {list(values.shape)}, without a dimension "
+                    f"{self._dim} that counts samples; give a batch of samples, or another batch_dim"
+                )
+            if samples not in (None, values.shape[self._dim]):
+                raise InputError(
+                    f"the inputs of batch {index} have {samples} and {values.shape[self._dim]} samples; "
+                    "all of a model's inputs must have as many"
+                )
+            samples = values.shape[self._dim]
+        if targets is not None and (targets.dim() == 0 or len(targets) != samples):
+            raise InputError(
+                f"batch {index} of the data has {samples} inputs and "
+                f"{len(targets) if targets.dim() else 'a scalar as'} targets; they must be as many"
+            )
+        for what, values in named:
+            if samples and not values.numel():
+                raise InputError(
+                    f"the {what} of batch {index} have shape {list(values.shape)}, which holds no numbers; "
+                    "every dimension must be at least 1"
+                )
+            if not is_finite(values):
+                raise InputError(
+                    f"the {what} of batch {index} hold values that are not finite (NaN or "
+                    "infinite); clean the data first"
+                )
+
+    def _cuts(self, batch: Batch, most: int, start: int, stop: int | None) -> Iterator[Batch]:
+        samples = self.size(batch[0])
+        end = samples if stop is None else min(samples, stop)
+        for place in range(max(0, start), end, most):
+            yield self._cut(batch, place, min(most, end - place))
+
+    def _cut(self, batch: Batch, start: int, samples: int) -> Batch:
+        inputs, targets = batch
+        samples = min(samples, self.size(inputs) - start)
+        part = each(inputs, lambda x: x.narrow(self._dim, start, samples))
+        return part, None if targets is None else targets[start : start + samples]
+
+    def _compare(self, checksums: list[int], index: int) -> None:
+        known = self._checksums
+        if known is not None and (index >= len(known) or checksums[index] != known[index]):
+            raise _differs(index)
+
+
+class NamedPair(tuple[Inputs, Tensor]):
+    """A pair (inputs, targets) that knows the data set it is from, so that results can say so.
+
+    It also knows which positions of padded inputs are valid, by layer: `ModelSpec.masks`.
+    """
+
+    dataset: Dataset
+    masks: Mapping[str, Mask]
+
+    def __new__(
+        cls, inputs: Inputs, targets: Tensor, dataset: Dataset, masks: Mapping[str, Mask]
+    ) -> "NamedPair":
+        """The pair, with its data set and masks."""
+        pair = super().__new__(cls, (inputs, targets))
+        pair.dataset = dataset
+        pair.masks = masks
+        return pair
+
+
+class _Rest:
+    """A generator whose first batches were taken from it already."""
+
+    def __init__(self, taken: list[Any], rest: Iterator[Any]) -> None:
+        self._taken, self._rest = taken, rest
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._taken
+        yield from self._rest
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether no entry is NaN or infinite: their sum in float64 is not, in one pass and without a mask.
+
+    Raises:
+        InputError: a tensor on the meta device has no entries; of data that was looked at before.
+    """
+    if values.is_meta:
+        raise InputError(
+            "the model has tensors on the meta device, which holds no numbers; bring it to a device with "
+            "model.to_empty(device=...) and load its weights"
+        )
+    if values.is_complex():
+        values = torch.view_as_real(values.resolve_conj())
+    if not values.is_floating_point():
+        return True
+    return bool(torch.isfinite(values.sum(dtype=torch.float64)))
+
+
+def _is_pair(data: Any) -> bool:
+    return (
+        isinstance(data, (tuple, list))
+        and len(data) == 2
+        and _are_inputs(data[0])
+        and (data[1] is None or isinstance(data[1], Tensor))
+    )
+
+
+def _are_inputs(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    values = value.values() if isinstance(value, Mapping) else value
+    several = isinstance(value, (tuple, list, Mapping)) and len(value) > 0
+    return several and all(isinstance(v, Tensor) for v in values)
+
+
+def _is_no_batches(data: Any) -> bool:
+    """Whether what can be iterated holds no batches: a text, an array, half a pair, a triple of tensors."""
+    if not isinstance(data, (tuple, list)):
+        return isinstance(data, (str, bytes, os.PathLike, nn.Module)) or _is_array(data)
+    several = isinstance(data, tuple) and len(data) > 2 and all(isinstance(x, Tensor) for x in data)
+    half = len(data) == 2 and any(isinstance(x, Tensor) for x in data) and not all(map(_are_inputs, data))
+    return several or half or any(map(_is_array, data))
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and not isinstance(value, Tensor)
+
+
+def _described(batch: Any) -> str:
+    """What a batch is, with the types of its parts."""
+    if batch is None:
+        return "None"
+    if not isinstance(batch, (tuple, list, Mapping)):
+        return f"a {type(batch).__name__}"
+    parts = (
+        [f"{key}: {_type(batch[key])}" for key in batch] if isinstance(batch, Mapping) else map(_type, batch)
+    )
+    shown = list(islice(parts, _SHOWN))
+    return f"a {type(batch).__name__} ({', '.join(shown)}{', …' if len(batch) > _SHOWN else ''})"
+
+
+def _type(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+def _way_out(batch: Any) -> str:
+    """What to do about a batch of another form, where that can be told."""
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    parts = list(parts) if isinstance(batch, (tuple, list, Mapping)) else [batch]
+    if any(map(_is_array, parts)):
+        return "; convert arrays with torch.from_numpy(x)"
+    if isinstance(batch, (str, os.PathLike)):
+        return "; load the file first"
+    if len(parts) > 2 and all(isinstance(part, Tensor) for part in parts):
+        return "; several inputs are given as ((x1, x2), targets), batches as a list, and weights not at all"
+    return ""
+
+
+def _no_numbers(values: Tensor) -> str:
+    """Why a tensor does not hold its numbers one after another, with the way out; or an empty text."""
+    if values.is_nested:
+        return "a nested tensor; pad it, with torch.nested.to_padded_tensor(x, 0.0)"
+    if values.layout != torch.strided:
+        return "a sparse tensor; give a dense one, x.to_dense()"
+    if values.is_quantized:
+        return "a quantized tensor; give x.dequantize()"
+    if values.is_meta:
+        return "on the meta device, which holds no numbers; give them on the CPU"
+    return ""
+
+
+def _plain(inputs: Any) -> ModelInputs:
+    if isinstance(inputs, Tensor):
+        return inputs
+    return dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
+
+
+def hash_of(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of named tensors, with their names, dtypes and shapes, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _checksum(batch: Batch) -> int:
+    value = 0
+    inputs, targets = batch
+    for tensor in (*tensors_of(inputs), *([] if targets is None else [targets])):
+        value = zlib.crc32(_bytes(tensor), value)
+    return value
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """All numbers of a tensor; of a sparse one those that are kept, with their places."""
+    if tensor.layout != torch.strided:
+        kept = tensor.detach().to_sparse_coo().coalesce()
+        return _bytes(kept.indices()) + _bytes(kept.values())
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _empty() -> InputError:
+    return InputError("the data set is empty; give at least one sample")
+
+
+def _differs(index: int) -> InputError:
+    return InputError(
+        f"the data differ between two passes (batch {index}); turn off shuffling and random "
+        "augmentation, or give tensors"
+    )

@@ -1,0 +1,160 @@
+"""What one batch gave one layer, and which half of the data its samples are in."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from fisherlab.gradients.inputs import Inputs
+from fisherlab.gradients.patches import Patches
+
+_COINS = 4096
+
+
+class LayerBatch:
+    """What one batch gave one layer.
+
+    Args:
+        start: the index of the first sample in the data.
+        a: inputs [n, t, G·d], patches of images, or a function that makes either when they are asked for.
+        g: for each kind of label the output gradients [c, n, t, m].
+        groups: G.
+        valid: bool [n, t], the positions that count; None: all. a and g are zero at the others.
+        fresh: whether the samples are seen for the first time; a batch whose label columns come in parts
+            is fresh in its first part.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        a: "Inputs | Patches | Callable[[], Inputs | Patches]",
+        g: Mapping[str, Tensor] | None = None,
+        groups: int = 1,
+        valid: Tensor | None = None,
+        fresh: bool = True,
+    ) -> None:
+        self.start, self.g, self.groups = start, dict(g or {}), groups
+        self.valid, self.fresh = valid, fresh
+        self._a = a
+
+    @property
+    def inputs(self) -> Inputs | Patches:
+        """The inputs as the layer gives them, without unfolding an image."""
+        if callable(self._a):
+            self._a = self._a()
+        return self._a
+
+    @property
+    def a(self) -> Inputs:
+        """Inputs [n, t, G·d]."""
+        if isinstance(self.inputs, Patches):
+            self._a = self.inputs.unfolded()
+        return cast(Inputs, self.inputs)
+
+    @property
+    def samples(self) -> int:
+        """N."""
+        known = next(iter(self.g.values()), None)
+        return self.inputs.shape[0] if known is None else known.shape[1]
+
+    @property
+    def positions(self) -> int:
+        """How many positions count."""
+        samples, positions = self.inputs.shape[:2]
+        return samples * positions if self.valid is None else int(self.valid.sum())
+
+    def part(self, g: Mapping[str, Tensor], fresh: bool) -> "LayerBatch":
+        """The same inputs with some columns of g."""
+        return LayerBatch(self.start, self._a, g, self.groups, self.valid, fresh)
+
+    def group(self, place: int) -> "LayerBatch":
+        """One of the G blocks."""
+        if self.groups == 1:
+            return self
+        assert isinstance(self.a, Tensor)
+        d = self.a.shape[-1] // self.groups
+        g = {}
+        for kind, values in self.g.items():
+            m = values.shape[-1] // self.groups
+            g[kind] = values[..., place * m : (place + 1) * m]
+        return LayerBatch(self.start, self.a[..., place * d : (place + 1) * d], g, 1, self.valid, self.fresh)
+
+    @property
+    def parts(self) -> "list[LayerBatch]":
+        """The G blocks."""
+        return [self.group(place) for place in range(self.groups)]
+
+    def half(self, half: int) -> "LayerBatch":
+        """The samples in one half (0 or 1) of the data, see `half_of`."""
+        chosen = (half_of(self.start, self.samples) == half).nonzero().squeeze(1)
+        return self._select(chosen.to(self.a.device))
+
+    def head(self, samples: int) -> "LayerBatch":
+        """The samples with an index in the data below `samples`."""
+        if self.start + self.samples <= samples:
+            return self
+        return self._select(slice(0, max(0, samples - self.start)))
+
+    def copied(self, kinds: Iterable[str]) -> "LayerBatch":
+        """A copy of its own, with these kinds of g."""
+        g = {kind: self.g[kind].clone(memory_format=torch.contiguous_format) for kind in kinds}
+        return LayerBatch(self.start, self.a.clone(), g, self.groups, self.valid)
+
+    def double(self) -> "LayerBatch":
+        """In float64."""
+        g = {kind: values.double() for kind, values in self.g.items()}
+        return LayerBatch(self.start, self.a.double(), g, self.groups, self.valid)
+
+    def _select(self, part: slice | Tensor) -> "LayerBatch":
+        return LayerBatch(
+            self.start,
+            self.a[part],
+            {kind: g[:, part] for kind, g in self.g.items()},
+            self.groups,
+            None if self.valid is None else self.valid[part],
+            self.fresh,
+        )
+
+
+def whole(parts: list[dict[str, LayerBatch]]) -> dict[str, LayerBatch]:
+    """A batch with all its columns from its parts, the fresh one first."""
+    joined = {}
+    for name, fresh in parts[0].items():
+        columns: dict[str, list[Tensor]] = {}
+        for part in parts[1:]:
+            if name in part:
+                for kind, piece in part.pop(name).g.items():
+                    columns.setdefault(kind, []).append(piece)
+        in_one = {kind: _in_one(one) for kind, one in columns.items()}
+        joined[name] = fresh.part({**fresh.g, **in_one}, True)
+    return joined
+
+
+def _in_one(columns: list[Tensor]) -> Tensor:
+    """Columns [c', n, t, m] as one [c, n, t, m]; of images as [n, c, m, t] in memory: V needs no copy."""
+    if len(columns) == 1:
+        return columns[0]
+    if columns[0].stride(2) != 1 or columns[0].shape[3] == 1:
+        return torch.cat(columns)
+    return torch.cat([one.permute(1, 0, 3, 2) for one in columns], 1).permute(1, 0, 3, 2)
+
+
+def half_of(start: int, count: int) -> Tensor:
+    """Which half of the data (0 or 1) samples start, …, start + count − 1 are in.
+
+    Of each pair of neighbours one goes to either half, by a fixed coin: the halves are as large as each
+    other and alike, also where the order of the data has a period (MNIST's training set alternates
+    between two groups of writers).
+    """
+    indices = torch.arange(start, start + count, device="cpu")
+    pairs = indices // 2
+    blocks = [_coins(block) for block in range(start // (2 * _COINS), (start + count) // (2 * _COINS) + 1)]
+    coins = torch.cat(blocks)[pairs - start // (2 * _COINS) * _COINS]
+    return (indices + coins) % 2
+
+
+@lru_cache(maxsize=64)
+def _coins(block: int) -> Tensor:
+    return torch.randint(2, (_COINS,), generator=torch.Generator().manual_seed(block), device="cpu")

@@ -1,0 +1,154 @@
+"""The samples' gradients of parameters by autograd alone: no hooks, no captured inputs."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+
+from fisherlab.collect.agreement import close
+from fisherlab.collect.batches import ModelInputs, called, each, tensors_of
+from fisherlab.errors import FisherlabError
+from fisherlab.layers import LayerView
+from fisherlab.linalg.numerics import spans
+
+_COMPARED = 2  # samples whose gradients by vmap are compared with those of a loop
+
+NOT_THE_SUM = "the gradients of single samples do not add up to that of the batch"
+
+
+class SampleGradients:
+    """V_n of several blocks at once, by `torch.func`; sample by sample where vmap cannot, or errs.
+
+    Args:
+        model: the network, in evaluation mode.
+        views: the blocks.
+        batch_dim: the dimension of the model's inputs that counts samples.
+    """
+
+    def __init__(self, model: nn.Module, views: Sequence[LayerView], batch_dim: int) -> None:
+        self._model, self._views, self._batch_dim = model, views, batch_dim
+        own = dict(model.named_parameters())
+        names = dict.fromkeys(name for view in views for name in view.parameters)
+        self._own = {name: own[name] for name in names}
+        self._parameters = {name: p.detach() for name, p in own.items()}
+        self._block = {name: self._parameters[name] for name in names}
+        self._loop = False
+
+    def __call__(self, inputs: ModelInputs, u: Tensor) -> dict[str, Tensor]:
+        """For each block V [n, c, m, d] for columns u [n, c, …]."""
+        if not self._loop:
+            try:
+                return vmap(self._sample, in_dims=(self._batch_dim, 0))(inputs, u)
+            except Exception:  # the model does what vmap cannot
+                self._loop = True
+        return self._one_by_one(inputs, u)
+
+    def pieces(self, inputs: ModelInputs, u: Tensor, most: int) -> dict[str, Tensor]:
+        """The same for at most so many samples at a time."""
+        found = [self(self._part(inputs, *span), u[slice(*span)]) for span in spans(len(u), 1, most)]
+        return found[0] if len(found) == 1 else {n: torch.cat([one[n] for one in found]) for n in found[0]}
+
+    def why_not(self, inputs: ModelInputs, u: Tensor) -> dict[str, str]:
+        """For each block why its samples' gradients are not to be trusted, or an empty text.
+
+        Single samples' gradients must add up to that of the batch; where vmap gives others it is not used.
+
+        Args:
+            inputs: of a few samples.
+            u: a column [n, …] at their outputs.
+        """
+        outputs = called(self._model, inputs)
+        expected, rounding = self._gradients(outputs, u), _rounding(self._model, outputs, u)
+        totals = {view.name: torch.zeros((), dtype=torch.float64) for view in self._views}
+        squares = dict.fromkeys(totals, 0.0)
+        try:
+            for V in self._rows(inputs, u.unsqueeze(1)):
+                for name in totals:
+                    own = V[name][0].double()
+                    totals[name], squares[name] = totals[name].to(own) + own, squares[name] + _norm(own) ** 2
+        except Exception as error:
+            why = str(error) if isinstance(error, FisherlabError) else f"{type(error).__name__}: {error}"
+            reason = f"the model cannot be called with one sample alone ({why})"
+            return {view.name: reason for view in self._views}
+        self._loop = self._loop or not self._same_by_vmap(inputs, u, rounding)
+        return {
+            view.name: ""
+            if close(
+                totals[view.name], view.to_matrix(expected), max(math.sqrt(squares[view.name]), rounding)
+            )
+            else NOT_THE_SUM
+            for view in self._views
+        }
+
+    def _same_by_vmap(self, inputs: ModelInputs, u: Tensor, rounding: float) -> bool:
+        """Whether vmap gives these gradients of the last samples, and those of a second column with it."""
+        start = max(0, len(u) - _COMPARED)
+        part, first = self._part(inputs, start, len(u)), u[start:]
+        columns = torch.stack([first, first.flip(-1) + first.square()], 1)
+        try:
+            rows = list(self._rows(part, columns))
+            found = vmap(self._sample, in_dims=(self._batch_dim, 0))(part, columns)
+        except Exception:  # the model does what vmap cannot
+            return False
+        return all(
+            close(column.double(), expected, max(_norm(expected), rounding))
+            for name in found
+            for V, one in zip(found[name], rows, strict=True)
+            for column, expected in zip(V, one[name], strict=True)
+        )
+
+    def _part(self, inputs: ModelInputs, start: int, stop: int) -> ModelInputs:
+        return each(inputs, lambda x: x.narrow(self._batch_dim, start, stop - start))
+
+    def _one_by_one(self, inputs: ModelInputs, u: Tensor) -> dict[str, Tensor]:
+        rows = list(self._rows(inputs, u))
+        return {view.name: torch.stack([one[view.name] for one in rows]) for view in self._views}
+
+    def _rows(self, inputs: ModelInputs, u: Tensor) -> Iterator[dict[str, Tensor]]:
+        """For each sample V [c, m, d] of every block, by plain autograd."""
+        for n, columns in enumerate(u):
+            outputs = called(self._model, self._part(inputs, n, n + 1))
+            pulled = [self._gradients(outputs, column.unsqueeze(0)) for column in columns]
+            gradients = {name: torch.stack([one[name] for one in pulled]) for name in self._own}
+            yield {view.name: view.to_matrix(gradients) for view in self._views}
+
+    def _gradients(self, outputs: Tensor, u: Tensor) -> dict[str, Tensor]:
+        """What a column gives each parameter; zero without a path."""
+        found: Sequence[Tensor | None] = [None] * len(self._own)
+        if outputs.requires_grad:
+            parameters = list(self._own.values())
+            found = torch.autograd.grad(outputs, parameters, u, retain_graph=True, allow_unused=True)
+        pairs = zip(self._own.items(), found, strict=True)
+        return {name: _filled(g, parameter) for (name, parameter), g in pairs}
+
+    def _sample(self, x: ModelInputs, u: Tensor) -> dict[str, Tensor]:
+        pull = vjp(lambda block: self._output(block, x), self._block)[1]
+        (gradients,) = vmap(pull)(u)
+        return {view.name: view.to_matrix(gradients) for view in self._views}
+
+    def _output(self, block: Mapping[str, Tensor], x: ModelInputs) -> Tensor:
+        x = each(x, lambda value: value.unsqueeze(self._batch_dim))
+        arguments, keywords = ((), x) if isinstance(x, dict) else (tensors_of(x), {})
+        return functional_call(self._model, {**self._parameters, **block}, arguments, keywords).squeeze(0)
+
+
+def _filled(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    if gradient is None:
+        return torch.zeros_like(parameter).detach()
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _rounding(model: nn.Module, outputs: Tensor, u: Tensor) -> float:
+    """A scale for gradients that are zero but for rounding, such as those of an attention's key biases."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not outputs.requires_grad:
+        return 0.0
+    found = torch.autograd.grad(outputs, parameters, u, retain_graph=True, allow_unused=True)
+    largest = max((_norm(_filled(g, g)) for g in found if g is not None), default=0.0)
+    return 100 * math.sqrt(torch.finfo(outputs.dtype).eps) * largest
+
+
+def _norm(V: Tensor) -> float:
+    return float(torch.linalg.vector_norm(V.double()))

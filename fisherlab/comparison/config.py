@@ -1,0 +1,101 @@
+"""What `fisherlab compare` computes, as flags give it and as `config.toml` keeps it."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from fisherlab.base.devices import resolve_device
+from fisherlab.errors import unknown
+from fisherlab.runs.config import BIAS_MODES, DTYPES, Config, absolute
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Config):
+    """What `fisherlab compare` computes. Nothing heavy is imported before `resolved`.
+
+    Attributes:
+        model: a built-in model, or `package.module:factory`.
+        checkpoint: a file of weights; None: the model's default weights.
+        data: a data set in place of the model's own.
+        data_dir: where to look for data first.
+        samples: how many; None: the model's default.
+        layers: names or globs.
+        approximations: names; empty: the default ones.
+        kind: the labels of the Fisher.
+        likelihood: its name; None: the model's own.
+        bias: `joint`, `separate` or `ignore`.
+        memory: the limit for all exact blocks together, such as "4GiB".
+        max_columns: the most columns N·C of a Gram operator.
+        dtype: `float32` or `float64`; None: the model's own.
+        draws: labels a sample for `monte-carlo`.
+        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
+        statistics: a file of statistics that the approximations are built from; where there is none yet they
+            are collected and saved there. None: those of the samples alone.
+        seed: of initial weights, training, the choice of samples and drawn labels.
+        spectra: whether to compute eigenvalues.
+        save_matrices: whether to write `blocks.safetensors`.
+    """
+
+    command: ClassVar[str] = "compare"
+
+    model: str
+    checkpoint: str | None = None
+    data: str | None = None
+    data_dir: str | None = None
+    samples: int | None = None
+    layers: tuple[str, ...] = ("*",)
+    approximations: tuple[str, ...] = ()
+    kind: str = "predictive"
+    likelihood: str | None = None
+    bias: str = "joint"
+    memory: str = "4GiB"
+    max_columns: int = 4096
+    dtype: str | None = None
+    draws: int = 1
+    device: str = "auto"
+    statistics: str | None = None
+    seed: int = 0
+    spectra: bool = True
+    save_matrices: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses values that no model or data could make right.
+
+        Raises:
+            InputError: for a number out of its range, or a name that is not known.
+            InputTypeError: for a value of another type.
+        """
+        self.check({"samples": 1, "max_columns": 1, "draws": 1, "seed": 0})
+        if self.bias not in BIAS_MODES:
+            raise unknown("bias mode", self.bias, BIAS_MODES)
+        if self.dtype not in (None, *DTYPES):
+            raise unknown("dtype", str(self.dtype), DTYPES)
+
+    def resolved(self) -> "CompareConfig":
+        """The same work with every name checked, the device chosen and paths made absolute.
+
+        The module of a `package.module:factory` is imported first, so that what it registers is known.
+
+        Raises:
+            InputError: for an unknown approximation, kind, likelihood or memory size, a device that this
+                machine does not have, or a module that cannot be imported.
+        """
+        from fisherlab.approximations import DEFAULT_APPROXIMATIONS, create_all
+        from fisherlab.exact.plans import parse_bytes
+        from fisherlab.likelihoods import as_likelihood, check_kind
+        from fisherlab.models.imported import import_module_of
+
+        import_module_of(self.model, self.seed)
+        approximations = self.approximations or DEFAULT_APPROXIMATIONS
+        create_all(approximations)
+        parse_bytes(self.memory)
+        if self.likelihood is not None:
+            as_likelihood(self.likelihood)
+        return replace(
+            self,
+            checkpoint=absolute(self.checkpoint),
+            data_dir=absolute(self.data_dir),
+            statistics=absolute(self.statistics),
+            approximations=tuple(approximations),
+            kind=check_kind(self.kind),
+            device=resolve_device(self.device),
+        )

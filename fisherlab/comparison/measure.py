@@ -1,0 +1,229 @@
+"""One layer measured: every number of a row of `records.csv` for an exact block and its approximations."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherlab import metrics
+from fisherlab.comparison.population import Halves
+from fisherlab.errors import FisherlabError, MemoryLimitError, bytes_text
+from fisherlab.operators import DenseOperator, LinearOperator, PackedOperator, blocks_of
+
+DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Dampings of the sweep, in units of the mean eigenvalue of F."""
+
+_ROUNDING = 1e-6
+_DENSE_COPIES = 5
+
+ROW_DAMPING = 1e-1
+"""The damping of a record's directions, in the same unit."""
+
+
+@dataclass
+class Target:
+    """What approximations of a layer are compared with.
+
+    Attributes:
+        name: `predictive` (or the kind asked for), or `layerwise`.
+        exact: F.
+        gradient: ∇h [m, d]; None without targets.
+        halves: for the population error; None where it is not computed.
+        memory: the limit in bytes for the dense matrices of directions and spectra.
+        notes: remarks that hold for every row.
+    """
+
+    name: str
+    exact: LinearOperator
+    gradient: Tensor | None
+    halves: Halves | None
+    memory: int
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """The trace of F, and the mean of its eigenvalues: the unit of dampings."""
+        self.trace = float(self.exact.trace())
+        self.unit = self.trace / self.exact.shape[0]
+        self._judged: tuple[LinearOperator, metrics.Errors] | None = None
+
+    @cached_property
+    def norm(self) -> float:
+        """‖F‖."""
+        return float(self.exact.frobenius_norm())
+
+    def errors(self, approximation: LinearOperator) -> metrics.Errors:
+        """The errors of an approximation; those of the latest one are remembered."""
+        if self._judged is None or self._judged[0] is not approximation:
+            self._judged = approximation, metrics.errors(self.exact, approximation, self.norm)
+        return self._judged[1]
+
+    @cached_property
+    def diagonal(self) -> Tensor:
+        """The diagonal of F, [D]."""
+        return self.exact.diagonal()
+
+    @property
+    def dense_bytes(self) -> int:
+        """What directions, spectra and pictures of the block take at once, where they are dense."""
+        dense = sum(
+            block.shape[0] ** 2
+            for block in blocks_of(self.exact)
+            if isinstance(block, (PackedOperator, DenseOperator))
+        )
+        return _DENSE_COPIES * 8 * dense
+
+    @property
+    def affordable(self) -> bool:
+        """Whether that fits the memory limit."""
+        return self.dense_bytes <= self.memory
+
+    def check_memory(self) -> None:
+        """Raises `MemoryLimitError` where it does not."""
+        if not self.affordable:
+            raise MemoryLimitError(
+                f"directions and spectra would need {bytes_text(self.dense_bytes)}, more than the memory "
+                f"limit of {bytes_text(self.memory)}"
+            )
+
+    @property
+    def damping(self) -> float:
+        """λ of the rows."""
+        return ROW_DAMPING * self.unit
+
+    @cached_property
+    def inverse(self) -> LinearOperator:
+        """(F + λI)⁻¹ at the damping of the rows."""
+        return self.exact.inverse(self.damping)
+
+    @property
+    def dampings(self) -> list[float]:
+        """Each λ of the sweep."""
+        return [factor * self.unit for factor in DAMPINGS]
+
+    @cached_property
+    def steps(self) -> list[Tensor]:
+        """(F + λI)⁻¹ ∇h for each of them."""
+        assert self.gradient is not None
+        return metrics.exact_steps(self.exact, self.gradient, self.dampings)
+
+
+@dataclass
+class Measured:
+    """The numbers of one row, the sweep over dampings, and the preconditioned eigenvalues."""
+
+    values: dict[str, Any]
+    sweep: list[dict[str, float]]
+    preconditioned: Tensor | None
+
+
+def measure(
+    target: Target,
+    approximation: LinearOperator,
+    fits: Sequence[LinearOperator] | None,
+    nearest_error: float | None,
+    *,
+    spectra: bool = True,
+) -> Measured:
+    """All numbers of one approximation against one target.
+
+    Args:
+        target: F and what belongs to it.
+        approximation: F̂.
+        fits: F̂ fitted on each half of the samples, for the population error.
+        nearest_error: the scaled error of the nearest Kronecker product.
+        spectra: whether to compute the preconditioned spectrum.
+    """
+    started = time.perf_counter()
+    F, notes = target.exact, list(target.notes)
+    values: dict[str, Any] = {"trace_exact": target.trace}
+    values["trace_approx"] = float(approximation.trace())
+    values["damping"] = target.damping
+    values["bytes"] = stored_bytes(approximation)
+    with _noted(notes):
+        values["trace_ratio"] = metrics.quotient_of_traces(target.trace, values["trace_approx"])
+        found = target.errors(approximation)
+        values["relative_error"], values["scaled_error"], values["best_scale"] = found
+        values["diagonal_error"] = metrics.diagonal_error(target.diagonal, approximation)
+        if nearest_error is not None and nearest_error > _ROUNDING:
+            values["gap_to_nearest"] = values["scaled_error"] / nearest_error - 1
+        elif nearest_error is not None:
+            notes.append("the block is a Kronecker product to rounding: no gap to the nearest")
+    if target.halves is not None and fits is not None:
+        error, standard_error, note = target.halves.error(fits)
+        values["population_error"], values["population_error_se"] = error, standard_error
+        notes += [note] if note else []
+    sweep: list[dict[str, float]] = []
+    preconditioned = None
+    with _noted(notes):
+        matched = approximation * metrics.matching_scale(target.trace, values["trace_approx"])
+        target.check_memory()
+        with _noted(notes):
+            sweep = _sweep(target, matched)
+            values |= {key: value for key, value in _at_row(sweep).items() if key != "damping"}
+        with _noted(notes):
+            values["preconditioned_condition"] = metrics.preconditioned_condition(
+                F, matched, target.damping, target.inverse
+            )
+        if spectra:
+            with _noted(notes):
+                preconditioned = metrics.preconditioned_spectrum(F, matched, target.damping)
+    if target.gradient is None:
+        notes.append("no targets: directions are empty")
+    values["note"] = "; ".join(dict.fromkeys(notes))
+    values["seconds"] = time.perf_counter() - started
+    return Measured(values, sweep, preconditioned)
+
+
+def stored_bytes(operator: LinearOperator) -> int:
+    """What the operator's own tensors take."""
+    held = {id(v): v for block in blocks_of(operator) for v in _tensors(vars(block))}
+    return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
+
+
+def _tensors(attributes: Mapping[str, Any]) -> Iterator[Tensor]:
+    for name, value in attributes.items():
+        # Names with an underscore are caches.
+        if name.startswith("_"):
+            continue
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple):
+            yield from (part for part in value if isinstance(part, Tensor))
+
+
+def _sweep(target: Target, matched: LinearOperator) -> list[dict[str, float]]:
+    if target.gradient is None:
+        return []
+    rows = []
+    steps = list(matched.solves(target.gradient.to(matched.dtype), target.dampings))
+    curvatures = target.exact.quadratic(torch.stack(steps).to(target.exact.dtype))
+    for damping, best, step, curvature in zip(target.dampings, target.steps, steps, curvatures, strict=True):
+        quality = metrics.step_quality(curvature, best, step, target.gradient, damping)
+        rows.append(
+            {
+                "damping": damping,
+                "direction_cosine": quality.cosine,
+                "decrease_share": quality.decrease_share,
+            }
+        )
+    return rows
+
+
+def _at_row(sweep: list[dict[str, float]]) -> dict[str, float]:
+    return sweep[DAMPINGS.index(ROW_DAMPING)] if sweep else {}
+
+
+@contextmanager
+def _noted(notes: list[str]) -> Iterator[None]:
+    """Numbers that cannot be had stay empty, and the note says why."""
+    try:
+        yield
+    except FisherlabError as error:
+        notes.append(str(error))
+    except torch.linalg.LinAlgError as error:
+        notes.append(f"no convergence: {error}")

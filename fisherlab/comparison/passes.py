@@ -1,0 +1,395 @@
+"""What `compare` measures: layers in groups that fit the memory limit, and every layer once it is read."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from fisherlab.approximations import (
+    Approximation,
+    Diagonal,
+    NearestKronecker,
+    Statistics,
+    build_from_block,
+    build_operator,
+    columns_kind,
+    create,
+    layer_work,
+    why_not_built,
+)
+from fisherlab.base.progress import Progress, bar
+from fisherlab.collect.collector import Collector
+from fisherlab.collect.layer_batch import LayerBatch
+from fisherlab.collect.sizes import LAYERWISE_COLUMNS
+from fisherlab.comparison.measure import Measured, Target, measure
+from fisherlab.comparison.result import LayerResult
+from fisherlab.comparison.targets import (
+    GRADIENT,
+    added_up,
+    layerwise_bytes,
+    layerwise_operations,
+    layerwise_statistics,
+    layerwise_target,
+    main_statistics,
+    main_target,
+)
+from fisherlab.errors import FisherlabError, bytes_text
+from fisherlab.exact.fisher import gram_block
+from fisherlab.exact.plans import Plan
+from fisherlab.layers import LayerView
+from fisherlab.linalg.numerics import eigenvectors_kept
+from fisherlab.metrics import spectrum
+from fisherlab.operators import LinearOperator, blocks_of
+from fisherlab.statistics import Gathered, LayerWork, gather
+
+log = logging.getLogger("fisherlab")
+
+T = TypeVar("T")
+
+_LEAST_KEPT, _MOST_KEPT = 16, 1024
+_KEPT_BYTES = 64 * 2**20
+_COUPLING_COLUMNS = 1024
+_LARGEST_KEPT = 4096
+_LAYERWISE_OPERATIONS = 2e12
+WATERFALL = ("nearest-kronecker", "kfac", "lngd-lr", "lngd")
+"""The steps from the nearest Kronecker product to LNGD, measured whatever was asked for."""
+
+
+class Fits(NamedTuple):
+    """A method's operators (all samples, each half), and the seconds that they took."""
+
+    operators: list[LinearOperator]
+    seconds: float
+
+
+@dataclass
+class Experiment:
+    """What is measured, and what each layer needs for it.
+
+    Attributes:
+        collector: the model, its layers and its data.
+        plans: how each layer's exact block is computed.
+        asked: the methods of the records.
+        has_targets: whether the data have labels.
+        memory: the limit in bytes.
+        spectra: whether to compute eigenvalues.
+        progress: see `fisherlab.base.progress`.
+        statistics: where the approximations come from; None: from the samples of the exact blocks.
+        on_target: called with each layer's name and main target once it is measured.
+    """
+
+    collector: Collector
+    plans: Mapping[str, Plan]
+    asked: Sequence[Approximation]
+    has_targets: bool
+    memory: int
+    spectra: bool
+    progress: Progress = False
+    statistics: Statistics | None = None
+    on_target: Callable[[str, Target], None] | None = None
+    _grams: dict[str, Tensor] = field(default_factory=dict)
+    _works: dict[str, LayerWork] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """The methods of the waterfall are added to those asked for."""
+        names = {method.name for method in self.asked}
+        self._extra = [create(name) for name in WATERFALL if name not in names]
+        if self.statistics is not None:
+            held = self.statistics
+            self._extra = [method for method in self._extra if method.from_exact or held.can_build(method)]
+        self._diagonal = Diagonal()
+        self._keepable, self._keepable_alone = self.memory // 4, self.memory // 2
+
+    def results(self) -> dict[str, LayerResult]:
+        """The numbers of every layer, in the order of the layers."""
+        found: dict[str, LayerResult] = {}
+        for names in self._groups():
+            work = {name: self._work(name) for name in names}
+            gathered = gather(self.collector, work, halves=True)
+            for name in names:
+                started = time.perf_counter()
+                with eigenvectors_kept():
+                    found[name] = self._layer(name, added_up(gathered.pop(name).unfolded(halves=True)))
+                log.debug("layer %s: measured in %.1f s", name, time.perf_counter() - started)
+        return {name: found[name] for name in self.plans}
+
+    def coupling(self) -> Tensor:
+        """‖F_lk‖²/(‖F_l‖ ‖F_k‖) from the samples kept, [L, L]; NaN where two layers' labels differ.
+
+        ‖F_lk‖² = ⟨K_l, K_k⟩, so this is the cosine between the two Gram matrices.
+        """
+        names = list(self.plans)
+        matrix = torch.full((len(names), len(names)), math.nan, dtype=torch.float64, device="cpu")
+        kinds = [self.plans[name].kind for name in names]
+        for kind in set(kinds) - {"layerwise"}:
+            places = [place for place, own in enumerate(kinds) if own == kind]
+            rows = torch.stack([self._grams[names[place]].flatten() for place in places])
+            products = (rows @ rows.T).cpu()
+            scale = products.diagonal().sqrt()
+            index = torch.tensor(places, device="cpu")
+            matrix[index[:, None], index] = products / (scale[:, None] * scale)
+        return matrix
+
+    # --- what a pass gathers ----------------------------------------------------------------------
+
+    def _groups(self) -> Iterator[list[str]]:
+        """Layers one after another, as many as fit half of the memory limit at once."""
+        group: list[str] = []
+        held = 0
+        for name in self.plans:
+            needed = self._bytes(name)
+            if group and held + needed > self.memory // 2:
+                yield group
+                group, held = [], 0
+            group.append(name)
+            held += needed
+        yield group
+
+    def _bytes(self, name: str) -> int:
+        """What a layer's sums and kept samples take after the pass."""
+        work, view = self._work(name), self.collector.layers[name]
+        size = torch.finfo(self.collector.dtype).bits // 8
+        columns = sum(self.collector.sizes.label_columns_of(kind, name) for kind in work.kinds)
+        samples = min(work.keep, self.collector.batches.count() or work.keep)
+        kept = size * samples * self.collector.sizes.numbers(name, columns)
+        return kept if work.lazy else kept + 3 * 8 * work.numbers(view)
+
+    def _work(self, name: str) -> LayerWork:
+        if name not in self._works:
+            self._works[name] = self._new_work(self.plans[name], self.collector.layers[name])
+        return self._works[name]
+
+    def _new_work(self, plan: Plan, view: LayerView) -> LayerWork:
+        methods = self._methods(view) if self.statistics is None or view.vector else []
+        base = layer_work(view, methods, plan.kind)
+        own = main_statistics(plan)
+        own += [GRADIENT] if self.has_targets else []
+        layerwise = self._aims_at_layerwise(view) and not self._why_no_layerwise(view)
+        own += layerwise_statistics(self._identity(view)) if layerwise else []
+        lazy = plan.method == "gram"
+        return LayerWork(
+            base.kind,
+            (*own, *base.statistics),
+            base.bases,
+            samples=plan.samples,
+            keep=(plan.samples or 0) if lazy else self._kept(view, plan),
+            keep_kinds=frozenset({plan.kind, *(["layerwise"] if layerwise else [])}),
+            lazy=lazy,
+        )
+
+    def _kept(self, view: LayerView, plan: Plan) -> int:
+        """How many samples are kept for standard errors and the coupling."""
+        columns = self.collector.sizes.label_columns_of(columns_kind(plan.kind), view.name)
+        if self._aims_at_layerwise(view):
+            columns += self.collector.sizes.label_columns_of(LAYERWISE_COLUMNS, view.name)
+        numbers = self.collector.sizes.numbers(view.name, columns)
+        return max(_LEAST_KEPT, min(_MOST_KEPT, _KEPT_BYTES // (8 * numbers)))
+
+    def _methods(self, view: LayerView) -> list[Approximation]:
+        """The methods of a layer's records and waterfall; of a norm those that are meant for vectors."""
+        return self._asked(view) if view.vector else [*self.asked, *self._extra]
+
+    def _asked(self, view: LayerView) -> list[Approximation]:
+        """The methods of a layer's records; a norm's block has its diagonal whatever was asked for."""
+        if not view.vector:
+            return list(self.asked)
+        own = [method for method in self.asked if method.for_vectors and method.name != self._diagonal.name]
+        return [self._diagonal, *own]
+
+    def _identity(self, view: LayerView) -> bool:
+        return self.collector.activations[view.name].name == "identity"
+
+    def _aims_at_layerwise(self, view: LayerView) -> bool:
+        """Whether a method is compared with the layer-wise Fisher too."""
+        return any(method.layerwise and method.fits(view) for method in self._asked(view))
+
+    def _why_no_layerwise(self, view: LayerView) -> str:
+        """Why the layer-wise Fisher is out of reach, or an empty text."""
+        identity = self._identity(view)
+        needed = layerwise_bytes(view, identity)
+        if needed > self.memory // 4:
+            return (
+                f"the layer-wise Fisher would need {bytes_text(needed)}, above a quarter of the memory limit"
+            )
+        plan, positions = self.plans[view.name], self.collector.sizes.positions[view.name]
+        operations = 0.0 if identity else layerwise_operations(view, (plan.samples or 0) * positions)
+        if operations > _LAYERWISE_OPERATIONS:
+            return f"the layer-wise Fisher would take {operations:.1g} operations"
+        return ""
+
+    # --- what is measured -------------------------------------------------------------------------
+
+    def _layer(self, name: str, gathered: Gathered) -> LayerResult:
+        plan, view = self.plans[name], self.collector.layers[name]
+        target = main_target(view, plan, gathered, self.memory)
+        samples = gathered.sums[0].samples
+        result = LayerResult(
+            view=view,
+            plan=plan,
+            samples=samples,
+            positions=self.collector.sizes.positions[name],
+            columns=samples * self.collector.sizes.label_columns_of(columns_kind(plan.kind), name),
+            kind=target.name,
+            damping=target.damping,
+            drawable=target.affordable,
+        )
+        if plan.kind != "layerwise":
+            self._grams[name] = self._gram(gathered, plan.kind)
+        with bar(self.progress, f"layer {name}", len(self._methods(view))) as report:
+            self._measure_all(result, target, gathered, report)
+        if self.on_target is not None:
+            self.on_target(name, target)
+        self._let_go(result)
+        return result
+
+    def _measure_all(
+        self, result: LayerResult, main: Target, gathered: Gathered, report: Callable[[int], None]
+    ) -> None:
+        view = result.view
+        layerwise = {target.name: target for target in self._layerwise_targets(view, main, gathered)}
+        nearest = {name: _nearest_error(target) for name, target in layerwise.items()}
+        methods = self._methods(view)
+        if not view.vector:
+            result.waterfall = dict.fromkeys(WATERFALL)
+        keeps = result.view.size <= _LARGEST_KEPT
+        exact = _try(partial(spectrum, main.exact)) if self.spectra and main.affordable else None
+        if exact is not None:
+            result.spectra["exact"] = exact.eigenvalues
+        if keeps:
+            result.operators["exact"] = main.exact
+        yardstick_first = sorted(methods, key=lambda method: method.name != NearestKronecker.name)
+        for done, method in enumerate(yardstick_first):
+            report(done)
+            if reason := why_not_built(method, view):
+                if method in self._asked(view):
+                    note = "; ".join((reason, *main.notes))
+                    result.measured[method.name, main.name] = Measured({"note": note}, [], None)
+                continue
+            fits = self._fits(view, main, method, gathered)
+            if method.name == NearestKronecker.name:
+                nearest[main.name] = _shape_error(main, fits.operators[0])
+            if method in self._asked(view):
+                self._measure(result, main, layerwise, method, fits, nearest)
+                if exact is not None:
+                    _add_spectrum(result, method.name, fits.operators[0])
+                if keeps:
+                    result.operators[method.name] = fits.operators[0]
+            if method.name in result.waterfall:
+                result.waterfall[method.name] = self._scaled_error(result, main, method, fits)
+        report(len(methods))
+        _put_in_order(result, [method.name for method in methods])
+
+    def _measure(
+        self,
+        result: LayerResult,
+        main: Target,
+        layerwise: Mapping[str, Target],
+        method: Approximation,
+        fits: Fits,
+        nearest: Mapping[str, float | None],
+    ) -> None:
+        """The rows of one method."""
+        operator, *halves = fits.operators
+        for target in (main, *layerwise.values()) if method.layerwise else (main,):
+            spectra = self.spectra and target is main
+            measured = measure(target, operator, halves or None, nearest.get(target.name), spectra=spectra)
+            measured.values["seconds"] += fits.seconds
+            if self.statistics is not None and not (method.from_exact or result.view.vector):
+                note = f"approximation from saved statistics of {self.statistics.samples} samples"
+                measured.values["note"] = "; ".join(filter(None, [measured.values["note"], note]))
+            result.measured[method.name, target.name] = measured
+        aims = method.layerwise and main.name != "layerwise"
+        if aims and (reason := self._why_no_layerwise(result.view)):
+            result.measured[method.name, "layerwise"] = Measured({"note": reason}, [], None)
+
+    def _layerwise_targets(self, view: LayerView, main: Target, gathered: Gathered) -> Iterator[Target]:
+        wanted = self._aims_at_layerwise(view) and main.name != "layerwise"
+        if wanted and not self._why_no_layerwise(view):
+            yield layerwise_target(view, gathered, self.memory, self._identity(view))
+
+    def _fits(self, view: LayerView, main: Target, method: Approximation, gathered: Gathered) -> Fits:
+        """The method's operator on all samples; if it is asked for, also on the two halves."""
+        started = time.perf_counter()
+        kind, halves = method.label_kind(self.plans[view.name].kind), main.halves
+        wanted = method in self._asked(view)
+        if self.statistics is not None and not view.vector and not method.from_exact:
+            operators = [self.statistics.build_layer(method, view.name)]
+        elif method.from_exact:
+            blocks = [main.exact, *(halves.halves if wanted and halves else [])]
+            operators = [build_from_block(method, block) for block in blocks]
+        else:
+            sums = gathered.sums if wanted else gathered.sums[:1]
+            operators = [build_operator(method, view, one, kind) for one in sums]
+        return Fits(operators, time.perf_counter() - started)
+
+    def _scaled_error(
+        self, result: LayerResult, main: Target, method: Approximation, fits: Fits
+    ) -> float | None:
+        measured = result.measured.get((method.name, main.name))
+        if measured is not None:
+            return measured.values.get("scaled_error")
+        return _shape_error(main, fits.operators[0])
+
+    def _let_go(self, result: LayerResult) -> None:
+        """Drops a layer's operators where they are too large to be drawn, or many layers hold theirs.
+
+        A quarter of the memory limit is for the operators of many layers, half of it for one that alone
+        needs more than that quarter.
+        """
+        held = 2 * 8 * result.view.size**2 * len(result.operators)  # its own numbers, and those of a picture
+        if result.view.size <= _LARGEST_KEPT and held <= self._keepable:
+            self._keepable -= held
+        elif result.view.size <= _LARGEST_KEPT and self.memory // 4 < held <= self._keepable_alone:
+            self._keepable_alone = 0
+        else:
+            result.operators.clear()
+
+    def _gram(self, gathered: Gathered, kind: str) -> Tensor:
+        """The Gram matrix over the first samples, as many as all layers with these labels kept."""
+        assert gathered.kept is not None
+        kept = gathered.kept.head(self._coupling_samples(kind)).double()
+        operator = gram_block(LayerBatch(0, kept.a, {kind: kept.g[kind]}, kept.groups), kind)
+        return torch.stack([block.gram() for block in blocks_of(operator)]).sum(0)  # type: ignore[attr-defined]
+
+    def _coupling_samples(self, kind: str) -> int:
+        same = [name for name, plan in self.plans.items() if plan.kind == kind]
+        columns = self.collector.sizes.label_columns_of(kind, same[0])
+        most = min(_COUPLING_COLUMNS, int((self.memory / (64 * len(self.plans))) ** 0.5))
+        return max(1, min([most // columns, *(self._work(name).keep for name in same)]))
+
+
+def _try(compute: Callable[[], T]) -> T | None:
+    try:
+        return compute()
+    except (FisherlabError, torch.linalg.LinAlgError):
+        return None
+
+
+def _put_in_order(result: LayerResult, names: Sequence[str]) -> None:
+    """What was measured in the order of the methods, after the exact block."""
+    places = {name: place for place, name in enumerate(["exact", *names])}
+    result.measured = dict(sorted(result.measured.items(), key=lambda item: places[item[0][0]]))
+    result.operators = dict(sorted(result.operators.items(), key=lambda item: places[item[0]]))
+    result.spectra = dict(sorted(result.spectra.items(), key=lambda item: places[item[0]]))
+
+
+def _add_spectrum(result: LayerResult, name: str, operator: LinearOperator) -> None:
+    """The largest eigenvalues of an approximation, as many as the exact block has."""
+    values = _try(operator.eigenvalues)
+    if values is not None:
+        result.spectra[name] = values[-len(result.spectra["exact"]) :]
+
+
+def _nearest_error(target: Target) -> float | None:
+    return _shape_error(target, build_from_block(NearestKronecker(), target.exact))
+
+
+def _shape_error(target: Target, approximation: LinearOperator) -> float | None:
+    found = _try(partial(target.errors, approximation))
+    return None if found is None else found.scaled

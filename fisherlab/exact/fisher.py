@@ -1,0 +1,216 @@
+"""The exact Fisher of every layer: by samples' gradients, by Kronecker accumulation, or as a Gram operator.
+
+F_l = (1/N) Σ_n Σ_c vec(V_{n,c}) vec(V_{n,c})ᵀ. A cost model picks the way for each layer under the
+memory limit; the three agree to rounding.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherlab.base.progress import Progress
+from fisherlab.collect.batches import called
+from fisherlab.collect.collector import Collector
+from fisherlab.collect.hooks import unchanged
+from fisherlab.collect.layer_batch import LayerBatch
+from fisherlab.collect.refusals import require_finite_gradients
+from fisherlab.errors import unknown
+from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, METHODS, Plan, make_plans, parse_bytes
+from fisherlab.layers import BlockShape, Layers, LayerView, select_layers
+from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
+from fisherlab.linalg.packing import smat
+from fisherlab.operators import (
+    DenseOperator,
+    GramOperator,
+    LinearOperator,
+    PackedOperator,
+    UnitBlockOperator,
+    joined,
+)
+from fisherlab.statistics import LayerSums, LayerWork, Statistic, gather, moments
+
+_ROW_BYTES = 64 * 2**20
+
+
+def exact_fisher(
+    model: nn.Module,
+    data: Any,
+    likelihood: str | Likelihood = "categorical",
+    kind: str = "predictive",
+    layers: "Layers | Iterable[str] | str | None" = None,
+    method: str = "auto",
+    *,
+    bias: str = "joint",
+    memory: int | str = DEFAULT_MEMORY,
+    max_columns: int = DEFAULT_COLUMNS,
+    batch_dim: int = 0,
+    draws: int = 1,
+    generator: torch.Generator | None = None,
+    progress: Progress = False,
+) -> dict[str, LinearOperator]:
+    """The exact Fisher block of every layer, F_l = (1/N) Σ_n Σ_c vec(V_{n,c}) vec(V_{n,c})ᵀ.
+
+    V_{n,c} = Σ_t g_{n,c,t} a_{n,t}ᵀ [m, d] is the gradient of sample n for label column c; a joint bias is
+    its last column. Per-sample log-likelihoods define F: no mean over a batch enters.
+
+    Args:
+        model: the network; in evaluation mode during the call, and unchanged by it.
+        data: `(inputs, targets)` tensors, or an iterable of such batches.
+        likelihood: `categorical`, `bernoulli`, `gaussian`, or a `Likelihood`.
+        kind: `predictive` (the expectation over the model's own labels), `monte-carlo`, `empirical` or
+            `layerwise` (method.md, section 4: (1/N) Σ_n Σ_t (a aᵀ) ⊗ diag(φ'(s)²)).
+        layers: names, globs, or `find_layers(...)`; None: all.
+        method: `per-sample` (torch.func, the reference), `kronecker` (T = 1: one matrix product of packed
+            second moments), `gram` (never forms the block), or `auto`.
+        bias: `joint`, `separate` or `ignore`.
+        memory: the limit, in bytes or as text such as "4GiB".
+        max_columns: the most columns N·C of a Gram operator; above, one label a sample is drawn,
+            and a warning says so.
+        batch_dim: the dimension that counts samples.
+        draws: labels a sample for `monte-carlo`.
+        generator: seeds the drawn labels.
+        progress: True for a bar on stderr.
+
+    Returns:
+        For each layer a `LinearOperator` of dimension D = m·d, in column-vec order.
+
+    Raises:
+        InputError: for an unknown name, data that do not fit the model, or a layer that is not read right in
+            a later batch; batches 0, 1, 2, 4, 8 and so on are looked at as a whole.
+        NumericalError: for values or gradients that are not finite; names the layer and the batch.
+        MemoryLimitError: where the method asked for cannot hold a block under the limit.
+        NotSupportedError: `kronecker` for a layer with several positions; names it.
+    """
+    kind, likelihood = check_kind(kind), as_likelihood(likelihood)
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    chosen = select_layers(model, layers, bias=bias)
+    collector = Collector(
+        model,
+        chosen,
+        data,
+        likelihood,
+        draws=draws,
+        batch_dim=batch_dim,
+        generator=generator,
+        progress=progress,
+    )
+    if kind == "layerwise":
+        collector.leave_out(no_layerwise(collector))
+    chosen = collector.layers
+    plans = make_plans(collector, kind, method, parse_bytes(memory), max_columns)
+    for plan in plans.values():
+        if plan.note:
+            warnings.warn(f"layer {plan.layer!r}: {plan.note}", stacklevel=2)
+    if method == "per-sample":
+        return {name: _per_sample(collector, chosen[name], plan.kind) for name, plan in plans.items()}
+    work = {
+        name: block_work(plan, chosen[name], collector.sizes.label_columns_of(plan.kind, name))
+        for name, plan in plans.items()
+    }
+    gathered = gather(collector, work)
+    blocks = {}
+    for name, plan in plans.items():
+        found = gathered.pop(name)
+        if plan.method == "gram":
+            assert found.kept is not None
+            blocks[name] = gram_block(found.kept.double(), plan.kind)
+        else:
+            blocks[name] = build_block(chosen[name], plan, found.sums[0])
+    return blocks
+
+
+def no_layerwise(collector: Collector) -> dict[str, str]:
+    """The layers that have no layer-wise Fisher, and why."""
+    return {
+        name: "it has no layer-wise Fisher, which is of a module's own inputs and outputs"
+        for name, view in collector.layers.items()
+        if view.by_gradients
+    }
+
+
+def block_statistic(plan: Plan) -> Statistic | None:
+    """The sum that makes the block; None for a Gram operator, which keeps the samples."""
+    compute = {
+        "kronecker": moments.packed_block,
+        "per-sample": moments.dense_block,
+        "layerwise": moments.unit_blocks,
+    }.get(plan.method)
+    return None if compute is None else Statistic(f"block-{plan.method}", compute, plan.kind)
+
+
+def block_work(plan: Plan, view: LayerView, columns: int) -> LayerWork:
+    """What a pass must sum or keep for this block alone, with so many label columns a sample."""
+    statistic = block_statistic(plan)
+    if statistic is not None:
+        scratch = view.outputs * (2 * columns + view.outputs)
+        return LayerWork(plan.kind, (statistic,), scratch=scratch)
+    assert plan.samples is not None
+    kinds = frozenset({plan.kind})
+    return LayerWork(plan.kind, (), samples=plan.samples, keep=plan.samples, keep_kinds=kinds, lazy=True)
+
+
+def build_block(view: LayerView, plan: Plan, sums: LayerSums) -> LinearOperator:
+    """The operator of a plan from the sums of its pass."""
+    statistic = block_statistic(plan)
+    assert statistic is not None
+    return by_group(view, sums.mean(statistic), partial(_operator, plan.method))
+
+
+def gram_block(kept: LayerBatch, kind: str) -> LinearOperator:
+    """The Gram operator of the samples kept; one a group."""
+    return joined([GramOperator(part.a, part.g[kind]) for part in kept.parts])
+
+
+def layerwise_block(view: LayerView, block: Tensor) -> LinearOperator:
+    """(1/N) Σ_n Σ_t (a aᵀ) ⊗ diag(φ'(s)²) from its packed blocks [m, d(d+1)/2]; [G, …] for groups."""
+    return by_group(view, block, partial(_operator, "layerwise"))
+
+
+def by_group(
+    view: LayerView, block: Tensor, operator: Callable[[BlockShape, Tensor], LinearOperator]
+) -> LinearOperator:
+    """The operator that a function makes of a sum; of a grouped layer, whose sums are [G, …], one a group."""
+    return joined([operator(view.group, part) for part in (block if view.groups > 1 else [block])])
+
+
+def _operator(method: str, shape: BlockShape, block: Tensor) -> LinearOperator:
+    if method == "kronecker":
+        return PackedOperator(block, shape.outputs, shape.inputs)
+    if method == "per-sample":
+        return DenseOperator(block, shape.outputs, shape.inputs)
+    return UnitBlockOperator(smat(block, shape.inputs))
+
+
+def _per_sample(collector: Collector, view: LayerView, kind: str) -> LinearOperator:
+    """F = JᵀJ/N with the rows of J from `torch.func`: any module, no hooks, no captured inputs."""
+    size = view.group.size
+    total = torch.zeros(view.groups, size, size, dtype=torch.float64, device=collector.device)
+    samples = 0
+    for matrices, count in _gradient_matrices(collector, view, kind):
+        grouped = matrices.double().unflatten(1, (view.groups, -1)).transpose(0, 1)
+        rows = grouped.transpose(-1, -2).flatten(2)
+        total.baddbmm_(rows.mT, rows)
+        samples += count
+    block = total / samples
+    return by_group(view, block if view.groups > 1 else block[0], partial(_operator, "per-sample"))
+
+
+def _gradient_matrices(collector: Collector, view: LayerView, kind: str) -> Iterator[tuple[Tensor, int]]:
+    """Chunks of the samples' gradients V [n·c, m, d], each with its number of samples."""
+    model, size = collector.model, torch.finfo(collector.dtype).bits // 8
+    columns = collector.sizes.columns[kind]
+    most = max(1, _ROW_BYTES // (size * columns * view.size))
+    generators = collector.generators()
+    with unchanged(model):
+        rows_of = collector.sample_gradients([view.name])
+        for index, (inputs, targets) in enumerate(collector.read(most)):
+            with torch.no_grad():
+                u = collector.columns(kind, called(model, inputs), targets, generators)
+            V = rows_of(inputs, u.transpose(0, 1))[view.name]
+            require_finite_gradients(view.name, V, index)
+            yield V.flatten(0, 1), u.shape[1]

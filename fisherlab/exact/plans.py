@@ -1,0 +1,282 @@
+"""How each layer's exact block is to be computed: the way, its operations and bytes, under the limits."""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from numbers import Real
+
+from fisherlab.collect.collector import Collector
+from fisherlab.errors import (
+    InputError,
+    InputTypeError,
+    MemoryLimitError,
+    NotSupportedError,
+    bytes_text,
+    whole_number,
+)
+from fisherlab.layers import LayerView
+from fisherlab.linalg.packing import packed_size
+
+METHODS = ("auto", "per-sample", "kronecker", "gram")
+DEFAULT_MEMORY = 4 * 2**30
+DEFAULT_COLUMNS = 4096
+
+_DOUBLE = 8
+_SMALL_BLOCK = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one layer's exact block is to be computed.
+
+    Attributes:
+        layer: the layer's name.
+        method: `kronecker`, `per-sample`, `gram` or `layerwise`.
+        kind: the labels; `drawn` is one label a sample drawn from the model, where the exact expectation
+            has more columns than a Gram operator may.
+        samples: how many samples are used.
+        columns: samples times label columns.
+        operations: multiplications and additions of the block itself.
+        bytes: what the block holds while it is made.
+        note: what was done for want of memory or time.
+        remark: how the layer was read, where that is not as usual.
+    """
+
+    layer: str
+    method: str
+    kind: str
+    samples: int | None
+    columns: int | None
+    operations: float
+    bytes: int
+    note: str = ""
+    remark: str = ""
+
+    @property
+    def remarks(self) -> str:
+        """All that a reader of the result should know."""
+        return "; ".join(filter(None, (self.note, self.remark)))
+
+    def __str__(self) -> str:
+        count = "all samples" if self.columns is None else f"{self.columns} columns"
+        work = f"{self.operations:.2g} operations, {bytes_text(self.bytes)}"
+        return f"{self.layer}: {self.method}, {self.kind}, {count}, {work}" + (
+            f" ({self.remarks})" if self.remarks else ""
+        )
+
+
+def make_plans(
+    collector: Collector,
+    kind: str,
+    method: str,
+    memory: int,
+    max_columns: int,
+    *,
+    copies: int = 1,
+    together: bool = True,
+    most_operations: float | None = None,
+    most_contraction: float = math.inf,
+) -> dict[str, Plan]:
+    """The way to compute every layer's exact block, small blocks first, under one memory limit.
+
+    Args:
+        collector: gives the layers' shapes and the number of samples.
+        kind: the labels.
+        method: `auto` or the method for all layers.
+        memory: bytes for all blocks that are held at once.
+        max_columns: the most columns of a Gram operator.
+        copies: how many blocks a layer are held at once (halves of the data, and all).
+        together: whether all layers' blocks are held at once, or one at a time.
+        most_operations: for the backward passes of the exact expectation; above, one label a sample is
+            drawn for every layer. None: no bound.
+        most_contraction: operations of one contraction of a Gram operator with a Kronecker product; above,
+            one label a sample is drawn for that layer.
+    """
+    max_columns = whole_number("max_columns", max_columns, "the most columns of a Gram form", least=1)
+    if method != "per-sample":  # which needs no rows
+        collector.look_ahead()
+    drawn = _why_drawn(collector, kind, memory, most_operations) if kind == "predictive" else ""
+    kind = "drawn" if drawn else kind
+    chooser = _Chooser(collector, kind, method, max_columns, most_contraction, copies, drawn)
+    plans: dict[str, Plan] = {}
+    too_large: dict[str, str] = {}
+    left = memory
+    for view in sorted(collector.layers.values(), key=lambda v: v.size):
+        remark = collector.remarks.get(view.name, "")
+        try:
+            plan = plans[view.name] = replace(chooser.plan(view, left), remark=remark)
+        except MemoryLimitError as error:  # samples' gradients are large: the others are measured without it
+            if not view.by_gradients or method != "auto":
+                raise
+            too_large[view.name] = f"it is {remark}; {error}"
+        else:
+            left -= plan.bytes if together else 0
+    collector.leave_out(too_large, stacklevel=4)
+    collector.vectors = frozenset(name for name, plan in plans.items() if plan.method == "kronecker")
+    return {name: plans[name] for name in collector.layers}
+
+
+def _why_drawn(collector: Collector, kind: str, memory: int, most_operations: float | None) -> str:
+    """Why the expectation over labels is out of reach for every layer, or an empty text."""
+    columns = collector.sizes.columns[kind]
+    held = collector.sizes.pass_bytes(columns)
+    if held > memory:
+        return (
+            f"the exact expectation has {columns:,} label columns a sample, whose backward pass would need "
+            f"{bytes_text(held)}; one label a sample (a token) is drawn"
+        )
+    samples = collector.batches.count() or 1
+    operations = 4.0 * samples * columns * collector.sizes.multiplications
+    if most_operations is not None and operations > most_operations:
+        return (
+            f"the backward passes of {columns:,} label columns a sample would take {operations:.1g} "
+            "operations; one label a sample (a token) is drawn"
+        )
+    return ""
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    """Chooses the way for a layer.
+
+    Attributes:
+        drawn: why labels are drawn for every layer, or empty.
+    """
+
+    collector: Collector
+    kind: str
+    method: str
+    max_columns: int
+    most_contraction: float
+    copies: int
+    drawn: str
+
+    def plan(self, view: LayerView, memory: int) -> Plan:
+        """The plan of a layer with so much memory left."""
+        if self.kind == "layerwise":
+            return self._layerwise(view, memory)
+        dense = self._dense(view)
+        if self.method in ("kronecker", "per-sample"):
+            if dense.bytes > memory:
+                raise MemoryLimitError(
+                    f"the block of layer {view.name!r} would need {bytes_text(dense.bytes)}, more than the "
+                    f"{bytes_text(memory)} left of the memory limit; use method='gram' or a larger limit"
+                )
+            return dense
+        fits = self.method == "auto" and dense.bytes <= memory
+        if fits and dense.bytes <= _SMALL_BLOCK:
+            return dense
+        gram = self._gram(view, dense.bytes)
+        if fits:
+            same = gram.kind == self.kind and gram.samples == dense.samples and gram.bytes <= memory
+            return gram if same and gram.operations < dense.operations else dense
+        if gram.bytes > memory:
+            raise MemoryLimitError(
+                f"even the Gram form of layer {view.name!r} would need {bytes_text(gram.bytes)}, more than "
+                f"the {bytes_text(memory)} left of the memory limit; use fewer samples, a smaller "
+                "max_columns or a larger limit"
+            )
+        return gram
+
+    def _dense(self, view: LayerView) -> Plan:
+        positions = self.collector.sizes.positions[view.name]
+        samples, columns = self.collector.batches.count(), self.collector.sizes.columns[self.kind]
+        total = None if samples is None else samples * columns
+        packed = positions == 1 and not view.one_hot and not view.by_gradients
+        if self.method == "kronecker" and view.by_gradients:
+            raise NotSupportedError(
+                f"layer {view.name!r} is {self.collector.remarks[view.name]}; Kronecker accumulation needs "
+                "its inputs: use method='auto', 'gram' or 'per-sample'"
+            )
+        if self.method == "kronecker" and not packed:
+            what = f"{positions} positions a sample" if positions > 1 else "indices for inputs"
+            raise NotSupportedError(
+                f"layer {view.name!r} has {what}; Kronecker accumulation is for vectors, one a sample: use "
+                "method='gram' or 'per-sample'"
+            )
+        block = view.group
+        if packed and self.method != "per-sample":
+            entries = view.groups * packed_size(block.inputs) * packed_size(block.outputs)
+            method, operations = "kronecker", 2.0 * entries * (samples or 1)
+        else:
+            entries = view.groups * block.size**2
+            method, operations = "per-sample", 2.0 * entries * (total or 1)
+        held = entries * _DOUBLE * self.copies
+        return Plan(view.name, method, self.kind, samples, total, operations, held, self.drawn)
+
+    def _gram(self, view: LayerView, dense_bytes: int) -> Plan:
+        kind, note = self.kind, self.drawn
+        samples, columns = self.collector.batches.count(), self.collector.sizes.columns[kind]
+        work = self._contraction(view, samples or self.max_columns, columns)
+        if columns > 1 and work > self.most_contraction:
+            note = f"a contraction of its {columns} label columns a sample would take {work:.1g} operations; "
+            note, kind, columns = note + "one label a sample is drawn", "drawn", 1
+        if samples is None or samples * columns > self.max_columns:
+            if columns > 1:
+                note = f"the block would need {bytes_text(dense_bytes)}; one label a sample is drawn"
+                kind, columns = "drawn", 1
+            if samples is None or samples > self.max_columns:
+                count = "" if samples is None else f" of {samples}"
+                note = (note + "; " if note else "") + f"the first {self.max_columns}{count} samples are used"
+                samples = self.max_columns
+        total = samples * columns
+        held = _DOUBLE * self.copies * samples * self.collector.sizes.numbers(view.name, columns)
+        held += _DOUBLE * 2 * view.groups * total**2
+        operations = self._gram_operations(view, samples, columns)
+        return Plan(view.name, "gram", kind, samples, total, operations, held, note)
+
+    def _gram_operations(self, view: LayerView, samples: int, columns: int) -> float:
+        """Of K, by inner products of positions or of gradients."""
+        t, total = self.collector.sizes.positions[view.name], samples * columns
+        by_positions = 2.0 * (samples * t) ** 2 * (view.groups * view.inputs + columns**2 * view.outputs)
+        by_vectors = 2.0 * total * view.size * (total + t)
+        return min(by_positions, by_vectors)
+
+    def _contraction(self, view: LayerView, samples: int, columns: int) -> float:
+        """Of Σ ⟨V, B V A⟩, by gradients or by inner products of positions."""
+        t, d, m = self.collector.sizes.positions[view.name], view.inputs, view.group.outputs
+        by_vectors = columns * m * d * (t + m + d)
+        by_positions = t * d * d + columns * t * m * m + t * t * (d + columns * m)
+        return 2.0 * samples * view.groups * min(by_vectors, by_positions)
+
+    def _layerwise(self, view: LayerView, memory: int) -> Plan:
+        if self.method in ("gram", "per-sample"):
+            raise NotSupportedError(
+                f"the layer-wise Fisher has a closed form; method={self.method!r} does not apply, use 'auto'"
+            )
+        samples = self.collector.batches.count()
+        entries = view.outputs * packed_size(view.inputs)
+        held = entries * _DOUBLE * self.copies + view.outputs * view.inputs**2 * _DOUBLE
+        if held > memory:
+            raise MemoryLimitError(
+                f"the layer-wise Fisher of layer {view.name!r} would need {bytes_text(held)}, more than the "
+                f"{bytes_text(memory)} left of the memory limit; leave the layer out or give a larger limit"
+            )
+        operations = 2.0 * entries * (samples or 1)
+        return Plan(view.name, "layerwise", "layerwise", samples, samples, operations, held)
+
+
+_UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def parse_bytes(size: float | str) -> int:
+    """A number of bytes from a number or a text such as "4GiB" or "500 MB".
+
+    Raises:
+        InputError: for another text, or a size that is not finite, or below one byte.
+        InputTypeError: for anything else.
+    """
+    if isinstance(size, str):
+        match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-zA-Z]*)\s*", size)
+        unit = _UNITS.get(match[2].lower()) if match else None
+        if match is None or unit is None:
+            raise InputError(f"cannot read the memory size {size!r}; write it as 4GiB or 500MB")
+        size = float(match[1]) * unit
+    if isinstance(size, bool) or not isinstance(size, Real):
+        raise InputTypeError(f"memory is a number of bytes, or a text such as 4GiB, not {size!r}")
+    if not size < math.inf:  # NaN is not either
+        raise InputError(f"the memory limit must be finite, not {size}; write it as 4GiB or 500MB")
+    if size < 1:
+        raise InputError(f"the memory limit must be positive, not {size:g}")
+    return int(size)

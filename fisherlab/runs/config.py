@@ -1,0 +1,154 @@
+"""One typed configuration a command, as flags give it and as `config.toml` keeps it."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
+
+from fisherlab.errors import InputError, InputTypeError, unknown
+
+BIAS_MODES = ("joint", "separate", "ignore")
+DTYPES = ("float32", "float64")
+
+_WORDS = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What every command's configuration has: values of checked types, as TOML keeps them."""
+
+    command: ClassVar[str]
+
+    def check(self, least: Mapping[str, int]) -> None:
+        """Refuses values of another type, numbers below their least one, and a seed that is too large.
+
+        Raises:
+            InputError: for a number out of its range.
+            InputTypeError: for a value of another type.
+        """
+        expected = get_type_hints(type(self))
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), expected[field.name])
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise InputError(f"{name} must be at least {lowest}, not {value}")
+        seed = getattr(self, "seed", 0)
+        if seed is not None and seed >= 2**63:
+            raise InputError(f"seed must be below 2^63, not {seed}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values that are set, as JSON and TOML write them."""
+        given = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+    def to_toml(self) -> str:
+        """The text of `config.toml`."""
+        import tomli_w
+
+        return tomli_w.dumps({"command": self.command, **self.to_dict()})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration with these values.
+
+        Raises:
+            InputError: for an unknown key, a missing model or a value that cannot be used.
+            InputTypeError: for a value of another type.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise unknown("key", name, known)
+        needs_model = any(field.name == "model" and field.default is MISSING for field in fields(cls))
+        if needs_model and "model" not in values:
+            raise InputError("the key 'model' is missing; add a line such as model = \"mnist-mlp\"")
+        given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        return cls(**given)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """The configuration that a `config.toml` holds.
+
+        Raises:
+            InputError: as for `from_dict`, and for text that is not TOML or is for another command.
+            InputTypeError: as for `from_dict`.
+        """
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"this is not TOML: {error}; correct that line") from error
+        if "command" not in values:
+            raise InputError(f"the key 'command' is missing; add the line command = \"{cls.command}\"")
+        command = values.pop("command")
+        if command != cls.command:
+            raise InputError(f'it is for the command {command!r}; give one with command = "{cls.command}"')
+        return cls.from_dict(values)
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def read_config(path: str | os.PathLike[str], kind: type[AnyConfig]) -> AnyConfig:
+    """The configuration of a command in a file, as `Config.from_toml` reads it.
+
+    Raises:
+        InputError: with the path in front, also where the file cannot be read.
+    """
+    if Path(path).is_dir():
+        raise InputError(
+            f"{str(path)!r} is a directory; give a file, such as {str(Path(path, 'config.toml'))!r}"
+        )
+    try:
+        return kind.from_toml(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {str(path)!r}: it is not a text file in UTF-8") from error
+    except (InputError, InputTypeError) as error:
+        raise InputError(f"in {str(path)!r}: {error}") from error
+
+
+def command_of(path: str | os.PathLike[str]) -> str | None:
+    """The command that a `config.toml` is for; None where the file cannot be read or does not say so."""
+    try:
+        command = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("command")
+    except (OSError, ValueError):
+        return None
+    return command if isinstance(command, str) else None
+
+
+def absolute(path: str | None) -> str | None:
+    """The path from the root; None stays."""
+    return None if path is None else str(Path(path).absolute())
+
+
+def _check_type(name: str, value: Any, expected: Any) -> None:
+    options = expected.__args__ if isinstance(expected, UnionType) else (expected,)
+    if not any(_fits(value, one) for one in options):
+        words = " or ".join(_described(one) for one in options if one is not type(None))
+        shown = list(value) if isinstance(value, tuple) else value
+        raise InputTypeError(f"{name} must be {words}, not {shown!r}")
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    origin, inner = get_origin(expected), next(iter(get_args(expected)), None)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(one, inner) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if expected is float:
+        return type(value) in (int, float)
+    return type(value) is expected
+
+
+def _described(expected: Any) -> str:
+    origin = get_origin(expected)
+    if origin is dict:
+        return "a table"
+    if origin is tuple:
+        return f"a list of {_WORDS[get_args(expected)[0]].split()[-1]}s"
+    return _WORDS[expected]

@@ -1,0 +1,1 @@
+"""What trains: optimizers by name, learning-rate schedules, and the built-in recipes."""

@@ -1,0 +1,352 @@
+"""The training loop: steps on Lightning Fabric, evaluations, log and checkpoints."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherlab.base import distributed
+from fisherlab.collect.batches import called, each, outputs_of_model
+from fisherlab.collect.refusals import require_finite_weights
+from fisherlab.errors import FisherlabError, InputError, NumericalError
+from fisherlab.train.config import TrainConfig
+from fisherlab.train.optimizer.optimizers import layer_rows, widest
+from fisherlab.train.optimizer.schedules import Schedule
+from fisherlab.train.run.batches import Batches
+from fisherlab.train.run.checkpoints import Checkpoints, Restored
+from fisherlab.train.run.log import Log
+from fisherlab.train.run.progress import Progress, Report
+from fisherlab.train.run.randomness import random_state, set_random_state
+from fisherlab.train.run.testing import tested
+from fisherlab.train.task.augment import Augment, augmented
+from fisherlab.train.task.objectives import Objective
+from fisherlab.train.task.prepare import Task
+from fisherlab.train.task.translation import Interpreter, Translated
+
+log = logging.getLogger("fisherlab")
+
+DIVERGED_ABOVE = 10.0
+"""The run has diverged where the loss is more than this many times the first one."""
+_LAYERS_EVERY = 100
+_WIDEST_DIAGNOSED = 1024
+"""Condition numbers of wider matrices are in the log only where `diagnostics_every` asks for them."""
+_ADVICE = "the training has diverged: lower the learning rate, warm up for longer, or raise the damping"
+
+
+class DivergedError(FisherlabError):
+    """The loss is not finite or far above the start; the message names the last good checkpoint."""
+
+
+class Trainer:
+    """One run in one process; with several, each has its share of every batch, and the first one writes.
+
+    Args:
+        config: resolved.
+        task: the model and its samples.
+        optimizer: of the model.
+        objective: loss and metric.
+        fabric: launched.
+
+    Attributes:
+        translated: all test sentences at the end, where the model translates.
+    """
+
+    translated: Translated | None = None
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        fabric: Any,
+    ) -> None:
+        self._config, self._task, self._objective, self._fabric = config, task, objective, fabric
+        self._first = fabric.global_rank == 0
+        self._parts = fabric.world_size * config.accumulation
+        self._batches = Batches(len(task.train.targets), config.batch, self._parts, config.seed)
+        self._augment = Augment(config.augment, config.seed + 1)
+        self._augment.check(task.train.inputs)
+        per_epoch = self._batches.per_epoch
+        self.steps = config.steps or (config.epochs or 0) * per_epoch
+        warm_up = config.warm_up or math.ceil((config.warm_up_epochs or 0) * per_epoch)
+        self._schedule = Schedule(
+            config.schedule, self.steps, per_epoch, warm_up, config.step_every, config.power
+        )
+        self._optimizer, self._device = optimizer, fabric.device
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._model = fabric.setup_module(task.model, move_to_device=False)
+        self._stepper = fabric.setup_optimizers(optimizer)
+        self._interpreter = Interpreter.of(task.model, task.test, config.eval_samples)
+        asked = config.diagnostics_every is not None
+        self._diagnoses = asked or widest(optimizer) <= _WIDEST_DIAGNOSED
+        self.progress = Progress()
+
+    def check(self) -> None:
+        """Runs two samples through the model in evaluation mode, and looks at all targets.
+
+        Raises:
+            InputError: where a weight is not finite, the model does not take the data, or outputs and
+                targets do not fit the likelihood.
+            InputTypeError: where the model does not return one tensor.
+        """
+        require_finite_weights(self._task.model)
+        inputs, _ = self._task.train.take(slice(0, 2))
+        self._task.model.eval()
+        with torch.no_grad():
+            outputs = outputs_of_model(self._model, inputs)
+        targets = self._task.train.targets
+        self._objective.likelihood.check(outputs[:1].expand(len(targets), *outputs.shape[1:]), targets)
+
+    def restore(self, found: Restored) -> None:
+        """Goes on from a checkpoint.
+
+        Raises:
+            InputError: where the data are others than those the run began with, or the processes more or
+                fewer.
+        """
+        state = found.state
+        if state["checksum"] != self._task.train.dataset.checksum:
+            raise InputError("the training data have changed since the run began; start it anew")
+        if len(state["random"]) != self._fabric.world_size:
+            raise InputError(
+                f"the run began with {len(state['random'])} processes, not {self._fabric.world_size}; start "
+                "as many"
+            )
+        self._task.model.load_state_dict(found.weights)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._batches.load(state["order"], found.entry.step)
+        self._augment.load(state["augment"])
+        set_random_state(state["random"][self._fabric.global_rank], self._device)
+        self.progress = Progress(**state["progress"])
+
+    def run(self, checkpoints: Checkpoints | None, lines: Log | None, report: Report) -> None:
+        """Trains to the end.
+
+        Args:
+            checkpoints: where they go; None in all processes but the first, like `lines`.
+            lines: the log.
+            report: see `Report`.
+
+        Raises:
+            DivergedError: where the loss is not finite, or far above the start; a checkpoint of the weights
+                is written first, unless they are not finite either.
+            FisherlabError: where files cannot be written.
+        """
+        try:
+            with _default_dtype(self._config.precision):
+                self._run(checkpoints, lines, report)
+        except DivergedError:
+            if all(bool(p.isfinite().all()) for p in self._task.model.parameters()):
+                self._save(checkpoints, evaluated=False)
+            raise
+
+    def _run(self, checkpoints: Checkpoints | None, lines: Log | None, report: Report) -> None:
+        progress = self.progress
+        if progress.step == 0:
+            self._evaluate(lines)
+            self._save(checkpoints, evaluated=True)
+        while progress.step < self.steps:
+            self._step(lines)
+            evaluated = self._due_evaluation()
+            if self._due_layers():
+                self._write_layers(lines)
+            if evaluated:
+                self._evaluate(lines)
+            if evaluated or self._due_checkpoint():
+                self._save(checkpoints, evaluated=evaluated)
+            report(progress, self.steps)
+        if self._interpreter is not None:
+            self.translated = self._translated(self._interpreter.every, self._config.beam)
+
+    def bleu(self) -> dict[str, Any] | None:
+        """BLEU of all test sentences at the end, and of some at the evaluations; None of other tasks."""
+        progress, at_end = self.progress, self.translated
+        if self._interpreter is None:
+            return None
+        found: dict[str, Any] = {
+            "value": at_end.bleu.value if at_end else None,
+            "sentences": len(self._interpreter.every),
+            "beam": self._config.beam,
+            "signature": at_end.bleu.signature if at_end else None,
+        }
+        return found | {
+            "at_evaluations": {
+                "sentences": len(self._interpreter.some),
+                "beam": 1,
+                "last": progress.bleu,
+                "best": progress.best_bleu,
+                "best_step": progress.best_bleu_step,
+            }
+        }
+
+    # --- a step -----------------------------------------------------------------------------------
+
+    def _step(self, lines: Log | None) -> None:
+        progress, config = self.progress, self._config
+        started = time.perf_counter()
+        for group, first in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = self._schedule.rate(progress.step, first)
+        self._task.model.train()
+        loss = self._gradient()
+        self._check_loss(loss)
+        if config.clip is not None:
+            self._fabric.clip_gradients(
+                self._model, self._stepper, max_norm=config.clip, error_if_nonfinite=False
+            )
+        try:
+            self._stepper.step()
+        except NumericalError as error:
+            raise DivergedError(f"{error}; {_ADVICE}") from error
+        self._stepper.zero_grad()
+        progress.step += 1
+        progress.seconds += time.perf_counter() - started
+        progress.loss = loss
+        progress.loss_sum += loss
+        progress.loss_steps += 1
+        if lines and (progress.step % config.log_every == 0 or progress.step == self.steps):
+            rate = self._optimizer.param_groups[0]["lr"]
+            lines.write({"kind": "step", **self._where(), "loss": loss, "lr": rate})
+
+    def _gradient(self) -> float:
+        """Forward and backward of this process's share of a batch; returns the loss of the whole batch."""
+        chosen = self._batches.take(self.progress.step)
+        drawn = self._augment.draw(len(chosen))
+        count = self._objective.count(self._task.train.targets[chosen.to(self._device)])
+        rank, size, parts = self._fabric.global_rank, self._fabric.world_size, self._parts
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for micro in range(self._config.accumulation):
+            own = micro * size + rank
+            share = {name: values.chunk(parts)[own] for name, values in drawn.items()}
+            inputs, targets = self._task.train.take(chosen.chunk(parts)[own])
+            inputs = each(inputs, lambda images, share=share: augmented(images, share))  # type: ignore[misc]
+            last = micro == self._config.accumulation - 1
+            with self._fabric.no_backward_sync(self._model, enabled=not last):
+                outputs = called(self._model, inputs)
+                loss = self._objective.total(outputs, targets, self._objective.smoothing)
+                loss = loss * (size / max(count, 1))
+                self._fabric.backward(loss)
+            total += loss.detach()
+        return float(self._fabric.all_reduce(total, reduce_op="mean"))
+
+    def _check_loss(self, loss: float) -> None:
+        progress = self.progress
+        if progress.start is None:
+            progress.start = loss
+        if not math.isfinite(loss):
+            raise DivergedError(f"the loss is {loss} at step {progress.step + 1}; {_ADVICE}")
+        if loss > DIVERGED_ABOVE * abs(progress.start):
+            raise DivergedError(
+                f"the loss {loss:.3g} at step {progress.step + 1} is more than {DIVERGED_ABOVE:g} times the "
+                f"first one, {progress.start:.3g}; {_ADVICE}"
+            )
+
+    def _where(self) -> dict[str, Any]:
+        progress = self.progress
+        epoch = progress.step / self._batches.per_epoch
+        return {"step": progress.step, "epoch": round(epoch, 6), "seconds": round(progress.seconds, 6)}
+
+    # --- what happens between steps ---------------------------------------------------------------
+
+    def _due_evaluation(self) -> bool:
+        every = max(1, round(self._config.evaluate_every * self._batches.per_epoch))
+        return self.progress.step % every == 0 or self.progress.step == self.steps
+
+    def _due_checkpoint(self) -> bool:
+        step, every = self.progress.step, self._config.checkpoint_every or self._batches.per_epoch
+        return step % every == 0 or step == self.steps or step in self._config.checkpoint_steps
+
+    def _due_layers(self) -> bool:
+        step, every = self.progress.step, self._config.diagnostics_every
+        if every is None:
+            return step % _LAYERS_EVERY == 0 or self._due_evaluation()
+        return step % every == 0
+
+    def _write_layers(self, lines: Log | None) -> None:
+        rows = layer_rows(self._optimizer, whole=self._diagnoses) if lines else []
+        if lines and rows:
+            lines.write({"kind": "layers", **self._where(), "layers": rows})
+
+    def _evaluate(self, lines: Log | None) -> None:
+        progress, metric = self.progress, self._objective.metric
+        if progress.loss_steps:
+            progress.train_loss = progress.loss_sum / progress.loss_steps
+            progress.loss_sum, progress.loss_steps = 0.0, 0
+        if self._task.test is not None:
+            self._task.model.eval()
+            progress.test_loss, progress.value = tested(
+                self._model, self._task.test, self._objective, self._config.batch
+            )
+        translations = self._translate()
+        self._compare_with_best()
+        if lines and (progress.step or self._task.test is not None):
+            rate = self._schedule.rate(max(0, progress.step - 1), self._rates[0])
+            values = {"train_loss": progress.train_loss, "test_loss": progress.test_loss}
+            values |= {metric: progress.value, **translations}
+            lines.write({"kind": "evaluation", **self._where(), **values, "lr": rate})
+
+    def _translate(self) -> dict[str, Any]:
+        """BLEU of some test sentences, decoded greedily, as the log says it; nothing of other tasks."""
+        if self._interpreter is None:
+            return {}
+        found, progress = self._translated(self._interpreter.some, 1).bleu, self.progress
+        progress.bleu = found.value
+        if progress.best_bleu is None or found.value > progress.best_bleu:
+            progress.best_bleu, progress.best_bleu_step = found.value, progress.step
+        return {
+            "bleu": found.value,
+            "bleu_sentences": len(self._interpreter.some),
+            "bleu_signature": found.signature,
+        }
+
+    def _translated(self, chosen: Tensor, beam: int) -> Translated:
+        assert self._interpreter is not None
+        with self._fabric.autocast():
+            return self._interpreter.translated(chosen, beam=beam)
+
+    def _compare_with_best(self) -> None:
+        progress = self.progress
+        value = progress.train_loss if self._task.test is None else progress.value
+        if value is None or not math.isfinite(value):
+            return
+        higher = self._task.test is not None and self._objective.higher_is_better
+        if progress.best is None or (value > progress.best if higher else value < progress.best):
+            progress.best, progress.best_step = value, progress.step
+
+    def _save(self, checkpoints: Checkpoints | None, *, evaluated: bool) -> None:
+        everyone = distributed.gather_all(random_state(self._device))
+        if checkpoints is None:
+            return
+        progress = self.progress
+        state = {
+            "checksum": self._task.train.dataset.checksum,
+            "optimizer": self._optimizer.state_dict(),
+            "order": self._batches.state(progress.step),
+            "augment": self._augment.state(),
+            "random": everyone,
+            "progress": vars(progress),
+        }
+        checkpoints.save(
+            progress.step,
+            progress.step / self._batches.per_epoch,
+            self._task.model.state_dict(),
+            state,
+            value=progress.value if evaluated else None,
+            best=evaluated and progress.best_step == progress.step,
+        )
+
+
+@contextmanager
+def _default_dtype(precision: str) -> Iterator[None]:
+    """Float64 as torch's default for a run in it: Fabric gives outputs in the default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if precision == "64" else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,35 @@
+"""What is measured on held-out samples: the mean loss and the metric."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fisherlab.base import distributed
+from fisherlab.collect.batches import called
+from fisherlab.train.task.objectives import Objective
+from fisherlab.train.task.prepare import Samples
+
+
+@torch.no_grad()
+def tested(
+    model: Callable[..., Any], samples: Samples, objective: Objective, batch: int
+) -> tuple[float, float]:
+    """The mean loss, without label smoothing, and the metric on some samples.
+
+    Args:
+        model: in evaluation mode.
+        samples: shared out among the processes.
+        objective: loss and metric.
+        batch: samples at a time.
+    """
+    sums = torch.zeros(3, dtype=torch.float64, device=samples.targets.device)
+    start, stop = distributed.share(len(samples.targets))
+    for at in range(start, stop, batch):
+        inputs, targets = samples.take(slice(at, min(stop, at + batch)))
+        outputs = called(model, inputs)
+        count = sums.new_tensor(objective.count(targets))
+        sums += torch.stack([objective.total(outputs, targets), objective.points(outputs, targets), count])
+    distributed.add_up([sums])
+    total, points, counted = sums.tolist()
+    return total / counted, objective.value(total, points, int(counted))

@@ -1,0 +1,123 @@
+"""The configuration of `fisherlab sweep`: a training, and the values that its trials take."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from fisherlab.errors import InputError, unknown
+from fisherlab.runs.config import Config
+from fisherlab.train.config import TrainConfig
+
+PAPER_LR = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
+PAPER_DAMPING = (1e-6, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
+"""The grids of Liu et al. 2024, section 4: of all optimizers, and of KFAC."""
+
+SAMPLERS = ("grid", "random", "tpe")
+CRITERIA = ("metric", "test_loss", "train_loss")
+SWEPT = ("lr", "seed")
+"""What a sweep gives to its trials in the place of one value of the training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(Config):
+    """What `fisherlab sweep` does. Nothing heavy is imported before `base`.
+
+    Attributes:
+        train: values of a `TrainConfig`, without lr and seed.
+        lr: first learning rates.
+        damping: dampings, of LNGD its ν₂; empty: the optimizer's own, of the other methods of fisherlab the
+            paper's grid.
+        seeds: of the trainings of a trial, whose mean is its value.
+        sampler: `grid`; `random` and `tpe` (tree-structured Parzen estimator) draw from the logarithmic range
+            between the least and the largest value.
+        trials: how many; None: the whole grid.
+        by: one of `CRITERIA`, at the last evaluation.
+        seed: of the sampler.
+        jobs: trials at a time, in processes of their own.
+    """
+
+    command: ClassVar[str] = "sweep"
+
+    train: dict[str, Any] = field(default_factory=dict)
+    lr: tuple[float, ...] = PAPER_LR
+    damping: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    sampler: str = "grid"
+    trials: int | None = None
+    by: str = "metric"
+    seed: int = 0
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuses values that no model or data could make right.
+
+        Raises:
+            InputError: for a number out of its range, or a name that is not known.
+            InputTypeError: for a value of another type.
+        """
+        self.check({"trials": 1, "seed": 0, "jobs": 1})
+        for name, choices in (("sampler", SAMPLERS), ("by", CRITERIA)):
+            if getattr(self, name) not in choices:
+                raise unknown(name, getattr(self, name), choices)
+        for name in ("lr", "damping", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise InputError(f"{name} names a value twice: {', '.join(f'{one:g}' for one in values)}")
+        for name in ("lr", "damping"):
+            for value in getattr(self, name):
+                if not 0 < value < math.inf:
+                    raise InputError(f"{name} must be made of finite numbers above 0, not {value}")
+        if not self.lr or not self.seeds:
+            raise InputError("a sweep needs at least one lr and one seed")
+        if any(not 0 <= seed < 2**63 for seed in self.seeds):
+            raise InputError("seeds must be from 0 to below 2^63")
+        if self.sampler != "grid" and self.trials is None:
+            raise InputError(f"say how many points the sampler {self.sampler!r} is to draw: give --trials")
+        for name in SWEPT:
+            if name in self.train:
+                raise InputError(f"{name} is the sweep's own; give it outside of [train]")
+
+    def base(self) -> TrainConfig:
+        """The training without lr and damping of a trial, and with the first seed.
+
+        Raises:
+            InputError: as for `TrainConfig`.
+            InputTypeError: as for `TrainConfig`.
+        """
+        return TrainConfig.from_dict({**self.train, "seed": self.seeds[0]})
+
+    def on(self, device: str) -> "SweepConfig":
+        """The same sweep on another device."""
+        return replace(self, train={**self.train, "device": device})
+
+    def planned(self, base: TrainConfig) -> "SweepConfig":
+        """The same sweep with everything written out.
+
+        Args:
+            base: the training as a run would have it, resolved.
+
+        Raises:
+            InputError: for dampings of an optimizer that has none.
+        """
+        damping = self.damping
+        if base.damping is None and damping:
+            raise InputError(f"{base.optimizer} has no damping; leave --damping out")
+        if not damping and isinstance(base.damping, int | float) and "damping" not in self.train:
+            damping = PAPER_DAMPING
+        drop = {*SWEPT, "damping"} if damping and not isinstance(base.damping, tuple) else SWEPT
+        train = {name: value for name, value in base.to_dict().items() if name not in drop}
+        lr, damping = tuple(sorted(map(float, self.lr))), tuple(sorted(map(float, damping)))
+        size = len(lr) * max(1, len(damping))
+        trials = size if self.trials is None else self.trials
+        if self.sampler == "grid":
+            trials = min(trials, size)
+        return replace(self, train=train, lr=lr, damping=damping, trials=trials)
+
+    def point(self, params: Mapping[str, float], seed: int) -> TrainConfig:
+        """The training of a trial: with its lr, its damping (ν₂ where there are two) and a seed."""
+        base = self.base()
+        damping: Any = params.get("damping", base.damping)
+        if "damping" in params and isinstance(base.damping, tuple):
+            damping = (base.damping[0], damping)
+        return replace(base, lr=params["lr"], damping=damping, seed=seed)

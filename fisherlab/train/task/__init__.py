@@ -1,0 +1,1 @@
+"""What is trained on: model, data, objective, augmentation and the test of it."""

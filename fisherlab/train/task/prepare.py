@@ -1,0 +1,142 @@
+"""A model with the samples it learns from, and those it is tested on."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherlab import datasets, models
+from fisherlab.collect.batches import each
+from fisherlab.datasets import Dataset
+from fisherlab.datasets.dataset import Inputs
+from fisherlab.errors import InputError
+from fisherlab.models.seeding import seeded
+from fisherlab.train.config import NO_SPLIT, TrainConfig
+
+log = logging.getLogger("fisherlab")
+
+_TEST_SPLITS = ("test", "val", "test-1000")
+_LIBRARIES = ("torchvision", "timm")
+DTYPES = {"32": torch.float32, "64": torch.float64, "bf16-mixed": torch.float32}
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples as the model takes them, on its device.
+
+    Attributes:
+        inputs: a tensor [n, …], or a tuple of them.
+        targets: [n, …].
+        dataset: where they come from.
+    """
+
+    inputs: Inputs
+    targets: Tensor
+    dataset: Dataset
+
+    def take(self, chosen: Any) -> tuple[Any, Tensor]:
+        """The inputs and targets at some indices, or in a slice."""
+        if isinstance(chosen, Tensor):
+            chosen = chosen.to(self.targets.device)
+        return each(self.inputs, lambda part: part[chosen]), self.targets[chosen]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is trained, on what.
+
+    Attributes:
+        model: on the device, as initialised.
+        likelihood: its name, or an instance.
+        train: the training samples.
+        test: those of the evaluation, if any.
+        recipe: settings of the model's own recipe.
+    """
+
+    model: nn.Module
+    likelihood: Any
+    train: Samples
+    test: Samples | None
+    recipe: dict[str, Any]
+
+
+def prepare(config: TrainConfig, device: torch.device) -> Task:
+    """The task of a configuration.
+
+    Raises:
+        InputError: where the model or the data cannot be had, or do not belong together.
+    """
+    if ":" in config.model:
+        return _imported(config, device)
+    spec = models.spec(config.model)
+    load = partial(datasets.load, config.data or spec.dataset, data_dir=config.data_dir, seed=config.seed)
+    dataset = load(config.split, samples=config.samples)
+    test = _test_set(config, load)
+
+    def samples(data: Dataset) -> Samples:
+        convert = _converter(config, device)
+        return Samples(each(spec.preprocess(data), convert), convert(spec.targets(data)), data)
+
+    build = spec.build if spec.build_for is None else partial(spec.build_for, dataset)
+    model = seeded(build, config.seed).to(device=device, dtype=DTYPES[config.precision])
+    own: dict[str, Any] = {}
+    if spec.recipe is not None:
+        own = {
+            "lr": spec.recipe.learning_rate,
+            "damping": spec.recipe.damping,
+            "warm_up": spec.recipe.warm_up,
+        }
+    held = None if test is None else samples(test)
+    return Task(model, spec.likelihood, samples(dataset), held, own)
+
+
+def _imported(config: TrainConfig, device: torch.device) -> Task:
+    """A model of the user's own, on the data of its factory or on a named data set."""
+    if config.test_split not in (None, NO_SPLIT):
+        raise InputError("a model given as package.module:factory has no test split; leave --test-split out")
+    if config.model.partition(":")[0] in _LIBRARIES and config.samples is None:
+        raise InputError(f"say how many images {config.model!r} learns from: give --samples")
+    prepared = models.prepare(
+        config.model,
+        seed=config.seed,
+        data=config.data,
+        data_dir=config.data_dir,
+        samples=config.samples,
+        dtype=DTYPES[config.precision],
+        device=device,
+        trained=False,
+    )
+    train = Samples(prepared.inputs, prepared.targets, prepared.dataset)
+    return Task(prepared.model, prepared.likelihood, train, None, {})
+
+
+def _test_set(config: TrainConfig, load: Callable[..., Dataset]) -> Dataset | None:
+    """The split asked for; else the first one there of those that a data set may have."""
+    if config.test_split == NO_SPLIT:
+        return None
+    if config.test_split is not None:
+        return load(config.test_split)
+    known = datasets.spec(config.data or models.spec(config.model).dataset).split_names
+    candidates = [split for split in _TEST_SPLITS if split in known and split != config.split]
+    errors: list[InputError] = []
+    for split in candidates:
+        try:
+            found = load(split, download=not errors)
+        except InputError as error:
+            errors.append(error)
+            continue
+        if errors:
+            log.warning("%s The split %r is evaluated in its place.", errors[0], split)
+        return found
+    if errors:
+        raise errors[0]
+    return None
+
+
+def _converter(config: TrainConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
+    dtype = DTYPES[config.precision]
+    return lambda values: values.to(device=device, dtype=dtype if values.is_floating_point() else None)
