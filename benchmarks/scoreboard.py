@@ -26,7 +26,7 @@ from fisherlab.collect.batches import called, each
 from fisherlab.comparison.result import RECORD_COLUMNS
 from fisherlab.models import prepare
 from fisherlab.records.definitions import STAND_IN
-from fisherlab.runs.origin import About
+from fisherlab.runs.origin import Origin
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 MODELS = {
@@ -116,7 +116,7 @@ def records(name: str, samples: int, minutes: float) -> pd.DataFrame:
     methods = [method for method in METHODS if not (method == "tekfac" and name in LARGE)]
     for state in STATES:
         checkpoint = made.checkpoint if state == "init" else next(done)
-        about = About(name, made.dataset.label, checkpoint=checkpoint, step=None, seed=0)
+        about = Origin(name, made.dataset.label, checkpoint=checkpoint, step=None, seed=0)
         started = time.perf_counter()
         comparison = fl.compare(made.model, made.data, methods, made.likelihood, spectra=False, about=about)
         print(f"{name}: {checkpoint}: compared in {time.perf_counter() - started:.0f} s", flush=True)

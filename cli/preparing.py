@@ -14,7 +14,7 @@ from .messages import log
 
 if TYPE_CHECKING:
     from fisherlab.models import Prepared
-    from fisherlab.runs.origin import About
+    from fisherlab.runs.origin import Origin
 
 OneModel = TypeVar("OneModel", CompareConfig, RepresentConfig)
 
@@ -55,11 +55,11 @@ def prepare(config: OneModel, *, samples: int | None, bias: str, progress: bool)
     return prepared
 
 
-def about(config: OneModel, prepared: "Prepared") -> "About":
+def about(config: OneModel, prepared: "Prepared") -> "Origin":
     """What records and captions call them."""
-    from fisherlab.runs.origin import About
+    from fisherlab.runs.origin import Origin
 
-    return About.of(
+    return Origin.of(
         prepared.name,
         prepared.dataset,
         checkpoint=_shown(prepared.checkpoint, config.checkpoint),

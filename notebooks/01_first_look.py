@@ -29,7 +29,7 @@
 import rich
 
 import fisherlab as fl
-from fisherlab.runs.origin import About
+from fisherlab.runs.origin import Origin
 
 # %% [markdown]
 # ## A trained network and its data
@@ -40,7 +40,7 @@ from fisherlab.runs.origin import About
 
 # %%
 prepared = fl.models.prepare("mnist-mlp", seed=0, samples=1000)
-about = About("mnist-mlp", prepared.dataset.label, prepared.checkpoint, prepared.step, prepared.seed)
+about = Origin("mnist-mlp", prepared.dataset.label, prepared.checkpoint, prepared.step, prepared.seed)
 print(about.caption("cpu"))
 fl.find_layers(prepared.model)
 

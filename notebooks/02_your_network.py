@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisherlab as fl
-from fisherlab.runs.origin import About
+from fisherlab.runs.origin import Origin
 
 # %% [markdown]
 # ## Which parameters have a Fisher block?
@@ -133,7 +133,7 @@ for _ in range(15):
 print(f"last batch: loss {loss.item():.3f}")
 
 # %%
-about = About("small CNN", "scikit-learn digits 8×8", "15 epochs of Adam, lr 0.01", seed=0)
+about = Origin("small CNN", "scikit-learn digits 8×8", "15 epochs of Adam, lr 0.01", seed=0)
 comparison = fl.compare(
     network,
     DataLoader(dataset, batch_size=100),

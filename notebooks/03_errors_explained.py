@@ -25,7 +25,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import fisherlab as fl
-from fisherlab.runs.origin import About
+from fisherlab.runs.origin import Origin
 
 torch.set_default_dtype(torch.float64)
 
@@ -62,7 +62,7 @@ for _ in range(400):
     loss = nn.functional.cross_entropy(network(x), y)
     loss.backward()
     optimizer.step()
-about = About("8-12-10-3", "synthetic (teacher)", "400 steps of Adam", seed=0)
+about = Origin("8-12-10-3", "synthetic (teacher)", "400 steps of Adam", seed=0)
 print(f"loss {loss.item():.3f}; chance: {np.log(3):.3f}")
 
 # %% [markdown]

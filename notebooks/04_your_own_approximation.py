@@ -31,7 +31,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.operators import KroneckerOperator
-from fisherlab.runs.origin import About
+from fisherlab.runs.origin import Origin
 
 # %% [markdown]
 # ## The class
@@ -142,7 +142,7 @@ for _ in range(200):
     loss.backward()
     optimizer.step()
 
-about = About("64-16-16-10, no bias", "scikit-learn digits 8×8", "200 steps of Adam", seed=0)
+about = Origin("64-16-16-10, no bias", "scikit-learn digits 8×8", "200 steps of Adam", seed=0)
 comparison = fl.compare(
     network,
     (x, y),

@@ -31,7 +31,7 @@ from fisherlab.figures.catalogue import ENTRIES
 from fisherlab.figures.config import FiguresConfig
 from fisherlab.figures.making import make
 from fisherlab.figures.printed import ERRATA, TABLES
-from fisherlab.runs.origin import About
+from fisherlab.runs.origin import Origin
 
 SCALE = "smoke"
 pd.DataFrame([(entry.name, entry.title) for entry in ENTRIES], columns=["name", "shows"])
@@ -52,7 +52,7 @@ comparison = fl.compare(
     likelihood=prepared.likelihood,
     layers="2",
     spectra=False,
-    about=About("mnist-mlp", prepared.dataset.label, prepared.checkpoint, prepared.step, prepared.seed),
+    about=Origin("mnist-mlp", prepared.dataset.label, prepared.checkpoint, prepared.step, prepared.seed),
 )
 comparison.heatmap("2", "lngd", trace_matched=True)
 

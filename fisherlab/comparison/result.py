@@ -14,7 +14,7 @@ from fisherlab.errors import InputError, InputTypeError, NotSupportedError, byte
 from fisherlab.exact.plans import Plan
 from fisherlab.layers import Layers, LayerView
 from fisherlab.operators import LinearOperator
-from fisherlab.runs.origin import About
+from fisherlab.runs.origin import Origin
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,7 +126,7 @@ class Comparison:
     layers: Layers
     results: Mapping[str, LayerResult]
     coupling_matrix: Tensor
-    about: About
+    about: Origin
     device: str
     dtype: str
     _drawn: "tuple[str, dict[str, np.ndarray]] | None" = field(default=None, repr=False)

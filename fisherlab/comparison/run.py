@@ -25,7 +25,7 @@ from fisherlab.exact.fisher import no_layerwise
 from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, Plan, make_plans, parse_bytes
 from fisherlab.layers import Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
-from fisherlab.runs.origin import About
+from fisherlab.runs.origin import Origin
 
 _MOST_OPERATIONS = 1e13
 _MOST_CONTRACTION = 4e10
@@ -48,7 +48,7 @@ def compare(
     progress: Progress = False,
     spectra: bool = True,
     statistics: Statistics | None = None,
-    about: About | None = None,
+    about: Origin | None = None,
     on_plan: Callable[[Plan], None] | None = None,
     on_target: Callable[[str, Target], None] | None = None,
 ) -> Comparison:
@@ -131,7 +131,7 @@ def compare(
         results=experiment.results(),
         layers=_covered(collector),
         coupling_matrix=experiment.coupling(),
-        about=about or About.given(model, data),
+        about=about or Origin.given(model, data),
         device=str(collector.device),
         dtype=str(collector.dtype).removeprefix("torch."),
     )

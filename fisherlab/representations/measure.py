@@ -16,7 +16,7 @@ from fisherlab.representations.gradients import DRAWS, Gradients
 from fisherlab.representations.marginals import Marginals
 from fisherlab.representations.result import Representations
 from fisherlab.representations.tables import LayerFacts, tables
-from fisherlab.runs.origin import About
+from fisherlab.runs.origin import Origin
 
 
 def represent(
@@ -28,7 +28,7 @@ def represent(
     batch_dim: int = 0,
     generator: torch.Generator | None = None,
     progress: Progress = False,
-    about: About | None = None,
+    about: Origin | None = None,
     on_start: Callable[[], None] | None = None,
 ) -> Representations:
     """How layers' representation vectors are distributed, and whether layer-wise sampling may take M for I.
@@ -98,7 +98,7 @@ def represent(
     order = torch.randperm(samples, generator=draws, device="cpu")
     marginals = Marginals(collector, order, mine, draws, progress)
     gradients = Gradients(collector, order, mine, progress)
-    about = about or About.given(model, data)
+    about = about or Origin.given(model, data)
     device, dtype = str(collector.device), str(collector.dtype).removeprefix("torch.")
     facts = [_facts(name, collector, samples, marginals, gradients) for name in names]
     return Representations(**tables(facts, about, device, dtype), about=about, device=device, samples=samples)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from fisherlab.errors import unknown
 from fisherlab.representations.vectors import OUTPUT
-from fisherlab.runs.origin import About
+from fisherlab.runs.origin import Origin
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +44,7 @@ class Representations:
     quantiles: pd.DataFrame
     assumption: pd.DataFrame
     layers: pd.DataFrame
-    about: About
+    about: Origin
     device: str
     samples: int
 

@@ -20,7 +20,7 @@ from fisherlab.representations.normality import (
     normal_distances,
 )
 from fisherlab.representations.vectors import OUTPUT
-from fisherlab.runs.origin import About
+from fisherlab.runs.origin import Origin
 
 LEVEL = 0.05
 """Of the tests, after Holm's adjustment."""
@@ -82,7 +82,7 @@ class LayerFacts:
     note: str
 
 
-def tables(facts: Sequence[LayerFacts], about: About, device: str, dtype: str) -> dict[str, pd.DataFrame]:
+def tables(facts: Sequence[LayerFacts], about: Origin, device: str, dtype: str) -> dict[str, pd.DataFrame]:
     """The tables `moments`, `histograms`, `quantiles`, `assumption` and `layers`."""
     origin = {
         "model": about.model,

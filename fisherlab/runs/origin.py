@@ -18,7 +18,7 @@ _DISTRIBUTIONS = ("fisherlab", "torch", "numpy", "scipy", "pandas", "matplotlib"
 
 
 @dataclass(frozen=True)
-class About:
+class Origin:
     """What the records call the things they were computed from.
 
     Attributes:

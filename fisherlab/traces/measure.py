@@ -27,7 +27,7 @@ from fisherlab.likelihoods import Likelihood
 from fisherlab.models.checkpoints import Weights, check_weights, put_weights, read_weights
 from fisherlab.models.loading import batch_norms, settle_norms
 from fisherlab.models.seeding import seeded
-from fisherlab.runs.origin import About
+from fisherlab.runs.origin import Origin
 from fisherlab.traces.result import Traces
 
 log = logging.getLogger("fisherlab")
@@ -69,7 +69,7 @@ def trace(
     seed: int = 0,
     progress: Progress = False,
     spectra: bool = True,
-    about: About | None = None,
+    about: Origin | None = None,
     on_plan: Callable[[Plan], None] | None = None,
 ) -> Traces:
     """Tr F = (1/N) Σ_n Σ_c ‖V_{n,c}‖² and tr F̂ of every layer and approximation, at every checkpoint.

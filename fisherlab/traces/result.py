@@ -13,7 +13,7 @@ import pandas as pd
 from fisherlab.plots.profiles import MANY
 from fisherlab.records.frames import compared_layers
 from fisherlab.runs.directory import run_directory
-from fisherlab.runs.origin import About
+from fisherlab.runs.origin import Origin
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +67,7 @@ class Traces:
     """
 
     records: pd.DataFrame
-    about: About
+    about: Origin
     device: str
     best: Mapping[str, Any]
     origin: str = ""

@@ -14,7 +14,7 @@ from fisherlab.errors import InputError
 from fisherlab.layers import Layers, Mask, find_layers
 from fisherlab.runs.config import read_config
 from fisherlab.runs.finished import FinishedRun, read_run
-from fisherlab.runs.origin import About
+from fisherlab.runs.origin import Origin
 from fisherlab.traces.config import DEFAULT_SAMPLES, TraceConfig
 from fisherlab.traces.measure import Checkpoint, read_file, trace
 from fisherlab.traces.recorder import Recorder
@@ -50,7 +50,7 @@ class Source:
     likelihood: Any
     layers: Layers
     checkpoints: tuple[Checkpoint, ...]
-    about: About
+    about: Origin
     origin: str = ""
     log: Recorder | None = None
     log_words: str = ""
@@ -117,7 +117,7 @@ def _of_run(config: TraceConfig, folder: Path) -> Source:
         likelihood=config.likelihood or task.likelihood,
         layers=find_layers(task.model, config.layers, bias=config.bias, masks=masks),
         checkpoints=checkpoints,
-        about=About.of(wanted.model, dataset, seed=wanted.seed),
+        about=Origin.of(wanted.model, dataset, seed=wanted.seed),
         origin=f"run {run.name}",
         log=Recorder.from_log(_log_lines(folder)),
         log_words=f"recorded in training by {trained.optimizer}; data: {run.summary.get('dataset')}; model: "
@@ -188,7 +188,7 @@ def _of_model(config: TraceConfig, progress: Callable[[int, int], None] | None) 
         progress=progress,
     )
     dataset = found.dataset
-    about = About.of(
+    about = Origin.of(
         found.name,
         dataset,
         checkpoint=found.checkpoint,
