@@ -29,7 +29,7 @@ from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, parse_bytes
 from fisherlab.layers import BlockShape, Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.operators import LinearOperator
-from fisherlab.statistics import Basis, LayerSums, LayerWork, gather
+from fisherlab.statistics import Basis, LayerSums, PassRequest, gather
 
 DEFAULT_APPROXIMATIONS = ("kfac", "ekfac", "tkfac", "lngd")
 
@@ -112,7 +112,7 @@ def _collected(
     return statistics
 
 
-def _identity(collector: Collector, work: Mapping[str, LayerWork], kind: str) -> dict[str, str]:
+def _identity(collector: Collector, work: Mapping[str, PassRequest], kind: str) -> dict[str, str]:
     """What the sums depend on; statistics with the same are sums of the same terms."""
     wanted = []
     for name, task in sorted(work.items()):
@@ -131,7 +131,7 @@ def _identity(collector: Collector, work: Mapping[str, LayerWork], kind: str) ->
     }
 
 
-def _check_memory(collector: Collector, work: Mapping[str, LayerWork], memory: int) -> None:
+def _check_memory(collector: Collector, work: Mapping[str, PassRequest], memory: int) -> None:
     """Refuses sums, or label columns that they need, that do not fit."""
     held = sum(task.numbers(collector.layers[name]) for name, task in work.items())
     if 8 * held > memory:
@@ -203,13 +203,13 @@ def approximate(  # noqa: D417
     return _collected(collector, [method], kind, None, memory).build(method)
 
 
-def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: str) -> LayerWork:
+def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: str) -> PassRequest:
     """What the passes must sum for one layer and these methods."""
     methods = [method for method in methods if method.fits(layer)]
     statistics = [s for m in methods for s in m.statistics(layer.group, m.label_kind(kind))]
     columns = columns_kind(kind)
     bases = {m.name: partial(basis_of, m, layer, columns) for m in methods if m.two_pass}
-    return LayerWork(columns, statistics, bases)
+    return PassRequest(columns, statistics, bases)
 
 
 def named_activations(methods: Iterable[Approximation]) -> Mapping[str, str]:

@@ -46,7 +46,7 @@ from fisherlab.layers import LayerView
 from fisherlab.linalg.numerics import eigenvectors_kept
 from fisherlab.metrics import spectrum
 from fisherlab.operators import LinearOperator, blocks_of
-from fisherlab.statistics import Gathered, LayerWork, gather
+from fisherlab.statistics import Gathered, PassRequest, gather
 
 log = logging.getLogger("fisherlab")
 
@@ -94,7 +94,7 @@ class Experiment:
     statistics: Statistics | None = None
     on_target: Callable[[str, Target], None] | None = None
     _grams: dict[str, Tensor] = field(default_factory=dict)
-    _works: dict[str, LayerWork] = field(default_factory=dict)
+    _works: dict[str, PassRequest] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """The methods of the waterfall are added to those asked for."""
@@ -160,12 +160,12 @@ class Experiment:
         kept = size * samples * self.collector.sizes.numbers(name, columns)
         return kept if work.lazy else kept + 3 * 8 * work.numbers(view)
 
-    def _work(self, name: str) -> LayerWork:
+    def _work(self, name: str) -> PassRequest:
         if name not in self._works:
             self._works[name] = self._new_work(self.plans[name], self.collector.layers[name])
         return self._works[name]
 
-    def _new_work(self, plan: Plan, view: LayerView) -> LayerWork:
+    def _new_work(self, plan: Plan, view: LayerView) -> PassRequest:
         methods = self._methods(view) if self.statistics is None or view.vector else []
         base = layer_work(view, methods, plan.kind)
         own = main_statistics(plan)
@@ -173,7 +173,7 @@ class Experiment:
         layerwise = self._aims_at_layerwise(view) and not self._why_no_layerwise(view)
         own += layerwise_statistics(self._identity(view)) if layerwise else []
         lazy = plan.method == "gram"
-        return LayerWork(
+        return PassRequest(
             base.kind,
             (*own, *base.statistics),
             base.bases,

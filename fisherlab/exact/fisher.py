@@ -31,7 +31,7 @@ from fisherlab.operators import (
     UnitBlockOperator,
     joined,
 )
-from fisherlab.statistics import LayerSums, LayerWork, Statistic, gather, moments
+from fisherlab.statistics import LayerSums, PassRequest, Statistic, gather, moments
 
 _ROW_BYTES = 64 * 2**20
 
@@ -143,15 +143,15 @@ def block_statistic(plan: Plan) -> Statistic | None:
     return None if compute is None else Statistic(f"block-{plan.method}", compute, plan.kind)
 
 
-def block_work(plan: Plan, view: LayerView, columns: int) -> LayerWork:
+def block_work(plan: Plan, view: LayerView, columns: int) -> PassRequest:
     """What a pass must sum or keep for this block alone, with so many label columns a sample."""
     statistic = block_statistic(plan)
     if statistic is not None:
         scratch = view.outputs * (2 * columns + view.outputs)
-        return LayerWork(plan.kind, (statistic,), scratch=scratch)
+        return PassRequest(plan.kind, (statistic,), scratch=scratch)
     assert plan.samples is not None
     kinds = frozenset({plan.kind})
-    return LayerWork(plan.kind, (), samples=plan.samples, keep=plan.samples, keep_kinds=kinds, lazy=True)
+    return PassRequest(plan.kind, (), samples=plan.samples, keep=plan.samples, keep_kinds=kinds, lazy=True)
 
 
 def build_block(view: LayerView, plan: Plan, sums: LayerSums) -> LinearOperator:

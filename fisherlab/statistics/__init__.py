@@ -1,7 +1,7 @@
 """Sums over samples that the approximations are made of: mergeable, and without a model in them."""
 
 from fisherlab.statistics import moments
-from fisherlab.statistics.gather import Gathered, Keeper, LayerWork, gather
+from fisherlab.statistics.gather import Gathered, Keeper, PassRequest, gather
 from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, Statistic
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "Keeper",
     "KeptSums",
     "LayerSums",
-    "LayerWork",
+    "PassRequest",
     "Statistic",
     "gather",
     "moments",

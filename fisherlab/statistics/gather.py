@@ -18,7 +18,7 @@ from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, Statistic
 
 
 @dataclass(frozen=True)
-class LayerWork:
+class PassRequest:
     """What is to be summed for one layer.
 
     Attributes:
@@ -99,7 +99,7 @@ class Keeper(Protocol):
 
 def gather(
     collector: Collector,
-    work: Mapping[str, LayerWork],
+    work: Mapping[str, PassRequest],
     *,
     halves: bool = False,
     keeper: Keeper | None = None,
@@ -132,7 +132,7 @@ def gather(
 
 def _first_pass(
     collector: Collector,
-    work: Mapping[str, LayerWork],
+    work: Mapping[str, PassRequest],
     parts: Mapping[str, list[LayerSums]],
     kept: dict[str, list[LayerBatch]],
     halves: bool,
@@ -151,7 +151,7 @@ def _first_pass(
 
 
 def _batches(
-    collector: Collector, work: Mapping[str, LayerWork], needs: Needs, begin: int | None
+    collector: Collector, work: Mapping[str, PassRequest], needs: Needs, begin: int | None
 ) -> Iterator[Iterable[dict[str, LayerBatch]]]:
     """The batches, each in parts where no layer needs all columns at once."""
     if all(task.in_parts for task in work.values()):
@@ -163,7 +163,7 @@ def _batches(
 
 
 def _add(
-    batch: LayerBatch, task: LayerWork, sums: Sequence[LayerSums], kept: list[LayerBatch], halves: bool
+    batch: LayerBatch, task: PassRequest, sums: Sequence[LayerSums], kept: list[LayerBatch], halves: bool
 ) -> None:
     """What a batch, or a part of it, adds to a layer's sums and kept samples."""
     batch = _limited(batch, task)
@@ -178,7 +178,7 @@ def _add(
 
 def _second_pass(
     collector: Collector,
-    work: Mapping[str, LayerWork],
+    work: Mapping[str, PassRequest],
     gathered: Mapping[str, Gathered],
     keeper: Keeper | None,
     begin: int | None,
@@ -244,7 +244,7 @@ def _with_total(parts: list[LayerSums]) -> list[LayerSums]:
     return filled if len(filled) < 2 else [parts[0] + parts[1], *parts]
 
 
-def _limited(batch: LayerBatch, task: LayerWork) -> LayerBatch:
+def _limited(batch: LayerBatch, task: PassRequest) -> LayerBatch:
     return batch if task.samples is None else batch.head(task.samples)
 
 
@@ -252,7 +252,7 @@ def _split(batch: LayerBatch, halves: bool) -> list[LayerBatch]:
     return [batch.half(0), batch.half(1)] if halves else [batch]
 
 
-def _keep(kept: list[LayerBatch], batch: LayerBatch, task: LayerWork) -> None:
+def _keep(kept: list[LayerBatch], batch: LayerBatch, task: PassRequest) -> None:
     if batch.start < task.keep:
         kinds = task.kinds if task.lazy else task.keep_kinds
         kept.append(batch.head(task.keep).copied(kinds))

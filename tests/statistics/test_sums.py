@@ -11,7 +11,7 @@ from fisherlab.errors import InputError
 from fisherlab.gradients.inputs import OneHot
 from fisherlab.layers import BlockShape, find_layers
 from fisherlab.likelihoods import Categorical
-from fisherlab.statistics import LayerSums, LayerWork, Statistic, gather, moments
+from fisherlab.statistics import LayerSums, PassRequest, Statistic, gather, moments
 
 A = Statistic("input-moment", moments.input_moment)
 B = Statistic("output-moment", moments.output_moment, "predictive")
@@ -127,7 +127,7 @@ def collector(categorical) -> Collector:
 
 
 def test_halves_are_summed_apart(collector, categorical):
-    work = {"2": LayerWork("predictive", (A, B))}
+    work = {"2": PassRequest("predictive", (A, B))}
     whole, one, other = gather(collector, work, halves=True)["2"].sums
     assert (whole.samples, one.samples, other.samples) == (40, 20, 20)
     for part, number in ((one, 0), (other, 1)):
@@ -141,8 +141,8 @@ def test_halves_are_summed_apart(collector, categorical):
 
 def test_only_the_first_samples_where_asked(collector, categorical):
     work = {
-        "2": LayerWork("predictive", (A,), samples=10, keep=9, keep_kinds=frozenset({"predictive"})),
-        "4": LayerWork("predictive", (A,)),
+        "2": PassRequest("predictive", (A,), samples=10, keep=9, keep_kinds=frozenset({"predictive"})),
+        "4": PassRequest("predictive", (A,)),
     }
     gathered = gather(collector, work)
     assert [gathered[name].sums[0].samples for name in work] == [10, 40]
@@ -164,7 +164,7 @@ def test_a_second_pass_sums_in_the_basis_of_each_part(collector):
             torch.linalg.eigh(sums.sum(B)).eigenvectors,
         )
 
-    work = {"2": LayerWork("predictive", (A, B), {"own": basis})}
+    work = {"2": PassRequest("predictive", (A, B), {"own": basis})}
     parts = gather(collector, work, halves=True)["2"].sums
     assert made == [40, 20, 20]
     for sums in parts:
