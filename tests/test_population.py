@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fisherlab.collect.layer_batch import half_of
 from fisherlab.comparison.population import (
-    Halves,
+    PopulationEstimate,
     layerwise_norms,
     layerwise_norms_identity,
     layerwise_self_product,
@@ -46,7 +46,7 @@ def split(a: Tensor, g: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(a[half == h], g[:, half == h]) for h in (0, 1)]
 
 
-def halves_of(a: Tensor, g: Tensor, kept: int | None = None) -> Halves:
+def halves_of(a: Tensor, g: Tensor, kept: int | None = None) -> PopulationEstimate:
     """With terms of the first `kept` samples; None: of all."""
     first = a[:kept], g[:, :kept]
     samples = {None: first, **dict(enumerate(split(*first)))}
@@ -55,7 +55,7 @@ def halves_of(a: Tensor, g: Tensor, kept: int | None = None) -> Halves:
         return operator.quadratics(*samples[half])
 
     parts = split(a, g)
-    return Halves(
+    return PopulationEstimate(
         exact=block(a, g),
         halves=[block(*part) for part in parts],
         counts=[len(part[0]) for part in parts],

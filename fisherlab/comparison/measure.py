@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherlab import metrics
-from fisherlab.comparison.population import Halves
+from fisherlab.comparison.population import PopulationEstimate
 from fisherlab.errors import FisherlabError, MemoryLimitError, bytes_text
 from fisherlab.operators import DenseOperator, LinearOperator, PackedOperator, blocks_of
 
@@ -41,7 +41,7 @@ class Target:
     name: str
     exact: LinearOperator
     gradient: Tensor | None
-    halves: Halves | None
+    halves: PopulationEstimate | None
     memory: int
     notes: Sequence[str] = ()
 

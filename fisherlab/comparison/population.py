@@ -43,7 +43,7 @@ class PopulationError(NamedTuple):
 
 
 @dataclass
-class Halves:
+class PopulationEstimate:
     """A layer's exact block on all samples and on the two halves, and terms of the first few samples.
 
     Attributes:

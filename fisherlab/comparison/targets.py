@@ -9,7 +9,7 @@ from torch import Tensor
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.comparison.measure import Target
 from fisherlab.comparison.population import (
-    Halves,
+    PopulationEstimate,
     layerwise_norms,
     layerwise_norms_identity,
     layerwise_self_product,
@@ -218,8 +218,8 @@ def _halves(
     self_products: Statistic,
     norms: Tensor | None,
     quadratics: Callable[[LinearOperator, int | None], Tensor],
-) -> Halves:
-    return Halves(
+) -> PopulationEstimate:
+    return PopulationEstimate(
         exact=blocks[0],
         halves=blocks[1:],
         counts=[sums.samples for sums in gathered.sums[1:]],
