@@ -235,7 +235,7 @@ def test_draws_do_not_depend_on_how_much_fits_into_a_batch(trained, monkeypatch,
 
 def test_two_passes_cut_differently_see_the_same_labels(trained, monkeypatch):
     cuts = itertools.cycle((7, 40))
-    monkeypatch.setattr("fisherlab.collect.sizes.Sizes.samples", lambda *_: next(cuts))
+    monkeypatch.setattr("fisherlab.collect.sizes.PassSizes.samples", lambda *_: next(cuts))
     statistics = fl.collect_statistics(
         trained.model, trained.data, trained.likelihood, "monte-carlo", approximations=("tkfac", "ekfac")
     )

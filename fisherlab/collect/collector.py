@@ -33,7 +33,7 @@ from fisherlab.collect.layer_batch import LayerBatch, whole
 from fisherlab.collect.look import Look, Looker, moves_rows
 from fisherlab.collect.refusals import require_finite, require_finite_gradients, require_finite_weights
 from fisherlab.collect.sample_gradients import SampleGradients
-from fisherlab.collect.sizes import LABEL_KINDS, LAYERWISE_COLUMNS, Needs, Sizes
+from fisherlab.collect.sizes import LABEL_KINDS, LAYERWISE_COLUMNS, Needs, PassSizes
 from fisherlab.errors import InputError, InputTypeError, whole_number
 from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.gradients.patches import Patches
@@ -390,7 +390,7 @@ class Collector:
                 "first, or use method='per-sample'"
             )
 
-    def _look(self) -> Sizes:
+    def _look(self) -> PassSizes:
         """Reads a few samples: how each layer is to be read, and sizes."""
         inputs, targets = self.batches.first(_MOST)
         inputs, targets = each(inputs, self._move), None if targets is None else self._move(targets)
@@ -433,7 +433,7 @@ class Collector:
                 else self._inputs(name, seen[name], first.samples).shape[1]
                 for name, view in self.layers.items()
             }
-        return Sizes(
+        return PassSizes(
             self.layers,
             torch.finfo(self.dtype).bits // 8,
             positions=positions,

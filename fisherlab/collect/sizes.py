@@ -31,7 +31,7 @@ _LIVE = 4  # tensors of a layer's size that a backward pass holds at once
 
 
 @dataclass(frozen=True)
-class Sizes:
+class PassSizes:
     """What one look at a few samples told.
 
     Attributes:
