@@ -61,10 +61,10 @@ def _compare(config: CompareConfig, prepared: "Prepared", progress: bool) -> "Co
     import torch
 
     from fisherlab.comparison.run import compare
-    from fisherlab.exact.plans import Plan
+    from fisherlab.exact.plans import BlockPlan
     from fisherlab.layers import find_layers
 
-    def on_plan(plan: Plan) -> None:
+    def on_plan(plan: BlockPlan) -> None:
         accept()
         log.debug("plan: layer %s", plan)
 

@@ -16,7 +16,7 @@ from .options import Output
 from .printing import print_json, print_rich
 
 if TYPE_CHECKING:
-    from fisherlab.exact.plans import Plan
+    from fisherlab.exact.plans import BlockPlan
     from fisherlab.traces.source import Source
 
 
@@ -63,6 +63,6 @@ def _source(config: TraceConfig, progress: bool) -> "Source":
         return source_of(config, lambda done, steps: report(done))
 
 
-def _accepted(plan: "Plan") -> None:
+def _accepted(plan: "BlockPlan") -> None:
     accept()
     log.debug("plan: layer %s", plan)

@@ -7,7 +7,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.collect.collector import Collector
-from fisherlab.exact.plans import Plan, make_plans
+from fisherlab.exact.plans import BlockPlan, make_plans
 from fisherlab.likelihoods import as_likelihood
 
 DRAWN = r"one label a sample \(a token\) is drawn"
@@ -20,7 +20,7 @@ def many() -> Case:
     return Case(model, torch.randn(20, 2).double(), torch.arange(20), "categorical")
 
 
-def plans(case: Case, kind: str = "predictive", memory: int = 2**30, **options) -> dict[str, Plan]:
+def plans(case: Case, kind: str = "predictive", memory: int = 2**30, **options) -> dict[str, BlockPlan]:
     layers = fl.find_layers(case.model)
     collector = Collector(case.model, layers, case.data, as_likelihood(case.likelihood))
     return make_plans(collector, kind, "auto", memory, 4096, **options)

@@ -41,7 +41,7 @@ from fisherlab.comparison.targets import (
 )
 from fisherlab.errors import FisherlabError, bytes_text
 from fisherlab.exact.fisher import gram_block
-from fisherlab.exact.plans import Plan
+from fisherlab.exact.plans import BlockPlan
 from fisherlab.layers import LayerView
 from fisherlab.linalg.numerics import eigenvectors_kept
 from fisherlab.metrics import spectrum
@@ -85,7 +85,7 @@ class Experiment:
     """
 
     collector: Collector
-    plans: Mapping[str, Plan]
+    plans: Mapping[str, BlockPlan]
     asked: Sequence[Approximation]
     has_targets: bool
     memory: int
@@ -165,7 +165,7 @@ class Experiment:
             self._works[name] = self._new_work(self.plans[name], self.collector.layers[name])
         return self._works[name]
 
-    def _new_work(self, plan: Plan, view: LayerView) -> PassRequest:
+    def _new_work(self, plan: BlockPlan, view: LayerView) -> PassRequest:
         methods = self._methods(view) if self.statistics is None or view.vector else []
         base = layer_work(view, methods, plan.kind)
         own = main_statistics(plan)
@@ -183,7 +183,7 @@ class Experiment:
             lazy=lazy,
         )
 
-    def _kept(self, view: LayerView, plan: Plan) -> int:
+    def _kept(self, view: LayerView, plan: BlockPlan) -> int:
         """How many samples are kept for standard errors and the coupling."""
         columns = self.collector.sizes.label_columns_of(columns_kind(plan.kind), view.name)
         if self._aims_at_layerwise(view):

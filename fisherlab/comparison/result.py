@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fisherlab.comparison.measure import Measured
 from fisherlab.errors import InputError, InputTypeError, NotSupportedError, bytes_text, unknown
-from fisherlab.exact.plans import Plan
+from fisherlab.exact.plans import BlockPlan
 from fisherlab.layers import Layers, LayerView
 from fisherlab.operators import LinearOperator
 from fisherlab.runs.origin import Origin
@@ -91,7 +91,7 @@ class LayerResult:
     """
 
     view: LayerView
-    plan: Plan
+    plan: BlockPlan
     samples: int
     positions: int
     columns: int

@@ -22,7 +22,7 @@ from fisherlab.comparison.passes import Experiment
 from fisherlab.comparison.result import Comparison
 from fisherlab.errors import InputError
 from fisherlab.exact.fisher import no_layerwise
-from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, Plan, make_plans, parse_bytes
+from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, BlockPlan, make_plans, parse_bytes
 from fisherlab.layers import Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.runs.origin import Origin
@@ -49,7 +49,7 @@ def compare(
     spectra: bool = True,
     statistics: Statistics | None = None,
     about: Origin | None = None,
-    on_plan: Callable[[Plan], None] | None = None,
+    on_plan: Callable[[BlockPlan], None] | None = None,
     on_target: Callable[[str, Target], None] | None = None,
 ) -> Comparison:
     """The exact Fisher of every layer beside its approximations, layers together as far as memory allows.

@@ -18,7 +18,7 @@ from fisherlab.comparison.population import (
     self_product,
 )
 from fisherlab.exact.fisher import block_statistic, build_block, by_group, gram_block, layerwise_block
-from fisherlab.exact.plans import Plan
+from fisherlab.exact.plans import BlockPlan
 from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.layers import LayerView
 from fisherlab.linalg.packing import packed_size
@@ -42,7 +42,7 @@ _LAYERWISE_IDENTITY = (
 )
 
 
-def main_statistics(plan: Plan) -> list[Statistic]:
+def main_statistics(plan: BlockPlan) -> list[Statistic]:
     """The sums of the block that was asked for, and of its samples' norms."""
     if plan.kind == "layerwise":
         return list(_LAYERWISE)
@@ -67,7 +67,7 @@ def layerwise_operations(view: LayerView, positions: int) -> float:
     return 2.0 * positions * view.outputs * packed_size(view.inputs)
 
 
-def main_target(view: LayerView, plan: Plan, gathered: Gathered, memory: int) -> Target:
+def main_target(view: LayerView, plan: BlockPlan, gathered: Gathered, memory: int) -> Target:
     """The target of the kind that was asked for."""
     if plan.kind == "layerwise":
         return layerwise_target(view, gathered, memory, False)
@@ -245,5 +245,5 @@ def _gradient(gathered: Gathered) -> Tensor | None:
     return gradient.flatten(0, 1) if gradient.dim() == 3 else gradient
 
 
-def _self_products(plan: Plan) -> Statistic:
+def _self_products(plan: BlockPlan) -> Statistic:
     return Statistic("self-product", self_product, plan.kind)

@@ -19,7 +19,7 @@ from fisherlab.collect.hooks import unchanged
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.collect.refusals import require_finite_gradients
 from fisherlab.errors import unknown
-from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, METHODS, Plan, make_plans, parse_bytes
+from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, METHODS, BlockPlan, make_plans, parse_bytes
 from fisherlab.layers import BlockShape, Layers, LayerView, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.linalg.packing import smat
@@ -133,7 +133,7 @@ def no_layerwise(collector: Collector) -> dict[str, str]:
     }
 
 
-def block_statistic(plan: Plan) -> Statistic | None:
+def block_statistic(plan: BlockPlan) -> Statistic | None:
     """The sum that makes the block; None for a Gram operator, which keeps the samples."""
     compute = {
         "kronecker": moments.packed_block,
@@ -143,7 +143,7 @@ def block_statistic(plan: Plan) -> Statistic | None:
     return None if compute is None else Statistic(f"block-{plan.method}", compute, plan.kind)
 
 
-def block_work(plan: Plan, view: LayerView, columns: int) -> PassRequest:
+def block_work(plan: BlockPlan, view: LayerView, columns: int) -> PassRequest:
     """What a pass must sum or keep for this block alone, with so many label columns a sample."""
     statistic = block_statistic(plan)
     if statistic is not None:
@@ -154,7 +154,7 @@ def block_work(plan: Plan, view: LayerView, columns: int) -> PassRequest:
     return PassRequest(plan.kind, (), samples=plan.samples, keep=plan.samples, keep_kinds=kinds, lazy=True)
 
 
-def build_block(view: LayerView, plan: Plan, sums: LayerSums) -> LinearOperator:
+def build_block(view: LayerView, plan: BlockPlan, sums: LayerSums) -> LinearOperator:
     """The operator of a plan from the sums of its pass."""
     statistic = block_statistic(plan)
     assert statistic is not None

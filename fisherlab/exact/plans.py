@@ -26,7 +26,7 @@ _SMALL_BLOCK = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Plan:
+class BlockPlan:
     """How one layer's exact block is to be computed.
 
     Attributes:
@@ -76,7 +76,7 @@ def make_plans(
     together: bool = True,
     most_operations: float | None = None,
     most_contraction: float = math.inf,
-) -> dict[str, Plan]:
+) -> dict[str, BlockPlan]:
     """The way to compute every layer's exact block, small blocks first, under one memory limit.
 
     Args:
@@ -98,7 +98,7 @@ def make_plans(
     drawn = _why_drawn(collector, kind, memory, most_operations) if kind == "predictive" else ""
     kind = "drawn" if drawn else kind
     chooser = _Chooser(collector, kind, method, max_columns, most_contraction, copies, drawn)
-    plans: dict[str, Plan] = {}
+    plans: dict[str, BlockPlan] = {}
     too_large: dict[str, str] = {}
     left = memory
     for view in sorted(collector.layers.values(), key=lambda v: v.size):
@@ -151,7 +151,7 @@ class _Chooser:
     copies: int
     drawn: str
 
-    def plan(self, view: LayerView, memory: int) -> Plan:
+    def plan(self, view: LayerView, memory: int) -> BlockPlan:
         """The plan of a layer with so much memory left."""
         if self.kind == "layerwise":
             return self._layerwise(view, memory)
@@ -178,7 +178,7 @@ class _Chooser:
             )
         return gram
 
-    def _dense(self, view: LayerView) -> Plan:
+    def _dense(self, view: LayerView) -> BlockPlan:
         positions = self.collector.sizes.positions[view.name]
         samples, columns = self.collector.batches.count(), self.collector.sizes.columns[self.kind]
         total = None if samples is None else samples * columns
@@ -202,9 +202,9 @@ class _Chooser:
             entries = view.groups * block.size**2
             method, operations = "per-sample", 2.0 * entries * (total or 1)
         held = entries * _DOUBLE * self.copies
-        return Plan(view.name, method, self.kind, samples, total, operations, held, self.drawn)
+        return BlockPlan(view.name, method, self.kind, samples, total, operations, held, self.drawn)
 
-    def _gram(self, view: LayerView, dense_bytes: int) -> Plan:
+    def _gram(self, view: LayerView, dense_bytes: int) -> BlockPlan:
         kind, note = self.kind, self.drawn
         samples, columns = self.collector.batches.count(), self.collector.sizes.columns[kind]
         work = self._contraction(view, samples or self.max_columns, columns)
@@ -223,7 +223,7 @@ class _Chooser:
         held = _DOUBLE * self.copies * samples * self.collector.sizes.numbers(view.name, columns)
         held += _DOUBLE * 2 * view.groups * total**2
         operations = self._gram_operations(view, samples, columns)
-        return Plan(view.name, "gram", kind, samples, total, operations, held, note)
+        return BlockPlan(view.name, "gram", kind, samples, total, operations, held, note)
 
     def _gram_operations(self, view: LayerView, samples: int, columns: int) -> float:
         """Of K, by inner products of positions or of gradients."""
@@ -239,7 +239,7 @@ class _Chooser:
         by_positions = t * d * d + columns * t * m * m + t * t * (d + columns * m)
         return 2.0 * samples * view.groups * min(by_vectors, by_positions)
 
-    def _layerwise(self, view: LayerView, memory: int) -> Plan:
+    def _layerwise(self, view: LayerView, memory: int) -> BlockPlan:
         if self.method in ("gram", "per-sample"):
             raise NotSupportedError(
                 f"the layer-wise Fisher has a closed form; method={self.method!r} does not apply, use 'auto'"
@@ -253,7 +253,7 @@ class _Chooser:
                 f"{bytes_text(memory)} left of the memory limit; leave the layer out or give a larger limit"
             )
         operations = 2.0 * entries * (samples or 1)
-        return Plan(view.name, "layerwise", "layerwise", samples, samples, operations, held)
+        return BlockPlan(view.name, "layerwise", "layerwise", samples, samples, operations, held)
 
 
 _UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}

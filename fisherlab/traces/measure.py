@@ -21,7 +21,7 @@ from fisherlab.comparison.measure import Target
 from fisherlab.comparison.result import Comparison
 from fisherlab.comparison.run import compare
 from fisherlab.errors import FisherlabError, InputError
-from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, Plan
+from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, BlockPlan
 from fisherlab.layers import Layers
 from fisherlab.likelihoods import Likelihood
 from fisherlab.models.checkpoints import Weights, check_weights, put_weights, read_weights
@@ -70,7 +70,7 @@ def trace(
     progress: Progress = False,
     spectra: bool = True,
     about: Origin | None = None,
-    on_plan: Callable[[Plan], None] | None = None,
+    on_plan: Callable[[BlockPlan], None] | None = None,
 ) -> Traces:
     """Tr F = (1/N) Σ_n Σ_c ‖V_{n,c}‖² and tr F̂ of every layer and approximation, at every checkpoint.
 

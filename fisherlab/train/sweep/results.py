@@ -22,7 +22,7 @@ _OF_TRAINING = ("outcome", "step", "train_loss", "test_loss", "metric", "value",
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep with everything that it names.
 
     Attributes:
@@ -54,7 +54,7 @@ class Results:
         rows: a row a trial, in their order.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SweepPlan) -> None:
         self._plan, self._config = plan, plan.config
         self._found: dict[int, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
 

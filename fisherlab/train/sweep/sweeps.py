@@ -16,7 +16,7 @@ from fisherlab.runs.config import read_config
 from fisherlab.runs.part import CONFIG, RunPart, check_startable
 from fisherlab.train.run.runs import PROVENANCE, SUMMARY, check_same, rehearse, shown
 from fisherlab.train.sweep.config import SweepConfig
-from fisherlab.train.sweep.results import Plan, Results
+from fisherlab.train.sweep.results import Results, SweepPlan
 from fisherlab.train.sweep.study import PARAMS, Point, Study
 from fisherlab.train.sweep.trials import Job, work_off
 
@@ -90,7 +90,7 @@ def resume(
         return _perform(plan, part, accepted)
 
 
-def _planned(config: SweepConfig) -> Plan:
+def _planned(config: SweepConfig) -> SweepPlan:
     """Checks a sweep by building its training once, on the CPU."""
     if distributed.size() > 1:
         raise InputError("a sweep shares its trials out itself; start it without torchrun, with --jobs")
@@ -101,7 +101,7 @@ def _planned(config: SweepConfig) -> Plan:
     if config.by == "test_loss" and test is None:
         raise InputError("nothing is tested, so there is no test_loss to compare; give --by train_loss")
     by = "train_loss" if config.by == "metric" and test is None else config.by
-    return Plan(
+    return SweepPlan(
         config=config.planned(replace(ready, device=device)),
         dataset=task.train.dataset,
         samples=len(task.train.targets),
@@ -124,7 +124,7 @@ def _check_given(config: SweepConfig, given: Mapping[str, Any]) -> None:
             )
 
 
-def _check_data(plan: Plan, part: RunPart) -> None:
+def _check_data(plan: SweepPlan, part: RunPart) -> None:
     """Raises `InputError` where a training that has ended was on other data."""
     for path in part.path.glob(f"{TRIALS}/*/*/{PROVENANCE}"):
         if json.loads(path.read_text(encoding="utf-8"))["checksum"] != plan.dataset.checksum:
@@ -156,7 +156,7 @@ def _has_trainings(part: RunPart) -> bool:
     return any(part.path.glob(f"{TRIALS}/*/*/{CONFIG}"))
 
 
-def _perform(plan: Plan, part: RunPart, accepted: Callable[[], None]) -> dict[str, Any]:
+def _perform(plan: SweepPlan, part: RunPart, accepted: Callable[[], None]) -> dict[str, Any]:
     """Trains what has not been trained yet, and ends the sweep."""
     started = time.perf_counter()
     config, results = plan.config, Results(plan)
