@@ -72,7 +72,7 @@ class PassSizes:
         return self.columns[kind]
 
     def pass_bytes(self, columns: int) -> int:
-        """Origin what one sample's passes take with so many label columns sent back at once."""
+        """About what one sample's passes take with so many label columns sent back at once."""
         return self.bytes * (self.activations * (_LIVE + columns) + 2 * self.outputs * columns)
 
     def samples(self, needs: Needs, scratch: int = 0, in_parts: bool = False) -> int:

@@ -303,7 +303,7 @@ def _label(panels: Array, ticks: _Ticks, side: float) -> None:
 
 
 def _ticks(span: Window, outputs: int) -> _Ticks:
-    """Origin five indices of the span, none so near its end that its name meets the next panel's.
+    """About five indices of the span, none so near its end that its name meets the next panel's.
 
     They are inputs at even steps, each at its first unit, or, where the span has fewer than three
     inputs, pairs of input and unit.
