@@ -22,7 +22,7 @@ Tile = tuple[slice, slice, Tensor]
 
 
 @dataclass(frozen=True)
-class Gradients:
+class GradientPair:
     """V_{n,c} = Σ_t g_{c,n,t} a_{n,t}ᵀ by its parts.
 
     Attributes:
@@ -33,8 +33,8 @@ class Gradients:
     a: Inputs
     g: Tensor
 
-    def __getitem__(self, samples: slice) -> Gradients:
-        return Gradients(self.a[samples], self.g[:, samples])
+    def __getitem__(self, samples: slice) -> GradientPair:
+        return GradientPair(self.a[samples], self.g[:, samples])
 
     @property
     def count(self) -> int:
@@ -46,7 +46,7 @@ class Gradients:
         return sample_gradients(self.a, self.g[..., start:stop]).flatten(2).flatten(0, 1)
 
 
-def tiles(left: Gradients, right: Gradients | None = None) -> Iterator[Tile]:
+def tiles(left: GradientPair, right: GradientPair | None = None) -> Iterator[Tile]:
     """(samples, other samples, <V, V'> [c, n, c', n'] float64) over pairs of ranges of samples.
 
     Without `right` of V with itself, only on and above the diagonal.
@@ -54,7 +54,7 @@ def tiles(left: Gradients, right: Gradients | None = None) -> Iterator[Tile]:
     other = left if right is None else right
     by_positions = _by_positions(left, other)
     if not by_positions and isinstance(left.a, OneHot) and right is None:
-        left = other = Gradients(left.a.compact(), left.g)
+        left = other = GradientPair(left.a.compact(), left.g)
     tile = _tile_by_positions if by_positions else _tile_by_vectors
     side = math.isqrt(CHUNK_BYTES // (4 * left.g.element_size()))
     ranges = _ranges(left, side, by_positions)
@@ -65,13 +65,13 @@ def tiles(left: Gradients, right: Gradients | None = None) -> Iterator[Tile]:
             yield rows, columns, tile(part, part if same else other[columns])
 
 
-def _ranges(pair: Gradients, side: int, by_positions: bool) -> list[slice]:
+def _ranges(pair: GradientPair, side: int, by_positions: bool) -> list[slice]:
     width = pair.g.shape[0] * (pair.g.shape[2] if by_positions else 1)
     step = max(1, side // width)
     return [slice(start, start + step) for start in range(0, len(pair.a), step)]
 
 
-def _by_positions(left: Gradients, right: Gradients) -> bool:
+def _by_positions(left: GradientPair, right: GradientPair) -> bool:
     """Whether positions take fewer operations than V, for a pair of samples."""
     (c, n, t, m), (k, others, s, _) = left.g.shape, right.g.shape
     d = left.a.shape[2]
@@ -85,7 +85,7 @@ def _by_positions(left: Gradients, right: Gradients) -> bool:
     return t * s == 1 or positions < vectors
 
 
-def _tile_by_positions(left: Gradients, right: Gradients) -> Tensor:
+def _tile_by_positions(left: GradientPair, right: GradientPair) -> Tensor:
     """Σ_{t,s} (a_t·a'_s)(g_t·g'_s), without V."""
     inputs = inner_products(left.a, right.a)
     outputs = torch.tensordot(left.g, right.g, dims=([3], [3]))
@@ -93,7 +93,7 @@ def _tile_by_positions(left: Gradients, right: Gradients) -> Tensor:
     return outputs.sum((2, 5)).double()
 
 
-def _tile_by_vectors(left: Gradients, right: Gradients) -> Tensor:
+def _tile_by_vectors(left: GradientPair, right: GradientPair) -> Tensor:
     """The products of blocks of outputs, added in float64."""
     each = (left.count + right.count) * left.a.shape[2] * left.g.element_size()
     blocks = spans(left.g.shape[3], each, _BLOCK_BYTES)
@@ -108,7 +108,7 @@ def _tile_by_vectors(left: Gradients, right: Gradients) -> Tensor:
     return total.view(sizes).permute(1, 0, 3, 2)
 
 
-def weighted_gram(pair: Gradients, S: Tensor) -> Tensor:
+def weighted_gram(pair: GradientPair, S: Tensor) -> Tensor:
     """<V, S∘V'> for all pairs, [c·n, c·n] with index c·n_samples + n, for S [m, d].
 
     For one position Σ_j (g_j g_jᵀ) ∘ (a diag(S_j) aᵀ), else by vectors.

@@ -12,7 +12,7 @@ from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError
 from fisherlab.gradients.contractions import rotated_pieces, rotated_weighted_squares, rotates_held
 from fisherlab.gradients.inputs import Inputs, alike, rotated
-from fisherlab.gradients.pairs import Gradients, vectors_gram, weighted_gram
+from fisherlab.gradients.pairs import GradientPair, vectors_gram, weighted_gram
 from fisherlab.linalg.factors import (
     diagonal_in,
     into_basis,
@@ -170,7 +170,7 @@ class EigenKroneckerOperator(LinearOperator):
         if held is not None and rotates_held(other.a, other.g, self.U_A, self.U_B, held):
             pieces = rotated_pieces(other.a, other.g, self.U_A, self.U_B, held)
             return vectors_gram(torch.cat([R for _, R in pieces]), self.S) * other.weight
-        pair = Gradients(rotated(other.a, self.U_A), into_basis(other.g, self.U_B))
+        pair = GradientPair(rotated(other.a, self.U_A), into_basis(other.g, self.U_B))
         return weighted_gram(pair, self.S) * other.weight
 
     def _coefficients(self, X: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from fisherlab.gradients.inputs import (
     sample_gradients,
     weighted_sum,
 )
-from fisherlab.gradients.pairs import Gradients, tiles
+from fisherlab.gradients.pairs import GradientPair, tiles
 from fisherlab.linalg.arguments import finite, fitting
 from fisherlab.linalg.numerics import (
     ENTRY_COST,
@@ -204,7 +204,7 @@ class GramOperator(LinearOperator):
         if held is not None and self.held is not None:
             return self.quadratic(held).double().sum(1)
         total = torch.zeros(g.shape[1], dtype=torch.float64, device=self.device)
-        for samples, _, tile in tiles(Gradients(a, g), self._gradients):
+        for samples, _, tile in tiles(GradientPair(a, g), self._gradients):
             total[samples] += tile.square().sum((0, 2, 3))
         return total * self.weight
 
@@ -329,8 +329,8 @@ class GramOperator(LinearOperator):
         return sample_gradients(self.a, self.g)
 
     @property
-    def _gradients(self) -> Gradients:
-        return Gradients(self.a, self.g)
+    def _gradients(self) -> GradientPair:
+        return GradientPair(self.a, self.g)
 
     def _by_vectors(self, count: int) -> bool:
         """Whether products with so many matrices cost less by the V than by outputs of the layer."""

@@ -13,7 +13,7 @@ from fisherlab.damping import DampingLike, FactoredDamping
 from fisherlab.errors import InputError
 from fisherlab.gradients.contractions import kronecker_quadratics
 from fisherlab.gradients.inputs import Inputs, OneHot, alike, rotated
-from fisherlab.gradients.pairs import Gradients, tiles
+from fisherlab.gradients.pairs import GradientPair, tiles
 from fisherlab.linalg.factors import (
     as_matrix,
     damped_factor,
@@ -181,18 +181,18 @@ class KroneckerOperator(LinearOperator):
         """The inner products of the V with those of (a A, g B)."""
         classes, samples = other.g.shape[:2]
         out = other.g.new_empty(classes, samples, classes, samples)
-        for rows, columns, tile in tiles(Gradients(other.a, other.g), self._image(other)):
+        for rows, columns, tile in tiles(GradientPair(other.a, other.g), self._image(other)):
             out[:, rows, :, columns] = tile * other.weight
         return out.view(other.columns, other.columns)
 
-    def _image(self, other: GramOperator) -> Gradients:
+    def _image(self, other: GramOperator) -> GradientPair:
         """B V A as (a A, g B); for one-hot a and a diagonal A as (a, A[index] g B)."""
         a, g = other.a, times_factor(other.g, self.B)
         if self.A.ndim == 2:
-            return Gradients(rotated(a, self.A), g)
+            return GradientPair(rotated(a, self.A), g)
         if isinstance(a, OneHot):
-            return Gradients(a, g * a.gathered(self.A)[..., None])
-        return Gradients(a * self.A, g)
+            return GradientPair(a, g * a.gathered(self.A)[..., None])
+        return GradientPair(a * self.A, g)
 
     @cached_property
     def _eigen(self) -> EigenKroneckerOperator:

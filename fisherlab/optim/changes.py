@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fisherlab.errors import InputError
 from fisherlab.optim.checks import check_factor
-from fisherlab.optim.gradients import Gradients
+from fisherlab.optim.gradients import ParameterMatrices
 
 _APART = 1e-2  # share of a gradient that is no multiple of what came
 
@@ -17,7 +17,7 @@ class Changes:
         gradients: reads the gradients of layers.
     """
 
-    def __init__(self, gradients: Gradients) -> None:
+    def __init__(self, gradients: ParameterMatrices) -> None:
         self._gradients = gradients
         self.forget()
 

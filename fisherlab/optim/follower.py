@@ -18,7 +18,7 @@ from fisherlab.optim.block import Block, Observation, Step
 from fisherlab.optim.changes import Changes
 from fisherlab.optim.checks import check_contributions, check_reduction
 from fisherlab.optim.contributions import Contributions
-from fisherlab.optim.gradients import Gradients
+from fisherlab.optim.gradients import ParameterMatrices
 from fisherlab.optim.hooks import Hook, removed_with, sweep, weakly
 from fisherlab.optim.passes import ForwardPass, current_backward, graph_is_kept
 from fisherlab.optim.recorder import Recorder
@@ -94,7 +94,7 @@ class Follower:
     ) -> None:
         self.parameters = dict(model.named_parameters())
         self.count, self._turn = 0, 0
-        self._gradients = Gradients(self.parameters, layers, weakly(self.dtype_of))
+        self._gradients = ParameterMatrices(self.parameters, layers, weakly(self.dtype_of))
         self._changes = Changes(self._gradients)
         self._layers, self._blocks, self._options = layers, blocks, options
         self._likelihood, self._kind = likelihood, kind

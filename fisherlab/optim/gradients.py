@@ -10,7 +10,7 @@ from fisherlab.errors import NumericalError
 from fisherlab.layers import Layers
 
 
-class Gradients:
+class ParameterMatrices:
     """Reads what the user's backward passes left in the parameters.
 
     Args:

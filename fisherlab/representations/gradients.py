@@ -27,7 +27,7 @@ _MOST_OUTPUTS = 4096  # m of a layer whose M is made
 _CHUNK = 4096  # samples that are read at a time
 
 
-class Gradients:
+class OutputGradients:
     """The isotropy of every layer's M = Σ_t Σ_c q qᵀ, q the gradient at the activated output.
 
     As many samples as about 3·10¹¹ multiplications allow, and at least 32, are sent back. Above

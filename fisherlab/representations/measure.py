@@ -12,7 +12,7 @@ from fisherlab.collect.collector import Collector
 from fisherlab.errors import InputError
 from fisherlab.layers import Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood
-from fisherlab.representations.gradients import DRAWS, Gradients
+from fisherlab.representations.gradients import DRAWS, OutputGradients
 from fisherlab.representations.marginals import Marginals
 from fisherlab.representations.result import Representations
 from fisherlab.representations.tables import LayerFacts, tables
@@ -97,7 +97,7 @@ def represent(
     draws = collector.generators().ready("values", lambda n, generator: None)
     order = torch.randperm(samples, generator=draws, device="cpu")
     marginals = Marginals(collector, order, mine, draws, progress)
-    gradients = Gradients(collector, order, mine, progress)
+    gradients = OutputGradients(collector, order, mine, progress)
     about = about or Origin.given(model, data)
     device, dtype = str(collector.device), str(collector.dtype).removeprefix("torch.")
     facts = [_facts(name, collector, samples, marginals, gradients) for name in names]
@@ -105,7 +105,7 @@ def represent(
 
 
 def _facts(
-    name: str, collector: Collector, samples: int, marginals: Marginals, gradients: Gradients
+    name: str, collector: Collector, samples: int, marginals: Marginals, gradients: OutputGradients
 ) -> LayerFacts:
     """What was measured of a layer."""
     view = collector.layers[name]
