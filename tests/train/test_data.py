@@ -8,14 +8,14 @@ from torch.nn.functional import pad
 
 from fisherlab.base.nested import packed, unpacked
 from fisherlab.errors import InputError, NotSupportedError
-from fisherlab.train.run.batches import Batches
+from fisherlab.train.run.batches import Order
 from fisherlab.train.task.augment import PADDING, Augment, augmented, cropped
 from fisherlab.train.task.objectives import objective
 
 
 @given(st.integers(4, 60), st.integers(1, 5), st.integers(1, 3))
 def test_an_epoch_takes_every_sample_once_but_for_a_rest_that_cannot_be_shared(samples, times, parts):
-    batches = Batches(samples, times * parts, parts, 0)
+    batches = Order(samples, times * parts, parts, 0)
     for epoch in range(3):
         taken = [batches.take(epoch * batches.per_epoch + place) for place in range(batches.per_epoch)]
         assert all(len(part) % parts == 0 and len(part) <= batches.batch for part in taken)
@@ -26,23 +26,23 @@ def test_an_epoch_takes_every_sample_once_but_for_a_rest_that_cannot_be_shared(s
 
 @given(st.integers(0, 30))
 def test_the_order_goes_on_from_any_step(stop):
-    straight, broken = Batches(23, 4, 1, 9), Batches(23, 4, 1, 9)
+    straight, broken = Order(23, 4, 1, 9), Order(23, 4, 1, 9)
     expected = [straight.take(step) for step in range(40)]
     for step in range(stop):
         broken.take(step)
-    fresh = Batches(23, 4, 1, 1)
+    fresh = Order(23, 4, 1, 1)
     fresh.load(broken.state(stop), stop)
     assert all(torch.equal(fresh.take(step), expected[step]) for step in range(stop, 40))
 
 
 def test_epochs_have_orders_of_their_own():
-    batches = Batches(50, 50, 1, 0)
+    batches = Order(50, 50, 1, 0)
     assert not torch.equal(batches.take(0), batches.take(1))
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(InputError, match="multiple of 3"):
-        Batches(100, 16, 3, 0)
+        Order(100, 16, 3, 0)
 
 
 def test_crops_are_windows_of_the_padded_images():
@@ -73,9 +73,9 @@ def test_augmentation_goes_on_from_its_state():
 
 def test_the_default_device_of_torch_does_not_matter():
     """Orders and augmentations are drawn on the CPU."""
-    expected = Batches(10, 4, 1, 0).take(0), Augment(("crop", "flip"), 0).draw(4)
+    expected = Order(10, 4, 1, 0).take(0), Augment(("crop", "flip"), 0).draw(4)
     with torch.device("meta"):
-        order, drawn = Batches(10, 4, 1, 0).take(0), Augment(("crop", "flip"), 0).draw(4)
+        order, drawn = Order(10, 4, 1, 0).take(0), Augment(("crop", "flip"), 0).draw(4)
     assert torch.equal(order, expected[0])
     assert all(torch.equal(drawn[name], values) for name, values in expected[1].items())
 

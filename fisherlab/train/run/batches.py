@@ -6,7 +6,7 @@ from torch import Tensor
 from fisherlab.errors import InputError
 
 
-class Batches:
+class Order:
     """Indices of the samples of each step, without replacement in an epoch.
 
     The last batch of an epoch may be smaller; it is cut to a multiple of `parts`, so that all parts have as

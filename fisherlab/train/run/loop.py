@@ -17,7 +17,7 @@ from fisherlab.errors import FisherlabError, InputError, NumericalError
 from fisherlab.train.config import TrainConfig
 from fisherlab.train.optimizer.optimizers import layer_rows, widest
 from fisherlab.train.optimizer.schedules import Schedule
-from fisherlab.train.run.batches import Batches
+from fisherlab.train.run.batches import Order
 from fisherlab.train.run.checkpoints import Checkpoints, Restored
 from fisherlab.train.run.log import Log
 from fisherlab.train.run.progress import Progress, Report
@@ -69,7 +69,7 @@ class Trainer:
         self._config, self._task, self._objective, self._fabric = config, task, objective, fabric
         self._first = fabric.global_rank == 0
         self._parts = fabric.world_size * config.accumulation
-        self._batches = Batches(len(task.train.targets), config.batch, self._parts, config.seed)
+        self._batches = Order(len(task.train.targets), config.batch, self._parts, config.seed)
         self._augment = Augment(config.augment, config.seed + 1)
         self._augment.check(task.train.inputs)
         per_epoch = self._batches.per_epoch
