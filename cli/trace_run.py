@@ -17,7 +17,7 @@ from .printing import print_json, print_rich
 
 if TYPE_CHECKING:
     from fisherlab.exact.plans import BlockPlan
-    from fisherlab.traces.source import Source
+    from fisherlab.traces.source import Subject
 
 
 def perform(config: TraceConfig, output: Output) -> None:
@@ -54,7 +54,7 @@ def _perform(config: TraceConfig, output: Output, first: bool) -> None:
     click.echo(f"run directory: {out}\nreport: {out / 'report.html'}")
 
 
-def _source(config: TraceConfig, progress: bool) -> "Source":
+def _source(config: TraceConfig, progress: bool) -> "Subject":
     from fisherlab.base.progress import bar
     from fisherlab.traces.source import source_of
 

@@ -28,7 +28,7 @@ _PRECISIONS = {"float32": "32", "float64": "64"}
 
 
 @dataclass(frozen=True)
-class Source:
+class Subject:
     """What is traced.
 
     Attributes:
@@ -77,7 +77,7 @@ class Source:
         return replace(found, origin=self.origin, log=self.log, log_words=self.log_words)
 
 
-def source_of(config: TraceConfig, progress: Callable[[int, int], None] | None = None) -> Source:
+def source_of(config: TraceConfig, progress: Callable[[int, int], None] | None = None) -> Subject:
     """What a resolved configuration traces.
 
     Args:
@@ -90,7 +90,7 @@ def source_of(config: TraceConfig, progress: Callable[[int, int], None] | None =
     return _of_model(config, progress) if config.run is None else _of_run(config, Path(config.run))
 
 
-def _of_run(config: TraceConfig, folder: Path) -> Source:
+def _of_run(config: TraceConfig, folder: Path) -> Subject:
     run = read_run(folder)
     if run.command != TrainConfig.command:
         raise InputError(
@@ -110,7 +110,7 @@ def _of_run(config: TraceConfig, folder: Path) -> Source:
     masks: Mapping[str, Mask] = {} if ":" in wanted.model else models.spec(wanted.model).masks
     pair = NamedPair(task.train.inputs, task.train.targets, dataset, masks)
     used = replace(config, data_dir=wanted.data_dir, samples=len(dataset), seed=wanted.seed)
-    return Source(
+    return Subject(
         config=used,
         model=task.model.eval(),
         data=pair,
@@ -171,7 +171,7 @@ def _log_lines(folder: Path) -> list[dict[str, Any]]:
     return list(training_log.read(folder)) if (folder / training_log.NAME).is_file() else []
 
 
-def _of_model(config: TraceConfig, progress: Callable[[int, int], None] | None) -> Source:
+def _of_model(config: TraceConfig, progress: Callable[[int, int], None] | None) -> Subject:
     assert config.model is not None
     seed = config.seed or 0
     models.check_layers(config.model, config.layers, bias=config.bias, seed=seed)
@@ -196,7 +196,7 @@ def _of_model(config: TraceConfig, progress: Callable[[int, int], None] | None) 
         seed=seed,
         checkpoint_hash=found.checkpoint_hash or None,
     )
-    return Source(
+    return Subject(
         config=replace(config, samples=len(dataset), seed=seed),
         model=found.model,
         data=found.data,
