@@ -35,7 +35,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One approximation against one target.
 
     Attributes:
@@ -54,7 +54,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Block:
+class LayerTable:
     """All approximations of one layer in one run.
 
     Attributes:
@@ -71,7 +71,7 @@ class Block:
     layer: str
     heading: str
     metrics: tuple[Metric, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     targets: tuple[str, ...]
     context: str
     notes: tuple[str, ...]
@@ -98,14 +98,14 @@ def runs(records: pd.DataFrame) -> list[pd.DataFrame]:
     return [run for _, run in records.groupby(keys, sort=False, dropna=False)]
 
 
-def blocks(run: pd.DataFrame, layers: Collection[str]) -> Iterator[Block]:
+def blocks(run: pd.DataFrame, layers: Collection[str]) -> Iterator[LayerTable]:
     """A block for each of these layers of a run, in their order."""
     kept = run[run["layer"].isin(layers)]
     for _, rows in kept.groupby("layer", sort=False):
         yield _block(rows)
 
 
-def diagonal_block(run: pd.DataFrame, layers: Collection[str]) -> Block:
+def diagonal_block(run: pd.DataFrame, layers: Collection[str]) -> LayerTable:
     """One block with a row a layer, for layers that have only the approximation `diagonal`.
 
     Nothing is marked as best, since the rows are different layers; notes are left to the caller.
@@ -113,7 +113,7 @@ def diagonal_block(run: pd.DataFrame, layers: Collection[str]) -> Block:
     rows = run[run["layer"].isin(layers)]
     metrics = tuple(metric for metric in METRICS if _known(rows, metric.column))
     made = tuple(
-        Row(
+        TableRow(
             str(row["layer"]),
             word(row, "target"),
             tuple(Cell(_text(row, metric)) for metric in metrics),
@@ -123,10 +123,10 @@ def diagonal_block(run: pd.DataFrame, layers: Collection[str]) -> Block:
         for row in _records(rows)
     )
     targets = tuple(dict.fromkeys(row.target for row in made if row.target))
-    return Block("", "", metrics, made, targets, run_context({**rows.iloc[0], "damping": None}), ())
+    return LayerTable("", "", metrics, made, targets, run_context({**rows.iloc[0], "damping": None}), ())
 
 
-def _block(rows: pd.DataFrame) -> Block:
+def _block(rows: pd.DataFrame) -> LayerTable:
     metrics = tuple(metric for metric in METRICS if _known(rows, metric.column))
     notes: list[str] = []
     records = _records(rows)
@@ -139,9 +139,9 @@ def _block(rows: pd.DataFrame) -> Block:
         target = targets[place]
         own_scale = row["approximation"] in OWN_SCALE and target != "layerwise"
         name = label(str(row["approximation"]))
-        made.append(Row(name, target, cells, _note(row, notes, shared), own_scale))
+        made.append(TableRow(name, target, cells, _note(row, notes, shared), own_scale))
     first = records[0]
-    return Block(
+    return LayerTable(
         layer=str(first["layer"]),
         heading=_heading(first),
         metrics=metrics,

@@ -14,7 +14,7 @@ from fisherlab.errors import InputError
 from fisherlab.plots.profiles import MANY
 from fisherlab.records.definitions import METRICS, SCALE_NOTE, STAND_IN, THEOREMS
 from fisherlab.records.frames import compared_layers
-from fisherlab.report.blocks import Block, blocks, diagonal_block, runs
+from fisherlab.report.blocks import LayerTable, blocks, diagonal_block, runs
 from fisherlab.report.overview import Overview, diagonal_line, overview
 from fisherlab.report.values import flat, show, words
 
@@ -52,7 +52,7 @@ class Image:
 class Section:
     """A block, or the layers with the diagonal only, with its pictures."""
 
-    block: Block
+    block: LayerTable
     figures: list[Image]
 
 

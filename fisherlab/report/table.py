@@ -16,7 +16,7 @@ from fisherlab.plots.profiles import MANY
 from fisherlab.records.definitions import SCALE_NOTE, STAND_IN
 from fisherlab.records.frames import compared_layers
 from fisherlab.records.labels import short
-from fisherlab.report.blocks import MISSING, Block, Cell, Row, blocks, runs
+from fisherlab.report.blocks import MISSING, Cell, LayerTable, TableRow, blocks, runs
 from fisherlab.report.overview import Overview, diagonal_line, overview
 
 BEST = "*"
@@ -186,7 +186,7 @@ def _rows_table(columns: list[Column]) -> Table:
 class _Columns:
     """The columns of a block, in as many tables as the width of the console asks for."""
 
-    block: Block
+    block: LayerTable
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         names = _names(self.block)
@@ -209,7 +209,7 @@ def _table(names: list[Column], metrics: list[Column]) -> Table:
     return table
 
 
-def _names(block: Block) -> list[Column]:
+def _names(block: LayerTable) -> list[Column]:
     """Columns that name a row: its approximation and, where there are two, its target."""
     columns = [[Text(), *(Text(_name(row)) for row in block.rows)]]
     if len(block.targets) > 1:
@@ -218,13 +218,13 @@ def _names(block: Block) -> list[Column]:
     return columns
 
 
-def _column(block: Block, place: int) -> Column:
+def _column(block: LayerTable, place: int) -> Column:
     """Heading and numbers of a metric; each ends in the mark of the best, or a space."""
     heading = "\n".join(block.metrics[place].heading)
     return [Text(heading), *(_cell(row.cells[place]) for row in block.rows)]
 
 
-def _name(row: Row) -> str:
+def _name(row: TableRow) -> str:
     scale = OWN_SCALE if row.own_scale else ""
     note = f" [{row.note}]" if row.note else ""
     return f"{row.approximation}{scale}{note}"
@@ -236,11 +236,11 @@ def _cell(cell: Cell) -> Text:
     return Text(cell.text + " ")
 
 
-def _heading(block: Block) -> Text:
+def _heading(block: LayerTable) -> Text:
     return Text.assemble((f"Layer {block.layer}", "bold"), f"  {block.heading}")
 
 
-def _foot(block: Block, device: str | None) -> Iterator[Text]:
+def _foot(block: LayerTable, device: str | None) -> Iterator[Text]:
     yield _foot_line(block.targets, block.context, device)
     for note in block.shared:
         yield Text(f"all rows: {note}", style="dim")
