@@ -113,7 +113,7 @@ class Target:
 
 
 @dataclass
-class Measured:
+class Row:
     """The numbers of one row, the sweep over dampings, and the preconditioned eigenvalues."""
 
     values: dict[str, Any]
@@ -128,7 +128,7 @@ def measure(
     nearest_error: float | None,
     *,
     spectra: bool = True,
-) -> Measured:
+) -> Row:
     """All numbers of one approximation against one target.
 
     Args:
@@ -176,7 +176,7 @@ def measure(
         notes.append("no targets: directions are empty")
     values["note"] = "; ".join(dict.fromkeys(notes))
     values["seconds"] = time.perf_counter() - started
-    return Measured(values, sweep, preconditioned)
+    return Row(values, sweep, preconditioned)
 
 
 def stored_bytes(operator: LinearOperator) -> int:

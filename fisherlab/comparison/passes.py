@@ -27,7 +27,7 @@ from fisherlab.base.progress import Progress, bar
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.collect.sizes import LAYERWISE_COLUMNS
-from fisherlab.comparison.measure import Measured, Target, measure
+from fisherlab.comparison.measure import Row, Target, measure
 from fisherlab.comparison.result import LayerResult
 from fisherlab.comparison.targets import (
     GRADIENT,
@@ -269,7 +269,7 @@ class Experiment:
             if reason := why_not_built(method, view):
                 if method in self._asked(view):
                     note = "; ".join((reason, *main.notes))
-                    result.measured[method.name, main.name] = Measured({"note": note}, [], None)
+                    result.measured[method.name, main.name] = Row({"note": note}, [], None)
                 continue
             fits = self._fits(view, main, method, gathered)
             if method.name == NearestKronecker.name:
@@ -306,7 +306,7 @@ class Experiment:
             result.measured[method.name, target.name] = measured
         aims = method.layerwise and main.name != "layerwise"
         if aims and (reason := self._why_no_layerwise(result.view)):
-            result.measured[method.name, "layerwise"] = Measured({"note": reason}, [], None)
+            result.measured[method.name, "layerwise"] = Row({"note": reason}, [], None)
 
     def _layerwise_targets(self, view: LayerView, main: Target, gathered: Gathered) -> Iterator[Target]:
         wanted = self._aims_at_layerwise(view) and main.name != "layerwise"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import Tensor
 
-from fisherlab.comparison.measure import Measured
+from fisherlab.comparison.measure import Row
 from fisherlab.errors import InputError, InputTypeError, NotSupportedError, bytes_text, unknown
 from fisherlab.exact.plans import BlockPlan
 from fisherlab.layers import Layers, LayerView
@@ -98,7 +98,7 @@ class LayerResult:
     kind: str
     damping: float
     operators: dict[str, LinearOperator] = field(default_factory=dict)
-    measured: dict[tuple[str, str], Measured] = field(default_factory=dict)
+    measured: dict[tuple[str, str], Row] = field(default_factory=dict)
     waterfall: dict[str, float | None] = field(default_factory=dict)
     spectra: dict[str, Tensor] = field(default_factory=dict)
     drawable: bool = True
