@@ -24,7 +24,7 @@ NUMBERS = ("trace_input", "trace_output", "damping_input", "damping_output")
 
 
 @dataclass
-class Seen:
+class KeptCall:
     """One call of a layer in a forward pass, and the gradient that came back to its output.
 
     Attributes:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.layers import Layers, Use
-from fisherlab.optim.block import Seen
+from fisherlab.optim.block import KeptCall
 from fisherlab.optim.passes import ForwardPass
 from fisherlab.optim.rows import sample_dim
 
@@ -18,7 +18,7 @@ class _Kept:
 
     samples: int
     group: int
-    calls: list[Seen]
+    calls: list[KeptCall]
 
 
 class Contributions:

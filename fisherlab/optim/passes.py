@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.collect.hooks import Seen as Captured
-from fisherlab.optim.block import Observation, Seen
+from fisherlab.optim.block import KeptCall, Observation
 
 
 @dataclass(eq=False)
@@ -35,7 +35,7 @@ class ForwardPass:
 
     samples: int | None
     names: frozenset[str]
-    layers: dict[str, list[Seen]]
+    layers: dict[str, list[KeptCall]]
     refresh: bool
     end: str
     group: int
@@ -69,7 +69,7 @@ class Mark:
     order: int
     name: str
     place: int
-    call: tuple[Captured, Seen] | None
+    call: tuple[Captured, KeptCall] | None
 
 
 def identity(tensor: Tensor) -> tuple[int, ...]:

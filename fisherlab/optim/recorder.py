@@ -34,7 +34,7 @@ from fisherlab.errors import InputError
 from fisherlab.layers import Layers, Use, activations_from, nodes_behind
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.likelihoods.draws import normal
-from fisherlab.optim.block import Observation, Seen
+from fisherlab.optim.block import KeptCall, Observation
 from fisherlab.optim.dims import SampleDims
 from fisherlab.optim.hooks import Hook, removed_with, weakly
 from fisherlab.optim.passes import (
@@ -215,13 +215,13 @@ class Recorder:
         """That of a layer's statistics: float32, or its weights' where they have more digits."""
         return torch.promote_types(self._owned[name][0].dtype, torch.float32)
 
-    def batch(self, name: str, calls: list[Seen], samples: int, g: Mapping[str, Tensor]) -> LayerBatch:
+    def batch(self, name: str, calls: list[KeptCall], samples: int, g: Mapping[str, Tensor]) -> LayerBatch:
         """A layer's inputs, made when they are asked for, with g."""
         view, dtype, dim = self._layers[name], self.dtype_of(name), self.dims[name]
         uses = [Use(call.use.input.to(dtype), call.use.output) for call in calls]
         return LayerBatch(0, lambda: inputs_of(view, uses, samples, dim), g, view.groups)
 
-    def gradients(self, name: str, calls: list[Seen], samples: int, scale: float) -> Tensor:
+    def gradients(self, name: str, calls: list[KeptCall], samples: int, scale: float) -> Tensor:
         """What came back to a layer's outputs, times a number, as g [1, n, t, m]."""
         view, dtype = self._layers[name], self.dtype_of(name)
         pairs = [(call.use, call.g.unsqueeze(0).to(dtype)) for call in calls if call.g is not None]
@@ -304,7 +304,7 @@ class Recorder:
         before = self._earlier(given)
         earlier = list(dict.fromkeys(one for one, _ in before))
         refresh = self._due(taken) or any(one.refresh for one in earlier)
-        layers = {name: [Seen(call.use) for call in calls] for name, calls in taken.items()}
+        layers = {name: [KeptCall(call.use) for call in calls] for name, calls in taken.items()}
         kin = [t for t in (*given, *outputs) if t.dim() and len(t) == samples] or outputs
         record = ForwardPass(
             samples,
@@ -442,7 +442,7 @@ class Recorder:
         first.end, first.refresh, first.spent = record.end, record.refresh, False
         return first
 
-    def _drop_observed(self, record: ForwardPass, layers: Mapping[str, list[Seen]]) -> None:
+    def _drop_observed(self, record: ForwardPass, layers: Mapping[str, list[KeptCall]]) -> None:
         """Forgets what was observed of calls that are now seen as a part of more.
 
         Raises:
@@ -464,7 +464,7 @@ class Recorder:
                 "samples, and labels can be drawn at one output only; use source='empirical'"
             )
 
-    def _mark(self, name: str, call: Captured, kept: Seen) -> Mark:
+    def _mark(self, name: str, call: Captured, kept: KeptCall) -> Mark:
         """Leaves a call on its node, for a module that is called with the output of this one."""
         self._marks += 1
         mark = Mark(
@@ -476,9 +476,9 @@ class Recorder:
         metadata(call.edge.node).setdefault(f"{self._key} calls", []).append(mark)
         return mark
 
-    def _marked(self, outputs: list[Tensor]) -> tuple[dict[str, list[Captured]], dict[str, list[Seen]]]:
+    def _marked(self, outputs: list[Tensor]) -> tuple[dict[str, list[Captured]], dict[str, list[KeptCall]]]:
         """The calls of all modules behind these outputs, with their edges."""
-        found: list[tuple[int, str, Captured, Seen]] = []
+        found: list[tuple[int, str, Captured, KeptCall]] = []
         for node in nodes_behind(t.grad_fn for t in outputs):
             for mark in metadata(node).get(f"{self._key} calls", ()):
                 if mark.call is not None:
@@ -486,7 +486,7 @@ class Recorder:
                     call = Captured(bare.input, bare.output, GradientEdge(node, mark.place), bare.slope)
                     found.append((mark.order, mark.name, call, kept))
         taken: dict[str, list[Captured]] = {name: [] for name in self._layers}
-        layers: dict[str, list[Seen]] = {name: [] for name in self._layers}
+        layers: dict[str, list[KeptCall]] = {name: [] for name in self._layers}
         for _, name, call, kept in sorted(found, key=lambda one: one[0]):
             taken[name].append(call)
             layers[name].append(kept)
@@ -499,7 +499,7 @@ class Recorder:
         states = [one.after for one in self._alive() if one.after is not None and one.counted is None]
         return states[-1] if states else self._generator.get_state()
 
-    def _keep(self, record: ForwardPass, name: str, calls: list[Seen], g: Tensor) -> None:
+    def _keep(self, record: ForwardPass, name: str, calls: list[KeptCall], g: Tensor) -> None:
         """What the g [c, n, t, m] of calls of a layer says of its statistics."""
         assert record.samples is not None
         waiting = [
@@ -516,7 +516,7 @@ class Recorder:
         self,
         record: ForwardPass,
         taken: Mapping[str, list[Captured]],
-        layers: Mapping[str, list[Seen]],
+        layers: Mapping[str, list[KeptCall]],
         outputs: list[Tensor],
     ) -> None:
         """Statistics under layer-wise sampling: of the slope φ'(s), or of draws −φ'(s)∘ε/√k."""
@@ -551,7 +551,7 @@ class Recorder:
         self,
         record: ForwardPass,
         taken: Mapping[str, list[Captured]],
-        layers: Mapping[str, list[Seen]],
+        layers: Mapping[str, list[KeptCall]],
         output: Any,
     ) -> None:
         """Statistics with one drawn label a sample, by a backward pass of their own."""
