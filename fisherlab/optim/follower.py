@@ -58,7 +58,7 @@ class Options:
         return self.weight_decay_mode == "decoupled" and self.momentum_on == "update"
 
 
-class Follower:
+class StepMaker:
     """Keeps the blocks' statistics, and makes a `Step` of each layer as its gradient comes back.
 
     Args:

@@ -17,7 +17,7 @@ from fisherlab.layers import LayerView
 from fisherlab.likelihoods import Likelihood, as_likelihood
 from fisherlab.optim.block import NUMBERS, Block, Step
 from fisherlab.optim.checks import check_batch_dim, check_model, check_settings, layers_of
-from fisherlab.optim.follower import Follower, Options
+from fisherlab.optim.follower import Options, StepMaker
 from fisherlab.optim.groups import grouped
 from fisherlab.optim.hooks import weakly
 
@@ -142,7 +142,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _follow(self) -> None:
         """Hooks on the model that tell what happens in training."""
-        self._follower = Follower(
+        self._follower = StepMaker(
             layers=self._layers,
             blocks=self._blocks,
             options=self._options,
