@@ -21,7 +21,7 @@ from fisherlab.optim.contributions import Contributions
 from fisherlab.optim.gradients import ParameterMatrices
 from fisherlab.optim.hooks import Hook, removed_with, sweep, weakly
 from fisherlab.optim.passes import ForwardPass, current_backward, graph_is_kept
-from fisherlab.optim.recorder import Recorder
+from fisherlab.optim.recorder import TrainingTap
 
 _ADD = (
     "a second backward pass comes from the same samples before the step, and gradients of samples are "
@@ -68,7 +68,7 @@ class StepMaker:
         options: see `Options`.
         likelihood: what the output means.
         kind: the labels of the statistics.
-        batch_dim: the dimension that counts samples, see `Recorder`.
+        batch_dim: the dimension that counts samples, see `TrainingTap`.
         generator: source of drawn labels.
         scaler: the `GradScaler` in use, or None.
         settings: from a layer to its group.
@@ -102,7 +102,7 @@ class StepMaker:
         two_pass = any(block.method.two_pass for block in blocks.values())
         self._meets = two_pass or kind == "drawn" or layerwise_draws(kind) > 0  # with others in a pass
         sweep(model)
-        self._recorder = Recorder(
+        self._recorder = TrainingTap(
             model,
             layers,
             likelihood,

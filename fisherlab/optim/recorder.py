@@ -53,7 +53,7 @@ from fisherlab.optim.rows import Look, column_at, has_batch_norm, is_any, silent
 _NO_TENSOR = "the model is called without a tensor whose first dimension could count samples"
 
 
-class Recorder:
+class TrainingTap:
     """Follows a model through training.
 
     Args:
