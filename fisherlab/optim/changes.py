@@ -10,7 +10,7 @@ from fisherlab.optim.gradients import ParameterMatrices
 _APART = 1e-2  # share of a gradient that is no multiple of what came
 
 
-class Changes:
+class GradientEdits:
     """Remembers gradients as they came; a layer-wise rate stays right under a factor, and only under one.
 
     Args:

@@ -15,7 +15,7 @@ from fisherlab.errors import InputError, NumericalError
 from fisherlab.layers import Layers
 from fisherlab.likelihoods import Likelihood
 from fisherlab.optim.block import Block, Observation, Step
-from fisherlab.optim.changes import Changes
+from fisherlab.optim.changes import GradientEdits
 from fisherlab.optim.checks import check_contributions, check_reduction
 from fisherlab.optim.contributions import Contributions
 from fisherlab.optim.gradients import ParameterMatrices
@@ -95,7 +95,7 @@ class StepMaker:
         self.parameters = dict(model.named_parameters())
         self.count, self._turn = 0, 0
         self._gradients = ParameterMatrices(self.parameters, layers, weakly(self.dtype_of))
-        self._changes = Changes(self._gradients)
+        self._changes = GradientEdits(self._gradients)
         self._layers, self._blocks, self._options = layers, blocks, options
         self._likelihood, self._kind = likelihood, kind
         self._scaler, self._settings, self._damping, self._momentum = scaler, settings, damping, momentum
