@@ -21,7 +21,7 @@ class _Kept:
     calls: list[KeptCall]
 
 
-class Contributions:
+class SampleProducts:
     """Keeps the calls of layers, with the gradients of their outputs, until the step is made.
 
     Args:

@@ -17,7 +17,7 @@ from fisherlab.likelihoods import Likelihood
 from fisherlab.optim.block import Block, Observation, Step
 from fisherlab.optim.changes import GradientEdits
 from fisherlab.optim.checks import check_contributions, check_reduction
-from fisherlab.optim.contributions import Contributions
+from fisherlab.optim.contributions import SampleProducts
 from fisherlab.optim.gradients import ParameterMatrices
 from fisherlab.optim.hooks import Hook, removed_with, sweep, weakly
 from fisherlab.optim.passes import ForwardPass, current_backward, graph_is_kept
@@ -116,7 +116,7 @@ class StepMaker:
             observe=weakly(self._observe),
             began=weakly(self._begin),
         )
-        self._contributions = Contributions(layers, self._recorder.dims, options.rate_samples)
+        self._contributions = SampleProducts(layers, self._recorder.dims, options.rate_samples)
         self._watch()
 
     def dtype_of(self, name: str) -> torch.dtype:
