@@ -89,7 +89,7 @@ class Step:
 
 
 @dataclass
-class Block:
+class LayerPreconditioner:
     """A layer's statistics and preconditioner.
 
     Attributes:
@@ -222,7 +222,7 @@ class Block:
         self._clear()
 
     @staticmethod
-    def add_up(blocks: "Iterable[Block]") -> None:
+    def add_up(blocks: "Iterable[LayerPreconditioner]") -> None:
         """What all processes observed in these layers, in each of them."""
         blocks = [block for block in blocks if block.observed]
         if distributed.size() == 1 or not blocks:

@@ -14,7 +14,7 @@ from fisherlab.damping import Damping
 from fisherlab.errors import InputError, NumericalError
 from fisherlab.layers import Layers
 from fisherlab.likelihoods import Likelihood
-from fisherlab.optim.block import Block, Observation, Step
+from fisherlab.optim.block import LayerPreconditioner, Observation, Step
 from fisherlab.optim.changes import GradientEdits
 from fisherlab.optim.checks import check_contributions, check_reduction
 from fisherlab.optim.contributions import SampleProducts
@@ -80,7 +80,7 @@ class StepMaker:
         self,
         model: nn.Module,
         layers: Layers,
-        blocks: Mapping[str, Block],
+        blocks: Mapping[str, LayerPreconditioner],
         options: Options,
         *,
         likelihood: Likelihood,
@@ -227,7 +227,7 @@ class StepMaker:
             block.total = self._samples
         observed = [name for name, block in self._blocks.items() if block.observed]
         _require_alike(observed, self._contributions.names)
-        Block.add_up(self._blocks.values())
+        LayerPreconditioner.add_up(self._blocks.values())
         due = [name for name in names if self._due_for(name)]
         for name in due[distributed.rank() :: distributed.size()]:
             self._prepare(name)
@@ -269,11 +269,11 @@ class StepMaker:
             _require_alike(list(names))
         return not wanting.isdisjoint(names)
 
-    def _wants(self, block: Block) -> bool:
+    def _wants(self, block: LayerPreconditioner) -> bool:
         """Whether statistics of a layer, or second moments in a new eigenbasis, are due."""
         return self._due_sums(block) or (self._due_inverse() and block.wants_basis)
 
-    def _due_sums(self, block: Block) -> bool:
+    def _due_sums(self, block: LayerPreconditioner) -> bool:
         return self.count % self._options.statistics_every == 0 or not block.known
 
     def _due_inverse(self) -> bool:

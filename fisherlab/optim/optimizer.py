@@ -15,7 +15,7 @@ from fisherlab.damping import Damping
 from fisherlab.errors import InputError
 from fisherlab.layers import LayerView
 from fisherlab.likelihoods import Likelihood, as_likelihood
-from fisherlab.optim.block import NUMBERS, Block, Step
+from fisherlab.optim.block import NUMBERS, LayerPreconditioner, Step
 from fisherlab.optim.checks import check_batch_dim, check_model, check_settings, layers_of
 from fisherlab.optim.follower import Options, StepMaker
 from fisherlab.optim.groups import grouped
@@ -117,7 +117,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self._layers = layers
         kind = method.label_kind("drawn" if source == "predictive" else "empirical")
         self._method = f"{method.name}/{kind}"
-        self._blocks = {name: Block(view, method, kind) for name, view in layers.items()}
+        self._blocks = {name: LayerPreconditioner(view, method, kind) for name, view in layers.items()}
         other_lr = lr if other_lr is None else other_lr
         _ready_torch()
         super().__init__(grouped(model, layers, groups, settings, other_lr), settings)
