@@ -78,7 +78,7 @@ def test_option_a_keeps_every_second_pixel_and_adds_zeros() -> None:
 def test_only_shortcuts_between_shapes_are_convolutions() -> None:
     def shortcuts(name: str) -> list[nn.Module]:
         modules = models.spec(name).build().modules()
-        return [m.shortcut for m in modules if isinstance(m, cifar_resnet.Block)]
+        return [m.shortcut for m in modules if isinstance(m, cifar_resnet.BasicBlock)]
 
     kinds = [nn.Identity, nn.Identity, cifar_resnet.Subsample]
     assert [type(s) for s in shortcuts("cifar-resnet20")] == [kinds[i] for i in (0, 0, 0, 2, 0, 0, 2, 0, 0)]
@@ -87,7 +87,7 @@ def test_only_shortcuts_between_shapes_are_convolutions() -> None:
 
 
 def test_a_block_whose_last_norm_is_zero_is_its_shortcut() -> None:
-    block = made(lambda: cifar_resnet.Block(3, 3, 1, projection=False))
+    block = made(lambda: cifar_resnet.BasicBlock(3, 3, 1, projection=False))
     nn.init.zeros_(block.norm2.weight)
     nn.init.zeros_(block.norm2.bias)
     x = random_images(2, size=4)

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fisherlab.datasets import Dataset
-from fisherlab.models.nets.blocks import Block, places
+from fisherlab.models.nets.blocks import TransformerBlock, places
 from fisherlab.models.preprocess import next_tokens, text, vocabulary
 from fisherlab.models.registry import ModelSpec
 
@@ -27,7 +27,7 @@ class CharLM(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, dim)
         self.positions = nn.Embedding(context, dim)
-        self.blocks = nn.Sequential(*(Block(dim, heads, causal=True) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(dim, heads, causal=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, vocabulary, bias=False)
         self.apply(_initialise)

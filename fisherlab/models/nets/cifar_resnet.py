@@ -42,7 +42,7 @@ class CifarResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """relu(x' + norm(conv(relu(norm(conv(x)))))), two convolutions 3x3; x' is the shortcut."""
 
     def __init__(self, before: int, width: int, stride: int, projection: bool) -> None:
@@ -84,8 +84,8 @@ class Subsample(nn.Module):
 
 def _stage(before: int, width: int, blocks: int, stride: int, projection: bool) -> nn.Sequential:
     """Blocks of one width; the first changes channels and size."""
-    first = Block(before, width, stride, projection)
-    return nn.Sequential(first, *(Block(width, width, 1, projection) for _ in range(blocks - 1)))
+    first = BasicBlock(before, width, stride, projection)
+    return nn.Sequential(first, *(BasicBlock(width, width, 1, projection) for _ in range(blocks - 1)))
 
 
 def build_resnet8() -> CifarResNet:

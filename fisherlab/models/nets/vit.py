@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fisherlab.models.nets.blocks import Block, places
+from fisherlab.models.nets.blocks import TransformerBlock, places
 from fisherlab.models.preprocess import classes, small_images
 from fisherlab.models.registry import ModelSpec
 
@@ -23,7 +23,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, dim, 4, stride=4)
         self.positions = nn.Embedding(64, dim)
-        self.blocks = nn.Sequential(*(Block(dim, heads, causal=False) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(dim, heads, causal=False) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, 10)
         self.apply(_initialise)
