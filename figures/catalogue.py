@@ -14,7 +14,7 @@ EVERYTHING = "all"
 
 
 @dataclass(frozen=True)
-class Entry:
+class Exhibit:
     """A figure or table.
 
     Attributes:
@@ -33,26 +33,26 @@ class Entry:
         return made
 
 
-ENTRIES: tuple[Entry, ...] = (
-    Entry("figure-1", "exact Fisher, LNGD's approximation and the error, as heat maps"),
-    Entry("figure-2", "training on CIFAR-10: SGD, Adam, KFAC, LNGD"),
-    Entry("figure-3", "training on ImageNet: SGD, Adam, KFAC, LNGD"),
-    Entry("figure-4", "training of translation: SGD, Adam, KFAC, LNGD"),
-    Entry("figure-5", "KFAC's and LNGD's approximations as heat maps, and all methods"),
-    Entry("figure-6", "representation vectors of two layers: coordinates and norms"),
-    Entry("figure-7", "the ablation: LNGD, LNGD-lr, LNGD-sample"),
-    Entry("table-1", "CIFAR-10: epochs and time to a target, best accuracy"),
-    Entry("table-2", "ImageNet: epochs and time to a target, best accuracy"),
-    Entry("table-3", "translation: steps and time to a target, best value"),
-    Entry("table-4", "the approximations' formulas"),
-    Entry("table-5", "the ablation: LNGD, LNGD-lr, LNGD-sample"),
-    Entry("table-6", "CIFAR-10 with all methods"),
-    Entry("theorem-1", "layer-wise rates against the best single rate"),
-    Entry("theorem-2", "the two-layer network against the bound (1 − α)^k"),
+ENTRIES: tuple[Exhibit, ...] = (
+    Exhibit("figure-1", "exact Fisher, LNGD's approximation and the error, as heat maps"),
+    Exhibit("figure-2", "training on CIFAR-10: SGD, Adam, KFAC, LNGD"),
+    Exhibit("figure-3", "training on ImageNet: SGD, Adam, KFAC, LNGD"),
+    Exhibit("figure-4", "training of translation: SGD, Adam, KFAC, LNGD"),
+    Exhibit("figure-5", "KFAC's and LNGD's approximations as heat maps, and all methods"),
+    Exhibit("figure-6", "representation vectors of two layers: coordinates and norms"),
+    Exhibit("figure-7", "the ablation: LNGD, LNGD-lr, LNGD-sample"),
+    Exhibit("table-1", "CIFAR-10: epochs and time to a target, best accuracy"),
+    Exhibit("table-2", "ImageNet: epochs and time to a target, best accuracy"),
+    Exhibit("table-3", "translation: steps and time to a target, best value"),
+    Exhibit("table-4", "the approximations' formulas"),
+    Exhibit("table-5", "the ablation: LNGD, LNGD-lr, LNGD-sample"),
+    Exhibit("table-6", "CIFAR-10 with all methods"),
+    Exhibit("theorem-1", "layer-wise rates against the best single rate"),
+    Exhibit("theorem-2", "the two-layer network against the bound (1 − α)^k"),
 )
 
 
-def chosen(names: Iterable[str]) -> tuple[Entry, ...]:
+def chosen(names: Iterable[str]) -> tuple[Exhibit, ...]:
     """The entries of these names, in the order of the catalogue; `all`, or no name: every one.
 
     Raises:

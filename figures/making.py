@@ -14,7 +14,7 @@ from fisherlab.runs.directory import write_json
 from fisherlab.runs.origin import provenance
 from fisherlab.runs.part import CONFIG, RunPart, part_of
 
-from .catalogue import Entry, chosen
+from .catalogue import Exhibit, chosen
 from .config import FiguresConfig
 from .runs import Report, Runs
 from .scales import SCALES
@@ -122,7 +122,7 @@ def _work(config: FiguresConfig, folder: Path, report: Report) -> Work:
 
 
 def _all_made(
-    entries: tuple[Entry, ...], work: Work
+    entries: tuple[Exhibit, ...], work: Work
 ) -> tuple[dict[str, dict[str, Any]], dict[str, FisherlabError]]:
     """The numbers of each, and the errors of those that could not be made."""
     made: dict[str, dict[str, Any]] = {}
