@@ -15,7 +15,7 @@ from fisherlab.train import DivergedError, TrainConfig, resume, train
 from fisherlab.train.run import log as training_log
 from fisherlab.train.run.loop import Progress
 
-from .scales import Task
+from .scales import TrainingTask
 
 log = logging.getLogger("fisherlab")
 
@@ -106,7 +106,7 @@ class Runs:
         self._sizes: dict[tuple[str, str], int] = {}
         self._known = [run for place in (folder, *others) for run in _finished(place)]
 
-    def of(self, task: Task, method: str) -> list[Run]:
+    def of(self, task: TrainingTask, method: str) -> list[Run]:
         """The runs of a method, one a seed.
 
         Raises:
@@ -115,7 +115,7 @@ class Runs:
         """
         return [self._one(task, method, self._seed + place) for place in range(task.seeds)]
 
-    def _one(self, task: Task, method: str, seed: int) -> Run:
+    def _one(self, task: TrainingTask, method: str, seed: int) -> Run:
         values = self._fitting(task.values(method))
         config = TrainConfig(**values, seed=seed, device=self._device, data_dir=self._data_dir, keep_last=1)
         for known in self._known:

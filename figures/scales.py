@@ -12,7 +12,7 @@ _SLOW_START = {method: {"warm_up": 100, **own} for method, own in _NO_NORMS.item
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """A training that several methods do.
 
     Attributes:
@@ -60,11 +60,11 @@ class Scale:
 
     name: str
     remark: str
-    digits: Task
+    digits: TrainingTask
     samples: int | None
-    images: Task
-    imagenet: Task | None
-    translation: Task | None
+    images: TrainingTask
+    imagenet: TrainingTask | None
+    translation: TrainingTask | None
     vectors: int
     theorem_steps: int
 
@@ -83,9 +83,9 @@ _BENCHMARK = "learning rates of benchmarks/results/training.md, mnist-mlp"
 _LINEAR = {"schedule": "polynomial", "power": 1.0, "weight_decay": 0.0}
 
 
-def _digits(name: str, **size: Any) -> Task:
+def _digits(name: str, **size: Any) -> TrainingTask:
     """The network of figure 1, trained with LNGD at a constant rate after a warm-up."""
-    return Task(
+    return TrainingTask(
         name,
         "196-20-20-20-10, ReLU, no bias (mnist-mlp) on MNIST averaged to 14×14",
         {"model": "mnist-mlp", "batch": 256, "weight_decay": 0.0, **size},
@@ -95,10 +95,10 @@ def _digits(name: str, **size: Any) -> Task:
     )
 
 
-def _translation(**size: Any) -> Task:
+def _translation(**size: Any) -> TrainingTask:
     """Translation with tied embeddings, at the settings and rates that benchmarks/translation.py found."""
     common = {"model": "transformer-small-tied", "batch": 32, "label_smoothing": 0.1, **_LINEAR, **size}
-    return Task(
+    return TrainingTask(
         "translation",
         "transformer-small-tied on Multi30k English-German",
         common,
@@ -117,7 +117,7 @@ SMOKE = Scale(
     "which checks that everything runs and says nothing about the methods",
     digits=_digits("digits", samples=5120, epochs=10, warm_up=118),
     samples=500,
-    images=Task(
+    images=TrainingTask(
         "images",
         "mnist-mlp on MNIST averaged to 14×14",
         {"model": "mnist-mlp", "samples": 5120, "batch": 128, "epochs": 6, "warm_up": 24, **_LINEAR},
@@ -137,7 +137,7 @@ CPU = Scale(
     "",
     digits=_digits("digits", epochs=5, warm_up=118),
     samples=5000,
-    images=Task(
+    images=TrainingTask(
         "images",
         "cifar-cnn (convolutions 3-16-32-32, no norms) on CIFAR-10, tested on training batch 5, held out",
         {
@@ -171,9 +171,9 @@ _RESNET = "learning rates from the paper's grid, stated and not searched here"
 _SECOND_ORDER = tuple(method for method in METHODS if method not in ("sgd", "adam"))
 
 
-def _cifar(epochs: int, drop: float, every: int, seeds: int) -> Task:
+def _cifar(epochs: int, drop: float, every: int, seeds: int) -> TrainingTask:
     """The paper's CIFAR-10: crop and flip, batch 256, weight decay 0.004, drops of the rate by 10."""
-    return Task(
+    return TrainingTask(
         "images",
         "cifar-resnet18 on CIFAR-10",
         {
@@ -213,7 +213,7 @@ PAPER = Scale(
     digits=CPU.digits,
     samples=None,
     images=_cifar(epochs=200, drop=40.0, every=100, seeds=5),
-    imagenet=Task(
+    imagenet=TrainingTask(
         "imagenet",
         "resnet50 on ImageNet",
         {"model": "resnet50", "batch": 256, "weight_decay": 0.004, "precision": "bf16-mixed"},

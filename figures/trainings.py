@@ -13,7 +13,7 @@ from . import printed
 from .printed import Table
 from .quantities import best_value, common_target, quantity, value_of
 from .runs import Run
-from .scales import Task
+from .scales import TrainingTask
 from .work import Caption, Work, described
 
 REFERENCE = "sgd"
@@ -31,7 +31,7 @@ class Trained:
         target: value of the metric that the runs are to reach; None where the reference has no such value.
     """
 
-    task: Task
+    task: TrainingTask
     runs: Mapping[str, list[Run]]
     target: float | None
 
@@ -98,7 +98,7 @@ class Trained:
         return [run for runs in self.runs.values() for run in runs]
 
 
-def trained(work: Work, task: Task, table: Table) -> Trained:
+def trained(work: Work, task: TrainingTask, table: Table) -> Trained:
     """The runs of a table's methods, and the target that follows from the reference's runs."""
     reference = work.runs.of(task, REFERENCE)
     runs = {method: work.runs.of(task, method) for method in table.methods}
@@ -106,7 +106,7 @@ def trained(work: Work, task: Task, table: Table) -> Trained:
     return Trained(task, runs, common_target(reference, printed_target))
 
 
-def curves(work: Work, name: str, task: Task | None, table: Table, title: str) -> dict[str, Any]:
+def curves(work: Work, name: str, task: TrainingTask | None, table: Table, title: str) -> dict[str, Any]:
     """Writes a figure of training curves, or of the printed values alone where nothing is trained.
 
     Returns:
@@ -139,7 +139,7 @@ def curves(work: Work, name: str, task: Task | None, table: Table, title: str) -
     return {"data": found.data, "target": found.target}
 
 
-def rows_of(work: Work, name: str, task: Task | None, table: Table, title: str) -> dict[str, Any]:
+def rows_of(work: Work, name: str, task: TrainingTask | None, table: Table, title: str) -> dict[str, Any]:
     """Writes a table: a row a method and column, measured beside printed.
 
     Returns:
@@ -233,7 +233,7 @@ def _saved(lngd: float | None, other: float | None) -> float | None:
 # --- words ----------------------------------------------------------------------------------------
 
 
-def _title(task: Task) -> str:
+def _title(task: TrainingTask) -> str:
     """What was trained, and what it stands for."""
     own = task.words.split(" (")[0].split(",")[0]
     return f"{own}, a stand-in for {task.stands_for}" if task.stands_for else own

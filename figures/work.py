@@ -13,7 +13,7 @@ from fisherlab.plots.methods import printed_number
 
 from .printed import errata
 from .runs import Run, Runs
-from .scales import Scale, Task
+from .scales import Scale, TrainingTask
 
 Draw = Callable[[str, str], Figure]
 """From a title and a caption to a figure."""
@@ -106,7 +106,7 @@ def described(runs: Sequence[Run], words: str) -> str:
     return f"{words}; data {data}; seed{'s' * (len(seeds) > 1)} {named}; device {devices}"
 
 
-def ablation(scale: Scale) -> Task:
+def ablation(scale: Scale) -> TrainingTask:
     """The task of figure 7 and table 5: ImageNet, or the images in its place where it is not trained."""
     if scale.imagenet is not None:
         return scale.imagenet
