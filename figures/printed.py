@@ -13,7 +13,7 @@ Column = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
-class Table:
+class PrintedTable:
     """A table of the paper on training.
 
     Attributes:
@@ -87,21 +87,21 @@ _IMAGENET_COLUMNS = (EPOCHS, HOURS, PER_EPOCH, ACCURACY)
 _CIFAR_TASK = ("ResNet-18 on CIFAR-10", "91 %", "test accuracy")
 _IMAGENET_TASK = ("ResNet-50 on ImageNet", "75.9 %", "top-1 accuracy")
 
-TABLES: Mapping[int, Table] = MappingProxyType(
+TABLES: Mapping[int, PrintedTable] = MappingProxyType(
     {
-        1: Table(
+        1: PrintedTable(
             1,
             *_CIFAR_TASK,
             _columns(_CIFAR_COLUMNS, _picked(_CIFAR, "sgd", "adam", "kfac", "lngd")),
             (19, 20, 21),
         ),
-        2: Table(
+        2: PrintedTable(
             2,
             *_IMAGENET_TASK,
             _columns(_IMAGENET_COLUMNS, _picked(_IMAGENET, "sgd", "adam", "kfac", "lngd")),
             (21,),
         ),
-        3: Table(
+        3: PrintedTable(
             3,
             "Transformer-Big on WMT English-German",
             "BLEU 32",
@@ -109,13 +109,13 @@ TABLES: Mapping[int, Table] = MappingProxyType(
             _columns((STEPS, HOURS, PER_THOUSAND, BLEU), _WMT),
             (21,),
         ),
-        5: Table(
+        5: PrintedTable(
             5,
             *_IMAGENET_TASK,
             _columns(_IMAGENET_COLUMNS, _picked(_IMAGENET, "lngd", "lngd-lr", "lngd-sample")),
             (15, 21),
         ),
-        6: Table(6, *_CIFAR_TASK, _columns(_CIFAR_COLUMNS, _CIFAR), (19, 20, 21, 22)),
+        6: PrintedTable(6, *_CIFAR_TASK, _columns(_CIFAR_COLUMNS, _CIFAR), (19, 20, 21, 22)),
     }
 )
 """Tables 1, 2, 3, 5 and 6 by number; table 4 holds formulas, `FORMULAS`."""

@@ -10,7 +10,7 @@ import pandas as pd
 from fisherlab.plots.methods import method_curves, method_label, printed_number, printed_values
 
 from . import printed
-from .printed import Table
+from .printed import PrintedTable
 from .quantities import best_value, common_target, quantity, value_of
 from .runs import Run
 from .scales import TrainingTask
@@ -98,7 +98,7 @@ class Trained:
         return [run for runs in self.runs.values() for run in runs]
 
 
-def trained(work: Work, task: TrainingTask, table: Table) -> Trained:
+def trained(work: Work, task: TrainingTask, table: PrintedTable) -> Trained:
     """The runs of a table's methods, and the target that follows from the reference's runs."""
     reference = work.runs.of(task, REFERENCE)
     runs = {method: work.runs.of(task, method) for method in table.methods}
@@ -106,7 +106,9 @@ def trained(work: Work, task: TrainingTask, table: Table) -> Trained:
     return Trained(task, runs, common_target(reference, printed_target))
 
 
-def curves(work: Work, name: str, task: TrainingTask | None, table: Table, title: str) -> dict[str, Any]:
+def curves(
+    work: Work, name: str, task: TrainingTask | None, table: PrintedTable, title: str
+) -> dict[str, Any]:
     """Writes a figure of training curves, or of the printed values alone where nothing is trained.
 
     Returns:
@@ -139,7 +141,9 @@ def curves(work: Work, name: str, task: TrainingTask | None, table: Table, title
     return {"data": found.data, "target": found.target}
 
 
-def rows_of(work: Work, name: str, task: TrainingTask | None, table: Table, title: str) -> dict[str, Any]:
+def rows_of(
+    work: Work, name: str, task: TrainingTask | None, table: PrintedTable, title: str
+) -> dict[str, Any]:
     """Writes a table: a row a method and column, measured beside printed.
 
     Returns:
@@ -179,7 +183,7 @@ def evaluations(found: Trained) -> pd.DataFrame:
 _Row = tuple[str, float | None, float | None, str]
 
 
-def _rows(found: Trained | None, table: Table) -> Iterator[_Row]:
+def _rows(found: Trained | None, table: PrintedTable) -> Iterator[_Row]:
     means: dict[tuple[str, str], float | None] = {}
     for column, values in table.columns.items():
         for method in table.methods:
@@ -256,7 +260,7 @@ def _warm_up(config: Mapping[str, Any]) -> str:
     return f"{config.get('warm_up', 0)} steps"
 
 
-def _printed_alone(work: Work, name: str, table: Table, title: str) -> dict[str, Any]:
+def _printed_alone(work: Work, name: str, table: PrintedTable, title: str) -> dict[str, Any]:
     panels = {_panel(words, table): values for words, values in table.columns.items()}
     caption = Caption(
         f"{title}: printed values, nothing measured",
@@ -278,20 +282,20 @@ def _printed_alone(work: Work, name: str, table: Table, title: str) -> dict[str,
     return {}
 
 
-def _not_measured(work: Work, table: Table) -> str:
+def _not_measured(work: Work, table: PrintedTable) -> str:
     return f"nothing: the scale {work.scale.name} trains no {table.task}"
 
 
-def _panel(words: str, table: Table) -> str:
+def _panel(words: str, table: PrintedTable) -> str:
     return words.replace("target", table.target)
 
 
-def _target(table: Table) -> str:
+def _target(table: PrintedTable) -> str:
     """The printed target with its metric."""
     return table.target if table.metric in table.target else f"{table.target} {table.metric}"
 
 
-def _printed_sentence(table: Table) -> str:
+def _printed_sentence(table: PrintedTable) -> str:
     parts = []
     for words, values in table.columns.items():
         listed = ", ".join(
@@ -302,7 +306,7 @@ def _printed_sentence(table: Table) -> str:
     return f"{table.task} ({table.metric}), TensorFlow, one A100; {'; '.join(parts)}{dash}"
 
 
-def _measured_sentence(found: Trained, table: Table) -> str:
+def _measured_sentence(found: Trained, table: PrintedTable) -> str:
     """The same quantities as measured: the first two columns of the table."""
     parts = []
     for column in list(table.columns)[:2]:

@@ -33,7 +33,7 @@ _UNSHOWN = ("run", "command")
 
 
 @dataclass(frozen=True)
-class Table:
+class PlainTable:
     """A plain table: its heading, the head of each column, its rows and a remark."""
 
     heading: str
@@ -42,7 +42,7 @@ class Table:
     note: str = ""
 
 
-def side_by_side(runs: Sequence[FinishedRun], names: Sequence[str]) -> Iterator[Table]:
+def side_by_side(runs: Sequence[FinishedRun], names: Sequence[str]) -> Iterator[PlainTable]:
     """The tables over all runs: one of differing settings and one of numbers for each command.
 
     Args:
@@ -78,14 +78,14 @@ def read_table(run: FinishedRun, name: str) -> pd.DataFrame:
         raise InputError(f"the run {str(run.folder)!r} is damaged: {name} cannot be read") from error
 
 
-def _settings(command: str, runs: Mapping[str, FinishedRun]) -> Iterator[Table]:
+def _settings(command: str, runs: Mapping[str, FinishedRun]) -> Iterator[PlainTable]:
     """The settings that differ, a row a setting."""
     shown = {name: dict(flat(run.config)) | _sources(run) for name, run in runs.items()}
     keys = dict.fromkeys(key for own in shown.values() for key in own if key not in _UNSHOWN)
     rows = [(key, *(own.get(key, MISSING) for own in shown.values())) for key in keys]
     different = tuple(row for row in rows if len(set(row[1:])) > 1)
     if different:
-        yield Table(f"{command}: settings that differ", ("setting", *runs), different)
+        yield PlainTable(f"{command}: settings that differ", ("setting", *runs), different)
 
 
 def _sources(run: FinishedRun) -> dict[str, str]:
@@ -93,7 +93,7 @@ def _sources(run: FinishedRun) -> dict[str, str]:
     return {"data set used": show(dataset), "device": show(device)}
 
 
-def _medians(runs: Mapping[str, FinishedRun]) -> Iterator[Table]:
+def _medians(runs: Mapping[str, FinishedRun]) -> Iterator[PlainTable]:
     """For each metric the median over layers, a row an approximation and a column a run."""
     columns = {name: medians(read_table(run, "records.csv")) for name, run in runs.items()}
     approximations = dict.fromkeys(a for own in columns.values() for a in own.index)
@@ -103,7 +103,7 @@ def _medians(runs: Mapping[str, FinishedRun]) -> Iterator[Table]:
         ]
         if any(cell != MISSING for row in cells for cell in row[1:]):
             heading = f"compare: {NAMES[metric]}, median over the layers"
-            yield Table(heading, ("approximation", *runs), tuple(cells))
+            yield PlainTable(heading, ("approximation", *runs), tuple(cells))
 
 
 def medians(records: pd.DataFrame) -> pd.DataFrame:
@@ -121,25 +121,27 @@ def _cell(table: pd.DataFrame, row: str, column: str) -> str:
     return number(table[column].get(row, math.nan), MISSING)
 
 
-def _outcomes(runs: Mapping[str, FinishedRun]) -> Table:
+def _outcomes(runs: Mapping[str, FinishedRun]) -> PlainTable:
     keys = [key for key in _OUTCOME if any(key in run.summary for run in runs.values())]
     rows = [
         (name, show(run.config.get("optimizer")), *(_outcome(run.summary.get(key)) for key in keys))
         for name, run in runs.items()
     ]
-    return Table("train: how the runs ended", ("run", "optimizer", *(_OUTCOME[k] for k in keys)), tuple(rows))
+    return PlainTable(
+        "train: how the runs ended", ("run", "optimizer", *(_OUTCOME[k] for k in keys)), tuple(rows)
+    )
 
 
 def _outcome(value: Any) -> str:
     return number(value, digits=4) if isinstance(value, float) else show(value)
 
 
-def _ratios(runs: Mapping[str, FinishedRun]) -> Table:
+def _ratios(runs: Mapping[str, FinishedRun]) -> PlainTable:
     """Σ tr F̂ / Σ tr F over all layers at the first and the last checkpoint."""
     found = {name: run.summary.get("trace_ratio", {}) for name, run in runs.items()}
     approximations = dict.fromkeys(one for own in found.values() for one in own)
     rows = [(label(one), *(_ends(own.get(one, {})) for own in found.values())) for one in approximations]
-    return Table(
+    return PlainTable(
         "trace: Σ tr F̂ / Σ tr F over all layers, first → last checkpoint",
         ("approximation", *runs),
         tuple(rows),
