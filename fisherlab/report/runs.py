@@ -12,7 +12,7 @@ import pandas as pd
 from fisherlab.errors import InputError
 from fisherlab.records.definitions import METRICS, SCALE_NOTE, STAND_IN
 from fisherlab.records.labels import number
-from fisherlab.report.beside import Table, read_table, side_by_side
+from fisherlab.report.beside import PlainTable, read_table, side_by_side
 from fisherlab.report.blocks import MISSING, runs
 from fisherlab.report.page import RunTables, run_tables, template
 from fisherlab.report.values import flat, words
@@ -58,7 +58,7 @@ class Part:
     run: FinishedRun
     facts: list[tuple[str, str]]
     records: list[RunTables]
-    tables: list[Table]
+    tables: list[PlainTable]
     drawings: list[Drawing]
     config: list[tuple[str, str]]
     provenance: list[tuple[str, str]]
@@ -150,7 +150,7 @@ def _data_uri(payload: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(payload).decode()}"
 
 
-def _tables(run: FinishedRun) -> Iterator[Table]:
+def _tables(run: FinishedRun) -> Iterator[PlainTable]:
     """The evaluations of a training, or the first rows of every table that a command wrote."""
     if run.command == "compare":
         return
@@ -178,13 +178,13 @@ def _evaluations(run: FinishedRun) -> pd.DataFrame | None:
         raise InputError(f"the run {str(run.folder)!r} is damaged: {_LOG} cannot be read") from error
 
 
-def _as_table(heading: str, frame: pd.DataFrame) -> Table:
+def _as_table(heading: str, frame: pd.DataFrame) -> PlainTable:
     """The first rows of a table, with a note where there are more."""
     cut = len(frame) > _MOST_ROWS
     kept = frame.head(_MOST_ROWS)
     note = f"the first {_MOST_ROWS} of {len(frame):,} rows" if cut else ""
     rows = tuple(tuple(map(_cell, row)) for row in kept.itertuples(index=False, name=None))
-    return Table(heading, tuple(map(words, frame.columns)), rows, note)
+    return PlainTable(heading, tuple(map(words, frame.columns)), rows, note)
 
 
 def _cell(value: Any) -> str:
