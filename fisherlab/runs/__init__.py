@@ -1,0 +1,1 @@
+"""The directory of a run: its configuration, where it comes from, and how it is written and read back."""
