@@ -11,8 +11,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from fisherlab.datasets import Dataset
 from fisherlab.collect.batches import NamedPair
+from fisherlab.datasets import Dataset
 
 _DISTRIBUTIONS = ("fisherlab", "torch", "numpy", "scipy", "pandas", "matplotlib", "lightning-fabric")
 
