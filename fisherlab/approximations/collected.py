@@ -100,7 +100,7 @@ def _collected(
         shapes = {name: view.shape for name, view in chosen.items()}
         keeper = Keeper(path, shapes, kind, about) if distributed.size() == 1 else None
     gathered = gather(collector, work, keeper=keeper)
-    sums = {name: gathered[name].sums[0] for name in chosen}
+    sums = {name: gathered[name].all for name in chosen}
     about["data"] = collector.batches.fingerprint()
     statistics = Statistics({n: view.shape for n, view in chosen.items()}, sums, kind, about)
     if path is not None:

@@ -46,7 +46,7 @@ from fisherlab.layers import LayerView
 from fisherlab.linalg.numerics import eigenvectors_kept
 from fisherlab.metrics import spectrum
 from fisherlab.operators import LinearOperator, blocks_of
-from fisherlab.statistics import Gathered, PassRequest, gather
+from fisherlab.statistics import PassRequest, SplitSums, gather
 
 log = logging.getLogger("fisherlab")
 
@@ -115,9 +115,16 @@ class Experiment:
             for name in names:
                 started = time.perf_counter()
                 with eigenvectors_kept():
-                    found[name] = self._layer(name, added_up(gathered.pop(name).unfolded(halves=True)))
+                    found[name] = self._layer(name, self._summed(name, gathered.pop(name)))
                 log.debug("layer %s: measured in %.1f s", name, time.perf_counter() - started)
         return {name: found[name] for name in self.plans}
+
+    def _summed(self, name: str, gathered: SplitSums) -> SplitSums:
+        """A layer's sums; those of lazy work are made of the samples kept, each when it is asked for."""
+        if not self._works[name].lazy:
+            return gathered
+        assert gathered.kept is not None
+        return added_up(SplitSums.of_kept(gathered.kept, halves=True))
 
     def coupling(self) -> Tensor:
         """‖F_lk‖²/(‖F_l‖ ‖F_k‖) from the samples kept, [L, L]; NaN where two layers' labels differ.
@@ -225,10 +232,10 @@ class Experiment:
 
     # --- what is measured -------------------------------------------------------------------------
 
-    def _layer(self, name: str, gathered: Gathered) -> LayerResult:
+    def _layer(self, name: str, gathered: SplitSums) -> LayerResult:
         plan, view = self.plans[name], self.collector.layers[name]
         target = main_target(view, plan, gathered, self.memory)
-        samples = gathered.sums[0].samples
+        samples = gathered.all.samples
         result = LayerResult(
             view=view,
             plan=plan,
@@ -249,7 +256,7 @@ class Experiment:
         return result
 
     def _measure_all(
-        self, result: LayerResult, main: Target, gathered: Gathered, report: Callable[[int], None]
+        self, result: LayerResult, main: Target, gathered: SplitSums, report: Callable[[int], None]
     ) -> None:
         view = result.view
         layerwise = {target.name: target for target in self._layerwise_targets(view, main, gathered)}
@@ -308,12 +315,12 @@ class Experiment:
         if aims and (reason := self._why_no_layerwise(result.view)):
             result.measured[method.name, "layerwise"] = Row({"note": reason}, [], None)
 
-    def _layerwise_targets(self, view: LayerView, main: Target, gathered: Gathered) -> Iterator[Target]:
+    def _layerwise_targets(self, view: LayerView, main: Target, gathered: SplitSums) -> Iterator[Target]:
         wanted = self._aims_at_layerwise(view) and main.name != "layerwise"
         if wanted and not self._why_no_layerwise(view):
             yield layerwise_target(view, gathered, self.memory, self._identity(view))
 
-    def _fits(self, view: LayerView, main: Target, method: Approximation, gathered: Gathered) -> Fits:
+    def _fits(self, view: LayerView, main: Target, method: Approximation, gathered: SplitSums) -> Fits:
         """The method's operator on all samples; if it is asked for, also on the two halves."""
         started = time.perf_counter()
         kind, halves = method.label_kind(self.plans[view.name].kind), main.halves
@@ -324,7 +331,7 @@ class Experiment:
             blocks = [main.exact, *(halves.halves if wanted and halves else [])]
             operators = [build_from_block(method, block) for block in blocks]
         else:
-            sums = gathered.sums if wanted else gathered.sums[:1]
+            sums = gathered.each if wanted else (gathered.all,)
             operators = [build_operator(method, view, one, kind) for one in sums]
         return Fits(operators, time.perf_counter() - started)
 
@@ -350,7 +357,7 @@ class Experiment:
         else:
             result.operators.clear()
 
-    def _gram(self, gathered: Gathered, kind: str) -> Tensor:
+    def _gram(self, gathered: SplitSums, kind: str) -> Tensor:
         """The Gram matrix over the first samples, as many as all layers with these labels kept."""
         assert gathered.kept is not None
         kept = gathered.kept.head(self._coupling_samples(kind)).double()

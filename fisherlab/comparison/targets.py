@@ -23,7 +23,7 @@ from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.layers import LayerView
 from fisherlab.linalg.packing import packed_size
 from fisherlab.operators import GramOperator, KroneckerOperator, LinearOperator, blocks_of
-from fisherlab.statistics import Gathered, KeptSums, Statistic, moments
+from fisherlab.statistics import KeptSums, SplitSums, Statistic, moments
 from fisherlab.statistics.sums import ROTATED
 
 GRADIENT = Statistic("gradient", moments.gradient_sum, "empirical")
@@ -67,17 +67,17 @@ def layerwise_operations(view: LayerView, positions: int) -> float:
     return 2.0 * positions * view.outputs * packed_size(view.inputs)
 
 
-def main_target(view: LayerView, plan: BlockPlan, gathered: Gathered, memory: int) -> Target:
+def main_target(view: LayerView, plan: BlockPlan, gathered: SplitSums, memory: int) -> Target:
     """The target of the kind that was asked for."""
     if plan.kind == "layerwise":
         return layerwise_target(view, gathered, memory, False)
     if plan.method == "gram":
-        batches = [sums.batch for sums in gathered.sums if isinstance(sums, KeptSums)]
+        batches = [sums.batch for sums in gathered.each if isinstance(sums, KeptSums)]
         blocks = [gram_block(batch, plan.kind) for batch in batches]
     else:
-        blocks = [build_block(view, plan, sums) for sums in gathered.sums]
+        blocks = [build_block(view, plan, sums) for sums in gathered.each]
     halves = None
-    if len(blocks) == 3 and gathered.kept is not None:
+    if gathered.halves and gathered.kept is not None:
         kept = _Kept(gathered, plan.kind)
         norms = kept.norms()
         quadratics = partial(_gram_quadratics, blocks) if plan.method == "gram" else kept.quadratics
@@ -119,19 +119,19 @@ class _Both(KeptSums):
         return self._parts[0].sum(statistic) + self._parts[1].sum(statistic)
 
 
-def added_up(gathered: Gathered) -> Gathered:
+def added_up(gathered: SplitSums) -> SplitSums:
     """Sums of samples that are kept, each made once: by halves, and of all by adding them."""
-    lazy = [sums for sums in gathered.sums if isinstance(sums, KeptSums)]
-    if len(lazy) != 3 or lazy[0].batch.groups > 1:
+    lazy = [sums.batch for sums in gathered.each if isinstance(sums, KeptSums)]
+    if not lazy or not gathered.halves or lazy[0].groups > 1:
         return gathered
-    halves = [_Half(sums.batch) for sums in lazy[1:]]
-    return Gathered([_Both(lazy[0].batch, halves), *halves], gathered.kept)
+    halves = tuple(map(_Half, lazy[1:]))
+    return SplitSums(_Both(lazy[0], halves), halves, gathered.kept)
 
 
 class _Kept:
     """The samples kept, all of them and by halves, in float64."""
 
-    def __init__(self, gathered: Gathered, kind: str) -> None:
+    def __init__(self, gathered: SplitSums, kind: str) -> None:
         assert gathered.kept is not None
         self._kind, self._all = kind, gathered.kept.double()
 
@@ -158,15 +158,15 @@ def _gram_quadratics(blocks: Sequence[LinearOperator], operator: LinearOperator,
     ).sum(0)
 
 
-def layerwise_target(view: LayerView, gathered: Gathered, memory: int, identity: bool) -> Target:
+def layerwise_target(view: LayerView, gathered: SplitSums, memory: int, identity: bool) -> Target:
     """The layer-wise Fisher as a target; its samples' columns are one for each unit and position."""
     block, self_products = layerwise_statistics(identity)
-    blocks = [_layerwise_block(view, sums.mean(block), identity) for sums in gathered.sums]
+    blocks = [_layerwise_block(view, sums.mean(block), identity) for sums in gathered.each]
     halves = None
-    if len(blocks) == 3:
+    if gathered.halves:
         kept = _few(view, gathered.kept)
         of = layerwise_norms_identity if identity else layerwise_norms
-        lazy = isinstance(gathered.sums[0], KeptSums)
+        lazy = isinstance(gathered.all, KeptSums)
         known = gathered.kept if lazy else kept  # of all samples, where the sum over all needs them anyway
         norms = None if known is None else _norms(of, known.double(), "layerwise")
         halves = _halves(blocks, gathered, self_products, norms, partial(_layerwise_quadratics, kept))
@@ -214,7 +214,7 @@ def _as_samples(a: Inputs) -> Inputs:
 
 def _halves(
     blocks: Sequence[LinearOperator],
-    gathered: Gathered,
+    gathered: SplitSums,
     self_products: Statistic,
     norms: Tensor | None,
     quadratics: Callable[[LinearOperator, int | None], Tensor],
@@ -222,23 +222,23 @@ def _halves(
     return PopulationEstimate(
         exact=blocks[0],
         halves=blocks[1:],
-        counts=[sums.samples for sums in gathered.sums[1:]],
+        counts=[sums.samples for sums in gathered.halves],
         self_products=_total(norms, gathered, self_products),
         norms=norms,
         quadratics=quadratics,
     )
 
 
-def _total(norms: Tensor | None, gathered: Gathered, self_products: Statistic) -> float:
+def _total(norms: Tensor | None, gathered: SplitSums, self_products: Statistic) -> float:
     """Σ_n ‖F_n‖² over all samples."""
-    if norms is not None and len(norms) == gathered.sums[0].samples:
+    if norms is not None and len(norms) == gathered.all.samples:
         return float(norms.sum())
-    return float(gathered.sums[0].sum(self_products).sum())
+    return float(gathered.all.sum(self_products).sum())
 
 
-def _gradient(gathered: Gathered) -> Tensor | None:
+def _gradient(gathered: SplitSums) -> Tensor | None:
     """∇h [m, d]; of all groups one below the other."""
-    sums = gathered.sums[0]
+    sums = gathered.all
     if not sums.has(GRADIENT):
         return None
     gradient = sums.mean(GRADIENT)

@@ -120,7 +120,7 @@ def exact_fisher(
             assert found.kept is not None
             blocks[name] = gram_block(found.kept.double(), plan.kind)
         else:
-            blocks[name] = build_block(chosen[name], plan, found.sums[0])
+            blocks[name] = build_block(chosen[name], plan, found.all)
     return blocks
 
 

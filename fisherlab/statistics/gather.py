@@ -63,28 +63,41 @@ class PassRequest:
         return sum(statistic.numbers(layer) for statistic in self.statistics) + len(self.bases) * basis
 
 
-@dataclass
-class Gathered:
+@dataclass(frozen=True)
+class SplitSums:
     """A layer's sums: over all samples, and over each half where asked for.
 
     Attributes:
-        sums: one `LayerSums` (all), or three (all, half, other half) where halves were asked for and have
-            samples; none yet for lazy work, see `unfolded`.
+        all: the sums over all samples.
+        halves: those over each half; none where they were not asked for, or one has no sample.
         kept: the (a, g) that were kept; None where none were.
     """
 
-    sums: list[LayerSums]
+    all: LayerSums
+    halves: tuple[LayerSums, ...] = ()
     kept: LayerBatch | None = None
 
-    def unfolded(self, halves: bool) -> "Gathered":
-        """The sums of lazy work, from the samples kept, which are in float64 from here on."""
-        if self.sums:
-            return self
-        assert self.kept is not None
-        kept = self.kept.double()
+    @classmethod
+    def of_kept(cls, kept: LayerBatch, halves: bool) -> "SplitSums":
+        """The sums of samples that are all kept, which are in float64 from here on."""
+        kept = kept.double()
         parts = [kept.half(0), kept.half(1)] if halves else []
-        parts = parts if all(len(part.a) for part in parts) else []
-        return Gathered([KeptSums(part) for part in (kept, *parts)], kept)
+        if not all(len(part.a) for part in parts):
+            parts = []
+        return cls(KeptSums(kept), tuple(map(KeptSums, parts)), kept)
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[LayerSums], kept: LayerBatch | None) -> "SplitSums":
+        """From the sums of all samples, or of the two halves."""
+        filled = [sums for sums in parts if sums.samples]
+        if len(filled) < 2:
+            return cls((filled or parts)[0], (), kept)
+        return cls(parts[0] + parts[1], tuple(parts), kept)
+
+    @property
+    def each(self) -> tuple[LayerSums, ...]:
+        """The sums over all samples, then those over the halves."""
+        return (self.all, *self.halves)
 
 
 class Keeper(Protocol):
@@ -103,8 +116,10 @@ def gather(
     *,
     halves: bool = False,
     keeper: Keeper | None = None,
-) -> dict[str, Gathered]:
+) -> dict[str, SplitSums]:
     """Runs the passes that the work needs, at most two for all layers together.
+
+    Of lazy work the samples are kept and nothing is summed; see `SplitSums.of_kept`.
 
     Args:
         collector: the model, its layers and its data.
@@ -122,10 +137,7 @@ def gather(
     if stage == 1:
         _first_pass(collector, work, parts, kept, halves, keeper, done)
         done = None
-    gathered = {
-        name: Gathered([] if work[name].lazy else _with_total(sums), _joined(kept[name]))
-        for name, sums in parts.items()
-    }
+    gathered = {name: SplitSums.of_parts(sums, _joined(kept[name])) for name, sums in parts.items()}
     _second_pass(collector, work, gathered, keeper, done)
     return gathered
 
@@ -179,7 +191,7 @@ def _add(
 def _second_pass(
     collector: Collector,
     work: Mapping[str, PassRequest],
-    gathered: Mapping[str, Gathered],
+    gathered: Mapping[str, SplitSums],
     keeper: Keeper | None,
     begin: int | None,
 ) -> None:
@@ -187,21 +199,21 @@ def _second_pass(
     if not needs:
         return
     for name in needs if begin is None else ():
-        for sums in gathered[name].sums:
+        for sums in gathered[name].each:
             sums.bases = {method: basis(sums) for method, basis in work[name].bases.items()}
     for batches in collector.passes(needs, "second moments", begin=begin):
         done = _end(batches)
         for name in needs:
-            task, totals = work[name], gathered[name].sums
+            task, found = work[name], gathered[name]
             batch = _limited(batches.pop(name), task)
-            parts = [batch, *_split(batch, True)] if len(totals) == 3 else [batch]
-            for part, total in zip(parts, totals, strict=True):
+            parts = [batch, *(_split(batch, True) if found.halves else ())]
+            for part, total in zip(parts, found.each, strict=True):
                 if part.samples:
                     total.add([total.rotated(method, task.kind) for method in task.bases], part)
         if keeper is not None:
-            keeper.tick(2, done, {name: found.sums[0] for name, found in gathered.items()})
+            keeper.tick(2, done, {name: found.all for name, found in gathered.items()})
     for name in needs:
-        for total in gathered[name].sums:
+        for total in gathered[name].each:
             keys = [total.rotated(method, work[name].kind).key for method in work[name].bases]
             _add_up(total.values, keys)
 
@@ -236,12 +248,6 @@ def _add_up(values: dict[str, Tensor], only: Sequence[str] | None = None) -> Non
     for key, (shape, device) in known.items():
         values.setdefault(key, torch.zeros(shape, dtype=torch.float64, device=device))
     distributed.add_up([values[key] for key in sorted(known)])
-
-
-def _with_total(parts: list[LayerSums]) -> list[LayerSums]:
-    """(all, half, other half); only (all) where a half has no sample."""
-    filled = [sums for sums in parts if sums.samples]
-    return filled if len(filled) < 2 else [parts[0] + parts[1], *parts]
 
 
 def _limited(batch: LayerBatch, task: PassRequest) -> LayerBatch:

@@ -4,7 +4,7 @@ import torch
 
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.comparison.targets import added_up
-from fisherlab.statistics import Gathered, Statistic, moments
+from fisherlab.statistics import SplitSums, Statistic, moments
 
 STATISTICS = (
     Statistic("input-moment", moments.input_moment),
@@ -17,7 +17,7 @@ def gathered():
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(9, 4, 5, generator=generator)
     g = torch.randn(2, 9, 4, 3, generator=generator)
-    return Gathered([], LayerBatch(0, a, {"drawn": g})).unfolded(halves=True)
+    return SplitSums.of_kept(LayerBatch(0, a, {"drawn": g}), halves=True)
 
 
 def test_sums_of_halves_add_up():
@@ -25,7 +25,7 @@ def test_sums_of_halves_add_up():
     shared = added_up(plain)
     for _ in range(2):  # made, and remembered
         for statistic in STATISTICS:
-            for own, other in zip(shared.sums, plain.sums, strict=True):
+            for own, other in zip(shared.each, plain.each, strict=True):
                 torch.testing.assert_close(own.sum(statistic), other.sum(statistic))
                 assert own.samples == other.samples
 
@@ -38,14 +38,14 @@ def test_a_sum_of_a_half_is_made_once():
         return moments.input_moment(a, None)
 
     statistic = Statistic("counted", count)
-    sums = added_up(gathered()).sums
+    sums = added_up(gathered()).each
     for one in (*sums, *sums):
         one.sum(statistic)
     assert sorted(calls) == [4, 5]
 
 
 def test_second_moments_are_made_in_the_basis_of_their_own_sums():
-    both, half, other = added_up(gathered()).sums
+    both, half, other = added_up(gathered()).each
     identity = torch.eye(5).double()
     both.bases["ekfac"] = (identity.flip(0), None)
     half.bases["ekfac"] = other.bases["ekfac"] = (identity, None)

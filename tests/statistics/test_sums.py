@@ -128,12 +128,12 @@ def collector(categorical) -> Collector:
 
 def test_halves_are_summed_apart(collector, categorical):
     work = {"2": PassRequest("predictive", (A, B))}
-    whole, one, other = gather(collector, work, halves=True)["2"].sums
+    whole, one, other = gather(collector, work, halves=True)["2"].each
     assert (whole.samples, one.samples, other.samples) == (40, 20, 20)
     for part, number in ((one, 0), (other, 1)):
         half = categorical.take(half_of(0, 40) == number)
         source = Collector(half.model, collector.layers, half.data, Categorical())
-        (expected,) = gather(source, work)["2"].sums
+        (expected,) = gather(source, work)["2"].each
         for statistic in (A, B):
             assert torch.allclose(part.sum(statistic), expected.sum(statistic), atol=1e-12)
     assert torch.allclose(whole.sum(B), one.sum(B) + other.sum(B))
@@ -145,7 +145,7 @@ def test_only_the_first_samples_where_asked(collector, categorical):
         "4": PassRequest("predictive", (A,)),
     }
     gathered = gather(collector, work)
-    assert [gathered[name].sums[0].samples for name in work] == [10, 40]
+    assert [gathered[name].all.samples for name in work] == [10, 40]
     assert gathered["4"].kept is None
     kept = gathered["2"].kept
     assert kept.a.shape == (9, 1, 5)
@@ -165,7 +165,7 @@ def test_a_second_pass_sums_in_the_basis_of_each_part(collector):
         )
 
     work = {"2": PassRequest("predictive", (A, B), {"own": basis})}
-    parts = gather(collector, work, halves=True)["2"].sums
+    parts = gather(collector, work, halves=True)["2"].each
     assert made == [40, 20, 20]
     for sums in parts:
         S = sums.sum(sums.rotated("own", "predictive"))
