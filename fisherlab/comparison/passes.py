@@ -61,10 +61,17 @@ WATERFALL = ("nearest-kronecker", "kfac", "lngd-lr", "lngd")
 """The steps from the nearest Kronecker product to LNGD, measured whatever was asked for."""
 
 
-class Fits(NamedTuple):
-    """A method's operators (all samples, each half), and the seconds that they took."""
+class Fitted(NamedTuple):
+    """A method's operators and the seconds that they took.
 
-    operators: list[LinearOperator]
+    Attributes:
+        all: fitted on all samples.
+        halves: fitted on each half, for the population error; none where it is not computed.
+        seconds: for all of them.
+    """
+
+    all: LinearOperator
+    halves: Sequence[LinearOperator]
     seconds: float
 
 
@@ -278,17 +285,17 @@ class Experiment:
                     note = "; ".join((reason, *main.notes))
                     result.measured[method.name, main.name] = Row({"note": note}, [], None)
                 continue
-            fits = self._fits(view, main, method, gathered)
+            fitted = self._fitted(view, main, method, gathered)
             if method.name == NearestKronecker.name:
-                nearest[main.name] = _shape_error(main, fits.operators[0])
+                nearest[main.name] = _shape_error(main, fitted.all)
             if method in self._asked(view):
-                self._measure(result, main, layerwise, method, fits, nearest)
+                self._measure(result, main, layerwise, method, fitted, nearest)
                 if exact is not None:
-                    _add_spectrum(result, method.name, fits.operators[0])
+                    _add_spectrum(result, method.name, fitted.all)
                 if keeps:
-                    result.operators[method.name] = fits.operators[0]
+                    result.operators[method.name] = fitted.all
             if method.name in result.waterfall:
-                result.waterfall[method.name] = self._scaled_error(result, main, method, fits)
+                result.waterfall[method.name] = self._scaled_error(result, main, method, fitted)
         report(len(methods))
         _put_in_order(result, [method.name for method in methods])
 
@@ -298,15 +305,16 @@ class Experiment:
         main: Target,
         layerwise: Mapping[str, Target],
         method: Approximation,
-        fits: Fits,
+        fitted: Fitted,
         nearest: Mapping[str, float | None],
     ) -> None:
         """The rows of one method."""
-        operator, *halves = fits.operators
         for target in (main, *layerwise.values()) if method.layerwise else (main,):
             spectra = self.spectra and target is main
-            measured = measure(target, operator, halves or None, nearest.get(target.name), spectra=spectra)
-            measured.values["seconds"] += fits.seconds
+            measured = measure(
+                target, fitted.all, fitted.halves or None, nearest.get(target.name), spectra=spectra
+            )
+            measured.values["seconds"] += fitted.seconds
             if self.statistics is not None and not (method.from_exact or result.view.vector):
                 note = f"approximation from saved statistics of {self.statistics.samples} samples"
                 measured.values["note"] = "; ".join(filter(None, [measured.values["note"], note]))
@@ -320,7 +328,7 @@ class Experiment:
         if wanted and not self._why_no_layerwise(view):
             yield layerwise_target(view, gathered, self.memory, self._identity(view))
 
-    def _fits(self, view: LayerView, main: Target, method: Approximation, gathered: SplitSums) -> Fits:
+    def _fitted(self, view: LayerView, main: Target, method: Approximation, gathered: SplitSums) -> Fitted:
         """The method's operator on all samples; if it is asked for, also on the two halves."""
         started = time.perf_counter()
         kind, halves = method.label_kind(self.plans[view.name].kind), main.halves
@@ -333,15 +341,15 @@ class Experiment:
         else:
             sums = gathered.each if wanted else (gathered.all,)
             operators = [build_operator(method, view, one, kind) for one in sums]
-        return Fits(operators, time.perf_counter() - started)
+        return Fitted(operators[0], operators[1:], time.perf_counter() - started)
 
     def _scaled_error(
-        self, result: LayerResult, main: Target, method: Approximation, fits: Fits
+        self, result: LayerResult, main: Target, method: Approximation, fitted: Fitted
     ) -> float | None:
         measured = result.measured.get((method.name, main.name))
         if measured is not None:
             return measured.values.get("scaled_error")
-        return _shape_error(main, fits.operators[0])
+        return _shape_error(main, fitted.all)
 
     def _let_go(self, result: LayerResult) -> None:
         """Drops a layer's operators where they are too large to be drawn, or many layers hold theirs.
