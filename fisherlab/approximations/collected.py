@@ -18,7 +18,7 @@ from fisherlab.approximations.base import (
     registered,
     why_not_built,
 )
-from fisherlab.approximations.saved import Keeper, Statistics, load_statistics, model_hash
+from fisherlab.approximations.saved import PartialFile, Statistics, load_statistics, model_hash
 from fisherlab.base import distributed
 from fisherlab.base.progress import Progress
 from fisherlab.base.writing import as_path
@@ -98,7 +98,7 @@ def _collected(
         if as_path("the statistics file", path).exists():
             return load_statistics(path).checked(about, path)
         shapes = {name: view.shape for name, view in chosen.items()}
-        keeper = Keeper(path, shapes, kind, about) if distributed.size() == 1 else None
+        keeper = PartialFile(path, shapes, kind, about) if distributed.size() == 1 else None
     gathered = gather(collector, work, keeper=keeper)
     sums = {name: gathered[name].all for name in chosen}
     about["data"] = collector.batches.fingerprint()

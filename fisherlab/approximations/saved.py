@@ -188,8 +188,8 @@ def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     return _load(path)[0]
 
 
-class Keeper:
-    """Keeps the sums of an unfinished collection in `<path>.part`.
+class PartialFile:
+    """The sums of an unfinished collection in `<path>.part`: the `Keeper` of a pass.
 
     Args:
         path: where the statistics will be saved.
