@@ -78,7 +78,7 @@ def main_target(view: LayerView, plan: BlockPlan, gathered: SplitSums, memory: i
         blocks = [build_block(view, plan, sums) for sums in gathered.each]
     halves = None
     if gathered.halves and gathered.kept is not None:
-        kept = _Kept(gathered, plan.kind)
+        kept = _KeptTerms(gathered, plan.kind)
         norms = kept.norms()
         quadratics = partial(_gram_quadratics, blocks) if plan.method == "gram" else kept.quadratics
         halves = _halves(blocks, gathered, _self_products(plan), norms, quadratics)
@@ -128,8 +128,8 @@ def added_up(gathered: SplitSums) -> SplitSums:
     return SplitSums(_Both(lazy[0], halves), halves, gathered.kept)
 
 
-class _Kept:
-    """The samples kept, all of them and by halves, in float64."""
+class _KeptTerms:
+    """The terms F_n of the samples kept, all of them and by halves, in float64."""
 
     def __init__(self, gathered: SplitSums, kind: str) -> None:
         assert gathered.kept is not None
