@@ -5,9 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from fisherlab.collect.sizes import LAYERWISE_COLUMNS
 from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.layers import BlockShape
+from fisherlab.likelihoods.labels import LabelKind
 from fisherlab.operators import LinearOperator, blocks_of, joined
 from fisherlab.statistics import Basis, KeptSums, LayerSums, Statistic
 
@@ -59,8 +59,8 @@ class Approximation(ABC):
         raise NotImplementedError(f"{self.name} is made from statistics")
 
     def label_kind(self, kind: str) -> str:
-        """The labels this method uses beside a Fisher of this kind (see `fisherlab.collect.collector`)."""
-        return self.own_kind or columns_kind(kind)
+        """The labels this method uses beside a Fisher of this kind (see `LabelKind`)."""
+        return self.own_kind or LabelKind(kind).with_columns
 
     def fits(self, layer: BlockShape) -> bool:
         """Whether the method is meant for such a layer."""
@@ -180,11 +180,6 @@ def create_all(
     if not made:
         raise InputError(f"name at least one approximation; known: {', '.join(sorted(_REGISTRY))}")
     return made
-
-
-def columns_kind(kind: str) -> str:
-    """The kind whose columns have this Fisher as the sum of their outer products."""
-    return LAYERWISE_COLUMNS if kind == "layerwise" else kind
 
 
 def check_option(what: str, value: Any, known: Iterable[str]) -> None:

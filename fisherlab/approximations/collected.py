@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fisherlab.approximations.base import (
     Approximation,
     build_from_block,
-    columns_kind,
     create,
     create_all,
     registered,
@@ -28,6 +27,7 @@ from fisherlab.exact.fisher import exact_fisher, no_layerwise
 from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, parse_bytes
 from fisherlab.layers import BlockShape, Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
+from fisherlab.likelihoods.labels import LAYERWISE, LabelKind
 from fisherlab.operators import LinearOperator
 from fisherlab.statistics import Basis, LayerSums, PassRequest, gather
 
@@ -76,7 +76,7 @@ def collect_statistics(
         generator=generator,
         progress=progress,
     )
-    if kind == "layerwise":
+    if kind == LAYERWISE:
         collector.leave_out(no_layerwise(collector))
     return _collected(collector, methods, kind, path, memory)
 
@@ -84,7 +84,7 @@ def collect_statistics(
 def _collected(
     collector: Collector,
     methods: Sequence[Approximation],
-    kind: str,
+    kind: LabelKind,
     path: str | os.PathLike[str] | None,
     memory: int | str,
 ) -> Statistics:
@@ -192,7 +192,7 @@ def approximate(  # noqa: D417
     chosen = select_layers(model, layers, bias=bias, activations=named_activations([method]))
     collector = Collector(model, chosen, data, likelihood, **common)
     without = {name: why for name, view in collector.layers.items() if (why := why_not_built(method, view))}
-    if kind == "layerwise":
+    if kind == LAYERWISE:
         without |= no_layerwise(collector)
     known = [create(name) for name in sorted(registered())] if without else []
     others = ", ".join(one.name for one in known if one.of_gradients or one.from_exact)
@@ -203,13 +203,12 @@ def approximate(  # noqa: D417
     return _collected(collector, [method], kind, None, memory).build(method)
 
 
-def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: str) -> PassRequest:
+def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: LabelKind) -> PassRequest:
     """What the passes must sum for one layer and these methods."""
     methods = [method for method in methods if method.fits(layer)]
     statistics = [s for m in methods for s in m.statistics(layer.group, m.label_kind(kind))]
-    columns = columns_kind(kind)
-    bases = {m.name: partial(basis_of, m, layer, columns) for m in methods if m.two_pass}
-    return PassRequest(columns, statistics, bases)
+    bases = {m.name: partial(basis_of, m, layer, kind.with_columns) for m in methods if m.two_pass}
+    return PassRequest(kind.with_columns, statistics, bases)
 
 
 def named_activations(methods: Iterable[Approximation]) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from fisherlab.approximations.base import Approximation, check_option, register_approximation
 from fisherlab.errors import InputError
 from fisherlab.layers import BlockShape
+from fisherlab.likelihoods.labels import LabelKind
 from fisherlab.operators import KroneckerOperator
 from fisherlab.statistics import LayerSums, Statistic, moments
 
@@ -61,11 +62,10 @@ class LNGD(_DiagonalOutput):
             raise InputError(f"sampling is 'expected' or a positive number of draws, not {sampling!r}")
         self.sampling, self.activations, self.last = sampling, dict(activations or {}), last
 
-    def label_kind(self, kind: str) -> str:
+    def label_kind(self, kind: str) -> LabelKind:
         """Layer-wise sampling, whatever the Fisher it is compared with."""
-        last = "+categorical" if self.last == "categorical" else ""
-        draws = "" if self.sampling == "expected" else f":{self.sampling}"
-        return f"layerwise{last}{draws}"
+        draws = 0 if isinstance(self.sampling, str) else self.sampling
+        return LabelKind.sampled(draws, categorical=self.last == "categorical")
 
     def statistics(self, layer: BlockShape, kind: str) -> tuple[Statistic, ...]:
         """The partial trace and the diagonal; of the slope, or of the drawn g."""

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from fisherlab.approximations.base import Approximation, register_approximation
 from fisherlab.layers import BlockShape
+from fisherlab.likelihoods.labels import EMPIRICAL
 from fisherlab.operators import DiagonalOperator, KroneckerOperator
 from fisherlab.statistics import LayerSums, Statistic, moments
 
@@ -59,7 +60,7 @@ class NGPlus(Approximation):
     name: ClassVar[str] = "ngplus"
     formula: ClassVar[str] = "I ⊗ E[V Vᵀ] (m ≤ d), else E[VᵀV] ⊗ I; empirical labels"
     source: ClassVar[str] = "Yang et al. 2021, arXiv 2106.07454, section 2"
-    own_kind: ClassVar[str | None] = "empirical"
+    own_kind: ClassVar[str | None] = EMPIRICAL
     of_gradients = True
 
     def statistics(self, layer: BlockShape, kind: str) -> tuple[Statistic, ...]:

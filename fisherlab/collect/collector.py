@@ -24,7 +24,6 @@ from fisherlab.collect.hooks import (
     capture,
     drawn_layerwise,
     inputs_of,
-    layerwise_draws,
     layerwise_slope,
     outputs_of,
     unchanged,
@@ -33,13 +32,14 @@ from fisherlab.collect.layer_batch import LayerBatch, whole
 from fisherlab.collect.look import Look, Looker, moves_rows
 from fisherlab.collect.refusals import require_finite, require_finite_gradients, require_finite_weights
 from fisherlab.collect.sample_gradients import SampleGradients
-from fisherlab.collect.sizes import LABEL_KINDS, LAYERWISE_COLUMNS, Needs, PassSizes
+from fisherlab.collect.sizes import LABEL_KINDS, Needs, PassSizes
 from fisherlab.errors import InputError, InputTypeError, whole_number
 from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.gradients.patches import Patches
 from fisherlab.layers import Activation, Layers, LayerView, Use, find_activations
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.likelihoods.draws import Generators, normal
+from fisherlab.likelihoods.labels import LAYERWISE_COLUMNS, LabelKind
 
 _FIRST, _MORE, _MOST = 2, 32, 64  # samples of the first look, of another, and where too little came back
 _LOOK_BYTES = 2**28
@@ -317,7 +317,7 @@ class Collector:
         generators: Generators,
         samples: int,
     ) -> None:
-        wanted = {n: sorted(k for k in needs[n] if k.startswith("layerwise")) for n in needs}
+        wanted = {n: sorted(kind for kind in map(LabelKind, needs[n]) if kind.layerwise) for n in needs}
         names = [name for name, kinds in wanted.items() if kinds]
         found = self._find_activations(outputs, seen, names)
         for name in names:
@@ -353,11 +353,10 @@ class Collector:
         found = find_activations(outputs, edges)
         return {name: [found[name, place] for place in range(len(seen[name]))] for name in names}
 
-    def _of_slope(self, slope: Tensor, kind: str, layer: str, generators: Generators) -> Tensor:
+    def _of_slope(self, slope: Tensor, kind: LabelKind, layer: str, generators: Generators) -> Tensor:
         """The g of a kind of layer-wise sampling from the slope [1, n, t, m]."""
-        draws = layerwise_draws(kind)
-        if draws:
-            return _draw_layerwise(slope, draws, generators, f"{kind} of {layer}")
+        if kind.draws:
+            return _draw_layerwise(slope, kind.draws, generators, f"{kind} of {layer}")
         return unit_columns(slope) if kind == LAYERWISE_COLUMNS else slope
 
     def _forward(self, inputs: ModelInputs, index: int) -> tuple[dict[str, list[Seen]], Tensor]:

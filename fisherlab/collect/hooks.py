@@ -29,6 +29,7 @@ from fisherlab.layers import (
     spelled_out,
 )
 from fisherlab.likelihoods import categorical_slope
+from fisherlab.likelihoods.labels import LabelKind
 
 _SMALL_PASS = 2**17
 
@@ -266,14 +267,9 @@ def _shape_only(output: Tensor) -> Tensor:
     return output.new_empty(()).expand(output.shape)
 
 
-def layerwise_draws(kind: str) -> int:
-    """The draws of ε that a kind `layerwise:k` asks for; 0: none, the slope itself."""
-    return int(kind.partition(":")[2] or 0)
-
-
-def layerwise_slope(call: Seen, activation: Activation, kind: str) -> Tensor:
+def layerwise_slope(call: Seen, activation: Activation, kind: LabelKind) -> Tensor:
     """φ'(s) of a call; with `layerwise+categorical` √(p(1 − p)) where its output is the network's."""
-    if activation.reason == NETWORK_OUTPUT and "+categorical" in kind:
+    if activation.reason == NETWORK_OUTPUT and kind.categorical:
         return categorical_slope(call.output.detach())
     return activation.slope(call.output) if call.slope is None else call.slope
 

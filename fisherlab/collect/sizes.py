@@ -3,22 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fisherlab.collect.hooks import layerwise_draws
 from fisherlab.layers import Layers
+from fisherlab.likelihoods.labels import (
+    DRAWN,
+    EMPIRICAL,
+    LAYERWISE_COLUMNS,
+    MONTE_CARLO,
+    PREDICTIVE,
+    LabelKind,
+)
 
-LABEL_KINDS = ("predictive", "monte-carlo", "drawn", "empirical")
-"""Where g comes from; `drawn` is `monte-carlo` with one label a sample."""
+LABEL_KINDS = (PREDICTIVE, MONTE_CARLO, DRAWN, EMPIRICAL)
+"""Those that are sent back from the network's output."""
 
-LAYERWISE_COLUMNS = "layerwise-columns"
-
-Needs = Mapping[str, frozenset[str]]
-"""For each layer the kinds of g that a pass is to give.
-
-Kinds of layer-wise sampling: `layerwise` gives the slope φ'(s) itself, one column whose square is the
-expectation of g∘g; `layerwise:k` gives k draws −φ'(s)∘ε/√k. With `layerwise+categorical` the
-network's last layer has √(p(1 − p)) in the place of its slope. `layerwise-columns` gives columns
-φ'(s_tj) e_tj, one for each unit and position, whose outer products sum to the expectation over ε.
-"""
+Needs = Mapping[str, frozenset[LabelKind]]
+"""For each layer the kinds of g that a pass is to give."""
 
 _MOST_SAMPLES = 8192
 """In one batch."""
@@ -65,10 +64,11 @@ class PassSizes:
 
     def label_columns_of(self, kind: str, layer: str) -> int:
         """How many label columns a kind has for one sample."""
+        kind = LabelKind(kind)
         if kind == LAYERWISE_COLUMNS:
             return self.positions[layer] * self.layers[layer].outputs
-        if kind.startswith("layerwise"):
-            return layerwise_draws(kind) or 1
+        if kind.layerwise:
+            return kind.draws or 1
         return self.columns[kind]
 
     def pass_bytes(self, columns: int) -> int:

@@ -18,7 +18,6 @@ from fisherlab.approximations import (
     Statistics,
     build_from_block,
     build_operator,
-    columns_kind,
     create,
     layer_work,
     why_not_built,
@@ -26,7 +25,6 @@ from fisherlab.approximations import (
 from fisherlab.base.progress import Progress, bar
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.layer_batch import LayerBatch
-from fisherlab.collect.sizes import LAYERWISE_COLUMNS
 from fisherlab.comparison.measure import Row, Target, measure
 from fisherlab.comparison.result import LayerResult
 from fisherlab.comparison.targets import (
@@ -43,6 +41,7 @@ from fisherlab.errors import FisherlabError, bytes_text
 from fisherlab.exact.fisher import gram_block
 from fisherlab.exact.plans import BlockPlan
 from fisherlab.layers import LayerView
+from fisherlab.likelihoods.labels import LAYERWISE, LAYERWISE_COLUMNS
 from fisherlab.linalg.numerics import eigenvectors_kept
 from fisherlab.metrics import spectrum
 from fisherlab.operators import LinearOperator, blocks_of
@@ -141,7 +140,7 @@ class Experiment:
         names = list(self.plans)
         matrix = torch.full((len(names), len(names)), math.nan, dtype=torch.float64, device="cpu")
         kinds = [self.plans[name].kind for name in names]
-        for kind in set(kinds) - {"layerwise"}:
+        for kind in set(kinds) - {LAYERWISE}:
             places = [place for place, own in enumerate(kinds) if own == kind]
             rows = torch.stack([self._grams[names[place]].flatten() for place in places])
             products = (rows @ rows.T).cpu()
@@ -193,13 +192,13 @@ class Experiment:
             base.bases,
             samples=plan.samples,
             keep=(plan.samples or 0) if lazy else self._kept(view, plan),
-            keep_kinds=frozenset({plan.kind, *(["layerwise"] if layerwise else [])}),
+            keep_kinds=frozenset({plan.kind, *([LAYERWISE] if layerwise else [])}),
             lazy=lazy,
         )
 
     def _kept(self, view: LayerView, plan: BlockPlan) -> int:
         """How many samples are kept for standard errors and the coupling."""
-        columns = self.collector.sizes.label_columns_of(columns_kind(plan.kind), view.name)
+        columns = self.collector.sizes.label_columns_of(plan.kind.with_columns, view.name)
         if self._aims_at_layerwise(view):
             columns += self.collector.sizes.label_columns_of(LAYERWISE_COLUMNS, view.name)
         numbers = self.collector.sizes.numbers(view.name, columns)
@@ -248,12 +247,12 @@ class Experiment:
             plan=plan,
             samples=samples,
             positions=self.collector.sizes.positions[name],
-            columns=samples * self.collector.sizes.label_columns_of(columns_kind(plan.kind), name),
+            columns=samples * self.collector.sizes.label_columns_of(plan.kind.with_columns, name),
             kind=target.name,
             damping=target.damping,
             drawable=target.affordable,
         )
-        if plan.kind != "layerwise":
+        if plan.kind != LAYERWISE:
             self._grams[name] = self._gram(gathered, plan.kind)
         with bar(self.progress, f"layer {name}", len(self._methods(view))) as report:
             self._measure_all(result, target, gathered, report)
@@ -319,12 +318,12 @@ class Experiment:
                 note = f"approximation from saved statistics of {self.statistics.samples} samples"
                 measured.values["note"] = "; ".join(filter(None, [measured.values["note"], note]))
             result.measured[method.name, target.name] = measured
-        aims = method.layerwise and main.name != "layerwise"
+        aims = method.layerwise and main.name != LAYERWISE
         if aims and (reason := self._why_no_layerwise(result.view)):
-            result.measured[method.name, "layerwise"] = Row({"note": reason}, [], None)
+            result.measured[method.name, str(LAYERWISE)] = Row({"note": reason}, [], None)
 
     def _layerwise_targets(self, view: LayerView, main: Target, gathered: SplitSums) -> Iterator[Target]:
-        wanted = self._aims_at_layerwise(view) and main.name != "layerwise"
+        wanted = self._aims_at_layerwise(view) and main.name != LAYERWISE
         if wanted and not self._why_no_layerwise(view):
             yield layerwise_target(view, gathered, self.memory, self._identity(view))
 

@@ -25,6 +25,7 @@ from fisherlab.exact.fisher import no_layerwise
 from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, BlockPlan, make_plans, parse_bytes
 from fisherlab.layers import Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
+from fisherlab.likelihoods.labels import EMPIRICAL, LAYERWISE
 from fisherlab.runs.origin import Origin
 
 _MOST_OPERATIONS = 1e13
@@ -98,7 +99,7 @@ def compare(
         generator=generator,
         progress=progress,
     )
-    if kind == "layerwise":
+    if kind == LAYERWISE:
         collector.leave_out(no_layerwise(collector))
     if statistics is not None:
         check_statistics(statistics)
@@ -147,6 +148,6 @@ def _covered(collector: Collector) -> Layers:
 
 
 def _refuse_empirical(methods: Sequence[Approximation]) -> None:
-    names = ", ".join(method.name for method in methods if method.own_kind == "empirical")
+    names = ", ".join(method.name for method in methods if method.own_kind == EMPIRICAL)
     if names:
         raise InputError(f"{names} needs targets; give (inputs, targets) or leave it out")

@@ -21,30 +21,31 @@ from fisherlab.exact.fisher import block_statistic, build_block, by_group, gram_
 from fisherlab.exact.plans import BlockPlan
 from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.layers import LayerView
+from fisherlab.likelihoods.labels import EMPIRICAL, LAYERWISE
 from fisherlab.linalg.packing import packed_size
 from fisherlab.operators import GramOperator, KroneckerOperator, LinearOperator, blocks_of
 from fisherlab.statistics import KeptSums, SplitSums, Statistic, moments
 from fisherlab.statistics.sums import ROTATED
 
-GRADIENT = Statistic("gradient", moments.gradient_sum, "empirical")
+GRADIENT = Statistic("gradient", moments.gradient_sum, EMPIRICAL)
 """Σ_n ∇ℓ_n with the data's labels."""
 
 _MOST_COLUMN_NUMBERS = 2**25
 _MOST_REMEMBERED = 2**24  # numbers in the sums of one half
 
 _LAYERWISE = (
-    Statistic("block-layerwise", moments.unit_blocks, "layerwise"),
-    Statistic("self-product-layerwise", layerwise_self_product, "layerwise"),
+    Statistic("block-layerwise", moments.unit_blocks, LAYERWISE),
+    Statistic("self-product-layerwise", layerwise_self_product, LAYERWISE),
 )
 _LAYERWISE_IDENTITY = (
     Statistic("input-moment", moments.input_moment),
-    Statistic("self-product-layerwise", layerwise_self_product_identity, "layerwise"),
+    Statistic("self-product-layerwise", layerwise_self_product_identity, LAYERWISE),
 )
 
 
 def main_statistics(plan: BlockPlan) -> list[Statistic]:
     """The sums of the block that was asked for, and of its samples' norms."""
-    if plan.kind == "layerwise":
+    if plan.kind == LAYERWISE:
         return list(_LAYERWISE)
     block = block_statistic(plan)
     return [*([] if block is None else [block]), _self_products(plan)]
@@ -69,7 +70,7 @@ def layerwise_operations(view: LayerView, positions: int) -> float:
 
 def main_target(view: LayerView, plan: BlockPlan, gathered: SplitSums, memory: int) -> Target:
     """The target of the kind that was asked for."""
-    if plan.kind == "layerwise":
+    if plan.kind == LAYERWISE:
         return layerwise_target(view, gathered, memory, False)
     if plan.method == "gram":
         batches = [sums.batch for sums in gathered.each if isinstance(sums, KeptSums)]
@@ -83,7 +84,7 @@ def main_target(view: LayerView, plan: BlockPlan, gathered: SplitSums, memory: i
         quadratics = partial(_gram_quadratics, blocks) if plan.method == "gram" else kept.quadratics
         halves = _halves(blocks, gathered, _self_products(plan), norms, quadratics)
     return Target(
-        "monte-carlo" if plan.kind == "drawn" else plan.kind,
+        str(plan.kind.target),
         blocks[0],
         _gradient(gathered),
         halves,
@@ -168,10 +169,10 @@ def layerwise_target(view: LayerView, gathered: SplitSums, memory: int, identity
         of = layerwise_norms_identity if identity else layerwise_norms
         lazy = isinstance(gathered.all, KeptSums)
         known = gathered.kept if lazy else kept  # of all samples, where the sum over all needs them anyway
-        norms = None if known is None else _norms(of, known.double(), "layerwise")
+        norms = None if known is None else _norms(of, known.double(), LAYERWISE)
         halves = _halves(blocks, gathered, self_products, norms, partial(_layerwise_quadratics, kept))
         halves.norms = None if kept is None or norms is None else norms[: len(kept.a)]
-    return Target("layerwise", blocks[0], _gradient(gathered), halves, memory)
+    return Target(str(LAYERWISE), blocks[0], _gradient(gathered), halves, memory)
 
 
 def _layerwise_block(view: LayerView, block: Tensor, identity: bool) -> LinearOperator:
@@ -198,7 +199,7 @@ def _layerwise_quadratics(kept: LayerBatch | None, operator: LinearOperator, hal
     """Σ_t Σ_j vec(V)ᵀ G vec(V) with V = φ'(s_tj) e_j a_tᵀ for every sample, its positions as samples."""
     assert kept is not None
     batch = kept if half is None else kept.half(half)
-    slope = batch.g["layerwise"][0]
+    slope = batch.g[LAYERWISE][0]
     samples, positions = slope.shape[:2]
     by_group = slope.flatten(0, 1).unflatten(-1, (kept.groups, -1))
     columns = torch.diag_embed(by_group).permute(2, 0, 1, 3).flatten(2).unsqueeze(2)

@@ -22,6 +22,7 @@ from fisherlab.errors import unknown
 from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, METHODS, BlockPlan, make_plans, parse_bytes
 from fisherlab.layers import BlockShape, Layers, LayerView, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
+from fisherlab.likelihoods.labels import LAYERWISE
 from fisherlab.linalg.packing import smat
 from fisherlab.operators import (
     DenseOperator,
@@ -99,7 +100,7 @@ def exact_fisher(
         generator=generator,
         progress=progress,
     )
-    if kind == "layerwise":
+    if kind == LAYERWISE:
         collector.leave_out(no_layerwise(collector))
     chosen = collector.layers
     plans = make_plans(collector, kind, method, parse_bytes(memory), max_columns)

@@ -15,6 +15,7 @@ from fisherlab.errors import (
     whole_number,
 )
 from fisherlab.layers import LayerView
+from fisherlab.likelihoods.labels import DRAWN, LAYERWISE, PREDICTIVE, LabelKind
 from fisherlab.linalg.packing import packed_size
 
 METHODS = ("auto", "per-sample", "kronecker", "gram")
@@ -44,7 +45,7 @@ class BlockPlan:
 
     layer: str
     method: str
-    kind: str
+    kind: LabelKind
     samples: int | None
     columns: int | None
     operations: float
@@ -95,8 +96,8 @@ def make_plans(
     max_columns = whole_number("max_columns", max_columns, "the most columns of a Gram form", least=1)
     if method != "per-sample":  # which needs no rows
         collector.look_ahead()
-    drawn = _why_drawn(collector, kind, memory, most_operations) if kind == "predictive" else ""
-    kind = "drawn" if drawn else kind
+    drawn = _why_drawn(collector, kind, memory, most_operations) if kind == PREDICTIVE else ""
+    kind = DRAWN if drawn else LabelKind(kind)
     chooser = _Chooser(collector, kind, method, max_columns, most_contraction, copies, drawn)
     plans: dict[str, BlockPlan] = {}
     too_large: dict[str, str] = {}
@@ -144,7 +145,7 @@ class _Chooser:
     """
 
     collector: Collector
-    kind: str
+    kind: LabelKind
     method: str
     max_columns: int
     most_contraction: float
@@ -153,7 +154,7 @@ class _Chooser:
 
     def plan(self, view: LayerView, memory: int) -> BlockPlan:
         """The plan of a layer with so much memory left."""
-        if self.kind == "layerwise":
+        if self.kind == LAYERWISE:
             return self._layerwise(view, memory)
         dense = self._dense(view)
         if self.method in ("kronecker", "per-sample"):
@@ -210,11 +211,11 @@ class _Chooser:
         work = self._contraction(view, samples or self.max_columns, columns)
         if columns > 1 and work > self.most_contraction:
             note = f"a contraction of its {columns} label columns a sample would take {work:.1g} operations; "
-            note, kind, columns = note + "one label a sample is drawn", "drawn", 1
+            note, kind, columns = note + "one label a sample is drawn", DRAWN, 1
         if samples is None or samples * columns > self.max_columns:
             if columns > 1:
                 note = f"the block would need {bytes_text(dense_bytes)}; one label a sample is drawn"
-                kind, columns = "drawn", 1
+                kind, columns = DRAWN, 1
             if samples is None or samples > self.max_columns:
                 count = "" if samples is None else f" of {samples}"
                 note = (note + "; " if note else "") + f"the first {self.max_columns}{count} samples are used"
@@ -253,7 +254,7 @@ class _Chooser:
                 f"{bytes_text(memory)} left of the memory limit; leave the layer out or give a larger limit"
             )
         operations = 2.0 * entries * (samples or 1)
-        return BlockPlan(view.name, "layerwise", "layerwise", samples, samples, operations, held)
+        return BlockPlan(view.name, "layerwise", LAYERWISE, samples, samples, operations, held)
 
 
 _UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}

@@ -1,19 +1,70 @@
 """Where the labels come from, and the columns that are sent backwards for them."""
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
 from fisherlab.errors import InputError, known_name
 from fisherlab.likelihoods.base import Likelihood
 
-KINDS = ("predictive", "monte-carlo", "empirical", "layerwise")
-_ALIASES = {"type-2": "predictive", "mc": "monte-carlo"}
+
+class LabelKind(str):
+    """Whose labels the g of a layer are from; equal to its text, which keys of sums and records have.
+
+    `predictive`, `monte-carlo` and `empirical` as in `fisherlab.likelihoods`; `drawn` is `monte-carlo` with
+    one label a sample. Of layer-wise sampling `layerwise` is the slope φ'(s) itself, one column whose square
+    is the expectation of g∘g; `layerwise:k` is k draws −φ'(s)∘ε/√k. With `layerwise+categorical` the
+    network's last layer has √(p(1 − p)) in the place of its slope. `layerwise-columns` is φ'(s_tj) e_tj, one
+    column for each unit and position, whose outer products sum to the expectation over ε.
+
+    Attributes:
+        layerwise: whether it is of layer-wise sampling, which needs no label.
+        categorical: whether it has √(p(1 − p)) at the network's output.
+        draws: how many draws of ε a sample; 0: the slope itself.
+    """
+
+    layerwise: bool
+    categorical: bool
+    draws: int
+
+    def __new__(cls, text: str) -> Self:
+        """Reads a kind's text; any other text is of a kind of one's own, which is not layer-wise."""
+        self = super().__new__(cls, text)
+        name, _, draws = text.partition(":")
+        self.layerwise = name.startswith("layerwise")
+        self.categorical = name == "layerwise+categorical"
+        self.draws = int(draws) if self.layerwise and draws else 0
+        return self
+
+    @classmethod
+    def sampled(cls, draws: int = 0, *, categorical: bool = False) -> Self:
+        """Layer-wise sampling with so many draws of ε; 0: the closed form."""
+        return cls("layerwise" + "+categorical" * categorical + (f":{draws}" if draws else ""))
+
+    @property
+    def with_columns(self) -> "LabelKind":
+        """The kind whose columns have this Fisher as the sum of their outer products."""
+        return LAYERWISE_COLUMNS if self == LAYERWISE else self
+
+    @property
+    def target(self) -> "LabelKind":
+        """The kind of Fisher that these labels make; drawing one a sample stands for the expectation."""
+        return MONTE_CARLO if self == DRAWN else self
 
 
-def check_kind(kind: str) -> str:
-    """The full name of a kind of Fisher; `type-2` and `mc` are aliases."""
+PREDICTIVE, MONTE_CARLO = LabelKind("predictive"), LabelKind("monte-carlo")
+DRAWN, EMPIRICAL = LabelKind("drawn"), LabelKind("empirical")
+LAYERWISE, LAYERWISE_COLUMNS = LabelKind.sampled(), LabelKind("layerwise-columns")
+
+KINDS = (PREDICTIVE, MONTE_CARLO, EMPIRICAL, LAYERWISE)
+_ALIASES = {"type-2": PREDICTIVE, "mc": MONTE_CARLO}
+
+
+def check_kind(kind: str) -> LabelKind:
+    """A kind of Fisher by its name; `type-2` and `mc` are aliases."""
     full = _ALIASES.get(kind, kind) if isinstance(kind, str) else kind
-    return known_name("kind", full, KINDS)
+    return LabelKind(known_name("kind", full, KINDS))
 
 
 def label_columns(
@@ -45,11 +96,11 @@ def label_columns(
         InputError: for the empirical kind without targets.
     """
     part = slice(None) if part is None else part
-    if kind == "empirical":
+    if kind == EMPIRICAL:
         if targets is None:
             raise InputError("the empirical kind needs targets; give (inputs, targets) or another kind")
         return likelihood.residual(outputs, targets).unsqueeze(0)[part]
-    if kind == "predictive":
+    if kind == PREDICTIVE:
         start, stop, _ = part.indices(likelihood.count(outputs))
         columns = likelihood.columns_between(outputs, start, stop)
     else:

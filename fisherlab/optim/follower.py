@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.base import distributed
-from fisherlab.collect.hooks import layerwise_draws
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.damping import Damping
 from fisherlab.errors import InputError, NumericalError
 from fisherlab.layers import Layers
 from fisherlab.likelihoods import Likelihood
+from fisherlab.likelihoods.labels import LabelKind
 from fisherlab.optim.block import LayerPreconditioner, Observation, Step
 from fisherlab.optim.changes import GradientEdits
 from fisherlab.optim.checks import check_contributions, check_reduction
@@ -84,7 +84,7 @@ class StepMaker:
         options: Options,
         *,
         likelihood: Likelihood,
-        kind: str,
+        kind: LabelKind,
         batch_dim: int | Mapping[str, int],
         generator: torch.Generator,
         scaler: Any,
@@ -100,7 +100,7 @@ class StepMaker:
         self._likelihood, self._kind = likelihood, kind
         self._scaler, self._settings, self._damping, self._momentum = scaler, settings, damping, momentum
         two_pass = any(block.method.two_pass for block in blocks.values())
-        self._meets = two_pass or kind == "drawn" or layerwise_draws(kind) > 0  # with others in a pass
+        self._meets = two_pass or kind == "drawn" or kind.draws > 0  # with others in a pass
         sweep(model)
         self._recorder = TrainingTap(
             model,

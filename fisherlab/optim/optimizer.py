@@ -15,6 +15,7 @@ from fisherlab.damping import Damping
 from fisherlab.errors import InputError
 from fisherlab.layers import LayerView
 from fisherlab.likelihoods import Likelihood, as_likelihood
+from fisherlab.likelihoods.labels import DRAWN, EMPIRICAL, LabelKind
 from fisherlab.optim.block import NUMBERS, LayerPreconditioner, Step
 from fisherlab.optim.checks import check_batch_dim, check_model, check_settings, layers_of
 from fisherlab.optim.follower import Options, StepMaker
@@ -115,7 +116,7 @@ class NaturalGradient(torch.optim.Optimizer):
         check_settings({**settings, **options, "source": source, "other_lr": other_lr})
         self._options = Options(**options)  # type: ignore[arg-type]
         self._layers = layers
-        kind = method.label_kind("drawn" if source == "predictive" else "empirical")
+        kind = LabelKind(method.label_kind(DRAWN if source == "predictive" else EMPIRICAL))
         self._method = f"{method.name}/{kind}"
         self._blocks = {name: LayerPreconditioner(view, method, kind) for name, view in layers.items()}
         other_lr = lr if other_lr is None else other_lr
@@ -130,7 +131,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self._followed = {
             "model": model,
             "likelihood": as_likelihood(likelihood),
-            "kind": kind,
+            "kind": str(kind),
             "batch_dim": check_batch_dim(batch_dim, layers),
             "scaler": scaler,
         }

@@ -25,7 +25,6 @@ from fisherlab.collect.hooks import (
     drawn_layerwise,
     inputs_of,
     is_looked_at,
-    layerwise_draws,
     layerwise_slope,
     outputs_of,
 )
@@ -34,6 +33,7 @@ from fisherlab.errors import InputError
 from fisherlab.layers import Layers, Use, activations_from, nodes_behind
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.likelihoods.draws import normal
+from fisherlab.likelihoods.labels import LabelKind
 from fisherlab.optim.block import KeptCall, Observation
 from fisherlab.optim.dims import SampleDims
 from fisherlab.optim.hooks import Hook, removed_with, weakly
@@ -78,7 +78,7 @@ class TrainingTap:
         layers: Layers,
         likelihood: Likelihood,
         batch_dim: int | Mapping[str, int],
-        kind: str,
+        kind: LabelKind,
         generator: torch.Generator,
         scaled: bool,
         due: Callable[[Iterable[str]], bool],
@@ -330,7 +330,7 @@ class TrainingTap:
                 taken, layers = self._marked(outputs)
                 self._drop_observed(record, layers)
             with torch.autocast(outputs[0].device.type, enabled=False):
-                if self._kind.startswith("layerwise"):
+                if self._kind.layerwise:
                     self._layerwise(record, taken, layers, outputs)
                 else:
                     self._drawn(record, taken, layers, output)
@@ -526,7 +526,7 @@ class TrainingTap:
             (name, place): call.edge for name, calls in taken.items() for place, call in enumerate(calls)
         }
         found = activations_from(outputs, edges)
-        draws = layerwise_draws(self._kind)
+        draws = self._kind.draws
         generator = torch.Generator().set_state(record.before)
         ends = {(output.grad_fn, output.output_nr): output for output in outputs}
         for name, calls in taken.items():

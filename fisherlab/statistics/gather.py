@@ -14,6 +14,7 @@ from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.collect.sizes import Needs
 from fisherlab.gradients.inputs import OneHot, cat
 from fisherlab.layers import BlockShape
+from fisherlab.likelihoods.labels import LabelKind
 from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, Statistic
 
 
@@ -32,12 +33,12 @@ class PassRequest:
         scratch: further numbers a sample that the statistics make, so that batches stay small.
     """
 
-    kind: str
+    kind: LabelKind
     statistics: Sequence[Statistic]
     bases: Mapping[str, Callable[[LayerSums], Basis]] = field(default_factory=dict)
     samples: int | None = None
     keep: int = 0
-    keep_kinds: frozenset[str] = frozenset()
+    keep_kinds: frozenset[LabelKind] = frozenset()
     lazy: bool = False
     scratch: int = 0
 
@@ -46,9 +47,9 @@ class PassRequest:
         object.__setattr__(self, "statistics", tuple(dict.fromkeys(self.statistics)))
 
     @property
-    def kinds(self) -> frozenset[str]:
+    def kinds(self) -> frozenset[LabelKind]:
         """The kinds of g that the first pass needs."""
-        needed = {s.kind for s in self.statistics if s.kind is not None}
+        needed = {LabelKind(s.kind) for s in self.statistics if s.kind is not None}
         return frozenset(needed | self.keep_kinds | ({self.kind} if self.lazy and self.bases else set()))
 
     @property

@@ -12,6 +12,7 @@ from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.errors import InputError
 from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.layers import BlockShape
+from fisherlab.likelihoods.labels import LabelKind
 from fisherlab.statistics.moments import rotated_square
 
 Compute = Callable[[Any, Any], Tensor]
@@ -42,6 +43,10 @@ class Statistic:
     kind: str | None = None
     inputs: bool = True
     patches: bool = False
+
+    def __post_init__(self) -> None:
+        """A kind of labels may be given as its text."""
+        object.__setattr__(self, "kind", None if self.kind is None else LabelKind(self.kind))
 
     @property
     def key(self) -> str:
