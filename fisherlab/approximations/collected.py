@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,11 @@ from fisherlab.approximations.base import (
 )
 from fisherlab.approximations.saved import PartialFile, Statistics, load_statistics, model_hash
 from fisherlab.base import distributed
-from fisherlab.base.progress import Progress
 from fisherlab.base.writing import as_path
 from fisherlab.collect.collector import Collector
 from fisherlab.errors import MemoryLimitError, bytes_text
 from fisherlab.exact.fisher import exact_fisher, no_layerwise
-from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, parse_bytes
+from fisherlab.exact.options import DEFAULTS, AnalysisOptions, completed, of_pass, parse_bytes, takes
 from fisherlab.layers import BlockShape, Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.likelihoods.labels import LAYERWISE, LabelKind
@@ -34,6 +33,7 @@ from fisherlab.statistics import Basis, LayerSums, PassRequest, gather
 DEFAULT_APPROXIMATIONS = ("kfac", "ekfac", "tkfac", "lngd")
 
 
+@takes(AnalysisOptions)
 def collect_statistics(
     model: nn.Module,
     data: Any,
@@ -43,42 +43,37 @@ def collect_statistics(
     approximations: Iterable[str | Approximation] | str | Approximation = DEFAULT_APPROXIMATIONS,
     *,
     path: str | os.PathLike[str] | None = None,
-    bias: str = "joint",
-    memory: int | str = DEFAULT_MEMORY,
-    max_columns: int = DEFAULT_COLUMNS,
-    batch_dim: int = 0,
-    draws: int = 1,
-    generator: torch.Generator | None = None,
-    progress: Progress = False,
+    **options: Unpack[AnalysisOptions],
 ) -> Statistics:
     """The sums that these approximations need, in one pass over the data, two for EKFAC and TEKFAC.
-
-    Arguments as for `exact_fisher`; `approximations` are names or instances.
 
     With a `path` they are saved there, and read from there where they are complete. Every half minute the
     work so far is written beside it (`<path>.part`), so that a call after an interruption goes on from
     the last batch written: with the same sums but for the order of additions.
+
+    Args:
+        model: as for `exact_fisher`, as are data, likelihood, kind and layers.
+        data: `(inputs, targets)` tensors, or an iterable of such batches.
+        likelihood: what the outputs mean.
+        kind: the labels.
+        layers: names, globs, or `find_layers(...)`; None: all.
+        approximations: names or instances.
+        path: where the sums are kept; None: nowhere.
+        **options: of every analysis, see `AnalysisOptions`.
 
     Raises:
         InputError: as `exact_fisher`; where the file at `path` was made from another model, other data or
             with other options.
         MemoryLimitError: where the sums, or the label columns of one sample, do not fit the limit.
     """
+    given = completed(AnalysisOptions, options, "collect_statistics")
     methods = [method for method in create_all(approximations) if not method.from_exact]
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
-    collector = Collector(
-        model,
-        select_layers(model, layers, bias=bias, activations=named_activations(methods)),
-        data,
-        likelihood,
-        draws=draws,
-        batch_dim=batch_dim,
-        generator=generator,
-        progress=progress,
-    )
+    chosen = select_layers(model, layers, bias=given["bias"], activations=named_activations(methods))
+    collector = Collector(model, chosen, data, likelihood, **of_pass(given))
     if kind == LAYERWISE:
         collector.leave_out(no_layerwise(collector))
-    return _collected(collector, methods, kind, path, memory)
+    return _collected(collector, methods, kind, path, given["memory"])
 
 
 def _collected(
@@ -149,48 +144,39 @@ def _check_memory(collector: Collector, work: Mapping[str, PassRequest], memory:
         )
 
 
-def approximate(  # noqa: D417
+@takes(AnalysisOptions, and_others=True)
+def approximate(
     approximation: str | Approximation,
     model: nn.Module,
     data: Any,
     likelihood: str | Likelihood = "categorical",
     kind: str = "predictive",
     layers: "Layers | Iterable[str] | str | None" = None,
-    *,
-    bias: str = "joint",
-    memory: int | str = DEFAULT_MEMORY,
-    max_columns: int = DEFAULT_COLUMNS,
-    batch_dim: int = 0,
-    draws: int = 1,
-    generator: torch.Generator | None = None,
-    progress: Progress = False,
     **options: Any,
 ) -> dict[str, LinearOperator]:
     """One approximation of every layer's Fisher.
 
     Args:
         approximation: a registered name, or an instance.
-        model: as for `exact_fisher`, as are the other arguments.
+        model: as for `exact_fisher`, as are data, likelihood, kind and layers.
+        data: `(inputs, targets)` tensors, or an iterable of such batches.
+        likelihood: what the outputs mean.
+        kind: the labels.
+        layers: names, globs, or `find_layers(...)`; None: all.
         **options: options of the approximation, such as `sharing="reduce"` for `kfac`.
 
     Returns:
         For each layer a `LinearOperator` in column-vec order. A layer whose inputs and output gradients are
         not known is left out, with a warning, by a method that needs more than the samples' gradients.
     """
-    method = create(approximation, **options)
-    common: dict[str, Any] = {
-        "draws": draws,
-        "batch_dim": batch_dim,
-        "generator": generator,
-        "progress": progress,
-    }
+    own = {name: options.pop(name) for name in DEFAULTS if name in options}
+    given, method = completed(AnalysisOptions, own, "approximate"), create(approximation, **options)
     if method.from_exact:
-        limits: dict[str, Any] = {"bias": bias, "memory": memory, "max_columns": max_columns}
-        exact = exact_fisher(model, data, likelihood, kind, layers, **limits, **common)
+        exact = exact_fisher(model, data, likelihood, kind, layers, **given)
         return {name: build_from_block(method, block) for name, block in exact.items()}
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
-    chosen = select_layers(model, layers, bias=bias, activations=named_activations([method]))
-    collector = Collector(model, chosen, data, likelihood, **common)
+    chosen = select_layers(model, layers, bias=given["bias"], activations=named_activations([method]))
+    collector = Collector(model, chosen, data, likelihood, **of_pass(given))
     without = {name: why for name, view in collector.layers.items() if (why := why_not_built(method, view))}
     if kind == LAYERWISE:
         without |= no_layerwise(collector)
@@ -200,7 +186,7 @@ def approximate(  # noqa: D417
     collector.leave_out(
         {n: f"{why}, and the layer is {collector.remarks[n]} ({way_out})" for n, why in without.items()}
     )
-    return _collected(collector, [method], kind, None, memory).build(method)
+    return _collected(collector, [method], kind, None, given["memory"]).build(method)
 
 
 def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: LabelKind) -> PassRequest:

@@ -80,7 +80,7 @@ class CompareConfig(Config):
                 machine does not have, or a module that cannot be imported.
         """
         from fisherlab.approximations import DEFAULT_APPROXIMATIONS, create_all
-        from fisherlab.exact.plans import parse_bytes
+        from fisherlab.exact.options import parse_bytes
         from fisherlab.likelihoods import as_likelihood, check_kind
         from fisherlab.models.imported import import_module_of
 
@@ -96,6 +96,6 @@ class CompareConfig(Config):
             data_dir=absolute(self.data_dir),
             statistics=absolute(self.statistics),
             approximations=tuple(approximations),
-            kind=check_kind(self.kind),
+            kind=str(check_kind(self.kind)),
             device=resolve_device(self.device),
         )

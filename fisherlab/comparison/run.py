@@ -1,9 +1,8 @@
 """The experiment: model × layers × approximations → tidy records."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from torch import nn
 
 from fisherlab.approximations import (
@@ -14,7 +13,6 @@ from fisherlab.approximations import (
     create_all,
     named_activations,
 )
-from fisherlab.base.progress import Progress
 from fisherlab.collect.batches import NamedPair
 from fisherlab.collect.collector import Collector
 from fisherlab.comparison.measure import Target
@@ -22,7 +20,8 @@ from fisherlab.comparison.passes import Experiment
 from fisherlab.comparison.result import Comparison
 from fisherlab.errors import InputError
 from fisherlab.exact.fisher import no_layerwise
-from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, BlockPlan, make_plans, parse_bytes
+from fisherlab.exact.options import AnalysisOptions, completed, of_pass, parse_bytes, takes
+from fisherlab.exact.plans import BlockPlan, make_plans
 from fisherlab.layers import Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.likelihoods.labels import EMPIRICAL, LAYERWISE
@@ -32,6 +31,7 @@ _MOST_OPERATIONS = 1e13
 _MOST_CONTRACTION = 4e10
 
 
+@takes(AnalysisOptions)
 def compare(
     model: nn.Module,
     data: Any,
@@ -40,18 +40,12 @@ def compare(
     kind: str = "predictive",
     layers: "Layers | Iterable[str] | str | None" = None,
     *,
-    bias: str = "joint",
-    memory: int | str = DEFAULT_MEMORY,
-    max_columns: int = DEFAULT_COLUMNS,
-    batch_dim: int = 0,
-    draws: int = 1,
-    generator: torch.Generator | None = None,
-    progress: Progress = False,
     spectra: bool = True,
     statistics: Statistics | None = None,
     about: Origin | None = None,
     on_plan: Callable[[BlockPlan], None] | None = None,
     on_target: Callable[[str, Target], None] | None = None,
+    **options: Unpack[AnalysisOptions],
 ) -> Comparison:
     """The exact Fisher of every layer beside its approximations, layers together as far as memory allows.
 
@@ -59,16 +53,9 @@ def compare(
         model: the network; in evaluation mode during the call, and unchanged by it.
         data: `(inputs, targets)` tensors, or an iterable of such batches that can be read twice.
         approximations: names or instances.
-        likelihood: as for `exact_fisher`, like the arguments down to `progress`.
+        likelihood: as for `exact_fisher`.
         kind: the labels of the target; the LNGD family is compared with `layerwise` as well.
         layers: names, globs, or `find_layers(...)`; None: all.
-        bias: `joint`, `separate` or `ignore`.
-        memory: the limit for statistics and exact blocks, in bytes or as text such as "4GiB".
-        max_columns: the most columns N·C of a Gram operator.
-        batch_dim: the dimension that counts samples.
-        draws: labels a sample for `monte-carlo`.
-        generator: seeds the drawn labels.
-        progress: True for bars on stderr.
         spectra: whether to compute eigenvalues (the slowest part for large blocks).
         statistics: sums that the approximations are built from, of these or of more samples; None: those of
             the samples given, which alone give a population error.
@@ -76,6 +63,7 @@ def compare(
         on_plan: called with each layer's plan before the work.
         on_target: called with each layer's name and its `Target` (F, and ∇h where there are targets) once the
             layer is measured; to take numbers of blocks that are too large to be kept.
+        **options: of every analysis, see `AnalysisOptions`.
 
     Returns:
         A `Comparison`: `.records`, `.directions`, `.coupling`, `.table()`, `.heatmap(layer, name)`,
@@ -85,20 +73,14 @@ def compare(
         InputError: for an unknown name, or data that do not fit the model.
         MemoryLimitError: where not even the Gram form of a block fits the limit.
     """
+    given = completed(AnalysisOptions, options, "compare")
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
     methods = create_all(approximations)
     masks = data.masks if isinstance(data, NamedPair) else None
-    chosen = select_layers(model, layers, bias=bias, activations=named_activations(methods), masks=masks)
-    collector = Collector(
-        model,
-        chosen,
-        data,
-        likelihood,
-        draws=draws,
-        batch_dim=batch_dim,
-        generator=generator,
-        progress=progress,
+    chosen = select_layers(
+        model, layers, bias=given["bias"], activations=named_activations(methods), masks=masks
     )
+    collector = Collector(model, chosen, data, likelihood, **of_pass(given))
     if kind == LAYERWISE:
         collector.leave_out(no_layerwise(collector))
     if statistics is not None:
@@ -107,13 +89,13 @@ def compare(
         for method in methods:
             if not method.from_exact and not statistics.can_build(method):
                 raise InputError(f"the statistics do not hold what {method.name} needs; collect them with it")
-    limit = parse_bytes(memory)
+    limit = parse_bytes(given["memory"])
     plans = make_plans(
         collector,
         kind,
         "auto",
         limit // 2,
-        max_columns,
+        given["max_columns"],
         copies=3,
         together=False,
         most_operations=_MOST_OPERATIONS,
@@ -126,7 +108,7 @@ def compare(
     if not has_targets:
         _refuse_empirical(methods)
     experiment = Experiment(
-        collector, plans, methods, has_targets, limit, spectra, progress, statistics, on_target
+        collector, plans, methods, has_targets, limit, spectra, given["progress"], statistics, on_target
     )
     return Comparison(
         results=experiment.results(),

@@ -1,5 +1,10 @@
 """The exact Fisher of every layer, by the way that costs least."""
 
-from fisherlab.exact.fisher import exact_fisher
+from typing import TYPE_CHECKING
 
-__all__ = ["exact_fisher"]
+from fisherlab.base.lazy import lazy
+
+if TYPE_CHECKING:
+    from fisherlab.exact.fisher import exact_fisher as exact_fisher
+
+__getattr__, __dir__, __all__ = lazy(__name__, {"exact_fisher": "fisherlab.exact.fisher"})

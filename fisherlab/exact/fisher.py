@@ -7,19 +7,19 @@ memory limit; the three agree to rounding.
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from fisherlab.base.progress import Progress
 from fisherlab.collect.batches import called
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.hooks import unchanged
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.collect.refusals import require_finite_gradients
 from fisherlab.errors import unknown
-from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, METHODS, BlockPlan, make_plans, parse_bytes
+from fisherlab.exact.options import AnalysisOptions, completed, of_pass, parse_bytes, takes
+from fisherlab.exact.plans import METHODS, BlockPlan, make_plans
 from fisherlab.layers import BlockShape, Layers, LayerView, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.likelihoods.labels import LAYERWISE
@@ -37,6 +37,7 @@ from fisherlab.statistics import LayerSums, PassRequest, Statistic, gather, mome
 _ROW_BYTES = 64 * 2**20
 
 
+@takes(AnalysisOptions)
 def exact_fisher(
     model: nn.Module,
     data: Any,
@@ -44,14 +45,7 @@ def exact_fisher(
     kind: str = "predictive",
     layers: "Layers | Iterable[str] | str | None" = None,
     method: str = "auto",
-    *,
-    bias: str = "joint",
-    memory: int | str = DEFAULT_MEMORY,
-    max_columns: int = DEFAULT_COLUMNS,
-    batch_dim: int = 0,
-    draws: int = 1,
-    generator: torch.Generator | None = None,
-    progress: Progress = False,
+    **options: Unpack[AnalysisOptions],
 ) -> dict[str, LinearOperator]:
     """The exact Fisher block of every layer, F_l = (1/N) Σ_n Σ_c vec(V_{n,c}) vec(V_{n,c})ᵀ.
 
@@ -67,14 +61,7 @@ def exact_fisher(
         layers: names, globs, or `find_layers(...)`; None: all.
         method: `per-sample` (torch.func, the reference), `kronecker` (T = 1: one matrix product of packed
             second moments), `gram` (never forms the block), or `auto`.
-        bias: `joint`, `separate` or `ignore`.
-        memory: the limit, in bytes or as text such as "4GiB".
-        max_columns: the most columns N·C of a Gram operator; above, one label a sample is drawn,
-            and a warning says so.
-        batch_dim: the dimension that counts samples.
-        draws: labels a sample for `monte-carlo`.
-        generator: seeds the drawn labels.
-        progress: True for a bar on stderr.
+        **options: of every analysis, see `AnalysisOptions`.
 
     Returns:
         For each layer a `LinearOperator` of dimension D = m·d, in column-vec order.
@@ -86,24 +73,16 @@ def exact_fisher(
         MemoryLimitError: where the method asked for cannot hold a block under the limit.
         NotSupportedError: `kronecker` for a layer with several positions; names it.
     """
+    given = completed(AnalysisOptions, options, "exact_fisher")
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    chosen = select_layers(model, layers, bias=bias)
-    collector = Collector(
-        model,
-        chosen,
-        data,
-        likelihood,
-        draws=draws,
-        batch_dim=batch_dim,
-        generator=generator,
-        progress=progress,
-    )
+    chosen = select_layers(model, layers, bias=given["bias"])
+    collector = Collector(model, chosen, data, likelihood, **of_pass(given))
     if kind == LAYERWISE:
         collector.leave_out(no_layerwise(collector))
     chosen = collector.layers
-    plans = make_plans(collector, kind, method, parse_bytes(memory), max_columns)
+    plans = make_plans(collector, kind, method, parse_bytes(given["memory"]), given["max_columns"])
     for plan in plans.values():
         if plan.note:
             warnings.warn(f"layer {plan.layer!r}: {plan.note}", stacklevel=2)

@@ -1,26 +1,15 @@
 """How each layer's exact block is to be computed: the way, its operations and bytes, under the limits."""
 
 import math
-import re
 from dataclasses import dataclass, replace
-from numbers import Real
 
 from fisherlab.collect.collector import Collector
-from fisherlab.errors import (
-    InputError,
-    InputTypeError,
-    MemoryLimitError,
-    NotSupportedError,
-    bytes_text,
-    whole_number,
-)
+from fisherlab.errors import MemoryLimitError, NotSupportedError, bytes_text, whole_number
 from fisherlab.layers import LayerView
 from fisherlab.likelihoods.labels import DRAWN, LAYERWISE, PREDICTIVE, LabelKind
 from fisherlab.linalg.packing import packed_size
 
 METHODS = ("auto", "per-sample", "kronecker", "gram")
-DEFAULT_MEMORY = 4 * 2**30
-DEFAULT_COLUMNS = 4096
 
 _DOUBLE = 8
 _SMALL_BLOCK = 64 * 2**20
@@ -255,29 +244,3 @@ class _Chooser:
             )
         operations = 2.0 * entries * (samples or 1)
         return BlockPlan(view.name, "layerwise", LAYERWISE, samples, samples, operations, held)
-
-
-_UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
-_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-
-
-def parse_bytes(size: float | str) -> int:
-    """A number of bytes from a number or a text such as "4GiB" or "500 MB".
-
-    Raises:
-        InputError: for another text, or a size that is not finite, or below one byte.
-        InputTypeError: for anything else.
-    """
-    if isinstance(size, str):
-        match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-zA-Z]*)\s*", size)
-        unit = _UNITS.get(match[2].lower()) if match else None
-        if match is None or unit is None:
-            raise InputError(f"cannot read the memory size {size!r}; write it as 4GiB or 500MB")
-        size = float(match[1]) * unit
-    if isinstance(size, bool) or not isinstance(size, Real):
-        raise InputTypeError(f"memory is a number of bytes, or a text such as 4GiB, not {size!r}")
-    if not size < math.inf:  # NaN is not either
-        raise InputError(f"the memory limit must be finite, not {size}; write it as 4GiB or 500MB")
-    if size < 1:
-        raise InputError(f"the memory limit must be positive, not {size:g}")
-    return int(size)

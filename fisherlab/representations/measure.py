@@ -1,15 +1,15 @@
 """Representation vectors of a model on data: the passes, put together."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from fisherlab.base.progress import Progress
 from fisherlab.collect.batches import NamedPair
 from fisherlab.collect.collector import Collector
 from fisherlab.errors import InputError
+from fisherlab.exact.options import ReadingOptions, completed, takes
 from fisherlab.layers import Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood
 from fisherlab.representations.gradients import DRAWS, OutputGradients
@@ -19,17 +19,16 @@ from fisherlab.representations.tables import LayerFacts, tables
 from fisherlab.runs.origin import Origin
 
 
+@takes(ReadingOptions)
 def represent(
     model: nn.Module,
     data: Any,
     likelihood: str | Likelihood = "categorical",
     layers: "Layers | Iterable[str] | str | None" = None,
     *,
-    batch_dim: int = 0,
-    generator: torch.Generator | None = None,
-    progress: Progress = False,
     about: Origin | None = None,
     on_start: Callable[[], None] | None = None,
+    **options: Unpack[ReadingOptions],
 ) -> Representations:
     """How layers' representation vectors are distributed, and whether layer-wise sampling may take M for I.
 
@@ -51,11 +50,9 @@ def represent(
         data: `(inputs, targets)` tensors, or an iterable of such batches that can be read several times.
         likelihood: what the outputs mean.
         layers: names, globs, or `find_layers(...)`; None: all. Norms are left out: they have no vector s.
-        batch_dim: the dimension that counts samples.
-        generator: seeds the choice of values and drawn labels.
-        progress: True for bars on stderr.
         about: what the tables call the model, the data, the checkpoint and the seed.
         on_start: called before the work, when the arguments have been accepted.
+        **options: of reading the data, see `ReadingOptions`.
 
     Returns:
         A `Representations`: `.moments`, `.histograms`, `.assumption`, `.layers`, `.table()`, `.save(folder)`.
@@ -65,6 +62,7 @@ def represent(
             with a representation vector.
         NumericalError: where the model's output is not finite.
     """
+    given = completed(ReadingOptions, options, "represent")
     masks = data.masks if isinstance(data, NamedPair) else None
     chosen = select_layers(model, layers, masks=masks)
     names = [name for name, view in chosen.items() if view.weight is not None and not view.vector]
@@ -76,8 +74,8 @@ def represent(
         data,
         as_likelihood(likelihood),
         draws=DRAWS,
-        batch_dim=batch_dim,
-        generator=generator,
+        batch_dim=given["batch_dim"],
+        generator=given["generator"],
     )
     collector.leave_out(
         {
@@ -96,8 +94,8 @@ def represent(
         on_start()
     draws = collector.generators().ready("values", lambda n, generator: None)
     order = torch.randperm(samples, generator=draws, device="cpu")
-    marginals = Marginals(collector, order, mine, draws, progress)
-    gradients = OutputGradients(collector, order, mine, progress)
+    marginals = Marginals(collector, order, mine, draws, given["progress"])
+    gradients = OutputGradients(collector, order, mine, given["progress"])
     about = about or Origin.given(model, data)
     device, dtype = str(collector.device), str(collector.dtype).removeprefix("torch.")
     facts = [_facts(name, collector, samples, marginals, gradients) for name in names]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import pandas as pd
 import torch
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from fisherlab import metrics
 from fisherlab.approximations import DEFAULT_APPROXIMATIONS, Approximation
-from fisherlab.base.progress import Progress
 from fisherlab.collect.batches import Batches
 from fisherlab.comparison.measure import Target
 from fisherlab.comparison.result import Comparison
 from fisherlab.comparison.run import compare
 from fisherlab.errors import FisherlabError, InputError
-from fisherlab.exact.plans import DEFAULT_COLUMNS, DEFAULT_MEMORY, BlockPlan
+from fisherlab.exact.options import TraceOptions, completed, takes
+from fisherlab.exact.plans import BlockPlan
 from fisherlab.layers import Layers
 from fisherlab.likelihoods import Likelihood
 from fisherlab.models.checkpoints import Weights, check_weights, put_weights, read_weights
@@ -53,6 +53,7 @@ class Checkpoint:
     sha256: str | None = None
 
 
+@takes(TraceOptions)
 def trace(
     model: nn.Module,
     data: Any,
@@ -62,15 +63,11 @@ def trace(
     kind: str = "predictive",
     layers: "Layers | Iterable[str] | str | None" = None,
     *,
-    bias: str = "joint",
-    memory: int | str = DEFAULT_MEMORY,
-    max_columns: int = DEFAULT_COLUMNS,
-    draws: int = 1,
     seed: int = 0,
-    progress: Progress = False,
     spectra: bool = True,
     about: Origin | None = None,
     on_plan: Callable[[BlockPlan], None] | None = None,
+    **options: Unpack[TraceOptions],
 ) -> Traces:
     """Tr F = (1/N) Σ_n Σ_c ‖V_{n,c}‖² and tr F̂ of every layer and approximation, at every checkpoint.
 
@@ -86,18 +83,14 @@ def trace(
         data: `(inputs, targets)`, or an iterable of such batches that can be read again.
         checkpoints: in the order of the training; none: the model as it is.
         approximations: names or instances.
-        likelihood: as for `compare`, like the arguments down to `max_columns`.
+        likelihood: as for `compare`.
         kind: the labels of F.
         layers: names, globs, or `find_layers(...)`; None: all.
-        bias: `joint`, `separate` or `ignore`.
-        memory: the limit in bytes, or as text such as "4GiB".
-        max_columns: the most columns N·C of a Gram operator.
-        draws: labels a sample for `monte-carlo`.
         seed: of the drawn labels.
-        progress: True for bars on stderr.
         spectra: whether to compute F's eigenvalues, for its effective rank and condition number.
         about: names of model and data; checkpoint and step are filled in.
         on_plan: called with each layer's plan before the work at the first checkpoint.
+        **options: of the comparisons, see `TraceOptions`.
 
     Returns:
         A `Traces`: `.traces`, `.diagnostics`, `.stages`, `.save(directory)`.
@@ -107,6 +100,7 @@ def trace(
             name.
         MemoryLimitError: where not even the Gram form of a block fits the limit.
     """
+    given = completed(TraceOptions, options, "trace")
     found = list(checkpoints)
     _check_names(found)
 
@@ -123,16 +117,12 @@ def trace(
             likelihood,
             kind,
             layers,
-            bias=bias,
-            memory=memory,
-            max_columns=max_columns,
-            draws=draws,
-            generator=torch.Generator().manual_seed(seed),
-            progress=progress,
             spectra=False,
             about=about,
             on_plan=on_plan if first else None,
             on_target=add_spectrum if spectra else None,
+            generator=torch.Generator().manual_seed(seed),
+            **given,
         )
 
     parts: list[pd.DataFrame] = []

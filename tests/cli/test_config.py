@@ -9,7 +9,7 @@ from fisherlab.approximations import DEFAULT_APPROXIMATIONS
 from fisherlab.base.devices import resolve_device
 from fisherlab.comparison.config import CompareConfig
 from fisherlab.errors import InputError, InputTypeError
-from fisherlab.exact import plans
+from fisherlab.exact.options import DEFAULTS
 from fisherlab.layers import discovery
 from fisherlab.runs.config import BIAS_MODES, DTYPES, read_config
 
@@ -52,8 +52,9 @@ def test_toml_holds_every_value_that_is_set(config):
 
 def test_defaults_are_those_of_the_library():
     config = CompareConfig(model="mnist-mlp")
-    assert plans.parse_bytes(config.memory) == plans.DEFAULT_MEMORY
-    assert config.max_columns == plans.DEFAULT_COLUMNS
+    assert {
+        name: getattr(config, name) for name in DEFAULTS if hasattr(config, name)
+    }.items() <= DEFAULTS.items()
     assert BIAS_MODES == discovery.BIAS_MODES
     assert config.resolved().approximations == DEFAULT_APPROXIMATIONS
 

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fisherlab as fl
 from fisherlab.collect.collector import Collector
 from fisherlab.errors import InputError, InputTypeError, MemoryLimitError, NotSupportedError
-from fisherlab.exact.plans import make_plans, parse_bytes
+from fisherlab.exact.options import parse_bytes
+from fisherlab.exact.plans import make_plans
 from fisherlab.likelihoods import as_likelihood
 from fisherlab.operators import DenseOperator, GramOperator, PackedOperator, UnitBlockOperator
 
