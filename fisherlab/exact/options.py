@@ -92,20 +92,7 @@ def takes(kind: type[Kind], *, and_others: bool = False) -> Callable[[F], F]:
     """
 
     def shown(function: F) -> F:
-        import torch
-
-        hints = get_type_hints(kind, localns={"torch": torch})
-        own = inspect.signature(function)
-        found = [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[name]
-            )
-            for name, one in options_of(kind).items()
-        ]
-        named = [p for p in own.parameters.values() if and_others or p.kind != p.VAR_KEYWORD]
-        # the sort is stable: the options come after what has a place, before other keywords
-        parameters = sorted([*found, *named], key=lambda parameter: parameter.kind)
-        function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        function.__signature__ = _signature(function, kind, and_others)  # type: ignore[attr-defined]
         lines = "".join(f"        {name}: {one.meaning}\n" for name, one in options_of(kind).items())
         head, place, tail = (function.__doc__ or "").partition(_PLACE)
         if place:  # without it docstrings were stripped
@@ -113,6 +100,20 @@ def takes(kind: type[Kind], *, and_others: bool = False) -> Callable[[F], F]:
         return function
 
     return shown
+
+
+def _signature(function: Callable[..., Any], kind: type, and_others: bool) -> inspect.Signature:
+    import torch
+
+    hints = get_type_hints(kind, localns={"torch": torch})
+    found = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[name])
+        for name, one in options_of(kind).items()
+    ]
+    own = inspect.signature(function)
+    named = [one for one in own.parameters.values() if and_others or one.kind != one.VAR_KEYWORD]
+    # the sort is stable: the options come after what has a place, before other keywords
+    return own.replace(parameters=sorted([*found, *named], key=lambda parameter: parameter.kind))
 
 
 def completed(kind: type[Kind], given: Mapping[str, Any], function: str) -> Kind:
