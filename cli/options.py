@@ -2,17 +2,19 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import wraps
+from dataclasses import dataclass, fields
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fisherlab.comparison.config import CompareConfig
-from fisherlab.runs.config import BIAS_MODES
+from fisherlab.runs.config import BIAS_MODES, DTYPES, Config
 
 from .messages import log, set_verbosity
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, and nothing else.")
 
@@ -34,69 +36,84 @@ class Output:
     progress: bool
 
 
+def flag(config: type[Config], name: str, **words: Any) -> Decorator:
+    """An option with the type and the default of a configuration's field; `words` are click's own."""
+    field = next(field for field in fields(config) if field.name == name)
+    if field.type in (int, int | None):
+        words["type"] = int
+    if isinstance(field.default, (str, int)):
+        words |= {"default": field.default, "show_default": True}
+    return click.option(f"--{name.replace('_', '-')}", **words)
+
+
+_flag = partial(flag, CompareConfig)
+
+
+def together(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in the order in which `--help` lists them."""
+
+    def added(callback: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            callback = option(callback)
+        return callback
+
+    return added
+
+
+data_dir = _flag("data_dir", metavar="DIR", help="Where to look for data first.")
+layers = _flag(
+    "layers", multiple=True, metavar="GLOB", help="Names or globs of layers; repeatable.  [default: all]"
+)
+likelihood = _flag(
+    "likelihood",
+    metavar="NAME",
+    help="categorical, token-categorical, bernoulli, gaussian.  [default: the model's]",
+)
+device = _flag("device", metavar="auto|cpu|cuda[:i]")
+dtype = _flag("dtype", metavar="|".join(DTYPES), help="Of weights and data.  [default: the model's]")
+seed = _flag("seed", help="Of weights, samples and drawn labels.")
+model = together(
+    click.option(
+        "--model", required=True, help="A built-in model (see `list models`), or package.module:factory."
+    ),
+    _flag("checkpoint", metavar="FILE", help="Weights: .safetensors, or a state dict of torch.save."),
+    _flag("data", metavar="NAME", help="A data set (see `list data`) in place of the model's own."),
+    data_dir,
+)
+_FISHER = together(
+    layers,
+    click.option(
+        "--approximations",
+        metavar="A,B,…",
+        help="See `list approximations`.  [default: kfac,ekfac,tkfac,lngd]",
+    ),
+    _flag(
+        "kind", metavar="KIND", help="Labels of the Fisher: predictive, monte-carlo, empirical or layerwise."
+    ),
+    likelihood,
+    _flag(
+        "bias",
+        metavar="|".join(BIAS_MODES),
+        help="A bias as last column of the weights, as a block of its own, or left out.",
+    ),
+    _flag("memory", metavar="SIZE", help="The limit for all exact blocks together."),
+    _flag("max_columns", help="The most columns of a block kept in factored (Gram) form."),
+    _flag("draws", help="Labels a sample for --kind monte-carlo."),
+    device,
+)
+
+
 def fisher(callback: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of a comparison that other commands have too, with its defaults.
 
     The callback gets layers and approximations as tuples of names.
     """
-    default = CompareConfig(model="")
 
-    @click.option(
-        "--layers",
-        multiple=True,
-        metavar="GLOB",
-        help="Names or globs of layers; repeatable.  [default: all]",
-    )
-    @click.option(
-        "--approximations",
-        metavar="A,B,…",
-        help="See `list approximations`.  [default: kfac,ekfac,tkfac,lngd]",
-    )
-    @click.option(
-        "--kind",
-        default=default.kind,
-        show_default=True,
-        metavar="KIND",
-        help="Labels of the Fisher: predictive, monte-carlo, empirical or layerwise.",
-    )
-    @click.option(
-        "--likelihood",
-        metavar="NAME",
-        help="categorical, token-categorical, bernoulli, gaussian.  [default: the model's]",
-    )
-    @click.option(
-        "--bias",
-        default=default.bias,
-        show_default=True,
-        metavar="|".join(BIAS_MODES),
-        help="A bias as last column of the weights, as a block of its own, or left out.",
-    )
-    @click.option(
-        "--memory",
-        default=default.memory,
-        show_default=True,
-        metavar="SIZE",
-        help="The limit for all exact blocks together.",
-    )
-    @click.option(
-        "--max-columns",
-        type=int,
-        default=default.max_columns,
-        show_default=True,
-        help="The most columns of a block kept in factored (Gram) form.",
-    )
-    @click.option(
-        "--draws",
-        type=int,
-        default=default.draws,
-        show_default=True,
-        help="Labels a sample for --kind monte-carlo.",
-    )
-    @click.option("--device", default=default.device, show_default=True, metavar="auto|cpu|cuda[:i]")
+    @_FISHER
     @wraps(callback)
     def wrapped(*, layers: tuple[str, ...], approximations: str | None, **values: Any) -> Any:
         names = () if approximations is None else tuple(name.strip() for name in approximations.split(","))
-        return callback(layers=layers or default.layers, approximations=names, **values)
+        return callback(layers=layers or CompareConfig.layers, approximations=names, **values)
 
     return wrapped
 

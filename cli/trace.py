@@ -1,5 +1,6 @@
 """`fisherlab trace`: its options."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,27 @@ from fisherlab.traces.config import DEFAULT_SAMPLES, TraceConfig
 from . import options
 from .trace_run import perform
 
-_DEFAULT = TraceConfig(model="")
+_flag = partial(options.flag, TraceConfig)
 
 
 @click.command("trace", short_help="Traces of the Fisher and its approximations over a training.")
-@click.option("--run", metavar="RUN", help="A finished run of `train`: every checkpoint of it is measured.")
-@click.option(
-    "--model", metavar="M", help="In place of --run: a built-in model (see `list models`), or module:factory."
+@_flag("run", metavar="RUN", help="A finished run of `train`: every checkpoint of it is measured.")
+@_flag(
+    "model",
+    metavar="M",
+    help="In place of --run: a built-in model (see `list models`), or module:factory.",
 )
-@click.option(
-    "--checkpoint", metavar="FILE", help="Weights of --model.  [default: trained, or as initialised]"
+@_flag(
+    "checkpoint",
+    metavar="FILE",
+    help="Weights of --model.  [default: trained, or as initialised]",
 )
-@click.option("--data", metavar="NAME", help="A data set in place of that of the run or the model.")
-@click.option("--data-dir", metavar="DIR", help="Where to look for data first.")
-@click.option(
-    "--samples", type=int, help=f"The same ones at every checkpoint.  [default: at most {DEFAULT_SAMPLES:,}]"
-)
+@_flag("data", metavar="NAME", help="A data set in place of that of the run or the model.")
+@options.data_dir
+@_flag("samples", help=f"The same ones at every checkpoint.  [default: at most {DEFAULT_SAMPLES:,}]")
 @options.fisher
-@click.option("--dtype", metavar="|".join(DTYPES), help="Of weights and data.  [default: the run's]")
-@click.option("--seed", type=int, help="Of samples and drawn labels.  [default: the run's, or 0]")
+@_flag("dtype", metavar="|".join(DTYPES), help="Of weights and data.  [default: the run's]")
+@_flag("seed", help="Of samples and drawn labels.  [default: the run's, or 0]")
 @click.option("--no-spectra", is_flag=True, help="No effective ranks and condition numbers: faster.")
 @options.output
 def command(

@@ -5,29 +5,42 @@ from typing import ClassVar
 
 from fisherlab.base.devices import resolve_device
 from fisherlab.errors import unknown
-from fisherlab.runs.config import BIAS_MODES, DTYPES, Config, absolute
+from fisherlab.exact.options import DEFAULTS
+from fisherlab.runs.config import BIAS_MODES, DTYPES, ModelConfig, SamplesConfig, absolute
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(Config):
-    """What `fisherlab compare` computes. Nothing heavy is imported before `resolved`.
+class FisherConfig(SamplesConfig):
+    """What a comparison and a trace have in common, with the defaults of `AnalysisOptions`.
 
     Attributes:
-        model: a built-in model, or `package.module:factory`.
-        checkpoint: a file of weights; None: the model's default weights.
-        data: a data set in place of the model's own.
-        data_dir: where to look for data first.
-        samples: how many; None: the model's default.
-        layers: names or globs.
         approximations: names; empty: the default ones.
         kind: the labels of the Fisher.
         likelihood: its name; None: the model's own.
         bias: `joint`, `separate` or `ignore`.
         memory: the limit for all exact blocks together, such as "4GiB".
         max_columns: the most columns N·C of a Gram operator.
-        dtype: `float32` or `float64`; None: the model's own.
+        dtype: `float32` or `float64`; None: the model's own, or that of its training.
         draws: labels a sample for `monte-carlo`.
         device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
+    """
+
+    approximations: tuple[str, ...] = ()
+    kind: str = "predictive"
+    likelihood: str | None = None
+    bias: str = DEFAULTS["bias"]
+    memory: str = DEFAULTS["memory"]
+    max_columns: int = DEFAULTS["max_columns"]
+    dtype: str | None = None
+    draws: int = DEFAULTS["draws"]
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(FisherConfig, ModelConfig):
+    """What `fisherlab compare` computes. Nothing heavy is imported before `resolved`.
+
+    Attributes:
         statistics: a file of statistics that the approximations are built from; where there is none yet they
             are collected and saved there. None: those of the samples alone.
         seed: of initial weights, training, the choice of samples and drawn labels.
@@ -37,21 +50,6 @@ class CompareConfig(Config):
 
     command: ClassVar[str] = "compare"
 
-    model: str
-    checkpoint: str | None = None
-    data: str | None = None
-    data_dir: str | None = None
-    samples: int | None = None
-    layers: tuple[str, ...] = ("*",)
-    approximations: tuple[str, ...] = ()
-    kind: str = "predictive"
-    likelihood: str | None = None
-    bias: str = "joint"
-    memory: str = "4GiB"
-    max_columns: int = 4096
-    dtype: str | None = None
-    draws: int = 1
-    device: str = "auto"
     statistics: str | None = None
     seed: int = 0
     spectra: bool = True

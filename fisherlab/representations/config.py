@@ -5,22 +5,18 @@ from typing import ClassVar
 
 from fisherlab.base.devices import resolve_device
 from fisherlab.errors import unknown
-from fisherlab.runs.config import DTYPES, Config, absolute
+from fisherlab.runs.config import DTYPES, ModelConfig, SamplesConfig, absolute
 
 DEFAULT_SAMPLES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepresentConfig(Config):
+class RepresentConfig(SamplesConfig, ModelConfig):
     """What `fisherlab represent` computes. Nothing heavy is imported before `resolved`.
 
+    Where samples are None they are `DEFAULT_SAMPLES`, or all of the data that a factory gives.
+
     Attributes:
-        model: a built-in model, or `package.module:factory`.
-        checkpoint: a file of weights; None: the model's default weights.
-        data: a data set in place of the model's own.
-        data_dir: where to look for data first.
-        samples: how many; None: `DEFAULT_SAMPLES`, or all of the data that a factory gives.
-        layers: names or globs.
         likelihood: its name; None: the model's own.
         dtype: `float32` or `float64`; None: the model's own.
         device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
@@ -29,12 +25,6 @@ class RepresentConfig(Config):
 
     command: ClassVar[str] = "represent"
 
-    model: str
-    checkpoint: str | None = None
-    data: str | None = None
-    data_dir: str | None = None
-    samples: int | None = None
-    layers: tuple[str, ...] = ("*",)
     likelihood: str | None = None
     dtype: str | None = None
     device: str = "auto"

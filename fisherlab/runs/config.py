@@ -89,6 +89,36 @@ class Config:
         return cls.from_dict(values)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """The configuration of a command that looks at one model.
+
+    Attributes:
+        model: a built-in model, or `package.module:factory`.
+    """
+
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig(Config):
+    """The configuration of a command that looks at layers on samples.
+
+    Attributes:
+        checkpoint: a file of weights; None: the model's default weights.
+        data: a data set in place of the model's own.
+        data_dir: where to look for data first.
+        samples: how many; None: as many as the command usually takes.
+        layers: names or globs.
+    """
+
+    checkpoint: str | None = None
+    data: str | None = None
+    data_dir: str | None = None
+    samples: int | None = None
+    layers: tuple[str, ...] = ("*",)
+
+
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
-from fisherlab.comparison.config import CompareConfig
+from fisherlab.comparison.config import CompareConfig, FisherConfig
 from fisherlab.errors import InputError
 from fisherlab.runs.config import Config, absolute, read_config
 
@@ -12,48 +12,27 @@ DEFAULT_SAMPLES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceConfig(Config):
+class _Traced(Config):
+    """What is traced: one of the two, see `TraceConfig`."""
+
+    run: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceConfig(FisherConfig, _Traced):
     """What `fisherlab trace` computes. Nothing heavy is imported before `resolved`.
 
     Attributes:
-        run: the directory of a finished `fisherlab train`; its checkpoints are measured.
+        run: the directory of a finished `fisherlab train`; its checkpoints are measured. Data, where to look
+            for them and dtype are those of the run where they are None; samples: at most `DEFAULT_SAMPLES`.
         model: in place of a run: a built-in model, or `package.module:factory`.
-        checkpoint: the weights of that model; None: its default weights.
-        data: a data set in place of that of the run or of the model.
-        data_dir: where to look for data first; None: where the run looked.
-        samples: how many; None: at most `DEFAULT_SAMPLES`.
-        layers: names or globs.
-        approximations: names; empty: the default ones.
-        kind: the labels of the Fisher.
-        likelihood: its name; None: the model's own.
-        bias: `joint`, `separate` or `ignore`.
-        memory: the limit for all exact blocks together, such as "4GiB".
-        max_columns: the most columns N·C of a Gram operator.
-        dtype: `float32` or `float64`; None: that of the run, or the model's own.
-        draws: labels a sample for `monte-carlo`.
-        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
         seed: of samples, drawn labels and a model's initial weights; None: that of the run, or 0.
         spectra: whether to compute the eigenvalues of the exact blocks.
     """
 
     command: ClassVar[str] = "trace"
 
-    run: str | None = None
-    model: str | None = None
-    checkpoint: str | None = None
-    data: str | None = None
-    data_dir: str | None = None
-    samples: int | None = None
-    layers: tuple[str, ...] = ("*",)
-    approximations: tuple[str, ...] = ()
-    kind: str = "predictive"
-    likelihood: str | None = None
-    bias: str = "joint"
-    memory: str = "4GiB"
-    max_columns: int = 4096
-    dtype: str | None = None
-    draws: int = 1
-    device: str = "auto"
     seed: int | None = None
     spectra: bool = True
 
