@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fisherlab.approximations.base import (
     Approximation,
     build_from_block,
+    build_operator,
     create,
     create_all,
     registered,
@@ -84,9 +85,7 @@ def _collected(
     memory: int | str,
 ) -> Statistics:
     """The sums that the methods need of a collector's layers, see `collect_statistics`."""
-    chosen = collector.layers
-    work = {name: layer_work(view, methods, kind) for name, view in chosen.items()}
-    _check_memory(collector, work, parse_bytes(memory))
+    chosen, work = collector.layers, _work(collector, methods, kind, memory)
     about = _identity(collector, work, kind)
     keeper = None
     if path is not None:
@@ -126,8 +125,12 @@ def _identity(collector: Collector, work: Mapping[str, PassRequest], kind: str) 
     }
 
 
-def _check_memory(collector: Collector, work: Mapping[str, PassRequest], memory: int) -> None:
-    """Refuses sums, or label columns that they need, that do not fit."""
+def _work(
+    collector: Collector, methods: Sequence[Approximation], kind: LabelKind, limit: int | str
+) -> dict[str, PassRequest]:
+    """What the passes must sum for these methods; refuses sums, or label columns, that do not fit."""
+    work = {name: layer_work(view, methods, kind) for name, view in collector.layers.items()}
+    memory = parse_bytes(limit)
     held = sum(task.numbers(collector.layers[name]) for name, task in work.items())
     if 8 * held > memory:
         raise MemoryLimitError(
@@ -142,6 +145,7 @@ def _check_memory(collector: Collector, work: Mapping[str, PassRequest], memory:
             f"{columns:,} label columns a sample would need {bytes_text(needed)}, more than the memory limit "
             f"of {bytes_text(memory)}; use kind='monte-carlo', which draws labels"
         )
+    return work
 
 
 @takes(AnalysisOptions, and_others=True)
@@ -186,7 +190,13 @@ def approximate(
     collector.leave_out(
         {n: f"{why}, and the layer is {collector.remarks[n]} ({way_out})" for n, why in without.items()}
     )
-    return _collected(collector, [method], kind, None, given["memory"]).build(method)
+    gathered = gather(collector, _work(collector, [method], kind, given["memory"]))
+    labels = method.label_kind(kind)
+    return {
+        name: build_operator(method, view.shape, gathered[name].all, labels)
+        for name, view in collector.layers.items()
+        if method.fits(view)
+    }
 
 
 def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: LabelKind) -> PassRequest:

@@ -131,7 +131,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self._followed = {
             "model": model,
             "likelihood": as_likelihood(likelihood),
-            "kind": str(kind),
+            "kind": kind,
             "batch_dim": check_batch_dim(batch_dim, layers),
             "scaler": scaler,
         }
