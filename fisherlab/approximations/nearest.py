@@ -12,12 +12,13 @@ from fisherlab.operators import KroneckerOperator, LinearOperator
 from fisherlab.operators.rearranged import Rearranged, rearranged
 from fisherlab.statistics import LayerSums, Statistic
 
-_RESTARTS = 60
-_SPACE, _SPACE_BYTES = 8, 2**29  # vectors of a Krylov space, fewer where they are large
+_RESTARTS = 60  # a choice: eight vectors each; what has not converged by then is close to a tie, and taken
+_SPACE, _SPACE_BYTES = 8, 2**29  # vectors of a Krylov space, fewer where they are large: half a GiB, a choice
 _CONVERGED, _CONVERGED_LARGE = 1e-12, 1e-5  # residual by eigenvalue; the singular value's error is its square
-_LARGE = 4096
+_LARGE = 4096  # size of a block from which on the products are dear: the error is then right to 1e-10
 _ROUNDINGS = 16  # no residual is asked to be below so many roundings
-_SMALL, _SMALL_OPERATIONS = 1024, 2**26  # blocks whose R(F) is decomposed: their size, and the work
+# Blocks whose R(F) is decomposed, by size and work: a choice, some milliseconds.
+_SMALL, _SMALL_OPERATIONS = 1024, 2**26
 _STEPS = 2.0**40  # of the power iteration that a decomposition stands for
 
 

@@ -20,7 +20,7 @@ from fisherlab.operators import LinearOperator
 from fisherlab.statistics import LayerSums
 
 _FORMAT = "fisherlab-statistics-2"
-_SAVE_SECONDS = 30.0
+_SAVE_SECONDS = 30.0  # a choice: what an interruption costs at most, and seldom enough not to be felt
 _SIDES = ("input basis", "output basis")
 _SHARED = ("model_sha256", "likelihood", "dtype", "statistics")
 

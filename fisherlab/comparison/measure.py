@@ -18,8 +18,8 @@ from fisherlab.operators import DenseOperator, LinearOperator, PackedOperator, b
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Dampings of the sweep, in units of the mean eigenvalue of F."""
 
-_ROUNDING = 1e-6
-_DENSE_COPIES = 5
+_ROUNDING = 1e-6  # a choice, above the errors of about 1e-7 that are lost in rounding (`metrics.errors`)
+_DENSE_COPIES = 5  # an estimate: F, its eigenvectors, F̂, their product, and what a decomposition works in
 
 ROW_DAMPING = 1e-1
 """The damping of a record's directions, in the same unit."""

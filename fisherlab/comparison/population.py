@@ -31,7 +31,7 @@ from fisherlab.gradients.inputs import (
 from fisherlab.linalg.numerics import spans
 from fisherlab.operators import LinearOperator
 
-LEAST_SAMPLES = 8
+LEAST_SAMPLES = 8  # a choice: four in each half, from which a variance can be told at all
 
 
 class PopulationError(NamedTuple):

@@ -30,8 +30,8 @@ from fisherlab.statistics.sums import ROTATED
 GRADIENT = Statistic("gradient", moments.gradient_sum, EMPIRICAL)
 """Σ_n ∇ℓ_n with the data's labels."""
 
-_MOST_COLUMN_NUMBERS = 2**25
-_MOST_REMEMBERED = 2**24  # numbers in the sums of one half
+_MOST_COLUMN_NUMBERS = 2**25  # of a layer-wise Fisher's columns at once: 256 MiB in float64, a choice
+_MOST_REMEMBERED = 2**24  # numbers in the sums of one half: 128 MiB in float64, a choice
 
 _LAYERWISE = (
     Statistic("block-layerwise", moments.unit_blocks, LAYERWISE),

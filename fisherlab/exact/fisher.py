@@ -34,7 +34,7 @@ from fisherlab.operators import (
 )
 from fisherlab.statistics import LayerSums, PassRequest, Statistic, gather, moments
 
-_ROW_BYTES = 64 * 2**20
+_ROW_BYTES = 64 * 2**20  # of the samples' gradients at a time, a choice: beside them stands one block
 
 
 @takes(AnalysisOptions)

@@ -11,7 +11,8 @@ from fisherlab.linalg.packing import packed_size
 
 METHODS = ("auto", "per-sample", "kronecker", "gram")
 
-_DOUBLE = 8
+_DOUBLE = 8  # bytes of a float64, in which blocks are summed
+# A choice: a block of D = 2896 at most is had without weighing its cost against that of a Gram form.
 _SMALL_BLOCK = 64 * 2**20
 
 

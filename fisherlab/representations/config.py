@@ -7,7 +7,7 @@ from fisherlab.base.devices import resolve_device
 from fisherlab.errors import unknown
 from fisherlab.runs.config import DTYPES, ModelConfig, SamplesConfig, absolute
 
-DEFAULT_SAMPLES = 1000
+DEFAULT_SAMPLES = 1000  # as many vectors as the tests of normality keep
 
 
 @dataclass(frozen=True, kw_only=True)

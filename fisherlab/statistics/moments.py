@@ -36,8 +36,8 @@ from fisherlab.gradients.patches import Patches
 from fisherlab.linalg.numerics import self_product
 from fisherlab.linalg.packing import packed_size, packing_index, svec_gram, svec_outer
 
-_CHUNK_BYTES = 32 * 2**20
-_MOST_SAMPLES = 1024
+_CHUNK_BYTES = 32 * 2**20  # of an intermediate, a choice: a third of a batch at most
+_MOST_SAMPLES = 1024  # a choice, where samples are small
 
 
 def input_moment(a: Inputs | Patches, _: Tensor | None) -> Tensor:

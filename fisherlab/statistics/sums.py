@@ -20,7 +20,7 @@ Compute = Callable[[Any, Any], Tensor]
 Basis = tuple[Tensor | None, Tensor | None]
 
 ROTATED = "rotated/"
-_SMALL = 2**21  # numbers in a sum that is remembered
+_SMALL = 2**21  # numbers in a sum that is remembered: 16 MiB, a choice, for every layer remembers several
 
 
 @dataclass(frozen=True)

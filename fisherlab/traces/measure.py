@@ -32,7 +32,7 @@ from fisherlab.traces.result import Traces
 
 log = logging.getLogger("fisherlab")
 
-_SETTLING = 512
+_SETTLING = 512  # a choice: moments to some 4 %, 1/√512, in one forward pass
 SETTLED = f"the batch norms had seen no data: they were given the moments of (at most {_SETTLING}) samples"
 
 
