@@ -51,7 +51,7 @@ log = logging.getLogger("fisherlab")
 
 T = TypeVar("T")
 
-# Samples of a layer kept for standard errors and the coupling, as many as fit these bytes. Derived: a standard
+# Samples of a layer kept for standard errors and the coupling, as many as fit these bytes: a standard
 # error from k samples is itself known to 1/√(2k), 18 % of 16 and 2 % of 1024.
 _LEAST_KEPT, _MOST_KEPT = 16, 1024
 _KEPT_BYTES = 64 * 2**20

@@ -27,8 +27,8 @@ from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.likelihoods.labels import EMPIRICAL, LAYERWISE
 from fisherlab.runs.origin import Origin
 
-# Derived from 10¹¹ operations a second, about what a CPU of today does: two minutes for the backward passes of
-# a comparison, and half a second for a contraction, of which the nearest product alone makes up to hundreds.
+# Derived from 10¹¹ operations a second, about what a CPU of today does: two minutes for the backward passes,
+# and half a second for a contraction, of which the nearest product alone makes up to hundreds.
 _MOST_OPERATIONS = 1e13
 _MOST_CONTRACTION = 4e10
 
