@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from fisherlab.collect.batches import is_finite
-from fisherlab.collect.hooks import Seen, inputs_of, outputs_of
+from fisherlab.collect.hooks import inputs_of, outputs_of
 from fisherlab.collect.refusals import own_rows, rounding
 from fisherlab.gradients.inputs import Inputs, squared_norms, weighted_sum
 from fisherlab.gradients.patches import Patches
-from fisherlab.layers import LayerView
+from fisherlab.layers import LayerCall, LayerView
 from fisherlab.linalg.numerics import spans
 
 _CHUNK_BYTES = 32 * 2**20
@@ -33,8 +33,8 @@ USED_ELSEWHERE = (
 
 def why_not(
     view: LayerView,
-    calls: Sequence[Seen],
-    other: Sequence[Seen] | None,
+    calls: Sequence[LayerCall],
+    other: Sequence[LayerCall] | None,
     gradients: Sequence[Tensor | None],
     by_parameter: Mapping[str, Tensor | None],
     samples: int,
@@ -65,7 +65,7 @@ def why_not(
     if not all(is_finite(_without_zeros(g)) for g in arrived):
         return NOT_FINITE
     try:
-        a = inputs_of(view, [call.use for call in calls], samples, batch_dim)
+        a = inputs_of(view, calls, samples, batch_dim)
         g = _outputs(view, calls, gradients, samples, batch_dim)
     except (RuntimeError, ValueError, IndexError, TypeError):
         shapes = " and ".join(dict.fromkeys(str(list(call.output.shape)) for call in calls))
@@ -89,7 +89,7 @@ def why_not(
 
 def is_mixed(
     view: LayerView,
-    calls: Sequence[Seen],
+    calls: Sequence[LayerCall],
     gradients: Sequence[Tensor | None],
     silent: Tensor,
     samples: int,
@@ -117,13 +117,13 @@ def close(found: Tensor, expected: Tensor, scale: float) -> bool:
 
 def _outputs(
     view: LayerView,
-    calls: Sequence[Seen],
+    calls: Sequence[LayerCall],
     gradients: Sequence[Tensor | None],
     samples: int,
     batch_dim: int,
 ) -> Tensor:
     """What came back to the calls as g [n, t, m]."""
-    pairs = [(call.use, _known(g, call).unsqueeze(0)) for call, g in zip(calls, gradients, strict=True)]
+    pairs = [(call, _known(g, call).unsqueeze(0)) for call, g in zip(calls, gradients, strict=True)]
     return outputs_of(view, pairs, samples, batch_dim)[0]
 
 
@@ -136,15 +136,15 @@ def _is_mixed(g: Tensor, silent: Tensor) -> bool:
 
 def _own_rows(
     view: LayerView,
-    calls: Sequence[Seen],
-    other: Sequence[Seen],
+    calls: Sequence[LayerCall],
+    other: Sequence[LayerCall],
     a: Inputs | Patches,
     samples: int,
     batch_dim: int,
 ) -> bool:
     if [call.output.shape for call in calls] != [call.output.shape for call in other]:
         return False
-    if not own_rows(a, inputs_of(view, [call.use for call in other], samples, batch_dim)):
+    if not own_rows(a, inputs_of(view, other, samples, batch_dim)):
         return False
     if view.weight is not None and not view.vector:
         return True
@@ -181,7 +181,7 @@ def _groups(a: Inputs, groups: int) -> Sequence[Inputs]:
     return [a] if groups == 1 or not isinstance(a, Tensor) else a.chunk(groups, -1)
 
 
-def _known(gradient: Tensor | None, call: Seen) -> Tensor:
+def _known(gradient: Tensor | None, call: LayerCall) -> Tensor:
     return call.output.new_zeros(call.output.shape) if gradient is None else gradient.detach()
 
 

@@ -19,7 +19,6 @@ from fisherlab.base import distributed
 from fisherlab.base.progress import Progress, bar
 from fisherlab.collect.batches import Batches, Form, ModelInputs, each, outputs_of_model, tensors_of
 from fisherlab.collect.hooks import (
-    Seen,
     backward,
     capture,
     drawn_layerwise,
@@ -37,7 +36,7 @@ from fisherlab.collect.sizes import LABEL_KINDS, LAYERWISE_COLUMNS, Needs, PassS
 from fisherlab.errors import InputError, InputTypeError, whole_number
 from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.gradients.patches import Patches
-from fisherlab.layers import Activation, Layers, LayerView, Use, find_activations
+from fisherlab.layers import Activation, LayerCall, Layers, LayerView, find_activations
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.likelihoods.draws import Generators, normal
 
@@ -234,7 +233,7 @@ class Collector:
                 gradients = iter(found)
                 part = {}
                 for name in names:
-                    calls = [(call.use, _known(next(gradients), call, count)) for call in seen[name]]
+                    calls = [(call, _known(next(gradients), call, count)) for call in seen[name]]
                     g = self._outputs(given[name], name, kind, calls, samples)
                     self._require_vectors(name, g, index)
                     if not place:  # a function without a slope spoils all columns
@@ -243,7 +242,7 @@ class Collector:
                 yield part
 
     def _given(
-        self, name: str, inputs: ModelInputs, calls: list[Seen], samples: int, start: int
+        self, name: str, inputs: ModelInputs, calls: list[LayerCall], samples: int, start: int
     ) -> LayerBatch:
         """A layer's inputs, made when they are asked for where no position is left out."""
         view = self.layers[name]
@@ -312,7 +311,7 @@ class Collector:
         self,
         given: dict[str, LayerBatch],
         needs: Needs,
-        seen: Mapping[str, list[Seen]],
+        seen: Mapping[str, list[LayerCall]],
         outputs: Tensor,
         generators: Generators,
         samples: int,
@@ -323,14 +322,14 @@ class Collector:
         for name in names:
             for kind in wanted[name]:
                 calls = [
-                    (call.use, layerwise_slope(call, activation, kind).unsqueeze(0))
+                    (call, layerwise_slope(call, activation, kind).unsqueeze(0))
                     for call, activation in zip(seen[name], found[name], strict=True)
                 ]
                 slope = self._outputs(given[name], name, kind, calls, samples)
                 given[name].g[kind] = self._of_slope(slope, kind, name, generators)
 
     def _outputs(
-        self, batch: LayerBatch, name: str, kind: str, calls: list[tuple[Use, Tensor]], samples: int
+        self, batch: LayerBatch, name: str, kind: str, calls: list[tuple[LayerCall, Tensor]], samples: int
     ) -> Tensor:
         """What came back to the outputs of a layer's calls as g [c, n, t, m]."""
         view = self.layers[name]
@@ -346,7 +345,7 @@ class Collector:
         return g.masked_fill(~valid, 0.0)
 
     def _find_activations(
-        self, outputs: Tensor, seen: Mapping[str, list[Seen]], names: Iterable[str]
+        self, outputs: Tensor, seen: Mapping[str, list[LayerCall]], names: Iterable[str]
     ) -> dict[str, list[Activation]]:
         names = list(names)
         edges = {(name, place): call.edge for name in names for place, call in enumerate(seen[name])}
@@ -360,7 +359,7 @@ class Collector:
             return _draw_layerwise(slope, draws, generators, f"{kind} of {layer}")
         return unit_columns(slope) if kind == LAYERWISE_COLUMNS else slope
 
-    def _forward(self, inputs: ModelInputs, index: int) -> tuple[dict[str, list[Seen]], Tensor]:
+    def _forward(self, inputs: ModelInputs, index: int) -> tuple[dict[str, list[LayerCall]], Tensor]:
         samples = self.batches.size(inputs)
         with capture(self._captured, samples=samples) as seen:
             outputs = outputs_of_model(self.model, inputs)
@@ -369,7 +368,9 @@ class Collector:
             self._require_rows(name, rows, seen[name], samples, index)
         return seen, outputs
 
-    def _require_rows(self, name: str, known: list[int], calls: list[Seen], samples: int, index: int) -> None:
+    def _require_rows(
+        self, name: str, known: list[int], calls: list[LayerCall], samples: int, index: int
+    ) -> None:
         """Refuses other numbers of rows than at the look at inputs of the same shape."""
         try:
             rows = self._looker.rows(self.layers[name], calls, samples)
@@ -520,10 +521,12 @@ class Collector:
     def _part(self, inputs: ModelInputs, count: int) -> ModelInputs:
         return each(inputs, lambda x: x.narrow(self.batch_dim, 0, count))
 
-    def _inputs(self, name: str, calls: list[Seen], samples: int) -> Inputs | Patches:
-        return inputs_of(self.layers[name], [call.use for call in calls], samples, self.batch_dim)
+    def _inputs(self, name: str, calls: list[LayerCall], samples: int) -> Inputs | Patches:
+        return inputs_of(self.layers[name], calls, samples, self.batch_dim)
 
-    def _name_activations(self, outputs: Tensor, seen: Mapping[str, list[Seen]]) -> dict[str, Activation]:
+    def _name_activations(
+        self, outputs: Tensor, seen: Mapping[str, list[LayerCall]]
+    ) -> dict[str, Activation]:
         named = {}
         for name, found in self._find_activations(outputs, seen, seen).items():
             given = self.layers[name].activation
@@ -541,7 +544,7 @@ def _is_looked_at(index: int) -> bool:
     return index & (index - 1) == 0
 
 
-def _known(gradients: Tensor | None, call: Seen, columns: int) -> Tensor:
+def _known(gradients: Tensor | None, call: LayerCall, columns: int) -> Tensor:
     """The gradients of a call; zero where the outputs do not depend on it."""
     return call.output.new_zeros(columns, *call.output.shape) if gradients is None else gradients
 

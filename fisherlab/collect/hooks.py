@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from copy import copy
-from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -23,8 +22,8 @@ from fisherlab.gradients.patches import Patches
 from fisherlab.layers import (
     NETWORK_OUTPUT,
     Activation,
+    LayerCall,
     LayerView,
-    Use,
     slope_of,
     spelled_out,
 )
@@ -145,28 +144,10 @@ class _Buffers:
                 buffer.copy_(before)
 
 
-@dataclass
-class Seen:
-    """A layer's input and output, and its output's place in the autograd graph.
-
-    The output may be a stand-in without numbers, see `capture`.
-    """
-
-    input: Tensor
-    output: Tensor
-    edge: Any
-    slope: Tensor | None
-
-    @property
-    def use(self) -> Use:
-        """The call, without its graph."""
-        return Use(self.input, self.output.detach())
-
-
 @contextmanager
 def capture(
     layers: Mapping[str, LayerView], *, outputs: bool = True, samples: int | None = None
-) -> Iterator[dict[str, list[Seen]]]:
+) -> Iterator[dict[str, list[LayerCall]]]:
     """While it is open, every call of every layer is kept, in the order of the calls.
 
     Args:
@@ -175,7 +156,7 @@ def capture(
         samples: how many the pass has. The output of a layer whose calls do not depend on the samples is
             then expanded over them, as its view says, and goes on so.
     """
-    seen: dict[str, list[Seen]] = {name: [] for name in layers}
+    seen: dict[str, list[LayerCall]] = {name: [] for name in layers}
     depth = _depth.get()
     parts: dict[tuple[int, str], list[LayerView]] = {}
     modules: dict[int, tuple[nn.Module, list[LayerView]]] = {}
@@ -207,7 +188,7 @@ def capture(
 
 
 def _keeper(
-    views: list[LayerView], seen: dict[str, list[Seen]], outputs: bool, samples: int | None
+    views: list[LayerView], seen: dict[str, list[LayerCall]], outputs: bool, samples: int | None
 ) -> Callable[..., Tensor | None]:
     """A forward hook of a module, for all views of it."""
     spread = None if samples is None else next((v for v in views if v.expanded is not None), None)
@@ -254,12 +235,16 @@ def _require_no_reentrant_checkpoint() -> None:
         frame = frame.f_back
 
 
-def _keep(view: LayerView, seen: dict[str, list[Seen]], outputs: bool, x: Tensor, output: Tensor) -> None:
+def _keep(
+    view: LayerView, seen: dict[str, list[LayerCall]], outputs: bool, x: Tensor, output: Tensor
+) -> None:
     if not output.requires_grad:  # a call without gradients
         return
     slope = None if view.activation is None else slope_of(view.activation, output)
     edge = torch.autograd.graph.get_gradient_edge(output)
-    seen[view.name].append(Seen(x.detach(), output if outputs else _shape_only(output), edge, slope))
+    seen[view.name].append(
+        LayerCall(x.detach(), output.detach() if outputs else _shape_only(output), edge, slope)
+    )
 
 
 def _shape_only(output: Tensor) -> Tensor:
@@ -271,10 +256,10 @@ def layerwise_draws(kind: str) -> int:
     return int(kind.partition(":")[2] or 0)
 
 
-def layerwise_slope(call: Seen, activation: Activation, kind: str) -> Tensor:
+def layerwise_slope(call: LayerCall, activation: Activation, kind: str) -> Tensor:
     """φ'(s) of a call; with `layerwise+categorical` √(p(1 − p)) where its output is the network's."""
     if activation.reason == NETWORK_OUTPUT and "+categorical" in kind:
-        return categorical_slope(call.output.detach())
+        return categorical_slope(call.output)
     return activation.slope(call.output) if call.slope is None else call.slope
 
 
@@ -363,12 +348,14 @@ def _above_others(edges: Sequence[Any]) -> list[int]:
     return [place for place, edge in enumerate(edges) if above[edge.node]]
 
 
-def inputs_of(view: LayerView, calls: list[Use], samples: int, batch_dim: int) -> Inputs | Patches:
+def inputs_of(view: LayerView, calls: Sequence[LayerCall], samples: int, batch_dim: int) -> Inputs | Patches:
     """The inputs of a layer's calls, the positions of one after those of another: a [n, t, G·d]."""
     return _side_by_side([view.to_inputs(call, samples, batch_dim) for call in calls])
 
 
-def outputs_of(view: LayerView, calls: list[tuple[Use, Tensor]], samples: int, batch_dim: int) -> Tensor:
+def outputs_of(
+    view: LayerView, calls: Sequence[tuple[LayerCall, Tensor]], samples: int, batch_dim: int
+) -> Tensor:
     """Tensors [c, …] shaped as the outputs of a layer's calls, likewise: g [c, n, t, m]."""
     pieces = [view.to_outputs(g, call, samples, batch_dim) for call, g in calls]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fisherlab.collect.agreement import MIXED, NOT_FINITE, came_back, close, is_mixed, why_not
 from fisherlab.collect.batches import ModelInputs, each, outputs_of_model
-from fisherlab.collect.hooks import Seen, backward, capture
+from fisherlab.collect.hooks import backward, capture
 from fisherlab.collect.refusals import (
     node_names,
     not_finite,
@@ -32,7 +32,7 @@ from fisherlab.collect.refusals import (
 )
 from fisherlab.collect.sample_gradients import SampleGradients
 from fisherlab.errors import FisherlabError, InputError, InputTypeError
-from fisherlab.layers import LayerView
+from fisherlab.layers import LayerCall, LayerView
 
 _SEED = 20240229
 _FEW = 2
@@ -71,8 +71,8 @@ class Look:
     silent: Tensor
     column: Tensor
     outputs: Tensor
-    seen: Mapping[str, list[Seen]]
-    other: Mapping[str, list[Seen]] | None
+    seen: Mapping[str, list[LayerCall]]
+    other: Mapping[str, list[LayerCall]] | None
     gradients: Mapping[str, list[Tensor | None]]
     by_parameter: Mapping[str, Tensor | None]
     more: "Sequence[tuple[Tensor, Mapping[str, list[Tensor | None]]]]"
@@ -174,7 +174,7 @@ class Looker:
     def require_right(
         self,
         layers: Mapping[str, LayerView],
-        seen: Mapping[str, list[Seen]],
+        seen: Mapping[str, list[LayerCall]],
         outputs: Tensor,
         index: int,
         *,
@@ -208,7 +208,7 @@ class Looker:
     def _why_wrong(
         self,
         view: LayerView,
-        calls: Sequence[Seen],
+        calls: Sequence[LayerCall],
         at_calls: Mapping[str, list[Tensor | None]],
         by_parameter: Mapping[str, Tensor | None],
         silent: Tensor,
@@ -290,7 +290,7 @@ class Looker:
     def _backward(
         self,
         layers: Mapping[str, LayerView],
-        seen: Mapping[str, list[Seen]],
+        seen: Mapping[str, list[LayerCall]],
         outputs: Tensor,
         column: Tensor,
         *,
@@ -342,9 +342,9 @@ class Looker:
         reason = next(filter(None, (look.why_not(view, self.batch_dim) for look in looks)), "")
         return reason or ("" if self._even(view, looks) else UNEVEN)
 
-    def rows(self, view: LayerView, calls: Sequence[Seen], samples: int) -> list[int]:
+    def rows(self, view: LayerView, calls: Sequence[LayerCall], samples: int) -> list[int]:
         """How many rows of each call one sample has."""
-        return [view.leading(call.use, samples, self.batch_dim) for call in calls]
+        return [view.leading(call, samples, self.batch_dim) for call in calls]
 
     def _even(self, view: LayerView, looks: Sequence[Look]) -> bool:
         """Whether a sample has the same rows in every look."""
@@ -415,7 +415,7 @@ class Looker:
 
     def _forward(
         self, layers: Mapping[str, LayerView], inputs: ModelInputs, samples: int
-    ) -> tuple[Tensor, dict[str, list[Seen]]]:
+    ) -> tuple[Tensor, dict[str, list[LayerCall]]]:
         with capture(layers, samples=samples) as seen:
             return outputs_of_model(self.model, inputs), seen
 

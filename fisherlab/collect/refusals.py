@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.collect.batches import is_finite
-from fisherlab.collect.hooks import REENTRANT, Seen, inputs_of
+from fisherlab.collect.hooks import REENTRANT, inputs_of
 from fisherlab.errors import InputError, NumericalError
 from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.gradients.patches import Patches
-from fisherlab.layers import LayerView, nodes_behind
+from fisherlab.layers import LayerCall, LayerView, nodes_behind
 
 
 def require_finite_weights(model: nn.Module) -> None:
@@ -70,8 +70,8 @@ def _mixes(whose: str) -> InputError:
 
 def require_own_outputs(
     layers: Mapping[str, LayerView],
-    found: tuple[Tensor, Mapping[str, list[Seen]]],
-    other: tuple[Tensor, Mapping[str, list[Seen]]],
+    found: tuple[Tensor, Mapping[str, list[LayerCall]]],
+    other: tuple[Tensor, Mapping[str, list[LayerCall]]],
     samples: int,
     batch_dim: int,
 ) -> None:
@@ -88,7 +88,7 @@ def require_own_outputs(
         return
     for name, view in layers.items():
         try:
-            calls = ([call.use for call in seen[name]] for _, seen in (found, other))
+            calls = (seen[name] for _, seen in (found, other))
             a, swapped = (inputs_of(view, own, samples, batch_dim) for own in calls)
         except (RuntimeError, ValueError, IndexError):  # not called, or no rows of samples at all
             continue
@@ -107,12 +107,12 @@ def node_names(outputs: Tensor) -> set[str]:
     return {node.name() for node in nodes_behind([outputs.grad_fn])}
 
 
-def require_finite(outputs: Tensor, seen: Mapping[str, list[Seen]], index: int) -> None:
+def require_finite(outputs: Tensor, seen: Mapping[str, list[LayerCall]], index: int) -> None:
     """Refuse outputs that are not finite; names the first such layer and the batch (`NumericalError`)."""
     if is_finite(outputs.detach()):
         return
     for name, calls in seen.items():
-        if not all(is_finite(call.output.detach()) for call in calls):
+        if not all(is_finite(call.output) for call in calls):
             raise NumericalError(
                 f"layer {name!r} gives values that are not finite in batch {index}; check its "
                 "weights and the scale of the data"

@@ -68,11 +68,24 @@ class BlockShape:
 
 
 @dataclass(frozen=True)
-class Use:
-    """One call of a layer in a forward pass: its first argument and its output."""
+class LayerCall:
+    """One call of a layer in a forward pass.
+
+    Attributes:
+        input: its first argument, without its graph.
+        output: what it gave, without its graph; it may be a stand-in of that shape without numbers.
+        edge: the `GradientEdge` of the output, which keeps the graph alive; None: not kept.
+        slope: φ'(s) of an activation that the user named; None: none was.
+    """
 
     input: Tensor
     output: Tensor
+    edge: Any = None
+    slope: Tensor | None = None
+
+    def without_graph(self) -> "LayerCall":
+        """The input and the output alone."""
+        return LayerCall(self.input, self.output)
 
 
 @dataclass(frozen=True)
@@ -156,22 +169,24 @@ class LayerView(BlockShape):
         units = torch.eye(d, dtype=dtype, device=device).repeat(1, self.groups)
         return units.expand(samples, *units.shape)
 
-    def leading(self, use: Use, samples: int, batch_dim: int = 0) -> int:
+    def leading(self, call: LayerCall, samples: int, batch_dim: int = 0) -> int:
         """How many rows of a call's output one sample has in its first dimension; raises as `to_inputs`."""
-        return self._rows_a_sample(self._rows_first(use.output, 0, batch_dim).shape, samples)
+        return self._rows_a_sample(self._rows_first(call.output, 0, batch_dim).shape, samples)
 
-    def to_inputs(self, use: Use, samples: int, batch_dim: int = 0) -> Inputs | Patches:
+    def to_inputs(self, call: LayerCall, samples: int, batch_dim: int = 0) -> Inputs | Patches:
         """A call's input as a [n, t, G·d] or patches; a leading k·n is read as n × k positions.
 
         Raises:
             InputError: where the batch dimension is no multiple of the number of samples.
         """
-        use = Use(self._rows_first(use.input, 0, batch_dim), self._rows_first(use.output, 0, batch_dim))
-        rows = self._rows_a_sample(use.output.shape, samples)
+        call = LayerCall(
+            self._rows_first(call.input, 0, batch_dim), self._rows_first(call.output, 0, batch_dim)
+        )
+        rows = self._rows_a_sample(call.output.shape, samples)
         if self.weight is None:
-            positions = self._adapter.outputs(self._module, use.output.unsqueeze(0)).shape[2]
-            return use.output.new_ones(samples, rows * positions, 1)
-        a = self._adapter.inputs(self._module, use.input, use.output)
+            positions = self._adapter.outputs(self._module, call.output.unsqueeze(0)).shape[2]
+            return call.output.new_ones(samples, rows * positions, 1)
+        a = self._adapter.inputs(self._module, call.input, call.output)
         if isinstance(a, Patches):
             patches = a if self.bias is None else a.with_ones()
             return patches if rows == 1 else patches.unfolded().reshape(samples, -1, patches.shape[2])
@@ -187,12 +202,12 @@ class LayerView(BlockShape):
         self._rows_a_sample(x.shape, samples)
         return x.reshape(samples, -1)
 
-    def to_outputs(self, g: Tensor, use: Use, samples: int, batch_dim: int = 0) -> Tensor:
+    def to_outputs(self, g: Tensor, call: LayerCall, samples: int, batch_dim: int = 0) -> Tensor:
         """C tensors shaped as the call's output, [c, …], as [c, n, t, m]."""
         g = self._rows_first(g, 1, batch_dim)
         self._rows_a_sample(g.shape[1:], samples)
         if isinstance(self._adapter, NormAdapter):
-            shaped = self._of_norm(g, self._rows_first(use.input, 0, batch_dim))
+            shaped = self._of_norm(g, self._rows_first(call.input, 0, batch_dim))
         else:
             shaped = self._adapter.outputs(self._module, g)
         return shaped.reshape(g.shape[0], samples, -1, shaped.shape[-1])
@@ -224,29 +239,31 @@ class LayerView(BlockShape):
             parts.append((self.bias, self.bias_rows, matrix[:, -1]))
         return parts
 
-    def products(self, use: Use, g: Tensor, matrix: Tensor, samples: int, batch_dim: int = 0) -> Tensor:
+    def products(
+        self, call: LayerCall, g: Tensor, matrix: Tensor, samples: int, batch_dim: int = 0
+    ) -> Tensor:
         """⟨D, V_n⟩ = Σ_t ⟨g_t, D a_t⟩ of a call for every sample, [n]: one more forward of the layer.
 
         Args:
-            use: the call; of its output only the shape is read.
+            call: the call; of its output only the shape is read.
             g: shaped as the call's output.
             matrix: D [m, d].
             samples: n.
             batch_dim: the dimension that counts samples.
         """
         g = g.to(matrix.dtype)
-        outputs = self.to_outputs(g.unsqueeze(0), use, samples, batch_dim)[0]
+        outputs = self.to_outputs(g.unsqueeze(0), call, samples, batch_dim)[0]
         applied = None
         if self.weight is not None:
             shaped = {role: tensor for role, _, tensor in self.to_parameters(matrix)}
-            x = self._rows_first(use.input, 0, batch_dim).to(matrix.dtype)
-            applied = self._adapter.applied(self._module, x, use.output, shaped[self.weight])
+            x = self._rows_first(call.input, 0, batch_dim).to(matrix.dtype)
+            applied = self._adapter.applied(self._module, x, call.output, shaped[self.weight])
         if applied is not None:
             rows = applied, self._rows_first(g, 0, batch_dim)
             left, right = (value.reshape(samples, 1, -1) for value in rows)
             products = torch.bmm(left, right.mT).flatten()
             return products if self.bias is None else products + outputs.sum(1) @ shaped[self.bias]
-        a = self.to_inputs(use, samples, batch_dim)
+        a = self.to_inputs(call, samples, batch_dim)
         a = dense_inputs(a.unfolded() if isinstance(a, Patches) else a).to(matrix.dtype)
         by_group = a.unflatten(-1, (self.groups, -1)), matrix.unflatten(0, (self.groups, -1))
         return (torch.einsum("ntgd,gmd->ntgm", *by_group).flatten(2) * outputs).sum((1, 2))
