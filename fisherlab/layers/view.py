@@ -88,7 +88,7 @@ class LayerCall:
         return LayerCall(self.input, self.output)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerView(BlockShape):
     """A block of parameters [m, d] of one module, or of several that share them.
 
@@ -111,9 +111,9 @@ class LayerView(BlockShape):
             of a call that does not depend on them; −1: a new first one. None: calls are taken as they are.
     """
 
-    module_name: str = ""
-    modules: tuple[nn.Module, ...] = ()
-    adapter: Adapter | None = None
+    module_name: str
+    modules: tuple[nn.Module, ...]
+    adapter: Adapter
     weight: str | None = None
     bias: str | None = None
     rows: slice | None = None
@@ -184,9 +184,9 @@ class LayerView(BlockShape):
         )
         rows = self._rows_a_sample(call.output.shape, samples)
         if self.weight is None:
-            positions = self._adapter.outputs(self._module, call.output.unsqueeze(0)).shape[2]
+            positions = self.adapter.outputs(self.modules[0], call.output.unsqueeze(0)).shape[2]
             return call.output.new_ones(samples, rows * positions, 1)
-        a = self._adapter.inputs(self._module, call.input, call.output)
+        a = self.adapter.inputs(self.modules[0], call.input, call.output)
         if isinstance(a, Patches):
             patches = a if self.bias is None else a.with_ones()
             return patches if rows == 1 else patches.unfolded().reshape(samples, -1, patches.shape[2])
@@ -206,10 +206,11 @@ class LayerView(BlockShape):
         """C tensors shaped as the call's output, [c, …], as [c, n, t, m]."""
         g = self._rows_first(g, 1, batch_dim)
         self._rows_a_sample(g.shape[1:], samples)
-        if isinstance(self._adapter, NormAdapter):
-            shaped = self._of_norm(g, self._rows_first(call.input, 0, batch_dim))
+        if isinstance(self.adapter, NormAdapter):
+            x = self._rows_first(call.input, 0, batch_dim)
+            shaped = self.adapter.gradients(self.modules[0], g, x if self.weight else None, bool(self.bias))
         else:
-            shaped = self._adapter.outputs(self._module, g)
+            shaped = self.adapter.outputs(self.modules[0], g)
         return shaped.reshape(g.shape[0], samples, -1, shaped.shape[-1])
 
     def to_matrix(self, gradients: Mapping[str, Tensor]) -> Tensor:
@@ -219,11 +220,11 @@ class LayerView(BlockShape):
             weight = gradients[self.weight]
             if self.rows is not None:
                 weight = weight[..., self.rows, :]
-            parts.append(self._adapter.matrix(self._module, weight))
+            parts.append(self.adapter.matrix(self.modules[0], weight))
         if self.bias is not None:
             bias = gradients[self.bias]
             if self.vector:
-                parts.append(self._adapter.matrix(self._module, bias))
+                parts.append(self.adapter.matrix(self.modules[0], bias))
             else:
                 parts.append((bias if self.bias_rows is None else bias[..., self.bias_rows]).unsqueeze(-1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2 if self.vector else -1)
@@ -233,7 +234,7 @@ class LayerView(BlockShape):
         parts = []
         if self.weight is not None:
             columns = matrix if self.bias is None else matrix[:, :-1]
-            shaped = columns if self.part else self._adapter.weight(self._module, columns)
+            shaped = columns if self.part else self.adapter.weight(self.modules[0], columns)
             parts.append((self.weight, self.rows, shaped))
         if self.bias is not None:
             parts.append((self.bias, self.bias_rows, matrix[:, -1]))
@@ -257,7 +258,7 @@ class LayerView(BlockShape):
         if self.weight is not None:
             shaped = {role: tensor for role, _, tensor in self.to_parameters(matrix)}
             x = self._rows_first(call.input, 0, batch_dim).to(matrix.dtype)
-            applied = self._adapter.applied(self._module, x, call.output, shaped[self.weight])
+            applied = self.adapter.applied(self.modules[0], x, call.output, shaped[self.weight])
         if applied is not None:
             rows = applied, self._rows_first(g, 0, batch_dim)
             left, right = (value.reshape(samples, 1, -1) for value in rows)
@@ -268,28 +269,10 @@ class LayerView(BlockShape):
         by_group = a.unflatten(-1, (self.groups, -1)), matrix.unflatten(0, (self.groups, -1))
         return (torch.einsum("ntgd,gmd->ntgm", *by_group).flatten(2) * outputs).sum((1, 2))
 
-    @property
-    def _module(self) -> nn.Module:
-        return self.modules[0]
-
-    @property
-    def _adapter(self) -> Adapter:
-        assert self.adapter is not None
-        return self.adapter
-
-    def _of_norm(self, g: Tensor, x: Tensor) -> Tensor:
-        assert isinstance(self.adapter, NormAdapter)
-        parts = []
-        if self.weight is not None:
-            parts.append(self.adapter.summed(self._module, g * self.adapter.normalised(self._module, x)))
-        if self.bias is not None:
-            parts.append(self.adapter.summed(self._module, g))
-        return torch.cat(parts, dim=-1)
-
     def _rows_first(self, x: Tensor, leading: int, batch_dim: int) -> Tensor:
         """The dimension that counts samples moved to the place after the leading ones."""
         dim = batch_dim if self.batch_dim is None else self.batch_dim
-        if dim == 0 or self._adapter.sample_first or x.dim() - leading <= abs(dim):
+        if dim == 0 or self.adapter.sample_first or x.dim() - leading <= abs(dim):
             return x
         return x.movedim(leading + dim if dim > 0 else dim, leading)
 
