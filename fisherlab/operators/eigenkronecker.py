@@ -22,6 +22,7 @@ from fisherlab.linalg.factors import (
 )
 from fisherlab.linalg.numerics import damped_power, dot64, norm64, spans
 from fisherlab.linalg.packing import outer_rows, packed_size
+from fisherlab.operators.arguments import constant_damping
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.layout import check_sample_shapes
 
@@ -108,12 +109,12 @@ class EigenKroneckerOperator(LinearOperator):
 
     def power(self, p: float, damping: DampingLike = 0.0) -> EigenKroneckerOperator:
         """The same basis with (S + λ)^p."""
-        powered = damped_power(self.S, self._uniform(damping), p)
+        powered = damped_power(self.S, constant_damping(self, damping), p)
         return EigenKroneckerOperator(self.U_A, self.U_B, powered)
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """U_B [(U_Bᵀ M U_A) / (S + λ)] U_Aᵀ; for λ > 0 without rotating where S vanishes."""
-        value = self._uniform(damping)
+        value = constant_damping(self, damping)
         return next(self.solves(M, [value])) if value > 0 else super().solve(M, damping)
 
     def solves(self, M: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:

@@ -11,7 +11,6 @@ parameters arrive in a backward pass through it.
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -537,7 +536,7 @@ class TrainingTap:
                     slope = torch.zeros_like(call.output)
                 else:
                     output = ends.get((call.edge.node, call.edge.output_nr), call.output)
-                    call = replace(call, output=output.detach())
+                    call = LayerCall(call.input, output.detach(), call.edge, call.slope)
                     slope = layerwise_slope(call, activation, self._kind)
                 pairs.append((call, slope.detach().unsqueeze(0).to(self.dtype_of(name))))
             g = outputs_of(self._layers[name], pairs, record.samples, self.dims[name])

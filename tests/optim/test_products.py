@@ -72,10 +72,7 @@ def seen(model: nn.Module, layers, x: Tensor, y: Tensor) -> list:
         loss = cross_entropy(model(x), y)
     edges = [call.edge for name in layers for call in calls[name]]
     gradients = iter(torch.autograd.grad(loss, edges, retain_graph=True))
-    found = [
-        (layers[name], [call.use for call in calls[name]], [next(gradients) for _ in calls[name]])
-        for name in layers
-    ]
+    found = [(layers[name], calls[name], [next(gradients) for _ in calls[name]]) for name in layers]
     loss.backward()
     return found
 
