@@ -123,7 +123,8 @@ def _outputs(
     batch_dim: int,
 ) -> Tensor:
     """What came back to the calls as g [n, t, m]."""
-    pairs = [(call, _known(g, call).unsqueeze(0)) for call, g in zip(calls, gradients, strict=True)]
+    found = (None if g is None else g.detach().unsqueeze(0) for g in gradients)
+    pairs = [(call, call.gradients(g)) for call, g in zip(calls, found, strict=True)]
     return outputs_of(view, pairs, samples, batch_dim)[0]
 
 
@@ -179,10 +180,6 @@ def _pieces(a: Inputs | Patches, g: Tensor, dtype: torch.dtype) -> Iterator[tupl
 
 def _groups(a: Inputs, groups: int) -> Sequence[Inputs]:
     return [a] if groups == 1 or not isinstance(a, Tensor) else a.chunk(groups, -1)
-
-
-def _known(gradient: Tensor | None, call: LayerCall) -> Tensor:
-    return call.output.new_zeros(call.output.shape) if gradient is None else gradient.detach()
 
 
 def _dense(view: LayerView, name: str, gradient: Tensor | None) -> Tensor:

@@ -28,6 +28,7 @@ from fisherlab.layers import (
     spelled_out,
 )
 from fisherlab.likelihoods import categorical_slope
+from fisherlab.likelihoods.draws import Generators, normal
 
 _SMALL_PASS = 2**17
 
@@ -266,6 +267,22 @@ def layerwise_slope(call: LayerCall, activation: Activation, kind: str) -> Tenso
 def drawn_layerwise(slope: Tensor, noise: Tensor) -> Tensor:
     """−φ'(s)∘ε/√k for k draws of ε [k, n, t, m], which are overwritten, and the slope [1, n, t, m]."""
     return noise.mul_(slope).mul_(-(len(noise) ** -0.5))
+
+
+def draw_layerwise(slope: Tensor, draws: int, generators: Generators, use: str) -> Tensor:
+    """`drawn_layerwise` with ε from the generator of a use, one sample after the other."""
+    numbers = tuple(slope.shape[2:])
+
+    def draw(samples: int, generator: torch.Generator) -> Tensor:
+        return normal(slope[0, :1].expand(samples, *numbers), draws, numbers, generator)
+
+    return drawn_layerwise(slope, normal(slope[0], draws, numbers, generators.ready(use, draw)))
+
+
+def unit_columns(slope: Tensor) -> Tensor:
+    """φ'(s_tj) e_tj for every unit j and position t: [t·m, n, t, m] from the slope [1, n, t, m]."""
+    columns = torch.diag_embed(slope[0].flatten(1)).transpose(0, 1)
+    return columns.unflatten(-1, slope.shape[2:])
 
 
 def backward(

@@ -87,6 +87,10 @@ class LayerCall:
         """The input and the output alone."""
         return LayerCall(self.input, self.output)
 
+    def gradients(self, found: Tensor | None, columns: int = 1) -> Tensor:
+        """What came back to the output, [columns, …]; zeros where no path led to it (None)."""
+        return self.output.new_zeros(columns, *self.output.shape) if found is None else found
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerView(BlockShape):

@@ -78,8 +78,7 @@ class BatchReading:
         self.outputs = outputs
         self.samples = collector.batches.size(inputs)
         self._collector, self._inputs, self._seen, self._copies = collector, inputs, seen, copies
-        edges = {(name, place): call.edge for name, calls in seen.items() for place, call in enumerate(calls)}
-        self._found = find_activations(outputs, edges)
+        self._found = find_activations(outputs, seen)
 
     def vectors(self, name: str) -> dict[str, Vectors]:
         """Vectors of a layer by kind: `output`, `input` unless it sees indices, `activated` unless φ = id."""
@@ -100,7 +99,7 @@ class BatchReading:
         """Where each call's activated output stands in the graph; None where a named φ is not in it."""
         given, edges = self._collector.layers[name].activation, []
         for place, call in enumerate(self._seen[name]):
-            activation = self._found[name, place]
+            activation = self._found[name][place]
             if given not in (None, activation.name):
                 return None
             edges.append(call.edge if activation.node is None else GradientEdge(activation.node[0], 0))
@@ -109,10 +108,7 @@ class BatchReading:
     def gradients(self, name: str, found: list[Tensor | None], columns: int) -> Tensor:
         """What came back to `edges(name)` as q [c, n, t, m]; zero where positions do not count."""
         view, calls = self._collector.layers[name], self._seen[name]
-        q = [
-            call.output.new_zeros(columns, *call.output.shape) if one is None else one
-            for call, one in zip(calls, found, strict=True)
-        ]
+        q = [call.gradients(one, columns) for call, one in zip(calls, found, strict=True)]
         shaped, valid = self._columns_laid_out(view, calls, q), self._valid(view, calls)
         return shaped if valid is None else shaped * valid[None, :, :, None]
 
@@ -127,7 +123,7 @@ class BatchReading:
         given = self._collector.layers[name].activation
         if given is not None:
             return ACTIVATIONS[given](s)
-        return self._copies.activated(name, self._found[name, place], s)
+        return self._copies.activated(name, self._found[name][place], s)
 
     def _valid(self, view: LayerView, calls: list[LayerCall]) -> Tensor | None:
         valid = None if view.mask is None else view.mask(self._inputs)
