@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from fisherlab.base import distributed
 from fisherlab.base.progress import Progress, bar
-from fisherlab.collect.batches import Batches, ModelInputs, each
+from fisherlab.collect.batches import Batches, each
+from fisherlab.collect.forms import ModelInputs
 from fisherlab.collect.hooks import (
     backward,
     draw_layerwise,
@@ -33,10 +34,10 @@ from fisherlab.collect.reading import MOST, Reading
 from fisherlab.collect.refusals import require_finite_gradients, require_finite_weights
 from fisherlab.collect.sample_gradients import SampleGradients
 from fisherlab.collect.sizes import LABEL_KINDS, LAYERWISE_COLUMNS, Needs, PassSizes
-from fisherlab.errors import InputError, InputTypeError, whole_number
+from fisherlab.errors import InputError, whole_number
 from fisherlab.layers import Activation, LayerCall, Layers, find_activations
 from fisherlab.likelihoods import Likelihood, label_columns
-from fisherlab.likelihoods.draws import Generators
+from fisherlab.likelihoods.draws import Generators, drawn_seed
 
 _GRADIENT_BYTES = 2**28  # of samples' gradients at a time: a choice, small beside the 4 GiB given by default
 
@@ -72,19 +73,11 @@ class Collector:
         progress: Progress = False,
     ) -> None:
         draws = whole_number("draws", draws, "the labels drawn for a sample", least=1)
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise InputTypeError(
-                f"generator is a torch.Generator, not {type(generator).__name__}; for a seed give "
-                "torch.Generator().manual_seed(seed)"
-            )
+        self._seed = drawn_seed(generator)
         self.model, self.layers, self.likelihood = model, layers, likelihood
         self.batches = Batches(data, batch_dim)
         self.batch_dim = batch_dim
         self._draws, self._progress = draws, progress
-        self._seed = 0
-        if generator is not None:
-            device = generator.device
-            self._seed = int(torch.randint(2**62, (), generator=generator, device=device))
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
         require_finite_weights(model)
@@ -383,16 +376,10 @@ class Collector:
                 name: _named(self.layers[name].activation, found)
                 for name, found in find_activations(first.outputs, first.seen).items()
             }
-            positions = {
-                name: view.inputs
-                if view.by_gradients
-                else inputs_of(view, first.seen[name], first.samples, self.batch_dim).shape[1]
-                for name, view in self.layers.items()
-            }
         return PassSizes(
             self.layers,
             torch.finfo(self.dtype).bits // 8,
-            positions=positions,
+            positions=dict(self._reading.positions),
             columns={"predictive": counted[0], "monte-carlo": self._draws, "drawn": 1, "empirical": 1},
             activations=self._reading.numbers,
             outputs=first.outputs.numel() // first.samples,
@@ -407,9 +394,7 @@ class Collector:
         with unchanged(self.model):
             for index, inputs in self.batches.forms.values():
                 self._reading.make_sure(each(inputs, self._move), index)
-        longest = self._reading.longest
-        positions = {name: max(n, longest.get(name, 0)) for name, n in self.sizes.positions.items()}
-        self.sizes = replace(self.sizes, positions=positions)
+        self.sizes = replace(self.sizes, positions=dict(self._reading.positions))
 
     def _move(self, values: Tensor) -> Tensor:
         dtype = self.dtype if values.is_floating_point() else None

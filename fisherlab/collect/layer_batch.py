@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fisherlab.collect.batches import ModelInputs
+from fisherlab.collect.forms import ModelInputs
 from fisherlab.errors import InputError
 from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.gradients.patches import Patches

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.collect.agreement import MIXED, NOT_FINITE, came_back, close, is_mixed, why_not
-from fisherlab.collect.batches import ModelInputs, each, outputs_of_model
+from fisherlab.collect.batches import each, outputs_of_model
+from fisherlab.collect.forms import ModelInputs
 from fisherlab.collect.hooks import backward, capture
 from fisherlab.collect.refusals import (
     node_names,

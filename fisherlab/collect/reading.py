@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.collect.agreement import NOT_FINITE
-from fisherlab.collect.batches import Batches, Form, ModelInputs, each, outputs_of_model, tensors_of
+from fisherlab.collect.batches import Batches, Form, each, outputs_of_model
+from fisherlab.collect.forms import ModelInputs, tensors_of
 from fisherlab.collect.hooks import capture, inputs_of
 from fisherlab.collect.look import FEW, Look, Looker, moves_rows
 from fisherlab.collect.refusals import require_finite
@@ -53,7 +54,7 @@ class Reading:
         looked_at: the inputs of the first look, and its column at their outputs.
         numbers: in the outputs of the layers' calls, for one sample.
         apart: whether columns must go backwards one by one.
-        longest: by layer the most positions that were looked at after the first look.
+        positions: T by layer, over all calls: the most that were looked at.
     """
 
     def __init__(self, model: nn.Module, batches: Batches, batch_dim: int) -> None:
@@ -62,7 +63,6 @@ class Reading:
         self.views: dict[str, LayerView] = {}
         self.left_out: dict[str, str] = {}
         self.remarks: dict[str, str] = {}
-        self.longest: dict[str, int] = {}
         self._counts: dict[Form, int] = {}
         self._rows: dict[Form, dict[str, list[int]]] = {}
         self._right_to = 0  # the samples before have been looked at
@@ -92,6 +92,7 @@ class Reading:
         calls = [call for own in {**first.seen, **seen}.values() for call in own]
         self.numbers = sum(call.output.numel() for call in calls) // first.samples
         self.apart = not self._looker.goes_together(self.captured, first.inputs, self.numbers)
+        self.positions = {name: view.inputs for name, view in self.views.items() if view.by_gradients}
         self._note(first.inputs, first.samples, seen)
         return replace(first, seen=seen, outputs=outputs)
 
@@ -122,8 +123,6 @@ class Reading:
                     f"inputs have another shape: {reason}; use method='per-sample', or leave it out with "
                     "layers="
                 )
-            positions = inputs_of(view, look.seen[name], count, self._batch_dim).shape[1]
-            self.longest[name] = max(positions, self.longest.get(name, 0))
         self._note(inputs, count, look.seen)
 
     def forward(self, inputs: ModelInputs, index: int) -> tuple[dict[str, list[LayerCall]], Tensor]:
@@ -205,11 +204,14 @@ class Reading:
         return each(inputs, lambda x: x.narrow(self._batch_dim, 0, samples))
 
     def _note(self, inputs: ModelInputs, samples: int, seen: Mapping[str, list[LayerCall]]) -> None:
-        """Remembers inputs of these shapes as looked at, and how many rows a sample has of each call."""
+        """Remembers inputs of these shapes as looked at, and a sample's rows of each call and positions."""
         form = self._batches.form(inputs)
-        self._counts[form] = samples
         rows = {name: self._rows_of(view, seen[name], samples) for name, view in self.captured.items()}
         self._rows.setdefault(form, rows)
+        self._counts[form] = samples
+        for name, view in self.captured.items():
+            positions = inputs_of(view, seen[name], samples, self._batch_dim).shape[1]
+            self.positions[name] = max(positions, self.positions.get(name, 0))
 
     def _decide(self, layers: Mapping[str, LayerView], looks: Sequence[Look]) -> None:
         """How each layer is to be read, from looks at few and at more samples with the layers as declared."""

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from fisherlab.collect.agreement import close
-from fisherlab.collect.batches import ModelInputs, called, each, tensors_of
+from fisherlab.collect.batches import called, each
+from fisherlab.collect.forms import ModelInputs, tensors_of
 from fisherlab.errors import FisherlabError
 from fisherlab.layers import LayerView
 from fisherlab.linalg.numerics import spans

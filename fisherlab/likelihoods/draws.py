@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisherlab.errors import InputTypeError
+
 _CHUNK_BYTES = 8 * 2**20
 _MOST_SAMPLES = 8192
 
@@ -64,6 +66,22 @@ def _invert(logits: Tensor, points: Tensor) -> Tensor:
     cumulative = torch.softmax(logits, -1, dtype=torch.float64).cumsum_(-1)
     points = (points * cumulative[:, -1:]).contiguous()
     return torch.searchsorted(cumulative, points, right=True).clamp_(max=logits.shape[-1] - 1)
+
+
+def drawn_seed(generator: torch.Generator | None) -> int:
+    """A seed from a generator; 0 without one.
+
+    Raises:
+        InputTypeError: it is no generator.
+    """
+    if generator is None:
+        return 0
+    if not isinstance(generator, torch.Generator):
+        raise InputTypeError(
+            f"generator is a torch.Generator, not {type(generator).__name__}; for a seed give "
+            "torch.Generator().manual_seed(seed)"
+        )
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 
 class Generators(dict[str, torch.Generator]):

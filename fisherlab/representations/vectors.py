@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
-from fisherlab.collect.batches import ModelInputs, called, is_finite
+from fisherlab.collect.batches import called, is_finite
 from fisherlab.collect.collector import Collector
+from fisherlab.collect.forms import ModelInputs
 from fisherlab.collect.hooks import capture, inputs_of, outputs_of
 from fisherlab.errors import NotSupportedError, NumericalError
 from fisherlab.gradients.inputs import OneHot
