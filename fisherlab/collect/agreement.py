@@ -19,7 +19,7 @@ from fisherlab.gradients.patches import Patches
 from fisherlab.layers import LayerCall, LayerView
 from fisherlab.linalg.numerics import spans
 
-_CHUNK_BYTES = 32 * 2**20
+_CHUNK_BYTES = 32 * 2**20  # of patches that are unfolded at a time: a choice, a few pieces for a look
 _SINGLE = torch.finfo(torch.float32).eps
 
 NOT_ONE_SAMPLE = "the rows that it sees do not each belong to one sample"

@@ -26,7 +26,8 @@ from fisherlab.layers import Mask
 Form = tuple[tuple[int, ...], ...]
 """The shapes of one sample's inputs."""
 
-_FORMS, _PAIR = 64, 2  # shapes of which samples are kept, and how many samples
+_FORMS = 64  # shapes of which samples are kept before a pass: a choice, of which each costs a look
+_PAIR = 2  # samples of each: what a look needs
 
 
 def called(model: Callable[..., Any], inputs: ModelInputs) -> Any:

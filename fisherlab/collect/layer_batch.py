@@ -13,7 +13,7 @@ from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.gradients.patches import Patches
 from fisherlab.layers import LayerView
 
-_COINS = 4096
+_COINS = 4096  # a generator's, kept together: a choice; another number gives other halves
 
 
 class LayerBatch:

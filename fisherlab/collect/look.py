@@ -251,6 +251,7 @@ class Looker:
         apart = [found for _, found in backward(outputs, edges, columns, False, sys.maxsize)]
         expected = [None if own[0] is None else torch.cat(own) for own in zip(*apart, strict=True)]
         norms = [0.0 if g is None else float(torch.linalg.vector_norm(g.double())) for g in expected]
+        # what is zero but for rounding is a sum of terms of another gradient's size, and of many
         scale = 100 * math.sqrt(torch.finfo(outputs.dtype).eps) * max(norms)
         return all(
             g is own if g is None or own is None else close(g.double(), own, scale)

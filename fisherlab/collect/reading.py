@@ -21,14 +21,10 @@ from fisherlab.collect.sample_gradients import SampleGradients
 from fisherlab.errors import InputError
 from fisherlab.layers import LayerCall, LayerView
 
-# Samples of the second look, which may see what two do not (an expert that is seldom asked, rows that are
-# sorted): a choice, as many as cost less than the pass itself.
-_MORE = 32
-# Samples where nothing came back to a layer from fewer, and of the data that are taken for a look: a choice.
-MOST = 64
-# What the second look may take, for each number in the layers' outputs eight: inputs, outputs and gradients
-# of both looks. It stays small beside the 4 GiB that a comparison is given by default.
-_LOOK_BYTES = 2**28
+# Samples of the second look, which may see what two do not (rows that are sorted, an expert that is seldom
+# asked), and of one where nothing came back to a layer from the first; a choice: small beside a data set.
+_MORE, MOST = 32, 64
+_LOOK_BYTES = 2**28  # of the second look, with eight numbers for one of an output: a choice
 
 UNCHECKED = (
     "no gradient came back to it in the first {samples} samples, so its inputs and gradients could not be "

@@ -43,7 +43,7 @@ def own_rows(a: Inputs | Patches, other: Inputs | Patches) -> bool:
         return False
     tolerance = 0.0
     if a.is_floating_point():
-        tolerance = rounding(a.dtype) * max(float(a.abs().max()), 1e-30)
+        tolerance = rounding(a.dtype) * max(float(a.abs().max()), 1e-30)  # above zero, where all numbers are
     expected = torch.cat([a[1:2], a[1:]])
     return torch.allclose(other.double(), expected.double(), rtol=0.0, atol=tolerance)
 
@@ -51,7 +51,7 @@ def own_rows(a: Inputs | Patches, other: Inputs | Patches) -> bool:
 def rounding(dtype: torch.dtype) -> float:
     """What two numbers that are one may differ by, relative to the largest; below 0.1 in any precision."""
     eps = torch.finfo(dtype).eps
-    return min(1e3 * eps, math.sqrt(eps))
+    return min(1e3 * eps, math.sqrt(eps))  # 1e3: that of a sum of 10⁶ terms, which grows as √n
 
 
 def require_same_outputs(outputs: Tensor, other: Tensor) -> None:

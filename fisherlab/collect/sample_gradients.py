@@ -14,7 +14,7 @@ from fisherlab.errors import FisherlabError
 from fisherlab.layers import LayerView
 from fisherlab.linalg.numerics import spans
 
-_COMPARED = 2  # samples whose gradients by vmap are compared with those of a loop
+_COMPARED = 2  # samples whose gradients by vmap are compared with a loop's: the fewest that vmap can mix
 
 NOT_THE_SUM = "the gradients of single samples do not add up to that of the batch"
 
@@ -148,6 +148,7 @@ def _rounding(model: nn.Module, outputs: Tensor, u: Tensor) -> float:
         return 0.0
     found = torch.autograd.grad(outputs, parameters, u, retain_graph=True, allow_unused=True)
     largest = max((_norm(_filled(g, g)) for g in found if g is not None), default=0.0)
+    # as in `Looker.goes_together`: what is zero but for rounding is a sum of many terms of another's size
     return 100 * math.sqrt(torch.finfo(outputs.dtype).eps) * largest
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fisherlab.errors import InputTypeError
 
-_CHUNK_BYTES = 8 * 2**20
-_MOST_SAMPLES = 8192
+_CHUNK_BYTES = 8 * 2**20  # of cumulative sums at a time: a choice, memory that is written again and again
+_MOST_SAMPLES = 8192  # whose draws are passed over at a time: a choice, as many as a batch has at most
 
 
 def uniform(like: Tensor, draws: int, numbers: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
@@ -30,7 +30,8 @@ def uniform(like: Tensor, draws: int, numbers: tuple[int, ...], generator: torch
         [draws, n, *numbers], float64.
     """
     shape = (len(like), draws, *numbers)
-    values = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").clamp_(min=2.0**-54)
+    values = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+    values.clamp_(min=2.0**-54)  # they are multiples of 2⁻⁵³: half of one stands for zero, without a quantile
     return values.transpose(0, 1).to(like.device)
 
 
@@ -81,6 +82,7 @@ def drawn_seed(generator: torch.Generator | None) -> int:
             f"generator is a torch.Generator, not {type(generator).__name__}; for a seed give "
             "torch.Generator().manual_seed(seed)"
         )
+    # below 2^63, the end of int64, with a bit to spare
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 

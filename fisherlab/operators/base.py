@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from fisherlab.operators.dense import DenseOperator
     from fisherlab.operators.gram import GramOperator
 
-_DENSE_DIFFERENCE = 2048  # largest D whose difference is taken between dense matrices
-_PACKED_DIFFERENCE = 2**30  # most packed entries that are made for a difference
+_DENSE_DIFFERENCE = 2048  # largest D of a difference of dense matrices: a choice, two of 32 MiB in float64
+_PACKED_DIFFERENCE = 2**30  # most packed entries that a difference makes: a choice, some seconds of writing
 
 
 class LinearOperator(ABC):

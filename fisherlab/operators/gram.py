@@ -46,8 +46,8 @@ from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.graminverse import GramInverse, apply_factor
 from fisherlab.operators.layout import check_sample_shapes
 
-_DENSE_BYTES = 4 * 2**30
-_HELD_BYTES = 192 * 2**20
+_DENSE_BYTES = 4 * 2**30  # a choice: the memory that a comparison is given by default
+_HELD_BYTES = 192 * 2**20  # of all V, kept for the operator's life: a choice, a twentieth of that
 
 
 class GramOperator(LinearOperator):

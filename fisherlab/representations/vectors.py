@@ -23,8 +23,8 @@ from fisherlab.errors import NotSupportedError, NumericalError
 from fisherlab.gradients.inputs import OneHot
 from fisherlab.layers import ACTIVATIONS, Activation, LayerCall, LayerView, find_activations
 
-_BATCH_BYTES = 256 * 2**20
-_MOST_SAMPLES = 8192
+_BATCH_BYTES = 256 * 2**20  # of a pass with its copies: a choice, as `numerics.CHUNK_BYTES`
+_MOST_SAMPLES = 8192  # in one batch: a choice, as `sizes._MOST_SAMPLES`
 
 INPUT, OUTPUT, ACTIVATED = VECTORS = ("input", "output", "activated")
 
