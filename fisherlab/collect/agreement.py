@@ -161,8 +161,9 @@ def agree(view: LayerView, a: Inputs | Patches, g: Tensor, expected: Tensor, ent
     dtype = torch.promote_types(g.dtype, torch.float32)
     total, squares = torch.zeros(expected.shape, dtype=torch.float64, device=g.device), 0.0
     for part, rows in _pieces(a, g, dtype):
-        groups = zip(_groups(part, view.groups), rows.chunk(view.groups, -1), strict=True)
-        total += torch.cat([weighted_sum(own[None], inputs)[0] for inputs, own in groups])
+        by_group: Sequence[Inputs] = part.chunk(view.groups, -1) if isinstance(part, Tensor) else [part]
+        pairs = zip(by_group, rows.chunk(view.groups, -1), strict=True)
+        total += torch.cat([weighted_sum(own[None], inputs)[0] for inputs, own in pairs])
         squares += float((squared_norms(part) * rows.square().sum(-1)).double().sum())
     return close(total, expected, max(math.sqrt(squares), entering))
 
@@ -176,10 +177,6 @@ def _pieces(a: Inputs | Patches, g: Tensor, dtype: torch.dtype) -> Iterator[tupl
     for start, stop in spans(len(g), positions * width * g.element_size(), _CHUNK_BYTES):
         part = replace(a, images=a.images[start:stop])
         yield part.unfolded().to(dtype), g[start:stop].to(dtype)
-
-
-def _groups(a: Inputs, groups: int) -> Sequence[Inputs]:
-    return [a] if groups == 1 or not isinstance(a, Tensor) else a.chunk(groups, -1)
 
 
 def _dense(view: LayerView, name: str, gradient: Tensor | None) -> Tensor:

@@ -148,7 +148,9 @@ class Batches:
         count = 0
         for index, batch in enumerate(self._raw()):
             checksums.append(_checksum(batch))
-            self._compare(checksums, index)
+            known = self._checksums
+            if known is not None and known[index : index + 1] != checksums[index:]:
+                raise _differs(index)
             yield from self._cuts(batch, most, start - count, None if stop is None else stop - count)
             count += self.size(batch[0])
         if not count:
@@ -214,10 +216,6 @@ class Batches:
     def _checked(self, batch: Any, index: int) -> Batch:
         """A batch as it was given, of tensors that belong together; it may be empty."""
         inputs, targets = split(batch, index)
-        self._check(inputs, targets, index)
-        return inputs, targets
-
-    def _check(self, inputs: ModelInputs, targets: Tensor | None, index: int) -> None:
         named = [("inputs", values) for values in tensors_of(inputs)]
         named += [] if targets is None else [("targets", targets)]
         for what, values in named:
@@ -253,6 +251,7 @@ class Batches:
                     f"the {what} of batch {index} hold values that are not finite (NaN or "
                     "infinite); clean the data first"
                 )
+        return inputs, targets
 
     def _cuts(self, batch: Batch, most: int, start: int, stop: int | None) -> Iterator[Batch]:
         samples = self.size(batch[0])
@@ -265,11 +264,6 @@ class Batches:
         samples = min(samples, self.size(inputs) - start)
         part = each(inputs, lambda x: x.narrow(self._dim, start, samples))
         return part, None if targets is None else targets[start : start + samples]
-
-    def _compare(self, checksums: list[int], index: int) -> None:
-        known = self._checksums
-        if known is not None and (index >= len(known) or checksums[index] != known[index]):
-            raise _differs(index)
 
 
 class NamedPair(tuple[Inputs, Tensor]):

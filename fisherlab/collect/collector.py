@@ -245,7 +245,12 @@ class Collector:
         for name, calls in seen.items():
             pairs = [(call, call.gradients(next(gradients), count)) for call in calls]
             g = self._outputs(batches[name], name, kind, pairs, samples)
-            self._require_vectors(name, g, index)
+            if g.shape[2] > 1 and name in self.vectors:
+                raise InputError(
+                    f"layer {name!r} has one position a sample in the first samples and {g.shape[2]} in batch "
+                    f"{index}, for which Kronecker accumulation is not right; put a batch of the longest "
+                    "length first, or use method='per-sample'"
+                )
             if first:  # a function without a slope spoils all columns
                 require_finite_gradients(name, g, index)
             found[name] = batches[name].part({kind: g}, False)
@@ -343,15 +348,6 @@ class Collector:
                 f"the mask of layer {name!r} hides positions that the loss depends on; leave them in"
             )
         return g.masked_fill(~valid, 0.0)
-
-    def _require_vectors(self, name: str, g: Tensor, index: int) -> None:
-        """Refuses several positions of a layer that is summed as one with a single position."""
-        if g.shape[2] > 1 and name in self.vectors:
-            raise InputError(
-                f"layer {name!r} has one position a sample in the first samples and {g.shape[2]} in batch "
-                f"{index}, for which Kronecker accumulation is not right; put a batch of the longest length "
-                "first, or use method='per-sample'"
-            )
 
     def _look(self) -> PassSizes:
         """Reads a few samples: how each layer is to be read, and sizes."""

@@ -245,13 +245,8 @@ def _keep(
         return
     slope = None if view.activation is None else slope_of(view.activation, output)
     edge = torch.autograd.graph.get_gradient_edge(output)
-    seen[view.name].append(
-        LayerCall(x.detach(), output.detach() if outputs else _shape_only(output), edge, slope)
-    )
-
-
-def _shape_only(output: Tensor) -> Tensor:
-    return output.new_empty(()).expand(output.shape)
+    kept = output.detach() if outputs else output.new_empty(()).expand(output.shape)
+    seen[view.name].append(LayerCall(x.detach(), kept, edge, slope))
 
 
 def layerwise_draws(kind: str) -> int:
@@ -369,7 +364,15 @@ def _above_others(edges: Sequence[Any]) -> list[int]:
 
 def inputs_of(view: LayerView, calls: Sequence[LayerCall], samples: int, batch_dim: int) -> Inputs | Patches:
     """The inputs of a layer's calls, the positions of one after those of another: a [n, t, G·d]."""
-    return _side_by_side([view.to_inputs(call, samples, batch_dim) for call in calls])
+    found = [view.to_inputs(call, samples, batch_dim) for call in calls]
+    first = found[0]
+    if len(found) == 1:
+        return first
+    dense = [a.unfolded() if isinstance(a, Patches) else a for a in found]
+    if isinstance(first, OneHot):
+        indices = [a.indices for a in dense if isinstance(a, OneHot)]
+        return OneHot(torch.cat(indices, dim=1), first.size, first.dtype)
+    return torch.cat([a for a in dense if isinstance(a, Tensor)], dim=1)
 
 
 def outputs_of(
@@ -378,14 +381,3 @@ def outputs_of(
     """Tensors [c, …] shaped as the outputs of a layer's calls, likewise: g [c, n, t, m]."""
     pieces = [view.to_outputs(g, call, samples, batch_dim) for call, g in calls]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
-
-
-def _side_by_side(calls: list[Inputs | Patches]) -> Inputs | Patches:
-    first = calls[0]
-    if len(calls) == 1:
-        return first
-    calls = [a.unfolded() if isinstance(a, Patches) else a for a in calls]
-    if isinstance(first, OneHot):
-        indices = [a.indices for a in calls if isinstance(a, OneHot)]
-        return OneHot(torch.cat(indices, dim=1), first.size, first.dtype)
-    return torch.cat([a for a in calls if isinstance(a, Tensor)], dim=1)

@@ -174,28 +174,18 @@ class Looker:
         samples = len(outputs)
         patterns = list(_separating_sets(samples)) or [_half_silent(samples)]
         for place, quiet in enumerate(patterns if pairs else patterns[:_ALL]):
-            found = self._backward(layers, seen, outputs, _random_column(outputs, quiet), keep=True)
+            column = _random_column(outputs, quiet)
+            at_calls, by_parameter = self._backward(layers, seen, outputs, column, keep=True)
             for name, view in layers.items():
-                reason = self._why_wrong(view, seen[name], *found, quiet, sums=place < _ALL)
+                calls, found = seen[name], at_calls[name]
+                if place < _ALL:  # sums too
+                    own = {parameter: by_parameter[parameter] for parameter in view.parameters}
+                    reason = why_not(view, calls, None, found, own, samples, self.batch_dim, quiet)
+                else:
+                    mixed = is_mixed(view, calls, found, quiet, samples, self.batch_dim)
+                    reason = MIXED if mixed else ""
                 if reason:
                     raise _not_right(name, index, reason)
-
-    def _why_wrong(
-        self,
-        view: LayerView,
-        calls: Sequence[LayerCall],
-        at_calls: Mapping[str, list[Tensor | None]],
-        by_parameter: Mapping[str, Tensor | None],
-        silent: Tensor,
-        *,
-        sums: bool,
-    ) -> str:
-        """Why a column shows that a view is not right, or an empty text; with `sums` its sums too."""
-        gradients, samples = at_calls[view.name], len(silent)
-        if not sums:
-            return MIXED if is_mixed(view, calls, gradients, silent, samples, self.batch_dim) else ""
-        own = {name: by_parameter[name] for name in view.parameters}
-        return why_not(view, calls, None, gradients, own, samples, self.batch_dim, silent)
 
     def require_own(self, layers: Mapping[str, LayerView], look: Look) -> None:
         """Calls the model with the samples of a look again, and in parts, which must give the same outputs.

@@ -24,20 +24,8 @@ def require_finite_weights(model: nn.Module) -> None:
             )
 
 
-def require_own_rows(whose: str, a: Inputs | Patches, other: Inputs | Patches) -> None:
-    """Refuse rows that do not each belong to one sample (`InputError`).
-
-    Args:
-        whose: who has the rows.
-        a: the rows of a few samples.
-        other: those of the same batch with sample 0 replaced by sample 1.
-    """
-    if not own_rows(a, other):
-        raise _mixes(whose)
-
-
 def own_rows(a: Inputs | Patches, other: Inputs | Patches) -> bool:
-    """Whether rows are those of `other` where sample 0 is replaced by sample 1 there."""
+    """Whether rows each belong to one sample: `other` are those of a batch with sample 0 replaced by 1."""
     a, other = map(numbers_of, (a, other))
     if a.shape != other.shape:
         return False
@@ -92,8 +80,9 @@ def require_own_outputs(
             a, swapped = (inputs_of(view, own, samples, batch_dim) for own in calls)
         except (RuntimeError, ValueError, IndexError):  # not called, or no rows of samples at all
             continue
-        require_own_rows(f"layer {name!r} sees", a, swapped)
-    require_own_rows("the model gives", found[0].detach(), other[0].detach())
+        if not own_rows(a, swapped):
+            raise _mixes(f"layer {name!r} sees")
+    raise _mixes("the model gives")
 
 
 def require_no_reentrant_checkpoint(outputs: Tensor) -> None:

@@ -129,7 +129,11 @@ def activations_from(outputs: Sequence[Tensor], edges: Mapping[Call, Any]) -> di
     """
     places = {name: (edge.node, edge.output_nr) for name, edge in edges.items()}
     roots = [(output.grad_fn, output.output_nr) for output in outputs if output.grad_fn is not None]
-    consumers = _consumers([node for node, _ in roots], set(places.values()))
+    consumers: dict[tuple[Any, int], list[Any]] = {place: [] for place in places.values()}
+    for node in nodes_behind(node for node, _ in roots):
+        for place, edge in enumerate(node.next_functions):
+            if edge in consumers:
+                consumers[edge].append((node, place))
     return {
         call: _activation_of(consumers[place]) if consumers[place] or place in roots else None
         for call, place in places.items()
@@ -154,15 +158,6 @@ def nodes_behind(roots: Iterable[Any], stop: Callable[[Any], bool] | None = None
             if child is not None and child not in seen:
                 seen.add(child)
                 stack.append(child)
-
-
-def _consumers(roots: list[Any], wanted: set[tuple[Any, int]]) -> dict[tuple[Any, int], list[Any]]:
-    found: dict[tuple[Any, int], list[Any]] = {edge: [] for edge in wanted}
-    for node in nodes_behind(roots):
-        for place, edge in enumerate(node.next_functions):
-            if edge in found:
-                found[edge].append((node, place))
-    return found
 
 
 def _activation_of(consumers: list[tuple[Any, int]]) -> Activation:

@@ -76,13 +76,13 @@ def symmetric_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         NumericalError: an entry is not finite, or the decomposition does not converge in float64.
     """
-    known = _known.get()
-    if known is None or matrix.ndim != 2:
+    remembered = _remembered.get()
+    if remembered is None or matrix.ndim != 2:
         return _fresh_eigh(matrix)
-    return known.eigh(matrix)
+    return remembered.eigh(matrix)
 
 
-class _Known:
+class _Remembered:
     """The latest eigendecompositions up to a number of bytes, and the range of the latest of low rank."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class _Known:
         return sum(vectors.numel() * vectors.element_size() for _, vectors in self._found.values())
 
 
-_known: ContextVar[_Known | None] = ContextVar("eigenvectors", default=None)
+_remembered: ContextVar[_Remembered | None] = ContextVar("eigenvectors", default=None)
 
 
 @contextmanager
@@ -110,11 +110,11 @@ def eigenvectors_kept() -> Iterator[None]:
 
     Of matrices with one range of low rank it is looked for once too.
     """
-    token = _known.set(_Known())
+    token = _remembered.set(_Remembered())
     try:
         yield
     finally:
-        _known.reset(token)
+        _remembered.reset(token)
 
 
 def _fresh_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,16 +134,16 @@ def _without_rounding(values: Tensor) -> Tensor:
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    known = _known.get()
-    space = None if known is None else known.space
+    remembered = _remembered.get()
+    space = None if remembered is None else remembered.space
     if space is None or not _fits(matrix, *space):
         found = find_range(matrix)
         if found is None:
             values, vectors = torch.linalg.eigh(matrix)
             return values, vectors
         space = found.whole_basis(), len(found.scales)
-        if known is not None:
-            known.space = space
+        if remembered is not None:
+            remembered.space = space
     return range_eigh(matrix, *space)
 
 
