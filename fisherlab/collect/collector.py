@@ -7,7 +7,7 @@ formed. Whole samples are cut so that a batch stays under the memory limit.
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -247,9 +247,9 @@ class Collector:
             g = self._outputs(batches[name], name, kind, pairs, samples)
             if g.shape[2] > 1 and name in self.vectors:
                 raise InputError(
-                    f"layer {name!r} has one position a sample in the first samples and {g.shape[2]} in batch "
-                    f"{index}, for which Kronecker accumulation is not right; put a batch of the longest "
-                    "length first, or use method='per-sample'"
+                    f"layer {name!r} has one position a sample in the first samples and {g.shape[2]} in "
+                    f"batch {index}, for which Kronecker accumulation is not right; put a batch of the "
+                    "longest length first, or use method='per-sample'"
                 )
             if first:  # a function without a slope spoils all columns
                 require_finite_gradients(name, g, index)
@@ -368,10 +368,11 @@ class Collector:
             self.leave_out(self._reading.left_out, stacklevel=5)
             self.remarks = self._reading.remarks
             self.layers = self.layers.read_as(self._reading.views, self.remarks)
-            self.activations = {
-                name: _named(self.layers[name].activation, found)
-                for name, found in find_activations(first.outputs, first.seen).items()
-            }
+            self.activations: dict[str, Activation] = {}
+            for name, found in find_activations(first.outputs, first.seen).items():
+                given = self.layers[name].activation
+                kinds = dict.fromkeys(a.name for a in found) if given is None else [given]
+                self.activations[name] = Activation(", ".join(kinds), "" if given else found[0].reason)
         return PassSizes(
             self.layers,
             torch.finfo(self.dtype).bits // 8,
@@ -395,9 +396,3 @@ class Collector:
     def _move(self, values: Tensor) -> Tensor:
         dtype = self.dtype if values.is_floating_point() else None
         return values.to(device=self.device, dtype=dtype)
-
-
-def _named(given: str | None, found: Sequence[Activation]) -> Activation:
-    """The activation of a layer by name alone: the one that the user gave, or those after its calls."""
-    kinds = list(dict.fromkeys(a.name for a in found)) if given is None else [given]
-    return Activation(", ".join(kinds), "" if given else found[0].reason)

@@ -139,14 +139,6 @@ class LayerView(BlockShape):
         """The full names of the parameters in the block."""
         return tuple(name for name in (self.weight, self.bias) if name is not None)
 
-    def with_activation(self, activation: str) -> "LayerView":
-        """The same block with the activation that follows it named."""
-        return replace(self, activation=activation)
-
-    def with_mask(self, mask: Mask) -> "LayerView":
-        """The same block with a mask of its positions."""
-        return replace(self, mask=mask)
-
     def made_of_gradients(self) -> "LayerView":
         """The same block with a and g from the samples' gradients."""
         one_hot = self.groups == 1 and self.inputs > 1

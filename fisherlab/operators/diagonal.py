@@ -30,6 +30,7 @@ class DiagonalOperator(LinearOperator):
     """
 
     structure: ClassVar[int] = 0
+    pair_symmetric = True
 
     def __init__(self, matrix: Tensor):
         (matrix,) = alike("the diagonal of an operator", matrix)
@@ -37,11 +38,6 @@ class DiagonalOperator(LinearOperator):
             raise InputError(f"a diagonal block is a matrix [m, d], not {list(matrix.shape)}.")
         super().__init__(matrix.shape[0], matrix.shape[1], matrix.dtype, matrix.device)
         self.matrix = matrix
-
-    @property
-    def pair_symmetric(self) -> bool:
-        """True."""
-        return True
 
     def apply(self, X: Tensor) -> Tensor:
         """S ∘ X."""

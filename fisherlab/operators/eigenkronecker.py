@@ -47,6 +47,7 @@ class EigenKroneckerOperator(LinearOperator):
     """
 
     structure: ClassVar[int] = 2
+    pair_symmetric = True
 
     def __init__(self, U_A: Tensor | None, U_B: Tensor | None, S: Tensor):
         U_A, U_B, S = alike("the bases and eigenvalues of an operator", U_A, U_B, S)
@@ -62,11 +63,6 @@ class EigenKroneckerOperator(LinearOperator):
         self.U_A = U_A
         self.U_B = U_B
         self.S = S
-
-    @property
-    def pair_symmetric(self) -> bool:
-        """True."""
-        return True
 
     def apply(self, X: Tensor) -> Tensor:
         """U_B [S ∘ (U_Bᵀ X U_A)] U_Aᵀ."""

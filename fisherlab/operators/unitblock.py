@@ -37,6 +37,7 @@ class UnitBlockOperator(LinearOperator):
     """
 
     structure: ClassVar[int] = 3
+    pair_symmetric = True
 
     def __init__(self, blocks: Tensor):
         (blocks,) = alike("the blocks of an operator", blocks)
@@ -44,11 +45,6 @@ class UnitBlockOperator(LinearOperator):
             raise InputError(f"the blocks are [m, d, d], not {list(blocks.shape)}.")
         super().__init__(blocks.shape[0], blocks.shape[1], blocks.dtype, blocks.device)
         self.blocks = blocks
-
-    @property
-    def pair_symmetric(self) -> bool:
-        """True."""
-        return True
 
     def apply(self, X: Tensor) -> Tensor:
         """Row j of the result is block_j X[j]."""
