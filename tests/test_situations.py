@@ -6,7 +6,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "situations.md"
-FILES = ("collect/test_door.py", "optim/test_rows.py", "optim/test_passes.py", "optim/test_life.py")
+FILES = ("collect/test_agreement.py", "optim/test_rows.py", "optim/test_passes.py", "optim/test_life.py")
 
 
 def names_in(path: Path) -> set[str]:

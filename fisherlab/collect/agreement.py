@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from fisherlab.collect.batches import is_finite
-from fisherlab.collect.hooks import Seen, inputs_of, outputs_of
+from fisherlab.collect.hooks import inputs_of, outputs_of
 from fisherlab.collect.refusals import own_rows, rounding
 from fisherlab.gradients.inputs import Inputs, squared_norms, weighted_sum
 from fisherlab.gradients.patches import Patches
-from fisherlab.layers import LayerView
+from fisherlab.layers import LayerCall, LayerView
 from fisherlab.linalg.numerics import spans
 
-_CHUNK_BYTES = 32 * 2**20
+_CHUNK_BYTES = 32 * 2**20  # of patches that are unfolded at a time: a choice, a few pieces for a look
 _SINGLE = torch.finfo(torch.float32).eps
 
 NOT_ONE_SAMPLE = "the rows that it sees do not each belong to one sample"
@@ -33,8 +33,8 @@ USED_ELSEWHERE = (
 
 def why_not(
     view: LayerView,
-    calls: Sequence[Seen],
-    other: Sequence[Seen] | None,
+    calls: Sequence[LayerCall],
+    other: Sequence[LayerCall] | None,
     gradients: Sequence[Tensor | None],
     by_parameter: Mapping[str, Tensor | None],
     samples: int,
@@ -65,7 +65,7 @@ def why_not(
     if not all(is_finite(_without_zeros(g)) for g in arrived):
         return NOT_FINITE
     try:
-        a = inputs_of(view, [call.use for call in calls], samples, batch_dim)
+        a = inputs_of(view, calls, samples, batch_dim)
         g = _outputs(view, calls, gradients, samples, batch_dim)
     except (RuntimeError, ValueError, IndexError, TypeError):
         shapes = " and ".join(dict.fromkeys(str(list(call.output.shape)) for call in calls))
@@ -89,7 +89,7 @@ def why_not(
 
 def is_mixed(
     view: LayerView,
-    calls: Sequence[Seen],
+    calls: Sequence[LayerCall],
     gradients: Sequence[Tensor | None],
     silent: Tensor,
     samples: int,
@@ -117,13 +117,14 @@ def close(found: Tensor, expected: Tensor, scale: float) -> bool:
 
 def _outputs(
     view: LayerView,
-    calls: Sequence[Seen],
+    calls: Sequence[LayerCall],
     gradients: Sequence[Tensor | None],
     samples: int,
     batch_dim: int,
 ) -> Tensor:
     """What came back to the calls as g [n, t, m]."""
-    pairs = [(call.use, _known(g, call).unsqueeze(0)) for call, g in zip(calls, gradients, strict=True)]
+    found = (None if g is None else g.detach().unsqueeze(0) for g in gradients)
+    pairs = [(call, call.gradients(g)) for call, g in zip(calls, found, strict=True)]
     return outputs_of(view, pairs, samples, batch_dim)[0]
 
 
@@ -136,15 +137,15 @@ def _is_mixed(g: Tensor, silent: Tensor) -> bool:
 
 def _own_rows(
     view: LayerView,
-    calls: Sequence[Seen],
-    other: Sequence[Seen],
+    calls: Sequence[LayerCall],
+    other: Sequence[LayerCall],
     a: Inputs | Patches,
     samples: int,
     batch_dim: int,
 ) -> bool:
     if [call.output.shape for call in calls] != [call.output.shape for call in other]:
         return False
-    if not own_rows(a, inputs_of(view, [call.use for call in other], samples, batch_dim)):
+    if not own_rows(a, inputs_of(view, other, samples, batch_dim)):
         return False
     if view.weight is not None and not view.vector:
         return True
@@ -160,8 +161,9 @@ def agree(view: LayerView, a: Inputs | Patches, g: Tensor, expected: Tensor, ent
     dtype = torch.promote_types(g.dtype, torch.float32)
     total, squares = torch.zeros(expected.shape, dtype=torch.float64, device=g.device), 0.0
     for part, rows in _pieces(a, g, dtype):
-        groups = zip(_groups(part, view.groups), rows.chunk(view.groups, -1), strict=True)
-        total += torch.cat([weighted_sum(own[None], inputs)[0] for inputs, own in groups])
+        by_group: Sequence[Inputs] = part.chunk(view.groups, -1) if isinstance(part, Tensor) else [part]
+        pairs = zip(by_group, rows.chunk(view.groups, -1), strict=True)
+        total += torch.cat([weighted_sum(own[None], inputs)[0] for inputs, own in pairs])
         squares += float((squared_norms(part) * rows.square().sum(-1)).double().sum())
     return close(total, expected, max(math.sqrt(squares), entering))
 
@@ -175,14 +177,6 @@ def _pieces(a: Inputs | Patches, g: Tensor, dtype: torch.dtype) -> Iterator[tupl
     for start, stop in spans(len(g), positions * width * g.element_size(), _CHUNK_BYTES):
         part = replace(a, images=a.images[start:stop])
         yield part.unfolded().to(dtype), g[start:stop].to(dtype)
-
-
-def _groups(a: Inputs, groups: int) -> Sequence[Inputs]:
-    return [a] if groups == 1 or not isinstance(a, Tensor) else a.chunk(groups, -1)
-
-
-def _known(gradient: Tensor | None, call: Seen) -> Tensor:
-    return call.output.new_zeros(call.output.shape) if gradient is None else gradient.detach()
 
 
 def _dense(view: LayerView, name: str, gradient: Tensor | None) -> Tensor:

@@ -1,29 +1,33 @@
 """The `data` argument of the public functions as batches of tensors, the same on every pass."""
 
 import hashlib
-import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fisherlab.collect.forms import (
+    Batch,
+    ModelInputs,
+    described,
+    is_no_batches,
+    is_pair,
+    split,
+    tensors_of,
+    way_out,
+    why_no_numbers,
+)
 from fisherlab.datasets.dataset import Dataset, Inputs
 from fisherlab.errors import FisherlabError, InputError, InputTypeError, whole_number
 from fisherlab.layers import Mask
 
-ModelInputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
-"""What a model is called with: `model(x)`, `model(*x)` or `model(**x)`."""
-
-Batch = tuple[ModelInputs, Tensor | None]
-
 Form = tuple[tuple[int, ...], ...]
 """The shapes of one sample's inputs."""
 
-_FORMS, _PAIR = 64, 2  # shapes of which samples are kept, and how many samples
-_SHOWN = 4  # parts of a batch that an error names
+_FORMS = 64  # shapes of which samples are kept before a pass: a choice, of which each costs a look
+_PAIR = 2  # samples of each: what a look needs
 
 
 def called(model: Callable[..., Any], inputs: ModelInputs) -> Any:
@@ -75,13 +79,6 @@ def each(inputs: ModelInputs, change: Callable[[Tensor], Tensor]) -> Any:
     return tuple(change(value) for value in inputs)
 
 
-def tensors_of(inputs: ModelInputs) -> tuple[Tensor, ...]:
-    """The tensors of the inputs."""
-    if isinstance(inputs, Tensor):
-        return (inputs,)
-    return tuple(inputs.values() if isinstance(inputs, dict) else inputs)
-
-
 class Batches:
     """`(inputs, targets)` tensors, or an iterable of such batches, repeatable and checked.
 
@@ -96,11 +93,11 @@ class Batches:
 
     def __init__(self, data: Any, samples_dim: int = 0) -> None:
         self._dim = whole_number("batch_dim", samples_dim, "the dimension that counts samples")
-        self._tensors = isinstance(data, (Tensor, Mapping)) or _is_pair(data)
-        if not self._tensors and (not isinstance(data, Iterable) or _is_no_batches(data)):
+        self._tensors = isinstance(data, (Tensor, Mapping)) or is_pair(data)
+        if not self._tensors and (not isinstance(data, Iterable) or is_no_batches(data)):
             raise InputTypeError(
                 "data must be a pair (inputs, targets) of tensors or an iterable of such batches (a "
-                f"DataLoader), not {_described(data)}{_way_out(data)}"
+                f"DataLoader), not {described(data)}{way_out(data)}"
             )
         self._data = data
         self._checksums: list[int] | None = None
@@ -145,13 +142,15 @@ class Batches:
                 not finite, or a second pass differs from the first.
         """
         if self._tensors:
-            yield from self._cuts(self._split(self._data, 0), most, start, stop)
+            yield from self._cuts(split(self._data, 0), most, start, stop)
             return
         checksums: list[int] = []
         count = 0
         for index, batch in enumerate(self._raw()):
             checksums.append(_checksum(batch))
-            self._compare(checksums, index)
+            known = self._checksums
+            if known is not None and known[index : index + 1] != checksums[index:]:
+                raise _differs(index)
             yield from self._cuts(batch, most, start - count, None if stop is None else stop - count)
             count += self.size(batch[0])
         if not count:
@@ -184,7 +183,7 @@ class Batches:
         """A hash of all values, in hexadecimal; empty for a generator that is not read to its end yet."""
         checksums = self._checksums
         if self._tensors:
-            checksums = [_checksum(self._split(self._data, 0))]
+            checksums = [_checksum(split(self._data, 0))]
         elif checksums is None and not isinstance(self._data, _Rest):
             with torch.random.fork_rng([]):
                 checksums = [_checksum(batch) for batch in self._raw()]
@@ -192,7 +191,7 @@ class Batches:
 
     def _raw(self) -> Iterator[Batch]:
         if self._tensors:
-            yield self._split(self._data, 0)
+            yield split(self._data, 0)
             return
         if isinstance(self._data, _Rest):
             if self._started:
@@ -216,27 +215,11 @@ class Batches:
 
     def _checked(self, batch: Any, index: int) -> Batch:
         """A batch as it was given, of tensors that belong together; it may be empty."""
-        inputs, targets = self._split(batch, index)
-        self._check(inputs, targets, index)
-        return inputs, targets
-
-    def _split(self, batch: Any, index: int) -> Batch:
-        if isinstance(batch, Tensor) or (isinstance(batch, Mapping) and _are_inputs(batch)):
-            return _plain(batch), None
-        if _is_pair(batch):
-            return _plain(batch[0]), batch[1]
-        if isinstance(batch, (tuple, list)) and len(batch) == 1 and _are_inputs(batch[0]):
-            return _plain(batch[0]), None
-        raise InputTypeError(
-            f"batch {index} of the data is {_described(batch)}; each must be a pair (inputs, targets) of "
-            f"torch tensors{_way_out(batch)}"
-        )
-
-    def _check(self, inputs: ModelInputs, targets: Tensor | None, index: int) -> None:
+        inputs, targets = split(batch, index)
         named = [("inputs", values) for values in tensors_of(inputs)]
         named += [] if targets is None else [("targets", targets)]
         for what, values in named:
-            trouble = _no_numbers(values)
+            trouble = why_no_numbers(values)
             if trouble:
                 raise InputTypeError(f"the {what} of batch {index} are {trouble}")
         samples = None
@@ -268,6 +251,7 @@ class Batches:
                     f"the {what} of batch {index} hold values that are not finite (NaN or "
                     "infinite); clean the data first"
                 )
+        return inputs, targets
 
     def _cuts(self, batch: Batch, most: int, start: int, stop: int | None) -> Iterator[Batch]:
         samples = self.size(batch[0])
@@ -280,11 +264,6 @@ class Batches:
         samples = min(samples, self.size(inputs) - start)
         part = each(inputs, lambda x: x.narrow(self._dim, start, samples))
         return part, None if targets is None else targets[start : start + samples]
-
-    def _compare(self, checksums: list[int], index: int) -> None:
-        known = self._checksums
-        if known is not None and (index >= len(known) or checksums[index] != known[index]):
-            raise _differs(index)
 
 
 class NamedPair(tuple[Inputs, Tensor]):
@@ -333,85 +312,6 @@ def is_finite(values: Tensor) -> bool:
     if not values.is_floating_point():
         return True
     return bool(torch.isfinite(values.sum(dtype=torch.float64)))
-
-
-def _is_pair(data: Any) -> bool:
-    return (
-        isinstance(data, (tuple, list))
-        and len(data) == 2
-        and _are_inputs(data[0])
-        and (data[1] is None or isinstance(data[1], Tensor))
-    )
-
-
-def _are_inputs(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return True
-    values = value.values() if isinstance(value, Mapping) else value
-    several = isinstance(value, (tuple, list, Mapping)) and len(value) > 0
-    return several and all(isinstance(v, Tensor) for v in values)
-
-
-def _is_no_batches(data: Any) -> bool:
-    """Whether what can be iterated holds no batches: a text, an array, half a pair, a triple of tensors."""
-    if not isinstance(data, (tuple, list)):
-        return isinstance(data, (str, bytes, os.PathLike, nn.Module)) or _is_array(data)
-    several = isinstance(data, tuple) and len(data) > 2 and all(isinstance(x, Tensor) for x in data)
-    half = len(data) == 2 and any(isinstance(x, Tensor) for x in data) and not all(map(_are_inputs, data))
-    return several or half or any(map(_is_array, data))
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array__") and not isinstance(value, Tensor)
-
-
-def _described(batch: Any) -> str:
-    """What a batch is, with the types of its parts."""
-    if batch is None:
-        return "None"
-    if not isinstance(batch, (tuple, list, Mapping)):
-        return f"a {type(batch).__name__}"
-    parts = (
-        [f"{key}: {_type(batch[key])}" for key in batch] if isinstance(batch, Mapping) else map(_type, batch)
-    )
-    shown = list(islice(parts, _SHOWN))
-    return f"a {type(batch).__name__} ({', '.join(shown)}{', …' if len(batch) > _SHOWN else ''})"
-
-
-def _type(value: Any) -> str:
-    return "None" if value is None else type(value).__name__
-
-
-def _way_out(batch: Any) -> str:
-    """What to do about a batch of another form, where that can be told."""
-    parts = batch.values() if isinstance(batch, Mapping) else batch
-    parts = list(parts) if isinstance(batch, (tuple, list, Mapping)) else [batch]
-    if any(map(_is_array, parts)):
-        return "; convert arrays with torch.from_numpy(x)"
-    if isinstance(batch, (str, os.PathLike)):
-        return "; load the file first"
-    if len(parts) > 2 and all(isinstance(part, Tensor) for part in parts):
-        return "; several inputs are given as ((x1, x2), targets), batches as a list, and weights not at all"
-    return ""
-
-
-def _no_numbers(values: Tensor) -> str:
-    """Why a tensor does not hold its numbers one after another, with the way out; or an empty text."""
-    if values.is_nested:
-        return "a nested tensor; pad it, with torch.nested.to_padded_tensor(x, 0.0)"
-    if values.layout != torch.strided:
-        return "a sparse tensor; give a dense one, x.to_dense()"
-    if values.is_quantized:
-        return "a quantized tensor; give x.dequantize()"
-    if values.is_meta:
-        return "on the meta device, which holds no numbers; give them on the CPU"
-    return ""
-
-
-def _plain(inputs: Any) -> ModelInputs:
-    if isinstance(inputs, Tensor):
-        return inputs
-    return dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
 
 
 def hash_of(tensors: Mapping[str, Tensor]) -> str:

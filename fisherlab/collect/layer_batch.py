@@ -1,4 +1,4 @@
-"""What one batch gave one layer, and which half of the data its samples are in."""
+"""What one batch gave one layer: which positions count, and which half of the data its samples are in."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -7,10 +7,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fisherlab.gradients.inputs import Inputs
+from fisherlab.collect.forms import ModelInputs
+from fisherlab.errors import InputError
+from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.gradients.patches import Patches
+from fisherlab.layers import LayerView
 
-_COINS = 4096
+_COINS = 4096  # a generator's, kept together: a choice; another number gives other halves
 
 
 class LayerBatch:
@@ -158,3 +161,51 @@ def half_of(start: int, count: int) -> Tensor:
 @lru_cache(maxsize=64)
 def _coins(block: int) -> Tensor:
     return torch.randint(2, (_COINS,), generator=torch.Generator().manual_seed(block), device="cpu")
+
+
+def valid_positions(view: LayerView, inputs: ModelInputs, a: Inputs | Patches) -> Tensor | None:
+    """The positions of a layer that count: those of its own mask, and indices that are no padding."""
+    valid = None
+    if view.mask is not None and not view.vector:  # a norm's sums have no positions left
+        valid = mask_of(view, inputs)
+        if valid.shape != a.shape[:2]:
+            raise InputError(
+                f"the mask of layer {view.name!r} has shape {list(valid.shape)}; it must be a bool for each "
+                f"sample and position, {list(a.shape[:2])}"
+            )
+    if isinstance(a, OneHot) and a.masked:
+        return a.indices >= 0 if valid is None else valid & (a.indices >= 0)
+    return valid
+
+
+def mask_of(view: LayerView, inputs: ModelInputs) -> Tensor:
+    """What a layer's mask gives for these inputs, a bool tensor.
+
+    Raises:
+        InputError: where it raises any exception, or gives anything else.
+    """
+    assert view.mask is not None
+    try:
+        valid = view.mask(inputs)
+    except Exception as error:
+        raise InputError(
+            f"the mask of layer {view.name!r} fails on the model's inputs ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+        given = f"a tensor of {valid.dtype}" if isinstance(valid, Tensor) else type(valid).__name__
+        raise InputError(
+            f"the mask of layer {view.name!r} gives {given}; it must be a bool for each sample and position, "
+            "a tensor [n, t]"
+        )
+    return valid
+
+
+def masked(a: Inputs | Patches, valid: Tensor | None) -> Inputs | Patches:
+    """The inputs with zeros where positions do not count."""
+    if valid is None:
+        return a
+    if isinstance(a, Patches):
+        a = a.unfolded()
+    if isinstance(a, OneHot):
+        return OneHot(a.indices.masked_fill(~valid, -1), a.size, a.dtype)
+    return a * valid.unsqueeze(-1)

@@ -1,9 +1,4 @@
-"""The first look: how each layer is to be read so that its block is that of its parameters, or why it cannot.
-
-A layer is taken as it is declared where that agrees with autograd (`fisherlab.collect.agreement`); else with
-another dimension that counts samples; else, where its calls do not depend on the samples, with their outputs
-expanded over them; else by its parameters' gradients, sample by sample; and else it is left out.
-"""
+"""A look at a model with a few samples: what its layers see, and what comes back to calls and parameters."""
 
 import math
 import random
@@ -11,7 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.collect.agreement import MIXED, NOT_FINITE, came_back, close, is_mixed, why_not
-from fisherlab.collect.batches import ModelInputs, each, outputs_of_model
-from fisherlab.collect.hooks import Seen, backward, capture
+from fisherlab.collect.batches import each, outputs_of_model
+from fisherlab.collect.forms import ModelInputs
+from fisherlab.collect.hooks import backward, capture
 from fisherlab.collect.refusals import (
     node_names,
     not_finite,
@@ -30,23 +26,17 @@ from fisherlab.collect.refusals import (
     require_own_outputs,
     require_same_outputs,
 )
-from fisherlab.collect.sample_gradients import SampleGradients
 from fisherlab.errors import FisherlabError, InputError, InputTypeError
-from fisherlab.layers import LayerView
+from fisherlab.layers import LayerCall, LayerView
 
-_SEED = 20240229
-_FEW = 2
-_CHANCES = 64  # calls of a model that draws random numbers
-_ALL = 2  # patterns of silent samples that together leave out none
+FEW = 2  # samples of the first look: the fewest of which one can stand in another's place
+_SEED = 20240229  # of the looks' own columns and silent samples: any number, always the same
+# Calls of a model that draws random numbers: one that half of its draws lead astray passes once in 2^64.
+_CHANCES = 64
+_ALL = 2  # patterns of silent samples that together leave out none: a set and its complement
 
 _MOVING = re.compile("^(Index|Gather|Scatter|Masked(Scatter|Select)|Sort|Take|Flip|Roll|PackPadded)")
 _PLAIN = re.compile(r"(Backward\d+|^torch::autograd::\w+|AccumulateGrad|CppFunction)$")
-
-UNCHECKED = (
-    "no gradient came back to it in the first {samples} samples, so its inputs and gradients could not be "
-    "checked against the parameters"
-)
-UNEVEN = "it sees other numbers of rows of some samples than of others"
 
 
 @dataclass
@@ -71,8 +61,8 @@ class Look:
     silent: Tensor
     column: Tensor
     outputs: Tensor
-    seen: Mapping[str, list[Seen]]
-    other: Mapping[str, list[Seen]] | None
+    seen: Mapping[str, list[LayerCall]]
+    other: Mapping[str, list[LayerCall]] | None
     gradients: Mapping[str, list[Tensor | None]]
     by_parameter: Mapping[str, Tensor | None]
     more: "Sequence[tuple[Tensor, Mapping[str, list[Tensor | None]]]]"
@@ -100,21 +90,6 @@ class Look:
     def reaches(self, view: LayerView) -> bool:
         """Whether a path leads from the outputs to any of a layer's parameters."""
         return any(self.by_parameter[name] is not None for name in view.parameters)
-
-
-@dataclass
-class Settled:
-    """What a look decided.
-
-    Attributes:
-        views: how each layer is to be read.
-        left_out: the layers that are not, with the reason.
-        remarks: for layers that are made of samples' gradients, or could not be checked, the reason.
-    """
-
-    views: dict[str, LayerView] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    remarks: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,20 +136,20 @@ class Looker:
         if swap and samples > 1:
             swapped, other = self._forward(layers, each(inputs, self._second_twice), samples)
             require_own_outputs(layers, (outputs, seen), (swapped, other), samples, self.batch_dim)
-        silent = _some(samples)
+        silent = _half_silent(samples)
         more = []
-        if samples > _FEW and moves_rows(outputs):
-            for quiet in _every_pair(samples):
-                column = _column(outputs, quiet)
+        if samples > FEW and moves_rows(outputs):
+            for quiet in _separating_sets(samples):
+                column = _random_column(outputs, quiet)
                 more.append((quiet, self._backward(layers, seen, outputs, column, keep=True)[0]))
-        column = _column(outputs, silent)
+        column = _random_column(outputs, silent)
         at_calls, by_parameter = self._backward(layers, seen, outputs, column, keep=False)
         return Look(inputs, samples, silent, column, outputs, seen, other, at_calls, by_parameter, more)
 
     def require_right(
         self,
         layers: Mapping[str, LayerView],
-        seen: Mapping[str, list[Seen]],
+        seen: Mapping[str, list[LayerCall]],
         outputs: Tensor,
         index: int,
         *,
@@ -197,30 +172,20 @@ class Looker:
             NumericalError: where what comes back to a layer is not finite; names it.
         """
         samples = len(outputs)
-        patterns = list(_every_pair(samples)) or [_some(samples)]
+        patterns = list(_separating_sets(samples)) or [_half_silent(samples)]
         for place, quiet in enumerate(patterns if pairs else patterns[:_ALL]):
-            found = self._backward(layers, seen, outputs, _column(outputs, quiet), keep=True)
+            column = _random_column(outputs, quiet)
+            at_calls, by_parameter = self._backward(layers, seen, outputs, column, keep=True)
             for name, view in layers.items():
-                reason = self._why_wrong(view, seen[name], *found, quiet, sums=place < _ALL)
+                calls, found = seen[name], at_calls[name]
+                if place < _ALL:  # sums too
+                    own = {parameter: by_parameter[parameter] for parameter in view.parameters}
+                    reason = why_not(view, calls, None, found, own, samples, self.batch_dim, quiet)
+                else:
+                    mixed = is_mixed(view, calls, found, quiet, samples, self.batch_dim)
+                    reason = MIXED if mixed else ""
                 if reason:
                     raise _not_right(name, index, reason)
-
-    def _why_wrong(
-        self,
-        view: LayerView,
-        calls: Sequence[Seen],
-        at_calls: Mapping[str, list[Tensor | None]],
-        by_parameter: Mapping[str, Tensor | None],
-        silent: Tensor,
-        *,
-        sums: bool,
-    ) -> str:
-        """Why a column shows that a view is not right, or an empty text; with `sums` its sums too."""
-        gradients, samples = at_calls[view.name], len(silent)
-        if not sums:
-            return MIXED if is_mixed(view, calls, gradients, silent, samples, self.batch_dim) else ""
-        own = {name: by_parameter[name] for name in view.parameters}
-        return why_not(view, calls, None, gradients, own, samples, self.batch_dim, silent)
 
     def require_own(self, layers: Mapping[str, LayerView], look: Look) -> None:
         """Calls the model with the samples of a look again, and in parts, which must give the same outputs.
@@ -232,7 +197,7 @@ class Looker:
             InputError: where the outputs are others.
         """
         outputs, states = look.outputs.detach(), _random_states(look.outputs.device)
-        if look.samples <= _FEW:  # more samples are called in parts, which tells as much
+        if look.samples <= FEW:  # more samples are called in parts, which tells as much
             require_same_outputs(outputs, self._outputs(layers, look.inputs))
             drawn = states != _random_states(outputs.device)
             for _ in range(_CHANCES if drawn else 0):
@@ -263,7 +228,7 @@ class Looker:
         edges: list[Any] = [call.edge for calls in seen.values() for call in calls]
         if not edges:
             return True
-        column = _column(outputs, torch.zeros(len(outputs), dtype=torch.bool))
+        column = _random_column(outputs, torch.zeros(len(outputs), dtype=torch.bool))
         columns = torch.stack([column, column.flip(-1) + column.square()])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of slow ways of torch's: the pass itself says so
@@ -276,6 +241,7 @@ class Looker:
         apart = [found for _, found in backward(outputs, edges, columns, False, sys.maxsize)]
         expected = [None if own[0] is None else torch.cat(own) for own in zip(*apart, strict=True)]
         norms = [0.0 if g is None else float(torch.linalg.vector_norm(g.double())) for g in expected]
+        # what is zero but for rounding is a sum of terms of another gradient's size, and of many
         scale = 100 * math.sqrt(torch.finfo(outputs.dtype).eps) * max(norms)
         return all(
             g is own if g is None or own is None else close(g.double(), own, scale)
@@ -290,7 +256,7 @@ class Looker:
     def _backward(
         self,
         layers: Mapping[str, LayerView],
-        seen: Mapping[str, list[Seen]],
+        seen: Mapping[str, list[LayerCall]],
         outputs: Tensor,
         column: Tensor,
         *,
@@ -308,114 +274,9 @@ class Looker:
         at_calls = {name: [next(gradients) for _ in seen[name]] for name in layers}
         return at_calls, dict(zip(names, gradients, strict=True))
 
-    def settle(self, layers: Mapping[str, LayerView], looks: Sequence[Look]) -> Settled:
-        """How each layer is to be read, from looks at few and at more samples with the layers as declared."""
-        settled, reasons = Settled(dict(layers)), {}
-        for name in _in_order(layers, looks[0]):
-            view = layers[name]
-            if not any(look.reaches(view) for look in looks):
-                settled.left_out[name] = _why_unreached(name, looks)
-                del settled.views[name]
-                continue
-            told = any(look.tells(view) for look in looks)
-            reason = self.why_not(view, looks)
-            if reason == NOT_FINITE:
-                settled.left_out[name] = reason
-                del settled.views[name]
-                continue
-            if reason and told:
-                found, again = self._otherwise(view, settled.views, looks)
-                if found is not None:
-                    settled.views[name], looks, reason = found, again, ""
-            if reason:
-                reasons[name] = reason
-            elif not told:
-                settled.remarks[name] = UNCHECKED.format(samples=looks[-1].samples)
-        self._check_expanded(settled, looks, reasons)
-        self._by_gradients(settled, looks, reasons)
-        settled.views = {name: settled.views[name] for name in layers if name in settled.views}
-        settled.left_out = {name: settled.left_out[name] for name in layers if name in settled.left_out}
-        return settled
-
-    def why_not(self, view: LayerView, looks: Sequence[Look]) -> str:
-        """Why a view is not right in one of the looks, or an empty text."""
-        reason = next(filter(None, (look.why_not(view, self.batch_dim) for look in looks)), "")
-        return reason or ("" if self._even(view, looks) else UNEVEN)
-
-    def rows(self, view: LayerView, calls: Sequence[Seen], samples: int) -> list[int]:
-        """How many rows of each call one sample has."""
-        return [view.leading(call.use, samples, self.batch_dim) for call in calls]
-
-    def _even(self, view: LayerView, looks: Sequence[Look]) -> bool:
-        """Whether a sample has the same rows in every look."""
-        found = [self.rows(view, look.seen[view.name], look.samples) for look in looks]
-        return all(rows == found[0] for rows in found)
-
-    def _otherwise(
-        self, view: LayerView, views: Mapping[str, LayerView], looks: Sequence[Look]
-    ) -> tuple[LayerView | None, Sequence[Look]]:
-        """The layer with another dimension that counts samples, or expanded over them, and looks at it so."""
-        calls = looks[0].seen[view.name]
-        dimensions = range(max((call.output.dim() for call in calls), default=0))
-        for dim in dimensions:
-            candidate = replace(view, batch_dim=dim)
-            if candidate != view and not self.why_not(candidate, looks):
-                return candidate, looks
-        if calls and view.part is None and _is_constant(view.name, looks):
-            places = [dim for dim in dimensions if all(call.output.shape[dim] == 1 for call in calls)]
-            for dim in (*places, -1):
-                candidate = replace(view, expanded=dim, batch_dim=max(dim, 0))
-                again = self._again({**views, view.name: candidate}, looks)
-                if again and not self.why_not(candidate, again):
-                    return candidate, again
-        return None, looks
-
-    def _again(self, views: Mapping[str, LayerView], looks: Sequence[Look]) -> list[Look]:
-        """The same looks with other views; none where the model fails, or gives other outputs."""
-        found = []
-        for look in looks:
-            try:
-                new = self.look(views, look.inputs, look.samples, swap=look.other is not None)
-            except (RuntimeError, ValueError, IndexError, TypeError):
-                return []
-            outputs, before = new.outputs.detach(), look.outputs.detach()
-            tolerance = torch.finfo(outputs.dtype).eps ** 0.5 * float(before.abs().max())
-            if outputs.shape != before.shape or not torch.allclose(outputs, before, 0.0, tolerance):
-                return []
-            found.append(new)
-        return found
-
-    def _check_expanded(self, settled: Settled, looks: Sequence[Look], reasons: dict[str, str]) -> None:
-        """Where layers are expanded, all must be right together; else those and what is wrong are not."""
-        expanded = [name for name, view in settled.views.items() if view.expanded is not None]
-        if not expanded:
-            return
-        wrong = {
-            name: reason
-            for name, view in settled.views.items()
-            if name not in reasons and (reason := self.why_not(view, looks))
-        }
-        if wrong:
-            reasons |= dict.fromkeys(expanded, NOT_OF_SAMPLES) | wrong
-
-    def _by_gradients(self, settled: Settled, looks: Sequence[Look], reasons: Mapping[str, str]) -> None:
-        """The layers that no view is right for: by their samples' gradients where those are."""
-        views = [settled.views[name].made_of_gradients() for name in reasons]
-        if not views:
-            return
-        rows = SampleGradients(self.model, views, self.batch_dim)
-        for look in looks:
-            wrong = rows.why_not(look.inputs, look.column)
-            settled.left_out |= {n: f"{reasons[n]}, and {why}" for n, why in wrong.items() if why}
-        for view in views:
-            del settled.views[view.name]
-            if view.name not in settled.left_out:
-                settled.views[view.name] = view
-                settled.remarks[view.name] = f"made of the samples' gradients: {reasons[view.name]}"
-
     def _forward(
         self, layers: Mapping[str, LayerView], inputs: ModelInputs, samples: int
-    ) -> tuple[Tensor, dict[str, list[Seen]]]:
+    ) -> tuple[Tensor, dict[str, list[LayerCall]]]:
         with capture(layers, samples=samples) as seen:
             return outputs_of_model(self.model, inputs), seen
 
@@ -434,19 +295,7 @@ def _not_right(name: str, index: int, reason: str) -> FisherlabError:
     )
 
 
-NOT_OF_SAMPLES = "its calls do not depend on the samples"
-
-
-def _in_order(layers: Mapping[str, LayerView], look: Look) -> list[str]:
-    """The layers in the order of their first calls: what expands one may reach those after it."""
-
-    def place(name: str) -> int:
-        return min((call.edge.node._sequence_nr() for call in look.seen[name]), default=0)
-
-    return sorted(layers, key=place)
-
-
-def _some(samples: int) -> Tensor:
+def _half_silent(samples: int) -> Tensor:
     """Half of the samples, at random, the first but not the last; none of one. A bool [samples]."""
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(_SEED), device="cpu")
     silent = order < samples // 2
@@ -462,7 +311,7 @@ def _random_states(device: torch.device) -> list[Any]:
     return states
 
 
-def _every_pair(samples: int) -> Iterator[Tensor]:
+def _separating_sets(samples: int) -> Iterator[Tensor]:
     """Sets of samples such that of any two, either is in one of them without the other; bools [samples]."""
     places = torch.arange(samples, device="cpu")
     for bit in range((samples - 1).bit_length()):
@@ -470,7 +319,7 @@ def _every_pair(samples: int) -> Iterator[Tensor]:
         yield from (own, ~own)
 
 
-def _column(outputs: Tensor, silent: Tensor) -> Tensor:
+def _random_column(outputs: Tensor, silent: Tensor) -> Tensor:
     """A random column, zero for the silent samples; from a generator of its own."""
     generator = torch.Generator().manual_seed(_SEED)
     column = torch.randn(outputs.shape, generator=generator, device="cpu")
@@ -484,25 +333,3 @@ def moves_rows(outputs: Tensor) -> bool:
     Which rows belong to which sample may then depend on the data.
     """
     return any(_MOVING.search(name) or not _PLAIN.search(name) for name in node_names(outputs))
-
-
-def _is_constant(name: str, looks: Sequence[Look]) -> bool:
-    """Whether a layer's calls do not depend on the samples, nor on how many they are."""
-    first = looks[0].seen[name]
-    others = [look.seen[name] for look in looks[1:]]
-    others += [look.other[name] for look in looks if look.other is not None]
-    return all(
-        len(calls) == len(first)
-        and all(torch.equal(call.input, own.input) for call, own in zip(calls, first, strict=True))
-        for calls in others
-    )
-
-
-def _why_unreached(name: str, looks: Sequence[Look]) -> str:
-    samples = looks[-1].samples
-    if any(look.seen[name] for look in looks):
-        return "it does not reach the model's output"
-    return (
-        f"it takes no part in the forward pass of the first {samples} samples, or only where no gradients "
-        "are kept"
-    )

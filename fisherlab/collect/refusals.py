@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.collect.batches import is_finite
-from fisherlab.collect.hooks import REENTRANT, Seen, inputs_of
+from fisherlab.collect.hooks import REENTRANT, inputs_of
 from fisherlab.errors import InputError, NumericalError
 from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.gradients.patches import Patches
-from fisherlab.layers import LayerView, nodes_behind
+from fisherlab.layers import LayerCall, LayerView, nodes_behind
 
 
 def require_finite_weights(model: nn.Module) -> None:
@@ -24,26 +24,14 @@ def require_finite_weights(model: nn.Module) -> None:
             )
 
 
-def require_own_rows(whose: str, a: Inputs | Patches, other: Inputs | Patches) -> None:
-    """Refuse rows that do not each belong to one sample (`InputError`).
-
-    Args:
-        whose: who has the rows.
-        a: the rows of a few samples.
-        other: those of the same batch with sample 0 replaced by sample 1.
-    """
-    if not own_rows(a, other):
-        raise _mixes(whose)
-
-
 def own_rows(a: Inputs | Patches, other: Inputs | Patches) -> bool:
-    """Whether rows are those of `other` where sample 0 is replaced by sample 1 there."""
+    """Whether rows each belong to one sample: `other` are those of a batch with sample 0 replaced by 1."""
     a, other = map(numbers_of, (a, other))
     if a.shape != other.shape:
         return False
     tolerance = 0.0
     if a.is_floating_point():
-        tolerance = rounding(a.dtype) * max(float(a.abs().max()), 1e-30)
+        tolerance = rounding(a.dtype) * max(float(a.abs().max()), 1e-30)  # above zero, where all numbers are
     expected = torch.cat([a[1:2], a[1:]])
     return torch.allclose(other.double(), expected.double(), rtol=0.0, atol=tolerance)
 
@@ -51,7 +39,7 @@ def own_rows(a: Inputs | Patches, other: Inputs | Patches) -> bool:
 def rounding(dtype: torch.dtype) -> float:
     """What two numbers that are one may differ by, relative to the largest; below 0.1 in any precision."""
     eps = torch.finfo(dtype).eps
-    return min(1e3 * eps, math.sqrt(eps))
+    return min(1e3 * eps, math.sqrt(eps))  # 1e3: that of a sum of 10⁶ terms, which grows as √n
 
 
 def require_same_outputs(outputs: Tensor, other: Tensor) -> None:
@@ -70,8 +58,8 @@ def _mixes(whose: str) -> InputError:
 
 def require_own_outputs(
     layers: Mapping[str, LayerView],
-    found: tuple[Tensor, Mapping[str, list[Seen]]],
-    other: tuple[Tensor, Mapping[str, list[Seen]]],
+    found: tuple[Tensor, Mapping[str, list[LayerCall]]],
+    other: tuple[Tensor, Mapping[str, list[LayerCall]]],
     samples: int,
     batch_dim: int,
 ) -> None:
@@ -88,12 +76,13 @@ def require_own_outputs(
         return
     for name, view in layers.items():
         try:
-            calls = ([call.use for call in seen[name]] for _, seen in (found, other))
+            calls = (seen[name] for _, seen in (found, other))
             a, swapped = (inputs_of(view, own, samples, batch_dim) for own in calls)
         except (RuntimeError, ValueError, IndexError):  # not called, or no rows of samples at all
             continue
-        require_own_rows(f"layer {name!r} sees", a, swapped)
-    require_own_rows("the model gives", found[0].detach(), other[0].detach())
+        if not own_rows(a, swapped):
+            raise _mixes(f"layer {name!r} sees")
+    raise _mixes("the model gives")
 
 
 def require_no_reentrant_checkpoint(outputs: Tensor) -> None:
@@ -107,12 +96,12 @@ def node_names(outputs: Tensor) -> set[str]:
     return {node.name() for node in nodes_behind([outputs.grad_fn])}
 
 
-def require_finite(outputs: Tensor, seen: Mapping[str, list[Seen]], index: int) -> None:
+def require_finite(outputs: Tensor, seen: Mapping[str, list[LayerCall]], index: int) -> None:
     """Refuse outputs that are not finite; names the first such layer and the batch (`NumericalError`)."""
     if is_finite(outputs.detach()):
         return
     for name, calls in seen.items():
-        if not all(is_finite(call.output.detach()) for call in calls):
+        if not all(is_finite(call.output) for call in calls):
             raise NumericalError(
                 f"layer {name!r} gives values that are not finite in batch {index}; check its "
                 "weights and the scale of the data"

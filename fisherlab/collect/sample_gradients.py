@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from fisherlab.collect.agreement import close
-from fisherlab.collect.batches import ModelInputs, called, each, tensors_of
+from fisherlab.collect.batches import called, each
+from fisherlab.collect.forms import ModelInputs, tensors_of
 from fisherlab.errors import FisherlabError
 from fisherlab.layers import LayerView
 from fisherlab.linalg.numerics import spans
 
-_COMPARED = 2  # samples whose gradients by vmap are compared with those of a loop
+_COMPARED = 2  # samples whose gradients by vmap are compared with a loop's: the fewest that vmap can mix
 
 NOT_THE_SUM = "the gradients of single samples do not add up to that of the batch"
 
@@ -47,7 +48,9 @@ class SampleGradients:
 
     def pieces(self, inputs: ModelInputs, u: Tensor, most: int) -> dict[str, Tensor]:
         """The same for at most so many samples at a time."""
-        found = [self(self._part(inputs, *span), u[slice(*span)]) for span in spans(len(u), 1, most)]
+        found = [
+            self(self._samples_between(inputs, *span), u[slice(*span)]) for span in spans(len(u), 1, most)
+        ]
         return found[0] if len(found) == 1 else {n: torch.cat([one[n] for one in found]) for n in found[0]}
 
     def why_not(self, inputs: ModelInputs, u: Tensor) -> dict[str, str]:
@@ -85,7 +88,7 @@ class SampleGradients:
     def _same_by_vmap(self, inputs: ModelInputs, u: Tensor, rounding: float) -> bool:
         """Whether vmap gives these gradients of the last samples, and those of a second column with it."""
         start = max(0, len(u) - _COMPARED)
-        part, first = self._part(inputs, start, len(u)), u[start:]
+        part, first = self._samples_between(inputs, start, len(u)), u[start:]
         columns = torch.stack([first, first.flip(-1) + first.square()], 1)
         try:
             rows = list(self._rows(part, columns))
@@ -99,7 +102,7 @@ class SampleGradients:
             for column, expected in zip(V, one[name], strict=True)
         )
 
-    def _part(self, inputs: ModelInputs, start: int, stop: int) -> ModelInputs:
+    def _samples_between(self, inputs: ModelInputs, start: int, stop: int) -> ModelInputs:
         return each(inputs, lambda x: x.narrow(self._batch_dim, start, stop - start))
 
     def _one_by_one(self, inputs: ModelInputs, u: Tensor) -> dict[str, Tensor]:
@@ -109,7 +112,7 @@ class SampleGradients:
     def _rows(self, inputs: ModelInputs, u: Tensor) -> Iterator[dict[str, Tensor]]:
         """For each sample V [c, m, d] of every block, by plain autograd."""
         for n, columns in enumerate(u):
-            outputs = called(self._model, self._part(inputs, n, n + 1))
+            outputs = called(self._model, self._samples_between(inputs, n, n + 1))
             pulled = [self._gradients(outputs, column.unsqueeze(0)) for column in columns]
             gradients = {name: torch.stack([one[name] for one in pulled]) for name in self._own}
             yield {view.name: view.to_matrix(gradients) for view in self._views}
@@ -147,6 +150,7 @@ def _rounding(model: nn.Module, outputs: Tensor, u: Tensor) -> float:
         return 0.0
     found = torch.autograd.grad(outputs, parameters, u, retain_graph=True, allow_unused=True)
     largest = max((_norm(_filled(g, g)) for g in found if g is not None), default=0.0)
+    # as in `Looker.goes_together`: what is zero but for rounding is a sum of many terms of another's size
     return 100 * math.sqrt(torch.finfo(outputs.dtype).eps) * largest
 
 

@@ -19,14 +19,12 @@ LABEL_KINDS = (PREDICTIVE, MONTE_CARLO, DRAWN, EMPIRICAL)
 Needs = Mapping[str, frozenset[LabelKind]]
 """For each layer the kinds of g that a pass is to give."""
 
-_MOST_SAMPLES = 8192
-"""In one batch."""
-
-_BATCH_BYTES = 96 * 2**20
+_MOST_SAMPLES = 8192  # in one batch: a choice, beyond which a batch of small layers is no faster a sample
+_BATCH_BYTES = 96 * 2**20  # of all layers' a and g, and the passes: a choice, six tensors of the next size
+# Of one layer's a or g. Below 32 MiB, the most that glibc's threshold for mmap grows to, malloc gives memory
+# again without asking the system for fresh pages; half of it, for some batches have copies.
 _TENSOR_BYTES = 16 * 2**20
-"""Of one layer's a or g: memory that malloc gives again without asking the system for fresh pages."""
-
-_LIVE = 4  # tensors of a layer's size that a backward pass holds at once
+_LIVE = 4  # tensors of a layer's size that a backward pass holds at once; counted, not measured
 
 
 @dataclass(frozen=True)

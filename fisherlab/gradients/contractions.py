@@ -30,8 +30,8 @@ from fisherlab.gradients.inputs import (
 from fisherlab.linalg.factors import factor_times, into_basis, rows_into_basis, times_factor
 from fisherlab.linalg.numerics import ENTRY_COST, add_product, spans, sum_pieces, symmetric_product
 
-_VECTOR_BYTES = 16 * 2**20  # of V at a time: memory that is written again and again
-_PAIR_BYTES = 64 * 2**20  # of pairs of positions
+_VECTOR_BYTES = 16 * 2**20  # of V at a time: memory that is written again and again, as `sizes._TENSOR_BYTES`
+_PAIR_BYTES = 64 * 2**20  # of pairs of positions, for one product: a choice, larger, for rows are short
 
 
 def vector_pieces(a: Inputs, g: Tensor, held: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fisherlab.gradients.inputs import Inputs, OneHot, inner_products, sample_gradients
 from fisherlab.linalg.numerics import CHUNK_BYTES, ENTRY_COST, add_product, self_product, spans
 
-_BLOCK_BYTES = 128 * 2**20  # of V, for the outputs that are made at a time
+_BLOCK_BYTES = 128 * 2**20  # of V, for the outputs that are made at a time: a choice, half of `CHUNK_BYTES`
 
 Tile = tuple[slice, slice, Tensor]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fisherlab.linalg.numerics import gram, spans, sum_pieces
 
-_CHUNK_BYTES = 8 * 2**20  # of patches at a time: memory that is written again and again
+_CHUNK_BYTES = 8 * 2**20  # of patches at a time: a choice, memory that is written again and again
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Patches:
 
         Rows i and j of the kernel see rows y + i and y + j of the image at place y. With Z_r the horizontal
         patches of image row r, block (i, j) is Σ_y Z_{y+i} Z_{y+j}ᵀ; block (i + 1, j + 1) has the same terms
-        but the first, and one more at the end. Columns of the kernel likewise, see `_Rows`.
+        but the first, and one more at the end. Columns of the kernel likewise, see `_ImageRows`.
         """
         samples, channels = self.images.shape[:2]
         k, width = self.kernel
@@ -91,7 +91,7 @@ class Patches:
         Z = windows.new_empty(width, channels, self.images.shape[2], samples, columns)
         Z.copy_(windows.permute(4, 1, 2, 0, 3))
         by_columns = self.stride[1] == self.dilation[1] == 1 and columns >= width > 1
-        patches = _Rows.of(Z.flatten(3), columns if by_columns else None)
+        patches = _ImageRows.of(Z.flatten(3), columns if by_columns else None)
         blocks = Z.new_empty(channels, k, width, channels, k, width)
         for apart in range(k):
             product = patches.product(0, apart, rows)
@@ -112,7 +112,7 @@ class Patches:
         return torch.cat([torch.cat([moment, total], 1), torch.cat([total.T, count], 1)])
 
 
-class _Rows(NamedTuple):
+class _ImageRows(NamedTuple):
     """The horizontal patches Z of image rows.
 
     Attributes:
@@ -126,7 +126,7 @@ class _Rows(NamedTuple):
     last: Tensor | None
 
     @classmethod
-    def of(cls, Z: Tensor, columns: int | None) -> _Rows:
+    def of(cls, Z: Tensor, columns: int | None) -> _ImageRows:
         """From Z and, where the kernel moves by single columns, the places of a row."""
         if columns is None:
             return cls(Z, None, None)

@@ -14,7 +14,7 @@ from fisherlab.layers.adapter import Adapter, register_layer
 from fisherlab.layers.attention import spelled_out
 from fisherlab.layers.coverage import Layers
 from fisherlab.layers.discovery import find_layers, match_names, select_layers
-from fisherlab.layers.view import BlockShape, LayerView, Mask, Use
+from fisherlab.layers.view import BlockShape, LayerCall, LayerView, Mask
 
 __all__ = [
     "ACTIVATIONS",
@@ -22,10 +22,10 @@ __all__ = [
     "Activation",
     "Adapter",
     "BlockShape",
+    "LayerCall",
     "LayerView",
     "Layers",
     "Mask",
-    "Use",
     "activations_from",
     "find_activations",
     "find_layers",

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fisherlab.errors import InputError, known_name
+from fisherlab.layers.view import LayerCall
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda s: s * 1,
@@ -100,28 +101,39 @@ def slope_of(name: str, s: Tensor) -> Tensor:
         return torch.autograd.grad(ACTIVATIONS[name](s).sum(), s)[0]
 
 
-def find_activations(output: Tensor, edges: Mapping[Call, Any]) -> dict[Call, Activation]:
-    """The activation after each call of a layer, from the graph of the network's output.
+def find_activations(output: Tensor, seen: Mapping[str, Sequence[LayerCall]]) -> dict[str, list[Activation]]:
+    """The activation after each call of the layers, from the graph of the network's output.
 
     Args:
         output: the network's output, with its graph.
-        edges: for each call (layer, place) the `GradientEdge` of its output.
+        seen: the layers' calls, with their edges.
 
     Raises:
         InputError: for a layer that does not reach the output; names it.
     """
+    edges = {(name, place): call.edge for name, calls in seen.items() for place, call in enumerate(calls)}
     found = activations_from([output], edges)
-    for layer in {layer for layer, _ in edges}:
-        if all(activation is None for call, activation in found.items() if call[0] == layer):
-            raise InputError(f"layer {layer!r} does not reach the model's output; leave it out with layers=")
-    return {call: activation or _activation_of([]) for call, activation in found.items()}
+    by_layer = {name: [found[name, place] for place in range(len(calls))] for name, calls in seen.items()}
+    for name, after in by_layer.items():
+        if after and not any(after):
+            raise InputError(f"layer {name!r} does not reach the model's output; leave it out with layers=")
+    return {name: [one or _activation_of([]) for one in after] for name, after in by_layer.items()}
 
 
 def activations_from(outputs: Sequence[Tensor], edges: Mapping[Call, Any]) -> dict[Call, Activation | None]:
-    """The same from several outputs; None for a call that reaches none of them."""
+    """The activation after each call, from several outputs; None for a call that reaches none of them.
+
+    Args:
+        outputs: of the network, with their graphs.
+        edges: for each call (layer, place) the `GradientEdge` of its output.
+    """
     places = {name: (edge.node, edge.output_nr) for name, edge in edges.items()}
     roots = [(output.grad_fn, output.output_nr) for output in outputs if output.grad_fn is not None]
-    consumers = _consumers([node for node, _ in roots], set(places.values()))
+    consumers: dict[tuple[Any, int], list[Any]] = {place: [] for place in places.values()}
+    for node in nodes_behind(node for node, _ in roots):
+        for place, edge in enumerate(node.next_functions):
+            if edge in consumers:
+                consumers[edge].append((node, place))
     return {
         call: _activation_of(consumers[place]) if consumers[place] or place in roots else None
         for call, place in places.items()
@@ -146,15 +158,6 @@ def nodes_behind(roots: Iterable[Any], stop: Callable[[Any], bool] | None = None
             if child is not None and child not in seen:
                 seen.add(child)
                 stack.append(child)
-
-
-def _consumers(roots: list[Any], wanted: set[tuple[Any, int]]) -> dict[tuple[Any, int], list[Any]]:
-    found: dict[tuple[Any, int], list[Any]] = {edge: [] for edge in wanted}
-    for node in nodes_behind(roots):
-        for place, edge in enumerate(node.next_functions):
-            if edge in found:
-                found[edge].append((node, place))
-    return found
 
 
 def _activation_of(consumers: list[tuple[Any, int]]) -> Activation:

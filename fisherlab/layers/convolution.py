@@ -10,29 +10,34 @@ from fisherlab.gradients.patches import Patches
 from fisherlab.layers.adapter import Adapter, register_layer
 
 
-class ConvolutionAdapter(Adapter):
-    """W is weight.flatten(1) [out, in/G·k]; any stride, padding mode, dilation and groups."""
+class _ChannelAdapter(Adapter):
+    """A weight in G groups, and outputs of which the second dimension counts channels."""
 
-    modules: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     sample_first: ClassVar[bool] = True
-
-    def shape(self, module: Any) -> tuple[int, int]:
-        """[out_channels, in_channels/G · kernel size]."""
-        return module.out_channels, module.weight[0].numel()
 
     def groups(self, module: Any) -> int:
         """G."""
         return module.groups
+
+    def outputs(self, module: Any, g: Tensor) -> Tensor:
+        """[c, l, out, …] as [c, l, t, out]."""
+        return g.flatten(3).transpose(2, 3)
+
+
+class ConvolutionAdapter(_ChannelAdapter):
+    """W is weight.flatten(1) [out, in/G·k]; any stride, padding mode, dilation and groups."""
+
+    modules: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+    def shape(self, module: Any) -> tuple[int, int]:
+        """[out_channels, in_channels/G · kernel size]."""
+        return module.out_channels, module.weight[0].numel()
 
     def inputs(self, module: Any, x: Tensor, output: Tensor) -> Tensor | Patches:
         """The padded input as patches, channels before places of the kernel: [l, t, in·k]."""
         _check_dimensions(module, x)
         found = Patches(_padded(module, x), module.kernel_size, module.stride, module.dilation)
         return found if module.groups == 1 else found.unfolded()
-
-    def outputs(self, module: Any, g: Tensor) -> Tensor:
-        """[c, l, out, …] as [c, l, t, out]."""
-        return g.flatten(3).transpose(2, 3)
 
     def applied(self, module: Any, x: Tensor, output: Tensor, weight: Tensor) -> Tensor:
         """The convolution of the padded input."""
@@ -41,7 +46,7 @@ class ConvolutionAdapter(Adapter):
         return convolve(padded, weight, None, module.stride, 0, module.dilation, module.groups)
 
 
-class TransposedConvolutionAdapter(Adapter):
+class TransposedConvolutionAdapter(_ChannelAdapter):
     """W is weight.transpose(0, 1).flatten(1) [out, in/G·k], group by group.
 
     Position t of the output sees the inputs, with `stride − 1` zeros between them, under the flipped kernel.
@@ -52,15 +57,10 @@ class TransposedConvolutionAdapter(Adapter):
         nn.ConvTranspose2d,
         nn.ConvTranspose3d,
     )
-    sample_first: ClassVar[bool] = True
 
     def shape(self, module: Any) -> tuple[int, int]:
         """[out_channels, in_channels/G · kernel size]."""
         return module.out_channels, module.weight[:, 0].numel() // module.groups
-
-    def groups(self, module: Any) -> int:
-        """G."""
-        return module.groups
 
     def inputs(self, module: Any, x: Tensor, output: Tensor) -> Tensor:
         """[l, t, in·k]; the output's size decides the padding on the right (`output_size`)."""
@@ -82,10 +82,6 @@ class TransposedConvolutionAdapter(Adapter):
         unfolded = Patches(padded, module.kernel_size, (1,) * dimensions, module.dilation).unfolded()
         kernel = unfolded.unflatten(-1, (x.shape[1], *module.kernel_size))
         return kernel.flip(tuple(range(-dimensions, 0))).flatten(2)
-
-    def outputs(self, module: Any, g: Tensor) -> Tensor:
-        """[c, l, out, …] as [c, l, t, out]."""
-        return g.flatten(3).transpose(2, 3)
 
     def matrix(self, module: Any, weight: Tensor) -> Tensor:
         """[..., in, out/G, k…] as [..., out, in/G·k]."""

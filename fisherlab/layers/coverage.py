@@ -1,7 +1,7 @@
 """The layers of a model that have a Fisher block, and why its other parameters have none."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fisherlab.layers.view import LayerView, Mask
@@ -56,7 +56,7 @@ class Layers(Mapping[str, LayerView]):
 
     def with_activations(self, names: Mapping[str, str], reasons: Mapping[str, str]) -> "Layers":
         """The layers with their activations named, and a remark on each in the coverage."""
-        views = [v.with_activation(names[v.name]) if v.name in names else v for v in self.values()]
+        views = [replace(v, activation=names[v.name]) if v.name in names else v for v in self.values()]
         parameters = [
             Covered(p.parameter, p.layer, p.reason or reasons.get(p.layer, "")) for p in self._parameters
         ]
@@ -65,7 +65,7 @@ class Layers(Mapping[str, LayerView]):
     def with_mask(self, names: Iterable[str], mask: Mask) -> "Layers":
         """The layers with a mask of the positions of those named."""
         masked = set(names)
-        views = [v.with_mask(mask) if v.name in masked else v for v in self.values()]
+        views = [replace(v, mask=mask) if v.name in masked else v for v in self.values()]
         return Layers(views, self._parameters, self._left_out)
 
     @property

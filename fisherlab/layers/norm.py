@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,6 +30,11 @@ class NormAdapter(Adapter):
     def matrix(self, module: nn.Module, weight: Tensor) -> Tensor:
         """[..., p, 1]."""
         return weight.flatten(weight.dim() - module.get_parameter("weight").dim()).unsqueeze(-1)
+
+    def gradients(self, module: nn.Module, g: Tensor, x: Tensor | None, shift: bool) -> Tensor:
+        """Those of the scale, for an input x, and of the shift, one after the other: [c, l, 1, p or 2 p]."""
+        parts = [] if x is None else [self.summed(module, g * self.normalised(module, x))]
+        return torch.cat([*parts, self.summed(module, g)] if shift else parts, dim=-1)
 
     def normalised(self, module: Any, x: Tensor) -> Tensor:
         """x̂: the module's output with scale 1 and shift 0."""

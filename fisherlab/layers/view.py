@@ -68,14 +68,31 @@ class BlockShape:
 
 
 @dataclass(frozen=True)
-class Use:
-    """One call of a layer in a forward pass: its first argument and its output."""
+class LayerCall:
+    """One call of a layer in a forward pass.
+
+    Attributes:
+        input: its first argument, without its graph.
+        output: what it gave, without its graph; it may be a stand-in of that shape without numbers.
+        edge: the `GradientEdge` of the output, which keeps the graph alive; None: not kept.
+        slope: φ'(s) of an activation that the user named; None: none was.
+    """
 
     input: Tensor
     output: Tensor
+    edge: Any = None
+    slope: Tensor | None = None
+
+    def without_graph(self) -> "LayerCall":
+        """The input and the output alone."""
+        return LayerCall(self.input, self.output)
+
+    def gradients(self, found: Tensor | None, columns: int = 1) -> Tensor:
+        """What came back to the output, [columns, …]; zeros where no path led to it (None)."""
+        return self.output.new_zeros(columns, *self.output.shape) if found is None else found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerView(BlockShape):
     """A block of parameters [m, d] of one module, or of several that share them.
 
@@ -98,9 +115,9 @@ class LayerView(BlockShape):
             of a call that does not depend on them; −1: a new first one. None: calls are taken as they are.
     """
 
-    module_name: str = ""
-    modules: tuple[nn.Module, ...] = ()
-    adapter: Adapter | None = None
+    module_name: str
+    modules: tuple[nn.Module, ...]
+    adapter: Adapter
     weight: str | None = None
     bias: str | None = None
     rows: slice | None = None
@@ -121,14 +138,6 @@ class LayerView(BlockShape):
     def parameters(self) -> tuple[str, ...]:
         """The full names of the parameters in the block."""
         return tuple(name for name in (self.weight, self.bias) if name is not None)
-
-    def with_activation(self, activation: str) -> "LayerView":
-        """The same block with the activation that follows it named."""
-        return replace(self, activation=activation)
-
-    def with_mask(self, mask: Mask) -> "LayerView":
-        """The same block with a mask of its positions."""
-        return replace(self, mask=mask)
 
     def made_of_gradients(self) -> "LayerView":
         """The same block with a and g from the samples' gradients."""
@@ -156,22 +165,24 @@ class LayerView(BlockShape):
         units = torch.eye(d, dtype=dtype, device=device).repeat(1, self.groups)
         return units.expand(samples, *units.shape)
 
-    def leading(self, use: Use, samples: int, batch_dim: int = 0) -> int:
+    def leading(self, call: LayerCall, samples: int, batch_dim: int = 0) -> int:
         """How many rows of a call's output one sample has in its first dimension; raises as `to_inputs`."""
-        return self._rows_a_sample(self._rows_first(use.output, 0, batch_dim).shape, samples)
+        return self._rows_a_sample(self._rows_first(call.output, 0, batch_dim).shape, samples)
 
-    def to_inputs(self, use: Use, samples: int, batch_dim: int = 0) -> Inputs | Patches:
+    def to_inputs(self, call: LayerCall, samples: int, batch_dim: int = 0) -> Inputs | Patches:
         """A call's input as a [n, t, G·d] or patches; a leading k·n is read as n × k positions.
 
         Raises:
             InputError: where the batch dimension is no multiple of the number of samples.
         """
-        use = Use(self._rows_first(use.input, 0, batch_dim), self._rows_first(use.output, 0, batch_dim))
-        rows = self._rows_a_sample(use.output.shape, samples)
+        call = LayerCall(
+            self._rows_first(call.input, 0, batch_dim), self._rows_first(call.output, 0, batch_dim)
+        )
+        rows = self._rows_a_sample(call.output.shape, samples)
         if self.weight is None:
-            positions = self._adapter.outputs(self._module, use.output.unsqueeze(0)).shape[2]
-            return use.output.new_ones(samples, rows * positions, 1)
-        a = self._adapter.inputs(self._module, use.input, use.output)
+            positions = self.adapter.outputs(self.modules[0], call.output.unsqueeze(0)).shape[2]
+            return call.output.new_ones(samples, rows * positions, 1)
+        a = self.adapter.inputs(self.modules[0], call.input, call.output)
         if isinstance(a, Patches):
             patches = a if self.bias is None else a.with_ones()
             return patches if rows == 1 else patches.unfolded().reshape(samples, -1, patches.shape[2])
@@ -187,14 +198,15 @@ class LayerView(BlockShape):
         self._rows_a_sample(x.shape, samples)
         return x.reshape(samples, -1)
 
-    def to_outputs(self, g: Tensor, use: Use, samples: int, batch_dim: int = 0) -> Tensor:
+    def to_outputs(self, g: Tensor, call: LayerCall, samples: int, batch_dim: int = 0) -> Tensor:
         """C tensors shaped as the call's output, [c, …], as [c, n, t, m]."""
         g = self._rows_first(g, 1, batch_dim)
         self._rows_a_sample(g.shape[1:], samples)
-        if isinstance(self._adapter, NormAdapter):
-            shaped = self._of_norm(g, self._rows_first(use.input, 0, batch_dim))
+        if isinstance(self.adapter, NormAdapter):
+            x = self._rows_first(call.input, 0, batch_dim)
+            shaped = self.adapter.gradients(self.modules[0], g, x if self.weight else None, bool(self.bias))
         else:
-            shaped = self._adapter.outputs(self._module, g)
+            shaped = self.adapter.outputs(self.modules[0], g)
         return shaped.reshape(g.shape[0], samples, -1, shaped.shape[-1])
 
     def to_matrix(self, gradients: Mapping[str, Tensor]) -> Tensor:
@@ -204,11 +216,11 @@ class LayerView(BlockShape):
             weight = gradients[self.weight]
             if self.rows is not None:
                 weight = weight[..., self.rows, :]
-            parts.append(self._adapter.matrix(self._module, weight))
+            parts.append(self.adapter.matrix(self.modules[0], weight))
         if self.bias is not None:
             bias = gradients[self.bias]
             if self.vector:
-                parts.append(self._adapter.matrix(self._module, bias))
+                parts.append(self.adapter.matrix(self.modules[0], bias))
             else:
                 parts.append((bias if self.bias_rows is None else bias[..., self.bias_rows]).unsqueeze(-1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2 if self.vector else -1)
@@ -218,61 +230,45 @@ class LayerView(BlockShape):
         parts = []
         if self.weight is not None:
             columns = matrix if self.bias is None else matrix[:, :-1]
-            shaped = columns if self.part else self._adapter.weight(self._module, columns)
+            shaped = columns if self.part else self.adapter.weight(self.modules[0], columns)
             parts.append((self.weight, self.rows, shaped))
         if self.bias is not None:
             parts.append((self.bias, self.bias_rows, matrix[:, -1]))
         return parts
 
-    def products(self, use: Use, g: Tensor, matrix: Tensor, samples: int, batch_dim: int = 0) -> Tensor:
+    def products(
+        self, call: LayerCall, g: Tensor, matrix: Tensor, samples: int, batch_dim: int = 0
+    ) -> Tensor:
         """⟨D, V_n⟩ = Σ_t ⟨g_t, D a_t⟩ of a call for every sample, [n]: one more forward of the layer.
 
         Args:
-            use: the call; of its output only the shape is read.
+            call: the call; of its output only the shape is read.
             g: shaped as the call's output.
             matrix: D [m, d].
             samples: n.
             batch_dim: the dimension that counts samples.
         """
         g = g.to(matrix.dtype)
-        outputs = self.to_outputs(g.unsqueeze(0), use, samples, batch_dim)[0]
+        outputs = self.to_outputs(g.unsqueeze(0), call, samples, batch_dim)[0]
         applied = None
         if self.weight is not None:
             shaped = {role: tensor for role, _, tensor in self.to_parameters(matrix)}
-            x = self._rows_first(use.input, 0, batch_dim).to(matrix.dtype)
-            applied = self._adapter.applied(self._module, x, use.output, shaped[self.weight])
+            x = self._rows_first(call.input, 0, batch_dim).to(matrix.dtype)
+            applied = self.adapter.applied(self.modules[0], x, call.output, shaped[self.weight])
         if applied is not None:
             rows = applied, self._rows_first(g, 0, batch_dim)
             left, right = (value.reshape(samples, 1, -1) for value in rows)
             products = torch.bmm(left, right.mT).flatten()
             return products if self.bias is None else products + outputs.sum(1) @ shaped[self.bias]
-        a = self.to_inputs(use, samples, batch_dim)
+        a = self.to_inputs(call, samples, batch_dim)
         a = dense_inputs(a.unfolded() if isinstance(a, Patches) else a).to(matrix.dtype)
         by_group = a.unflatten(-1, (self.groups, -1)), matrix.unflatten(0, (self.groups, -1))
         return (torch.einsum("ntgd,gmd->ntgm", *by_group).flatten(2) * outputs).sum((1, 2))
 
-    @property
-    def _module(self) -> nn.Module:
-        return self.modules[0]
-
-    @property
-    def _adapter(self) -> Adapter:
-        assert self.adapter is not None
-        return self.adapter
-
-    def _of_norm(self, g: Tensor, x: Tensor) -> Tensor:
-        assert isinstance(self.adapter, NormAdapter)
-        parts = []
-        if self.weight is not None:
-            parts.append(self.adapter.summed(self._module, g * self.adapter.normalised(self._module, x)))
-        if self.bias is not None:
-            parts.append(self.adapter.summed(self._module, g))
-        return torch.cat(parts, dim=-1)
-
     def _rows_first(self, x: Tensor, leading: int, batch_dim: int) -> Tensor:
         """The dimension that counts samples moved to the place after the leading ones."""
         dim = batch_dim if self.batch_dim is None else self.batch_dim
-        if dim == 0 or self._adapter.sample_first or x.dim() - leading <= abs(dim):
+        if dim == 0 or self.adapter.sample_first or x.dim() - leading <= abs(dim):
             return x
         return x.movedim(leading + dim if dim > 0 else dim, leading)
 

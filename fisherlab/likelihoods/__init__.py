@@ -9,11 +9,11 @@ network's own distribution, exactly), `monte-carlo` draws labels from it, `empir
 `layerwise` needs no likelihood at all: it draws each layer's own output.
 """
 
+from fisherlab.errors import InputTypeError, known_name
 from fisherlab.likelihoods.base import Likelihood
 from fisherlab.likelihoods.categorical import Categorical, TokenCategorical, categorical_slope
 from fisherlab.likelihoods.entrywise import Bernoulli, Gaussian
 from fisherlab.likelihoods.labels import KINDS, check_kind, label_columns
-from fisherlab.likelihoods.names import as_likelihood
 
 __all__ = [
     "KINDS",
@@ -27,3 +27,27 @@ __all__ = [
     "check_kind",
     "label_columns",
 ]
+
+_BUILT_IN: dict[str, type[Likelihood]] = {
+    kind.name: kind for kind in (Categorical, TokenCategorical, Bernoulli, Gaussian)
+}
+
+
+def as_likelihood(likelihood: "str | Likelihood") -> Likelihood:
+    """A likelihood by its name, or the instance itself.
+
+    Raises:
+        InputError: for an unknown name.
+        InputTypeError: for anything that is neither.
+    """
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    if isinstance(likelihood, type) and issubclass(likelihood, Likelihood):
+        raise InputTypeError(
+            f"likelihood is the class {likelihood.__name__}; give an instance, {likelihood.__name__}()"
+        )
+    if not isinstance(likelihood, str):
+        raise InputTypeError(
+            f"likelihood must be a name or a fisherlab Likelihood, not {type(likelihood).__name__}"
+        )
+    return _BUILT_IN[known_name("likelihood", likelihood, _BUILT_IN)]()

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK_BYTES = 8 * 2**20
-_MOST_SAMPLES = 8192
+from fisherlab.errors import InputTypeError
+
+_CHUNK_BYTES = 8 * 2**20  # of cumulative sums at a time: a choice, memory that is written again and again
+_MOST_SAMPLES = 8192  # whose draws are passed over at a time: a choice, as many as a batch has at most
 
 
 def uniform(like: Tensor, draws: int, numbers: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
@@ -28,7 +30,8 @@ def uniform(like: Tensor, draws: int, numbers: tuple[int, ...], generator: torch
         [draws, n, *numbers], float64.
     """
     shape = (len(like), draws, *numbers)
-    values = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").clamp_(min=2.0**-54)
+    values = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+    values.clamp_(min=2.0**-54)  # they are multiples of 2⁻⁵³: half of one stands for zero, without a quantile
     return values.transpose(0, 1).to(like.device)
 
 
@@ -64,6 +67,23 @@ def _invert(logits: Tensor, points: Tensor) -> Tensor:
     cumulative = torch.softmax(logits, -1, dtype=torch.float64).cumsum_(-1)
     points = (points * cumulative[:, -1:]).contiguous()
     return torch.searchsorted(cumulative, points, right=True).clamp_(max=logits.shape[-1] - 1)
+
+
+def drawn_seed(generator: torch.Generator | None) -> int:
+    """A seed from a generator; 0 without one.
+
+    Raises:
+        InputTypeError: it is no generator.
+    """
+    if generator is None:
+        return 0
+    if not isinstance(generator, torch.Generator):
+        raise InputTypeError(
+            f"generator is a torch.Generator, not {type(generator).__name__}; for a seed give "
+            "torch.Generator().manual_seed(seed)"
+        )
+    # below 2^63, the end of int64, with a bit to spare
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 
 class Generators(dict[str, torch.Generator]):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
-from functools import wraps
 from numbers import Integral
 from typing import Any
 
@@ -84,20 +81,3 @@ def finite(what: str, value: Any) -> float:
     if not math.isfinite(found):
         raise InputError(f"{what} must be finite, not {found}.")
     return found
-
-
-def checked(method: Callable[..., Any], checks: Sequence[Callable[[Any, Any], Any]]) -> Callable[..., Any]:
-    """A method whose first arguments have gone through checks, `check(self, value)`."""
-    names = list(inspect.signature(method).parameters)[1:]
-
-    @wraps(method)
-    def with_checks(self: Any, *args: Any, **keywords: Any) -> Any:
-        values = list(args)
-        for place, check in enumerate(checks):
-            if place < len(values):
-                values[place] = check(self, values[place])
-            elif names[place] in keywords:
-                keywords[names[place]] = check(self, keywords[names[place]])
-        return method(self, *values, **keywords)
-
-    return with_checks

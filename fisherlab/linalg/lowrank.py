@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SMALLEST = 512  # matrices up to this size are decomposed as they are
-_SHARE = 4  # the rank that is looked for is at most size/4
-_ROUNDING = 10.0
+SMALLEST = 512  # matrices up to this size are decomposed as they are: a choice, there is little to gain
+_SHARE = 4  # the rank that is looked for is at most size/4: a choice, a small share of an eigh
+_ROUNDING = 10.0  # times √k·ε·‖A‖, the rounding of a product: a choice, an order of magnitude to spare
 _EXTRA = 16  # columns beyond the rank that are kept, and as many at least that show that nothing is left
 
 

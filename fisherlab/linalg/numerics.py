@@ -12,17 +12,17 @@ from torch import Tensor
 from fisherlab.errors import NumericalError
 from fisherlab.linalg.lowrank import SMALLEST, find_range, holds, range_eigenvalues, range_eigh
 
-CHUNK_BYTES = 256 * 2**20
+CHUNK_BYTES = 256 * 2**20  # of one piece of work: a choice, small beside the 4 GiB that a comparison is given
 ENTRY_COST = 50.0  # multiplications that take as long as writing one number to memory and reading it
-_REDUCTION_ELEMENTS = 2**22
-_PANELS = 8
-_FEW_PANELS = 4
+_REDUCTION_ELEMENTS = 2**22  # brought to float64 at a time: 32 MiB, which bounds the copy of a large tensor
+_PANELS = 8  # of which 9/16 of the products remain; more panels are too narrow for fast products
+_FEW_PANELS = 4  # of which 5/8 remain; for a product that is taken once, whose panels should be wide
 _LEAST_MIRRORED, _LEAST_ROWS = 2**23, 256  # products and rows from which panels pay
-_NARROWEST = 16  # columns of a panel
-_LEAST_PANEL = 128
-_TILE = 256
-_SINGLE_ROUNDING = 1e-6
-_KNOWN_BYTES = 512 * 2**20
+_NARROWEST = 16  # columns of a panel: a choice, the width of a kernel of a matrix product
+_LEAST_PANEL = 128  # columns, for products of many pieces: a choice, below which they are not faster
+_TILE = 256  # rows and columns: two tiles in float64 are 1 MiB, which stays in a core's cache
+_SINGLE_ROUNDING = 1e-6  # about 8 ε of float32: what sums of products in it leave where there is a zero
+_KNOWN_BYTES = 512 * 2**20  # of eigenvectors that are remembered: a choice, an eighth of the memory given
 
 
 def spans(total: int, bytes_each: int, budget: int | None = None) -> Iterator[tuple[int, int]]:
@@ -76,13 +76,13 @@ def symmetric_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         NumericalError: an entry is not finite, or the decomposition does not converge in float64.
     """
-    known = _known.get()
-    if known is None or matrix.ndim != 2:
+    remembered = _remembered.get()
+    if remembered is None or matrix.ndim != 2:
         return _fresh_eigh(matrix)
-    return known.eigh(matrix)
+    return remembered.eigh(matrix)
 
 
-class _Known:
+class _Remembered:
     """The latest eigendecompositions up to a number of bytes, and the range of the latest of low rank."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class _Known:
         return sum(vectors.numel() * vectors.element_size() for _, vectors in self._found.values())
 
 
-_known: ContextVar[_Known | None] = ContextVar("eigenvectors", default=None)
+_remembered: ContextVar[_Remembered | None] = ContextVar("eigenvectors", default=None)
 
 
 @contextmanager
@@ -110,11 +110,11 @@ def eigenvectors_kept() -> Iterator[None]:
 
     Of matrices with one range of low rank it is looked for once too.
     """
-    token = _known.set(_Known())
+    token = _remembered.set(_Remembered())
     try:
         yield
     finally:
-        _known.reset(token)
+        _remembered.reset(token)
 
 
 def _fresh_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,16 +134,16 @@ def _without_rounding(values: Tensor) -> Tensor:
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    known = _known.get()
-    space = None if known is None else known.space
+    remembered = _remembered.get()
+    space = None if remembered is None else remembered.space
     if space is None or not _fits(matrix, *space):
         found = find_range(matrix)
         if found is None:
             values, vectors = torch.linalg.eigh(matrix)
             return values, vectors
         space = found.whole_basis(), len(found.scales)
-        if known is not None:
-            known.space = space
+        if remembered is not None:
+            remembered.space = space
     return range_eigh(matrix, *space)
 
 

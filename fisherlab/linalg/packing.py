@@ -16,7 +16,7 @@ from fisherlab.linalg.arguments import real_tensor
 from fisherlab.linalg.numerics import spans
 
 _ROOT_2 = math.sqrt(2.0)
-_EXPANSION_BYTES = 4 * 2**20  # expanded at a time by `unpack`: a piece that stays in the cache
+_EXPANSION_BYTES = 4 * 2**20  # expanded at a time by `unpack`: a choice that stays in the cache
 
 
 class PackingIndex(NamedTuple):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab import datasets
-from fisherlab.collect.batches import ModelInputs, NamedPair, called, each, hash_of, tensors_of
+from fisherlab.collect.batches import NamedPair, called, each, hash_of
+from fisherlab.collect.forms import ModelInputs, tensors_of
 from fisherlab.datasets import Dataset
 from fisherlab.datasets.dataset import Inputs
 from fisherlab.errors import InputError, InputTypeError, unknown, whole_number

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fisherlab.damping import Constant, DampingLike, as_damping
+from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError, InputTypeError, NotSupportedError
-from fisherlab.gradients.inputs import Inputs, OneHot, dense_inputs
-from fisherlab.linalg.arguments import check_sizes, checked, finite, fitting, number
+from fisherlab.gradients.contractions import vector_pieces
+from fisherlab.gradients.inputs import Inputs, dense_inputs
+from fisherlab.linalg.arguments import check_sizes, fitting
 from fisherlab.linalg.factors import factor_inner
 from fisherlab.linalg.numerics import dot64, norm64, require_positive, spans
 from fisherlab.linalg.packing import packed_size, unpack
+from fisherlab.operators.arguments import constant_damping, put_checks
+from fisherlab.operators.conversion import in_dtype, scipy_operator
 from fisherlab.operators.layout import (
     check_sample_shapes,
     check_vec,
     matrix_to_vector,
     row_order,
-    sample_vectors,
     vector_to_matrix,
 )
 
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
     from fisherlab.operators.dense import DenseOperator
     from fisherlab.operators.gram import GramOperator
 
-_DENSE_DIFFERENCE = 2048  # largest D whose difference is taken between dense matrices
-_PACKED_DIFFERENCE = 2**30  # most packed entries that are made for a difference
+_DENSE_DIFFERENCE = 2048  # largest D of a difference of dense matrices: a choice, two of 32 MiB in float64
+_PACKED_DIFFERENCE = 2**30  # most packed entries that a difference makes: a choice, some seconds of writing
 
 
 class LinearOperator(ABC):
@@ -69,7 +68,7 @@ class LinearOperator(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         """Puts the checks of the arguments before the methods that the class gives."""
         super().__init_subclass__(**options)
-        _put_checks(cls)
+        put_checks(cls)
 
     def __init__(self, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device):
         check_sizes(outputs, inputs)
@@ -137,20 +136,6 @@ class LinearOperator(ABC):
         v = fitting("what an operator multiplies", v, self)
         return (self @ v.T).T if v.ndim == 2 else self @ v
 
-    def check_matrix(self, X: Tensor) -> Tensor:
-        """X [..., m, d] in the operator's dtype.
-
-        Raises:
-            InputError: X does not end in [m, d], or is on another device.
-            InputTypeError: X is no dense tensor of real floating-point numbers.
-        """
-        X = fitting("the matrix that an operator acts on", X, self)
-        if X.shape[-2:] != (self.outputs, self.inputs):
-            raise InputError(
-                f"the operator acts on matrices [..., {self.outputs}, {self.inputs}], not {list(X.shape)}."
-            )
-        return X
-
     # --- dense forms ----------------------------------------------------------------------------
 
     def dense(self, vec: str = "column") -> Tensor:
@@ -189,18 +174,7 @@ class LinearOperator(ABC):
 
     def to_scipy(self) -> scipy.sparse.linalg.LinearOperator:
         """F as a scipy LinearOperator on numpy arrays, in column-vec order."""
-        from scipy.sparse.linalg import LinearOperator as ScipyOperator
-
-        def product(v: np.ndarray) -> np.ndarray:
-            if np.iscomplexobj(v):
-                raise InputTypeError(
-                    "an operator multiplies real vectors; give real and imaginary part apart."
-                )
-            right = torch.as_tensor(v, dtype=self.dtype, device=self.device)
-            return (self @ right).cpu().numpy()
-
-        dtype = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
-        return ScipyOperator(shape=self.shape, matvec=product, rmatvec=product, matmat=product, dtype=dtype)
+        return scipy_operator(self)
 
     def _dense_columns(self) -> Tensor:
         if self.pair_symmetric:
@@ -210,19 +184,7 @@ class LinearOperator(ABC):
     def widened(self, dtype: torch.dtype) -> LinearOperator:
         """The operator itself, or where `dtype` is wider than its own the same one in `dtype`."""
         wider = torch.promote_types(self.dtype, dtype)
-        if wider == self.dtype:
-            return self
-        made = {
-            n for cls in type(self).__mro__ for n, v in vars(cls).items() if isinstance(v, cached_property)
-        }
-        other = copy.copy(self)
-        for name, value in list(vars(self).items()):
-            if name in made:
-                del other.__dict__[name]
-            else:
-                setattr(other, name, _widened(value, wider))
-        other.dtype = wider
-        return other
+        return self if wider == self.dtype else in_dtype(self, wider)
 
     @cached_property
     def _dense_form(self) -> DenseOperator:
@@ -281,7 +243,7 @@ class LinearOperator(ABC):
         Raises:
             NumericalError: F + λI is singular or indefinite.
         """
-        damped = self.eigenvalues().double() + self._uniform(damping)
+        damped = self.eigenvalues().double() + constant_damping(self, damping)
         require_positive(damped)
         return damped.log().sum()
 
@@ -392,14 +354,7 @@ class LinearOperator(ABC):
         return self._vector_quadratics(a[:, None], g[:, :, None])
 
     def _vector_quadratics(self, a: Inputs, g: Tensor, held: Tensor | None = None) -> Tensor:
-        if held is not None:
-            return self.quadratic(held).double().sum(1)
-        classes, samples = g.shape[:2]
-        pieces = [
-            self.quadratic(sample_vectors(a, g, start, stop))
-            for start, stop in spans(classes * samples, self.shape[0] * g.element_size())
-        ]
-        return torch.cat(pieces).view(classes, samples).double().sum(0)
+        return torch.cat([self.quadratic(V).double().sum(1) for _, V in vector_pieces(a, g, held)])
 
     def inner_kronecker(self, A: Tensor, B: Tensor) -> Tensor:
         """<F, A ⊗ B>, 0-d float64.
@@ -430,118 +385,14 @@ class LinearOperator(ABC):
             raise InputError(f"the operators are on {self.device} and {other.device}; compare on one device.")
         if (self.outputs, self.inputs) != (other.outputs, other.inputs):
             raise InputError(
-                f"the operators act on matrices of different shapes, [{self.outputs}, "
-                f"{self.inputs}] and [{other.outputs}, {other.inputs}]; compare blocks of one "
-                "layer."
+                f"the operators act on matrices of different shapes, [{self.outputs}, {self.inputs}] and "
+                f"[{other.outputs}, {other.inputs}]; compare blocks of one layer."
             )
-
-    def _uniform(self, damping: DampingLike) -> float:
-        """The λ of a constant damping.
-
-        Raises:
-            NotSupportedError: the damping is factored.
-        """
-        checked = as_damping(damping)
-        if isinstance(checked, Constant):
-            return checked.value
-        raise NotSupportedError(
-            f"{type(checked).__name__} damps the two factors of a Kronecker product, which "
-            f"{type(self).__name__} does not have; give a number."
-        )
-
-    def _scale(self, factor: float) -> float:
-        return number("the factor of an operator", factor)
-
-    def _exponent(self, p: float) -> float:
-        return finite("the power of an operator", p)
-
-    def _positive_dampings(self, dampings: Sequence[float]) -> list[float]:
-        if not isinstance(dampings, Iterable):
-            raise InputTypeError(
-                f"solves takes several dampings, not a {type(dampings).__name__}; use solve."
-            )
-        values = [finite("a damping", damping) for damping in dampings]
-        if not values or min(values) <= 0:
-            raise InputError(f"solves takes one damping or more, all above zero, not {values}.")
-        return values
-
-    def _input_factor(self, A: Tensor) -> Tensor:
-        return self._fitting_factor("the input factor", A, self.inputs)
-
-    def _output_factor(self, B: Tensor) -> Tensor:
-        return self._fitting_factor("the output factor", B, self.outputs)
-
-    def _fitting_factor(self, what: str, factor: Tensor, size: int) -> Tensor:
-        factor = fitting(what, factor, self)
-        if factor.shape not in ((size,), (size, size)):
-            raise InputError(f"{what} is [{size}, {size}] or [{size}], not {list(factor.shape)}.")
-        return factor
-
-    def _sample_inputs(self, a: Inputs) -> Inputs:
-        a = self._sample_part("the inputs", a)
-        self._check_inputs(a)
-        return a
 
     def _check_inputs(self, a: Inputs) -> None:
+        """Raises `InputError` unless the inputs have d numbers; of a grouped operator those of all groups."""
         if a.ndim == 3 and a.shape[2] != self.inputs:
             raise InputError(f"the operator takes inputs [n, t, {self.inputs}], not {list(a.shape)}.")
 
-    def _sample_outputs(self, g: Tensor) -> Tensor:
-        g = self._sample_part("the gradients", g)
-        if g.ndim == 4 and g.shape[3] != self.outputs:
-            raise InputError(f"the operator takes gradients [c, n, t, {self.outputs}], not {list(g.shape)}.")
-        return g
 
-    def _vectors(self, V: Tensor | None) -> Tensor | None:
-        return None if V is None else self.check_matrix(V)
-
-    def _sample_part(self, what: str, part: Any) -> Any:
-        if not isinstance(part, OneHot):
-            return fitting(what, part, self)
-        return part if part.dtype == self.dtype else part.to(self.dtype)
-
-    def _input_basis(self, U: Tensor | None) -> Tensor | None:
-        return self._basis("the input basis", U, self.inputs)
-
-    def _output_basis(self, U: Tensor | None) -> Tensor | None:
-        return self._basis("the output basis", U, self.outputs)
-
-    def _basis(self, what: str, U: Tensor | None, size: int) -> Tensor | None:
-        if U is None:
-            return None
-        U = fitting(what, U, self)
-        if U.ndim != 2 or len(U) != size:
-            raise InputError(f"{what} has columns of size {size}, not the shape {list(U.shape)}.")
-        return U
-
-
-_MATRIX = (LinearOperator.check_matrix,)
-_CHECKS: dict[str, tuple[Callable[[Any, Any], Any], ...]] = {
-    **dict.fromkeys(("apply", "solve", "quadratic", "rows"), _MATRIX),
-    "solves": (*_MATRIX, LinearOperator._positive_dampings),
-    "quadratics": (LinearOperator._sample_inputs, LinearOperator._sample_outputs, LinearOperator._vectors),
-    "scaled": (LinearOperator._scale,),
-    "power": (LinearOperator._exponent,),
-    "contract_output": (LinearOperator._output_factor,),
-    "contract_input": (LinearOperator._input_factor,),
-    "inner_kronecker": (LinearOperator._input_factor, LinearOperator._output_factor),
-    "diagonal_in_basis": (LinearOperator._input_basis, LinearOperator._output_basis),
-}
-
-
-def _put_checks(cls: type) -> None:
-    for name, checks in _CHECKS.items():
-        if inspect.isfunction(vars(cls).get(name)):
-            setattr(cls, name, checked(vars(cls)[name], checks))
-
-
-_put_checks(LinearOperator)
-
-
-def _widened(value: Any, dtype: torch.dtype) -> Any:
-    """A part of an operator in a wider dtype."""
-    if isinstance(value, LinearOperator):
-        return value.widened(dtype)
-    if isinstance(value, tuple):
-        return tuple(_widened(part, dtype) for part in value)
-    return value.to(dtype) if isinstance(value, (Tensor, OneHot)) else value
+put_checks(LinearOperator)

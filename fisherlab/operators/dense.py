@@ -22,6 +22,7 @@ from fisherlab.linalg.numerics import (
     symmetric_eigenvalues,
     symmetric_eigh,
 )
+from fisherlab.operators.arguments import constant_damping
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.layout import (
     check_vec,
@@ -81,16 +82,16 @@ class DenseOperator(LinearOperator):
 
     def inverse(self, damping: DampingLike = 0.0) -> DenseOperator:
         """(F + λI)⁻¹ by Cholesky."""
-        return self._like(damped_inverse(self.matrix, self._uniform(damping)))
+        return self._like(damped_inverse(self.matrix, constant_damping(self, damping)))
 
     def power(self, p: float, damping: DampingLike = 0.0) -> DenseOperator:
         """(F + λI)^p by the eigendecomposition."""
         values, vectors = self._eigh
-        return self._like((vectors * damped_power(values, self._uniform(damping), p)) @ vectors.T)
+        return self._like((vectors * damped_power(values, constant_damping(self, damping), p)) @ vectors.T)
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """(F + λI)⁻¹ vec(M) by Cholesky."""
-        factor = damped_cholesky(self.matrix, self._uniform(damping))
+        factor = damped_cholesky(self.matrix, constant_damping(self, damping))
         right = matrix_to_vector(M).reshape(-1, self.shape[0]).T
         return self._to_matrix(cholesky_apply(factor, right).T).reshape(M.shape)
 

@@ -14,6 +14,7 @@ from fisherlab.gradients.inputs import Inputs, alike
 from fisherlab.linalg.factors import factor_diagonal
 from fisherlab.linalg.numerics import damped_power, dot64, norm64
 from fisherlab.linalg.packing import packed_size, packing_index
+from fisherlab.operators.arguments import constant_damping
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.layout import check_sample_shapes
 
@@ -29,6 +30,7 @@ class DiagonalOperator(LinearOperator):
     """
 
     structure: ClassVar[int] = 0
+    pair_symmetric = True
 
     def __init__(self, matrix: Tensor):
         (matrix,) = alike("the diagonal of an operator", matrix)
@@ -36,11 +38,6 @@ class DiagonalOperator(LinearOperator):
             raise InputError(f"a diagonal block is a matrix [m, d], not {list(matrix.shape)}.")
         super().__init__(matrix.shape[0], matrix.shape[1], matrix.dtype, matrix.device)
         self.matrix = matrix
-
-    @property
-    def pair_symmetric(self) -> bool:
-        """True."""
-        return True
 
     def apply(self, X: Tensor) -> Tensor:
         """S ∘ X."""
@@ -74,7 +71,7 @@ class DiagonalOperator(LinearOperator):
 
     def power(self, p: float, damping: DampingLike = 0.0) -> DiagonalOperator:
         """diag((S + λ)^p)."""
-        return DiagonalOperator(damped_power(self.matrix, self._uniform(damping), p))
+        return DiagonalOperator(damped_power(self.matrix, constant_damping(self, damping), p))
 
     def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
         """(U_B∘U_B)ᵀ S (U_A∘U_A)."""

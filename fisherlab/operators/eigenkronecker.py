@@ -22,13 +22,14 @@ from fisherlab.linalg.factors import (
 )
 from fisherlab.linalg.numerics import damped_power, dot64, norm64, spans
 from fisherlab.linalg.packing import outer_rows, packed_size
+from fisherlab.operators.arguments import constant_damping
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.layout import check_sample_shapes
 
 if TYPE_CHECKING:
     from fisherlab.operators.gram import GramOperator
 
-_ABSENT = 1e-18  # of a damping: what does not change it in float64
+_ABSENT = 1e-18  # of a damping: far below ε/2 = 1.1e-16, so that it does not change it in float64
 
 
 class EigenKroneckerOperator(LinearOperator):
@@ -46,6 +47,7 @@ class EigenKroneckerOperator(LinearOperator):
     """
 
     structure: ClassVar[int] = 2
+    pair_symmetric = True
 
     def __init__(self, U_A: Tensor | None, U_B: Tensor | None, S: Tensor):
         U_A, U_B, S = alike("the bases and eigenvalues of an operator", U_A, U_B, S)
@@ -61,11 +63,6 @@ class EigenKroneckerOperator(LinearOperator):
         self.U_A = U_A
         self.U_B = U_B
         self.S = S
-
-    @property
-    def pair_symmetric(self) -> bool:
-        """True."""
-        return True
 
     def apply(self, X: Tensor) -> Tensor:
         """U_B [S ∘ (U_Bᵀ X U_A)] U_Aᵀ."""
@@ -108,12 +105,12 @@ class EigenKroneckerOperator(LinearOperator):
 
     def power(self, p: float, damping: DampingLike = 0.0) -> EigenKroneckerOperator:
         """The same basis with (S + λ)^p."""
-        powered = damped_power(self.S, self._uniform(damping), p)
+        powered = damped_power(self.S, constant_damping(self, damping), p)
         return EigenKroneckerOperator(self.U_A, self.U_B, powered)
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """U_B [(U_Bᵀ M U_A) / (S + λ)] U_Aᵀ; for λ > 0 without rotating where S vanishes."""
-        value = self._uniform(damping)
+        value = constant_damping(self, damping)
         return next(self.solves(M, [value])) if value > 0 else super().solve(M, damping)
 
     def solves(self, M: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:

@@ -41,12 +41,13 @@ from fisherlab.linalg.numerics import (
     sum_pieces,
 )
 from fisherlab.linalg.packing import packed_size, smat, svec_gram, svec_outer
+from fisherlab.operators.arguments import constant_damping
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.graminverse import GramInverse, apply_factor
-from fisherlab.operators.layout import check_sample_shapes, sample_vectors
+from fisherlab.operators.layout import check_sample_shapes
 
-_DENSE_BYTES = 4 * 2**30
-_HELD_BYTES = 192 * 2**20
+_DENSE_BYTES = 4 * 2**30  # a choice: the memory that a comparison is given by default
+_HELD_BYTES = 192 * 2**20  # of all V, kept for the operator's life: a choice, a twentieth of that
 
 
 class GramOperator(LinearOperator):
@@ -93,7 +94,8 @@ class GramOperator(LinearOperator):
 
     def vectors(self, start: int, stop: int) -> Tensor:
         """V of the flat indices c·n_samples + n in start..stop: [stop - start, m, d]."""
-        return sample_vectors(self.a, self.g, start, stop)
+        samples = torch.arange(start, stop, device=self.device) % self.a.shape[0]
+        return sample_gradients(self.a[samples], self.g.flatten(0, 1)[None, start:stop])[:, 0]
 
     def chunks(self) -> Iterator[Tensor]:
         """All V in the order of the flat indices, in pieces of bounded size."""
@@ -223,7 +225,7 @@ class GramOperator(LinearOperator):
         Raises:
             NumericalError: λ is zero, or K + λI is not finite.
         """
-        return GramInverse(self, self._uniform(damping))
+        return GramInverse(self, constant_damping(self, damping))
 
     def solves(self, M: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:
         """`solve` at each damping, with products by J for all of them at once."""
@@ -248,7 +250,7 @@ class GramOperator(LinearOperator):
             NumericalError: K + λI is singular or not finite.
         """
         w = self._check_weights(w)
-        factor = damped_cholesky(self.gram(), self._uniform(damping))
+        factor = damped_cholesky(self.gram(), constant_damping(self, damping))
         return self.combine(apply_factor(factor, w))
 
     def power(self, p: float, damping: DampingLike = 0.0) -> LinearOperator:
@@ -316,13 +318,9 @@ class GramOperator(LinearOperator):
 
     # --- private --------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def held(self) -> Tensor | None:
         """All V [n, c, m, d] where they are small beside what making them again and again would cost."""
-        return self._held
-
-    @cached_property
-    def _held(self) -> Tensor | None:
         needed = self.columns * self.shape[0] * self.dtype.itemsize
         if self.pair_symmetric or isinstance(self.a, OneHot) or needed > _HELD_BYTES:
             return None

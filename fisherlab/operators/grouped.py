@@ -137,7 +137,7 @@ class GroupedOperator(LinearOperator):
 
     def contract_output(self, B: Tensor) -> Tensor:
         """The sum over blocks, each with its own part of B."""
-        found = [block.contract_output(_part(B, rows)) for block, rows in self._with_rows()]
+        found = [block.contract_output(_factor_of(B, rows)) for block, rows in self._with_rows()]
         return torch.stack(found).sum(0)
 
     def contract_input(self, A: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class GroupedOperator(LinearOperator):
 
     def inner_kronecker(self, A: Tensor, B: Tensor) -> Tensor:
         """The sum over blocks of <block, A ⊗ own part of B>."""
-        return self._sum(block.inner_kronecker(A, _part(B, rows)) for block, rows in self._with_rows())
+        return self._sum(block.inner_kronecker(A, _factor_of(B, rows)) for block, rows in self._with_rows())
 
     def unit_blocks(self) -> Tensor:
         """Those of all blocks."""
@@ -220,5 +220,5 @@ def blocks_of(F: LinearOperator) -> Sequence[LinearOperator]:
     return F.blocks if isinstance(F, GroupedOperator) else (F,)
 
 
-def _part(B: Tensor, rows: slice) -> Tensor:
+def _factor_of(B: Tensor, rows: slice) -> Tensor:
     return B[rows] if B.ndim == 1 else B[rows, rows]

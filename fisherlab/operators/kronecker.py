@@ -48,6 +48,7 @@ class KroneckerOperator(LinearOperator):
     """
 
     structure: ClassVar[int] = 1
+    pair_symmetric = True
 
     def __init__(self, A: Tensor, B: Tensor):
         A, B = alike("the factors of an operator", A, B)
@@ -66,11 +67,6 @@ class KroneckerOperator(LinearOperator):
     def factors(self) -> tuple[Tensor, Tensor]:
         """(A [d, d], B [m, m]), matrices in any case."""
         return as_matrix(self.A), as_matrix(self.B)
-
-    @property
-    def pair_symmetric(self) -> bool:
-        """True."""
-        return True
 
     def apply(self, X: Tensor) -> Tensor:
         """B X A."""

@@ -1,10 +1,9 @@
-"""The two orders of vec, and per-sample gradients as matrices V [m, d]."""
+"""The two orders of vec, and the shapes of inputs and gradients."""
 
-import torch
 from torch import Tensor
 
 from fisherlab.errors import InputError, known_name
-from fisherlab.gradients.inputs import Inputs, OneHot, sample_gradients
+from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.linalg.arguments import real_tensor
 
 VEC_ORDERS = ("column", "row")
@@ -52,19 +51,3 @@ def check_sample_shapes(a: Inputs, g: Tensor) -> None:
             "the inputs must be a [n, t, d] and the gradients g [c, n, t, m] with the same n and "
             f"t, not {tuple(a.shape)} and {tuple(g.shape)}."
         )
-
-
-def sample_vectors(a: Inputs, g: Tensor, start: int, stop: int) -> Tensor:
-    """V_{n,c} = Σ_t g_{c,n,t} a_{n,t}ᵀ for the flat indices c·n_samples + n in start..stop.
-
-    Args:
-        a: [n, t, d].
-        g: [c, n, t, m].
-        start: first flat index.
-        stop: one past the last.
-
-    Returns:
-        [stop - start, m, d].
-    """
-    samples = torch.arange(start, stop, device=a.device) % a.shape[0]
-    return sample_gradients(a[samples], g.flatten(0, 1)[None, start:stop])[:, 0]

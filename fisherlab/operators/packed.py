@@ -42,6 +42,7 @@ class PackedOperator(LinearOperator):
     """
 
     structure: ClassVar[int] = 5
+    pair_symmetric = True
 
     def __init__(self, M: Tensor, outputs: int, inputs: int):
         check_sizes(outputs, inputs)
@@ -54,11 +55,6 @@ class PackedOperator(LinearOperator):
             )
         super().__init__(outputs, inputs, M.dtype, M.device)
         self.M = M
-
-    @property
-    def pair_symmetric(self) -> bool:
-        """True."""
-        return True
 
     def apply(self, X: Tensor) -> Tensor:
         """F vec(X), by rows of F expanded in pieces of bounded size; by the dense matrix once it is known."""

@@ -16,7 +16,7 @@ from fisherlab.linalg.numerics import self_product, spans, symmetrised
 from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.gram import GramOperator
 
-_MOST_BYTES = 192 * 2**20
+_MOST_BYTES = 192 * 2**20  # of the inner products of all positions: a choice, as `gram._HELD_BYTES`
 
 
 class Rearranged(Protocol):

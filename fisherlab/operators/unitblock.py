@@ -22,6 +22,7 @@ from fisherlab.linalg.numerics import (
     symmetric_eigh,
 )
 from fisherlab.linalg.packing import packed_size, packing_index, svec, svec_outer
+from fisherlab.operators.arguments import constant_damping
 from fisherlab.operators.base import LinearOperator
 
 
@@ -36,6 +37,7 @@ class UnitBlockOperator(LinearOperator):
     """
 
     structure: ClassVar[int] = 3
+    pair_symmetric = True
 
     def __init__(self, blocks: Tensor):
         (blocks,) = alike("the blocks of an operator", blocks)
@@ -43,11 +45,6 @@ class UnitBlockOperator(LinearOperator):
             raise InputError(f"the blocks are [m, d, d], not {list(blocks.shape)}.")
         super().__init__(blocks.shape[0], blocks.shape[1], blocks.dtype, blocks.device)
         self.blocks = blocks
-
-    @property
-    def pair_symmetric(self) -> bool:
-        """True."""
-        return True
 
     def apply(self, X: Tensor) -> Tensor:
         """Row j of the result is block_j X[j]."""
@@ -78,17 +75,17 @@ class UnitBlockOperator(LinearOperator):
 
     def inverse(self, damping: DampingLike = 0.0) -> UnitBlockOperator:
         """Each (block + λI)⁻¹, by Cholesky."""
-        return UnitBlockOperator(damped_inverse(self.blocks, self._uniform(damping)))
+        return UnitBlockOperator(damped_inverse(self.blocks, constant_damping(self, damping)))
 
     def power(self, p: float, damping: DampingLike = 0.0) -> UnitBlockOperator:
         """Each (block + λI)^p."""
         values, vectors = self._eigh
-        powered = damped_power(values, self._uniform(damping), p)
+        powered = damped_power(values, constant_damping(self, damping), p)
         return UnitBlockOperator((vectors * powered[:, None]) @ vectors.mT)
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """Row j of the result is (block_j + λI)⁻¹ M[j], by Cholesky."""
-        factor = damped_cholesky(self.blocks, self._uniform(damping))
+        factor = damped_cholesky(self.blocks, constant_damping(self, damping))
         columns = M.reshape(-1, *M.shape[-2:]).permute(1, 2, 0)
         return cholesky_apply(factor, columns).permute(2, 0, 1).reshape(M.shape)
 

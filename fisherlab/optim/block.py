@@ -14,7 +14,7 @@ from fisherlab.collect.batches import is_finite
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.damping import Constant, Damping, FactoredDamping
 from fisherlab.errors import NotSupportedError, NumericalError
-from fisherlab.layers import LayerView, Use
+from fisherlab.layers import LayerCall, LayerView
 from fisherlab.linalg.factors import factor_diagonal
 from fisherlab.operators import KroneckerOperator, LinearOperator, blocks_of
 from fisherlab.operators.stored import Tensors, condition_of, operator_of, tensors_of
@@ -33,7 +33,7 @@ class KeptCall:
             list and nothing else of the call.
     """
 
-    use: Use
+    use: LayerCall
     slot: list[tuple[Tensor, int]] = field(default_factory=list)
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fisherlab.layers import Layers, Use
+from fisherlab.layers import LayerCall, Layers
 from fisherlab.optim.block import KeptCall
 from fisherlab.optim.passes import ForwardPass
 from fisherlab.optim.rows import sample_dim
@@ -91,7 +91,7 @@ class SampleProducts:
             products = torch.zeros((), dtype=direction.dtype, device=direction.device)
             for use, g in seen:
                 if most < samples:
-                    use, g = Use(use.input[:most], use.output[:most]), g[:most]
+                    use, g = LayerCall(use.input[:most], use.output[:most]), g[:most]
                 products = products + view.products(use, g, direction, most, dim)
             found.append(products)
         return torch.cat(found), whole

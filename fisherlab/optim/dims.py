@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fisherlab.collect.hooks import Seen as Captured
 from fisherlab.errors import InputError
-from fisherlab.layers import Layers, match_names
+from fisherlab.layers import LayerCall, Layers, match_names
 from fisherlab.optim.rows import ACT_ON_EACH_OTHER, Look, look_at, sample_dim, tensors_in
 
 _MANY = 3  # layers, of which one reason is enough
@@ -78,7 +77,7 @@ class SampleDims:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         samples: int,
-        taken: Mapping[str, list[Captured]],
+        taken: Mapping[str, list[LayerCall]],
         look: Look | None,
     ) -> None:
         """Which dimension of each layer counts samples, from the look; layers of which it says nothing wait.
@@ -133,7 +132,7 @@ class SampleDims:
             elif found.sure:
                 del self._unsure[name]
 
-    def _is_alone(self, name: str, call: Captured, samples: int) -> bool:
+    def _is_alone(self, name: str, call: LayerCall, samples: int) -> bool:
         """Whether the dimension of samples is as long as there are samples."""
         dim = sample_dim(self._layers[name], self.by_layer[name])
         return call.output.dim() > dim and call.output.shape[dim] == samples

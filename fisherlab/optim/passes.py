@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherlab.collect.hooks import Seen as Captured
+from fisherlab.layers import LayerCall
 from fisherlab.optim.block import KeptCall, Observation
 
 
@@ -69,7 +69,7 @@ class Mark:
     order: int
     name: str
     place: int
-    call: tuple[Captured, KeptCall] | None
+    call: tuple[LayerCall, KeptCall] | None
 
 
 def identity(tensor: Tensor) -> tuple[int, ...]:

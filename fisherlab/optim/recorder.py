@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from fisherlab.base import distributed
-from fisherlab.collect.hooks import Seen as Captured
 from fisherlab.collect.hooks import (
     backward_one_by_one,
     capture,
@@ -30,7 +29,7 @@ from fisherlab.collect.hooks import (
 )
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.errors import InputError
-from fisherlab.layers import Layers, Use, activations_from, nodes_behind
+from fisherlab.layers import LayerCall, Layers, activations_from, nodes_behind
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.likelihoods.draws import normal
 from fisherlab.likelihoods.labels import LabelKind
@@ -218,7 +217,7 @@ class TrainingTap:
     def batch(self, name: str, calls: list[KeptCall], samples: int, g: Mapping[str, Tensor]) -> LayerBatch:
         """A layer's inputs, made when they are asked for, with g."""
         view, dtype, dim = self._layers[name], self.dtype_of(name), self.dims[name]
-        uses = [Use(call.use.input.to(dtype), call.use.output) for call in calls]
+        uses = [LayerCall(call.use.input.to(dtype), call.use.output) for call in calls]
         return LayerBatch(0, lambda: inputs_of(view, uses, samples, dim), g, view.groups)
 
     def gradients(self, name: str, calls: list[KeptCall], samples: int, scale: float) -> Tensor:
@@ -288,7 +287,7 @@ class TrainingTap:
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        seen: Mapping[str, list[Captured]],
+        seen: Mapping[str, list[LayerCall]],
         output: Any,
         look: Look | None,
     ) -> None:
@@ -304,7 +303,7 @@ class TrainingTap:
         before = self._earlier(given)
         earlier = list(dict.fromkeys(one for one, _ in before))
         refresh = self._due(taken) or any(one.refresh for one in earlier)
-        layers = {name: [KeptCall(call.use) for call in calls] for name, calls in taken.items()}
+        layers = {name: [KeptCall(call.without_graph()) for call in calls] for name, calls in taken.items()}
         kin = [t for t in (*given, *outputs) if t.dim() and len(t) == samples] or outputs
         record = ForwardPass(
             samples,
@@ -464,28 +463,28 @@ class TrainingTap:
                 "samples, and labels can be drawn at one output only; use source='empirical'"
             )
 
-    def _mark(self, name: str, call: Captured, kept: KeptCall) -> Mark:
+    def _mark(self, name: str, call: LayerCall, kept: KeptCall) -> Mark:
         """Leaves a call on its node, for a module that is called with the output of this one."""
         self._marks += 1
         mark = Mark(
             self._marks,
             name,
             call.edge.output_nr,
-            (Captured(call.input, call.output, None, call.slope), kept),
+            (LayerCall(call.input, call.output, None, call.slope), kept),
         )
         metadata(call.edge.node).setdefault(f"{self._key} calls", []).append(mark)
         return mark
 
-    def _marked(self, outputs: list[Tensor]) -> tuple[dict[str, list[Captured]], dict[str, list[KeptCall]]]:
+    def _marked(self, outputs: list[Tensor]) -> tuple[dict[str, list[LayerCall]], dict[str, list[KeptCall]]]:
         """The calls of all modules behind these outputs, with their edges."""
-        found: list[tuple[int, str, Captured, KeptCall]] = []
+        found: list[tuple[int, str, LayerCall, KeptCall]] = []
         for node in nodes_behind(t.grad_fn for t in outputs):
             for mark in metadata(node).get(f"{self._key} calls", ()):
                 if mark.call is not None:
                     bare, kept = mark.call
-                    call = Captured(bare.input, bare.output, GradientEdge(node, mark.place), bare.slope)
+                    call = LayerCall(bare.input, bare.output, GradientEdge(node, mark.place), bare.slope)
                     found.append((mark.order, mark.name, call, kept))
-        taken: dict[str, list[Captured]] = {name: [] for name in self._layers}
+        taken: dict[str, list[LayerCall]] = {name: [] for name in self._layers}
         layers: dict[str, list[KeptCall]] = {name: [] for name in self._layers}
         for _, name, call, kept in sorted(found, key=lambda one: one[0]):
             taken[name].append(call)
@@ -515,7 +514,7 @@ class TrainingTap:
     def _layerwise(
         self,
         record: ForwardPass,
-        taken: Mapping[str, list[Captured]],
+        taken: Mapping[str, list[LayerCall]],
         layers: Mapping[str, list[KeptCall]],
         outputs: list[Tensor],
     ) -> None:
@@ -536,9 +535,10 @@ class TrainingTap:
                 if activation is None:  # a call whose output is not used
                     slope = torch.zeros_like(call.output)
                 else:
-                    call.output = ends.get((call.edge.node, call.edge.output_nr), call.output)
+                    output = ends.get((call.edge.node, call.edge.output_nr), call.output)
+                    call = LayerCall(call.input, output.detach(), call.edge, call.slope)
                     slope = layerwise_slope(call, activation, self._kind)
-                pairs.append((call.use, slope.detach().unsqueeze(0).to(self.dtype_of(name))))
+                pairs.append((call, slope.detach().unsqueeze(0).to(self.dtype_of(name))))
             g = outputs_of(self._layers[name], pairs, record.samples, self.dims[name])
             if draws:
                 own, rows = _among_processes(g[0])
@@ -550,7 +550,7 @@ class TrainingTap:
     def _drawn(
         self,
         record: ForwardPass,
-        taken: Mapping[str, list[Captured]],
+        taken: Mapping[str, list[LayerCall]],
         layers: Mapping[str, list[KeptCall]],
         output: Any,
     ) -> None:

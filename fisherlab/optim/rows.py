@@ -24,7 +24,7 @@ from fisherlab.collect.hooks import capture, inputs_of, outputs_of, unchanged
 from fisherlab.collect.refusals import node_names, numbers_of
 from fisherlab.gradients.inputs import Inputs
 from fisherlab.gradients.patches import Patches
-from fisherlab.layers import Layers, LayerView, Use
+from fisherlab.layers import LayerCall, Layers, LayerView
 
 ACT_ON_EACH_OTHER = (
     "what it sees of one sample, or what comes back to it, belongs to others too: the samples act on each "
@@ -53,7 +53,7 @@ class Found:
 class _Calls:
     """A layer's calls, the gradients at their outputs, and those of its parameters."""
 
-    uses: list[Use]
+    uses: list[LayerCall]
     g: list[Tensor | None]
     by_parameter: dict[str, Tensor | None]
 
@@ -316,7 +316,7 @@ def _called(
     gradients, by_parameter = iter(found[: len(edges)]), dict(zip(trained, found[len(edges) :], strict=True))
     calls = {
         name: _Calls(
-            [call.use for call in own],
+            [call.without_graph() for call in own],
             [next(gradients) for _ in own],
             {p: by_parameter.get(p) for p in layers[name].parameters},
         )

@@ -15,16 +15,16 @@ from fisherlab.representations.isotropy import Isotropy
 from fisherlab.representations.vectors import BatchReading, most_samples, places_between, read
 
 MOST_COLUMNS = 32
-"""Columns of a sample's output Hessian above which labels are drawn."""
+"""Columns of a sample's output Hessian above which labels are drawn: a choice, as `_DRAWN_COLUMNS`."""
 
 DRAWS = 128
-"""Labels a sample, where they are drawn."""
+"""Labels a sample, where they are drawn: a choice, four for each of the columns."""
 
 _DRAWN_COLUMNS = 32  # each a sum over several labels: nearly normal, so that few pairs of them tell much
-_OPERATIONS = 3e11  # multiplications of the pass
-_LEAST_SAMPLES = 32
-_MOST_OUTPUTS = 4096  # m of a layer whose M is made
-_CHUNK = 4096  # samples that are read at a time
+_OPERATIONS = 3e11  # multiplications of the pass: a choice, about ten seconds on a core
+_LEAST_SAMPLES = 32  # a choice: fewer tell little of a mean
+_MOST_OUTPUTS = 4096  # m of a layer whose M is made: a choice, 128 MiB in float64
+_CHUNK = 4096  # samples that are read at a time: a choice
 
 
 class OutputGradients:

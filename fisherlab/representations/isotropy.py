@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fisherlab.base import distributed
 
-_TOTALS = ("samples", "_known", "_traces", "_squared_traces", "_squares", "_isotropies")
+_TOTALS = ("samples", "_counted", "_traces", "_squared_traces", "_squares", "_isotropies")
 
 
 class Isotropy:
@@ -33,7 +33,7 @@ class Isotropy:
         self._sum: Tensor | None = None
         self._batch: _Batch | None = None
         self._traces = self._squared_traces = self._squares = 0.0
-        self._isotropies, self._known = 0.0, 0
+        self._isotropies, self._counted = 0.0, 0
 
     def add(self, q: Tensor) -> None:
         """Adds columns q [c, n, t, m] of the samples at hand, some or all of them."""
@@ -56,7 +56,7 @@ class Isotropy:
             squared_traces, squares = squared_traces - batch.own_traces, squares - batch.own_squares
         known = squares > 0
         self._isotropies += float((squared_traces[known] / squares[known]).sum()) / self._m
-        self._known += int(known.sum())
+        self._counted += int(known.sum())
 
     def gather(self, device: torch.device) -> None:
         """Has the samples of all processes from now on; sums are on this device."""
@@ -94,7 +94,7 @@ class Isotropy:
 
         With drawn labels it is a mean of ratios of estimates: a few percent too large.
         """
-        return self._isotropies / self._known if self._known else math.nan
+        return self._isotropies / self._counted if self._counted else math.nan
 
     def _square_of_sum(self) -> float:
         return 0.0 if self._sum is None else float(self._sum.square().sum())

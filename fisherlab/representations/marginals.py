@@ -16,7 +16,7 @@ from fisherlab.representations.tables import VectorFacts
 from fisherlab.representations.vectors import BatchReading, Vectors, most_samples, places_between, read
 
 TESTED = 1000
-"""The most values of a coordinate that are tested for normality, each from another sample."""
+"""The most values of a coordinate that are tested for normality, each from another sample: a choice."""
 
 CHOSEN = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Coordinates with a histogram are those at these quantiles of the excess kurtosis."""

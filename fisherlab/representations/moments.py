@@ -9,8 +9,10 @@ from torch import Tensor
 from fisherlab.base import distributed
 
 INNER_BINS = 100
+"""Of equal width: a choice."""
+
 REACH = 5.0
-"""Standard deviations from the mean that the bins of equal width cover."""
+"""Standard deviations from the mean that they cover: a choice; of a normal variable 6e-7 lies beyond."""
 
 
 class Moments:

@@ -15,15 +15,16 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
-from fisherlab.collect.batches import ModelInputs, called, is_finite
+from fisherlab.collect.batches import called, is_finite
 from fisherlab.collect.collector import Collector
-from fisherlab.collect.hooks import Seen, capture, inputs_of, outputs_of
+from fisherlab.collect.forms import ModelInputs
+from fisherlab.collect.hooks import capture, inputs_of, outputs_of
 from fisherlab.errors import NotSupportedError, NumericalError
 from fisherlab.gradients.inputs import OneHot
-from fisherlab.layers import ACTIVATIONS, Activation, LayerView, find_activations
+from fisherlab.layers import ACTIVATIONS, Activation, LayerCall, LayerView, find_activations
 
-_BATCH_BYTES = 256 * 2**20
-_MOST_SAMPLES = 8192
+_BATCH_BYTES = 256 * 2**20  # of a pass with its copies: a choice, as `numerics.CHUNK_BYTES`
+_MOST_SAMPLES = 8192  # in one batch: a choice, as `sizes._MOST_SAMPLES`
 
 INPUT, OUTPUT, ACTIVATED = VECTORS = ("input", "output", "activated")
 
@@ -71,15 +72,14 @@ class BatchReading:
         self,
         collector: Collector,
         inputs: ModelInputs,
-        seen: Mapping[str, list[Seen]],
+        seen: Mapping[str, list[LayerCall]],
         outputs: Tensor,
         copies: "_Copies",
     ) -> None:
         self.outputs = outputs
         self.samples = collector.batches.size(inputs)
         self._collector, self._inputs, self._seen, self._copies = collector, inputs, seen, copies
-        edges = {(name, place): call.edge for name, calls in seen.items() for place, call in enumerate(calls)}
-        self._found = find_activations(outputs, edges)
+        self._found = find_activations(outputs, seen)
 
     def vectors(self, name: str) -> dict[str, Vectors]:
         """Vectors of a layer by kind: `output`, `input` unless it sees indices, `activated` unless φ = id."""
@@ -100,7 +100,7 @@ class BatchReading:
         """Where each call's activated output stands in the graph; None where a named φ is not in it."""
         given, edges = self._collector.layers[name].activation, []
         for place, call in enumerate(self._seen[name]):
-            activation = self._found[name, place]
+            activation = self._found[name][place]
             if given not in (None, activation.name):
                 return None
             edges.append(call.edge if activation.node is None else GradientEdge(activation.node[0], 0))
@@ -109,31 +109,28 @@ class BatchReading:
     def gradients(self, name: str, found: list[Tensor | None], columns: int) -> Tensor:
         """What came back to `edges(name)` as q [c, n, t, m]; zero where positions do not count."""
         view, calls = self._collector.layers[name], self._seen[name]
-        q = [
-            call.output.new_zeros(columns, *call.output.shape) if one is None else one
-            for call, one in zip(calls, found, strict=True)
-        ]
+        q = [call.gradients(one, columns) for call, one in zip(calls, found, strict=True)]
         shaped, valid = self._columns_laid_out(view, calls, q), self._valid(view, calls)
         return shaped if valid is None else shaped * valid[None, :, :, None]
 
-    def _laid_out(self, view: LayerView, calls: list[Seen], values: list[Tensor]) -> Tensor:
+    def _laid_out(self, view: LayerView, calls: list[LayerCall], values: list[Tensor]) -> Tensor:
         return self._columns_laid_out(view, calls, [own.unsqueeze(0) for own in values])[0]
 
-    def _columns_laid_out(self, view: LayerView, calls: list[Seen], values: list[Tensor]) -> Tensor:
-        pairs = [(call.use, own) for call, own in zip(calls, values, strict=True)]
+    def _columns_laid_out(self, view: LayerView, calls: list[LayerCall], values: list[Tensor]) -> Tensor:
+        pairs = list(zip(calls, values, strict=True))
         return outputs_of(view, pairs, self.samples, self._collector.batch_dim)
 
     def _activated(self, name: str, place: int, s: Tensor) -> Tensor:
         given = self._collector.layers[name].activation
         if given is not None:
             return ACTIVATIONS[given](s)
-        return self._copies.activated(name, self._found[name, place], s)
+        return self._copies.activated(name, self._found[name][place], s)
 
-    def _valid(self, view: LayerView, calls: list[Seen]) -> Tensor | None:
+    def _valid(self, view: LayerView, calls: list[LayerCall]) -> Tensor | None:
         valid = None if view.mask is None else view.mask(self._inputs)
         if not view.one_hot:
             return valid
-        a = inputs_of(view, [call.use for call in calls], self.samples, self._collector.batch_dim)
+        a = inputs_of(view, calls, self.samples, self._collector.batch_dim)
         if not (isinstance(a, OneHot) and a.masked):
             return valid
         return a.indices >= 0 if valid is None else valid & (a.indices >= 0)
@@ -199,10 +196,10 @@ class _Copies(TorchFunctionMode):
             self._results[node] = result.detach().clone()
         return result
 
-    def output(self, call: Seen) -> Tensor:
+    def output(self, call: LayerCall) -> Tensor:
         """The s of a call; a projection of an attention module is not overwritten."""
         kept = self._outputs.get((call.edge.node, call.edge.output_nr))
-        return call.output.detach() if kept is None else kept
+        return call.output if kept is None else kept
 
     def activated(self, layer: str, activation: Activation, s: Tensor) -> Tensor:
         """φ(s) of a call."""

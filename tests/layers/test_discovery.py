@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fisherlab as fl
 from fisherlab.errors import InputError, InputTypeError
-from fisherlab.layers import BlockShape, Use
+from fisherlab.layers import BlockShape, LayerCall
 
 
 class Mixed(nn.Module):
@@ -36,9 +36,9 @@ def reasons(layers) -> dict[str, str]:
     return dict(zip(table["parameter"], table["reason"], strict=True))
 
 
-def use_of(x: Tensor) -> Use:
+def use_of(x: Tensor) -> LayerCall:
     """A call of a layer with four outputs."""
-    return Use(x, x.new_zeros(*x.shape[:-1], 4))
+    return LayerCall(x, x.new_zeros(*x.shape[:-1], 4))
 
 
 def test_layers_in_the_order_of_the_modules(mixed):

@@ -12,8 +12,8 @@ from optim.cases import METHODS, NETWORKS, batches, network, train
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fisherlab.collect.hooks import Seen
 from fisherlab.errors import InputError
+from fisherlab.layers import LayerCall
 from fisherlab.optim import LNGD
 
 
@@ -40,13 +40,13 @@ def marked(graph: Tensor) -> "weakref.ref[Token]":
 def captured(monkeypatch) -> list["weakref.ref[Tensor]"]:
     """The inputs and outputs of all layers that were seen."""
     found: list[weakref.ref[Tensor]] = []
-    plain = Seen.__init__
+    plain = LayerCall.__init__
 
     def kept(self, input, output, *rest) -> None:
         found.extend((weakref.ref(input), weakref.ref(output)))
         plain(self, input, output, *rest)
 
-    monkeypatch.setattr(Seen, "__init__", kept)
+    monkeypatch.setattr(LayerCall, "__init__", kept)
     return found
 
 

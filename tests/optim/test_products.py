@@ -6,7 +6,7 @@ from optim.cases import METHODS, NETWORKS, assert_close, backward, batches, netw
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fisherlab.layers import Use, find_layers
+from fisherlab.layers import LayerCall, find_layers
 from fisherlab.optim import LNGD
 
 Gradients = dict[str, Tensor]
@@ -72,10 +72,7 @@ def seen(model: nn.Module, layers, x: Tensor, y: Tensor) -> list:
         loss = cross_entropy(model(x), y)
     edges = [call.edge for name in layers for call in calls[name]]
     gradients = iter(torch.autograd.grad(loss, edges, retain_graph=True))
-    found = [
-        (layers[name], [call.use for call in calls[name]], [next(gradients) for _ in calls[name]])
-        for name in layers
-    ]
+    found = [(layers[name], calls[name], [next(gradients) for _ in calls[name]]) for name in layers]
     loss.backward()
     return found
 
@@ -119,7 +116,7 @@ def test_products_of_every_module_are_those_of_explicit_gradients(module):
     V = torch.func.vmap(torch.func.grad(weighted), (None, 0, 0))(parameters, x, g)
     expected = torch.einsum("md,nmd->n", D, view.to_matrix(V))
     shape_only = output.detach().new_empty(()).expand(output.shape)
-    torch.testing.assert_close(view.products(Use(x, shape_only), g, D, len(x)), expected)
+    torch.testing.assert_close(view.products(LayerCall(x, shape_only), g, D, len(x)), expected)
 
 
 @pytest.mark.parametrize("module", MODULES)

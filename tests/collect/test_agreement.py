@@ -1054,7 +1054,7 @@ def test_samples_gradients_come_in_pieces_where_memory_is_short(monkeypatch):
     model = nn.Sequential(Tied(), nn.Linear(D, 4)).double()
     data = X, torch.arange(N) % 4
     expected = {method: fl.approximate(method, model, data) for method in ("tkfac", "diagonal")}
-    monkeypatch.setattr("fisherlab.collect.collector._LOOK_BYTES", 2_000)
+    monkeypatch.setattr("fisherlab.collect.collector._GRADIENT_BYTES", 2_000)
     for method, blocks in expected.items():
         found = fl.approximate(method, model, data)
         for name in blocks:

@@ -1,0 +1,125 @@
+"""What a batch may be: a pair (inputs, targets) or inputs alone; and what is said of anything else."""
+
+import os
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherlab.errors import InputTypeError
+
+ModelInputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+"""What a model is called with: `model(x)`, `model(*x)` or `model(**x)`."""
+
+Batch = tuple[ModelInputs, Tensor | None]
+
+_SHOWN = 4  # parts of a batch that an error names: a choice, what a line holds
+
+
+def tensors_of(inputs: ModelInputs) -> tuple[Tensor, ...]:
+    """The tensors of the inputs."""
+    if isinstance(inputs, Tensor):
+        return (inputs,)
+    return tuple(inputs.values() if isinstance(inputs, dict) else inputs)
+
+
+def split(batch: Any, index: int) -> Batch:
+    """A batch as (inputs, targets); of what it holds nothing is looked at.
+
+    Raises:
+        InputTypeError: where it is no pair of tensors, nor inputs alone; says what to do about it.
+    """
+    if isinstance(batch, Tensor) or (isinstance(batch, Mapping) and _are_inputs(batch)):
+        return _plain(batch), None
+    if is_pair(batch):
+        return _plain(batch[0]), batch[1]
+    if isinstance(batch, (tuple, list)) and len(batch) == 1 and _are_inputs(batch[0]):
+        return _plain(batch[0]), None
+    raise InputTypeError(
+        f"batch {index} of the data is {described(batch)}; each must be a pair (inputs, targets) of "
+        f"torch tensors{way_out(batch)}"
+    )
+
+
+def is_pair(data: Any) -> bool:
+    """Whether something is inputs with targets, which may be None."""
+    return (
+        isinstance(data, (tuple, list))
+        and len(data) == 2
+        and _are_inputs(data[0])
+        and (data[1] is None or isinstance(data[1], Tensor))
+    )
+
+
+def _are_inputs(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    values = value.values() if isinstance(value, Mapping) else value
+    several = isinstance(value, (tuple, list, Mapping)) and len(value) > 0
+    return several and all(isinstance(v, Tensor) for v in values)
+
+
+def is_no_batches(data: Any) -> bool:
+    """Whether what can be iterated holds no batches: a text, an array, half a pair, a triple of tensors."""
+    if not isinstance(data, (tuple, list)):
+        return isinstance(data, (str, bytes, os.PathLike, nn.Module)) or _is_array(data)
+    several = isinstance(data, tuple) and len(data) > 2 and all(isinstance(x, Tensor) for x in data)
+    half = len(data) == 2 and any(isinstance(x, Tensor) for x in data) and not all(map(_are_inputs, data))
+    return several or half or any(map(_is_array, data))
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and not isinstance(value, Tensor)
+
+
+def described(batch: Any) -> str:
+    """What a batch is, with the types of its parts."""
+    if batch is None:
+        return "None"
+    if not isinstance(batch, (tuple, list, Mapping)):
+        return f"a {type(batch).__name__}"
+    parts = (
+        [f"{key}: {_type_name(batch[key])}" for key in batch]
+        if isinstance(batch, Mapping)
+        else map(_type_name, batch)
+    )
+    shown = list(islice(parts, _SHOWN))
+    return f"a {type(batch).__name__} ({', '.join(shown)}{', …' if len(batch) > _SHOWN else ''})"
+
+
+def _type_name(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+def way_out(batch: Any) -> str:
+    """What to do about a batch of another form, where that can be told."""
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    parts = list(parts) if isinstance(batch, (tuple, list, Mapping)) else [batch]
+    if any(map(_is_array, parts)):
+        return "; convert arrays with torch.from_numpy(x)"
+    if isinstance(batch, (str, os.PathLike)):
+        return "; load the file first"
+    if len(parts) > 2 and all(isinstance(part, Tensor) for part in parts):
+        return "; several inputs are given as ((x1, x2), targets), batches as a list, and weights not at all"
+    return ""
+
+
+def why_no_numbers(values: Tensor) -> str:
+    """Why a tensor does not hold its numbers one after another, with the way out; or an empty text."""
+    if values.is_nested:
+        return "a nested tensor; pad it, with torch.nested.to_padded_tensor(x, 0.0)"
+    if values.layout != torch.strided:
+        return "a sparse tensor; give a dense one, x.to_dense()"
+    if values.is_quantized:
+        return "a quantized tensor; give x.dequantize()"
+    if values.is_meta:
+        return "on the meta device, which holds no numbers; give them on the CPU"
+    return ""
+
+
+def _plain(inputs: Any) -> ModelInputs:
+    if isinstance(inputs, Tensor):
+        return inputs
+    return dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
