@@ -67,7 +67,7 @@ def list_approximations(*, as_json: bool) -> None:
 @options.verbosity
 def list_optimizers(*, as_json: bool) -> None:
     """The optimizers of `train`: fisherlab's own, and those of torch.optim."""
-    from fisherlab.train.optimizer.optimizers import choices
+    from fisherlab.train.optimizers import choices
 
     rows = [
         {

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fisherlab.errors import InputError
-from fisherlab.train.optimizer.recipes import with_recipe
+from fisherlab.train.recipes import with_recipe
 from fisherlab.train.sweep.config import SWEPT, SweepConfig
 
 from . import rundirs

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from fisherlab.errors import InputError
+from fisherlab.loop.schedules import SCHEDULES
 from fisherlab.train.config import NO_SPLIT, PRECISIONS, TrainConfig
-from fisherlab.train.optimizer.recipes import RECIPES
-from fisherlab.train.optimizer.schedules import SCHEDULES
+from fisherlab.train.recipes import RECIPES
 
 from . import options
 from .train_run import continue_run, perform, train_config, with_options

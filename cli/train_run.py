@@ -14,7 +14,7 @@ import click
 from fisherlab.errors import InputError
 from fisherlab.runs.config import read_config
 from fisherlab.train.config import TrainConfig
-from fisherlab.train.optimizer.recipes import with_recipe
+from fisherlab.train.recipes import with_recipe
 
 from . import rundirs
 from .bars import bars
@@ -23,7 +23,7 @@ from .options import Output
 from .printing import print_json
 
 if TYPE_CHECKING:
-    from fisherlab.train.run.loop import Progress
+    from fisherlab.loop.progress import Progress
 
     Report = Callable[[Progress, int], None]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from fisherlab import datasets, models
 from fisherlab.errors import InputError
+from fisherlab.loop.progress import Progress
 from fisherlab.runs.finished import FinishedRun, read_run
 from fisherlab.train import DivergedError, TrainConfig, resume, train
 from fisherlab.train.run import log as training_log
-from fisherlab.train.run.loop import Progress
 
 from .scales import TrainingTask
 

@@ -21,7 +21,7 @@ from fisherlab.models.imported import Imported, import_model, is_import
 from fisherlab.models.preprocess import classes, colour_images
 from fisherlab.models.registry import ModelSpec
 from fisherlab.models.seeding import seeded
-from fisherlab.models.trained import Progress, trained_weights
+from fisherlab.models.trained import OnSteps, trained_weights
 
 
 class Loaded(NamedTuple):
@@ -127,7 +127,7 @@ def prepare(
     at_most: int | None = None,
     device: str | torch.device = "cpu",
     trained: bool = True,
-    progress: Progress | None = None,
+    progress: OnSteps | None = None,
 ) -> Prepared:
     """As `load`, with provenance, on a device, and with the trained default network.
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from fisherlab.base.devices import resolve_device
 from fisherlab.errors import InputError, unknown
+from fisherlab.loop.schedules import SCHEDULES
 from fisherlab.runs.config import Config, absolute
-from fisherlab.train.optimizer.schedules import SCHEDULES
 
 PRECISIONS = ("32", "64", "bf16-mixed")
 NO_SPLIT = "none"
@@ -48,7 +48,7 @@ class TrainConfig(Config):
         accumulation: micro-batches a step.
         clip: the largest norm of the gradient; None: no clipping.
         label_smoothing: the share of the label that is spread over all classes.
-        schedule: see `fisherlab.train.optimizer.schedules`.
+        schedule: see `fisherlab.loop.schedules`.
         step_every: epochs between drops of the schedule `step`.
         power: E of the schedule `polynomial`.
         warm_up: steps of linear warm-up; None: none, or what LNGD needs on a network without norms.
@@ -147,23 +147,21 @@ class TrainConfig(Config):
         """The same work with every name checked, the device chosen, and the optimizer's defaults written out.
 
         Raises:
-            InputError: for an unknown optimizer, an option that it does not have, an unknown augmentation, a
-                device that this machine does not have, or TensorBoard where it is not installed.
+            InputError: for an unknown optimizer, an option that it does not have, an unknown augmentation, or
+                a device that this machine does not have.
         """
-        from fisherlab.train.optimizer.optimizers import resolved_options
-        from fisherlab.train.run.board import check_installed
-        from fisherlab.train.task.augment import AUGMENTATIONS
-
-        if self.tensorboard:
-            check_installed()
+        from fisherlab.loop.augment import AUGMENTATIONS
+        from fisherlab.train.optimizers import all_options
 
         for name in self.augment:
             if name not in AUGMENTATIONS:
                 raise unknown("augmentation", name, AUGMENTATIONS)
-        options = resolved_options(self.optimizer, self.settings())
+        options = all_options(self.optimizer, self.settings())
         return replace(
             self,
-            **{name: options[name] for name in SETTINGS if name in options},
+            **{
+                name: options[name] for name in SETTINGS if isinstance(options.get(name), int | float | tuple)
+            },
             data_dir=absolute(self.data_dir),
             epochs=DEFAULT_EPOCHS if self.epochs is None and self.steps is None else self.epochs,
             device=resolve_device(self.device),

@@ -13,25 +13,28 @@ import torch
 from fisherlab.base import distributed
 from fisherlab.base.writing import beside
 from fisherlab.errors import InputError
+from fisherlab.loop.objectives import Objective, objective
+from fisherlab.loop.progress import Report
+from fisherlab.loop.steps import DivergedError
 from fisherlab.runs.config import read_config
 from fisherlab.runs.directory import write_json
 from fisherlab.runs.origin import provenance
 from fisherlab.runs.part import CONFIG, RunPart, check_startable, part_of
 from fisherlab.train.config import TrainConfig
-from fisherlab.train.optimizer.optimizers import create
-from fisherlab.train.optimizer.recipes import explain, fitted
+from fisherlab.train.optimizers import create
+from fisherlab.train.recipes import explain, fitted
+from fisherlab.train.run.board import check_installed
 from fisherlab.train.run.checkpoints import Checkpoints
 from fisherlab.train.run.curves import write_curves
+from fisherlab.train.run.fabric import launched_fabric
 from fisherlab.train.run.log import Log, finite
-from fisherlab.train.run.loop import DivergedError, Report, Trainer
 from fisherlab.train.run.randomness import random_state, seed_all, set_random_state
-from fisherlab.train.task.objectives import Objective, objective
+from fisherlab.train.run.trainer import Trainer
 from fisherlab.train.task.prepare import Task, prepare
 
 log = logging.getLogger("fisherlab")
 
 SUMMARY, PROVENANCE = "summary.json", "provenance.json"
-_FABRIC = {"32": "32-true", "64": "64-true", "bf16-mixed": "bf16-mixed"}
 
 
 def _silent(*arguments: Any) -> None:
@@ -157,8 +160,10 @@ class _Run:
 
     def __init__(self, config: TrainConfig, *, begun: bool = False, pictures: bool = True) -> None:
         self._started, self._begun, self._pictures = time.perf_counter(), begun, pictures
+        if config.tensorboard:
+            check_installed()
         checked = config.resolved()
-        fabric = _fabric(checked)
+        fabric = launched_fabric(checked)
         self.first = fabric.global_rank == 0
         seed_all(checked.seed + fabric.global_rank, fabric.device)
         self.task: Task = prepare(checked, fabric.device)
@@ -287,22 +292,6 @@ class _Run:
         write_json(folder / SUMMARY, summary)
         with beside(folder / PROVENANCE) as part:
             write_json(part, found)
-
-
-def _fabric(config: TrainConfig) -> Any:
-    """Lightning Fabric for the processes that there are: one, or those of torchrun."""
-    from lightning_fabric import Fabric
-
-    device = torch.device(config.device)
-    size = distributed.size()
-    fabric = Fabric(
-        accelerator=device.type,
-        devices=size if size > 1 else ([device.index] if device.type == "cuda" else 1),  # type: ignore[list-item]
-        strategy="ddp" if size > 1 else "auto",
-        precision=_FABRIC[config.precision],  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    return fabric
 
 
 def check_same(config: TrainConfig, given: Mapping[str, Any]) -> None:

@@ -20,11 +20,11 @@ import torch
 
 from fisherlab.base.writing import beside
 from fisherlab.errors import FisherlabError
+from fisherlab.loop.steps import DivergedError
 from fisherlab.runs.directory import write_json
 from fisherlab.runs.part import CONFIG, part_of
 from fisherlab.train.config import TrainConfig
 from fisherlab.train.run.checkpoints import WEIGHTS
-from fisherlab.train.run.loop import DivergedError
 from fisherlab.train.run.runs import SUMMARY, resume, train
 
 _PRELOADED = ("fisherlab.train.sweep.trials", "lightning_fabric")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fisherlab import datasets, models
 from fisherlab.collect.batches import each
 from fisherlab.datasets import Dataset
-from fisherlab.datasets.dataset import Inputs
 from fisherlab.errors import InputError
+from fisherlab.loop.samples import Samples
 from fisherlab.models.seeding import seeded
 from fisherlab.train.config import NO_SPLIT, TrainConfig
 
@@ -22,27 +22,6 @@ log = logging.getLogger("fisherlab")
 _TEST_SPLITS = ("test", "val", "test-1000")
 _LIBRARIES = ("torchvision", "timm")
 DTYPES = {"32": torch.float32, "64": torch.float64, "bf16-mixed": torch.float32}
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Samples as the model takes them, on its device.
-
-    Attributes:
-        inputs: a tensor [n, …], or a tuple of them.
-        targets: [n, …].
-        dataset: where they come from.
-    """
-
-    inputs: Inputs
-    targets: Tensor
-    dataset: Dataset
-
-    def take(self, chosen: Any) -> tuple[Any, Tensor]:
-        """The inputs and targets at some indices, or in a slice."""
-        if isinstance(chosen, Tensor):
-            chosen = chosen.to(self.targets.device)
-        return each(self.inputs, lambda part: part[chosen]), self.targets[chosen]
 
 
 @dataclass(frozen=True, eq=False)

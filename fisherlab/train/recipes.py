@@ -11,7 +11,7 @@ from fisherlab.train.config import DEFAULT_EPOCHS, SETTINGS, TrainConfig
 if TYPE_CHECKING:
     from torch import nn
 
-    from fisherlab.train.optimizer.optimizers import Choice
+    from fisherlab.train.optimizers import Choice
     from fisherlab.train.task.prepare import Task
 
 log = logging.getLogger("fisherlab")
@@ -92,7 +92,7 @@ def with_recipe(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
         return dict(given)
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
-    from fisherlab.train.optimizer.optimizers import choice
+    from fisherlab.train.optimizers import choice
 
     chosen = choice(given.get("optimizer", TrainConfig(model="").optimizer))
     values = {**RECIPES[name], **_BY_KIND.get(name, {}).get(_kind(chosen), {})}
@@ -134,7 +134,7 @@ def fitted(config: TrainConfig, task: "Task") -> TrainConfig:
         config: not yet resolved.
         task: the network, with the settings of its own recipe, which take the place of the usual ones.
     """
-    from fisherlab.train.optimizer.optimizers import choice
+    from fisherlab.train.optimizers import choice
 
     plain = all(getattr(config, name) is None for name in (*_NO_NORMS, "warm_up_epochs"))
     if not plain or "max_rate" in config.options:

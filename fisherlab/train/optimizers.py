@@ -10,7 +10,6 @@ from torch import nn
 
 from fisherlab import optim
 from fisherlab.errors import InputError, unknown
-from fisherlab.train.config import SETTINGS
 
 _NO = ("LBFGS", "SparseAdam")  # one needs closures, the other sparse gradients
 _OF_THE_LOOP = ("model", "params", "scaler", "likelihood", "loss_reduction", "seed", "groups", "batch_dim")
@@ -96,8 +95,8 @@ def _of_torch() -> dict[str, Choice]:
     return found
 
 
-def resolved_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options given, with the optimizer's own lr, momentum, weight decay, damping and cadence.
+def all_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an optimizer: those given, and its own defaults.
 
     Raises:
         InputError: for an option that the optimizer does not have.
@@ -106,8 +105,7 @@ def resolved_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for option in given:
         if option not in options:
             raise unknown(f"option of {name}", option, options)
-    own = {key: options[key] for key in SETTINGS if isinstance(options.get(key), int | float | tuple)}
-    return own | dict(given)
+    return options | dict(given)
 
 
 def create(
