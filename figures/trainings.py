@@ -10,7 +10,7 @@ import pandas as pd
 from fisherlab.plots.methods import method_curves, method_label, printed_number, printed_values
 
 from . import printed
-from .printed import PrintedTable
+from .printed import TABLES, PrintedTable
 from .quantities import best_value, common_target, quantity, value_of
 from .runs import Run
 from .scales import TrainingTask
@@ -106,17 +106,23 @@ def trained(work: Work, task: TrainingTask, table: PrintedTable) -> Trained:
     return Trained(task, runs, common_target(reference, printed_target))
 
 
-def curves(
-    work: Work, name: str, task: TrainingTask | None, table: PrintedTable, title: str
-) -> dict[str, Any]:
+def write_curves(work: Work, *, name: str, task: str, number: int, title: str) -> dict[str, Any]:
     """Writes a figure of training curves, or of the printed values alone where nothing is trained.
+
+    Args:
+        work: the means.
+        name: of the files.
+        task: the attribute of the scale that is trained.
+        number: of the table with the printed values.
+        title: of the caption.
 
     Returns:
         The numbers for `summary.json`.
     """
-    if task is None:
+    table, wanted = TABLES[number], getattr(work.scale, task)
+    if wanted is None:
         return _printed_alone(work, name, table, title)
-    found = trained(work, task, table)
+    found = trained(work, wanted, table)
     frame = evaluations(found)
     caption = Caption(
         f"{title}; {_title(found.task)}",
@@ -141,17 +147,16 @@ def curves(
     return {"data": found.data, "target": found.target}
 
 
-def rows_of(
-    work: Work, name: str, task: TrainingTask | None, table: PrintedTable, title: str
-) -> dict[str, Any]:
-    """Writes a table: a row a method and column, measured beside printed.
+def write_table(work: Work, *, name: str, task: str, number: int, title: str) -> dict[str, Any]:
+    """Writes a table: a row a method and column, measured beside printed; arguments as of `write_curves`.
 
     Returns:
         The numbers for `summary.json`.
     """
-    found = None if task is None else trained(work, task, table)
+    table, wanted = TABLES[number], getattr(work.scale, task)
+    found = None if wanted is None else trained(work, wanted, table)
     caption = Caption(
-        title if task is None else f"{title}; {_title(task)}",
+        title if found is None else f"{title}; {_title(found.task)}",
         _not_measured(work, table) if found is None else f"{found.described()}; {found.target_words}",
         f"{table.task}, target {_target(table)}, mean of 5 runs, TensorFlow, one A100",
         table.errata,

@@ -1,7 +1,7 @@
 """What every figure and table is made with: the scale, the runs, and how files and captions are written."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +13,7 @@ from fisherlab.plots.methods import printed_number
 
 from .printed import errata
 from .runs import Run, Runs
-from .scales import Scale, TrainingTask
+from .scales import Scale
 
 Draw = Callable[[str, str], Figure]
 """From a title and a caption to a figure."""
@@ -104,13 +104,6 @@ def described(runs: Sequence[Run], words: str) -> str:
     devices = " and ".join(dict.fromkeys(run.device for run in runs))
     named = ", ".join(map(str, seeds))
     return f"{words}; data {data}; seed{'s' * (len(seeds) > 1)} {named}; device {devices}"
-
-
-def ablation(scale: Scale) -> TrainingTask:
-    """The task of figure 7 and table 5: ImageNet, or the images in its place where it is not trained."""
-    if scale.imagenet is not None:
-        return scale.imagenet
-    return replace(scale.images, stands_for="ResNet-50 on ImageNet")
 
 
 def _heading(name: str) -> str:
