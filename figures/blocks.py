@@ -18,7 +18,7 @@ from fisherlab.plots import label, number
 from fisherlab.plots.magnitudes import choose_window
 from fisherlab.plots.matrices import heatmap
 
-from .runs import Run
+from .method_runs import MethodRun
 from .work import Caption, Work, described
 
 CUTOUT = 40
@@ -37,7 +37,7 @@ class Blocks:
         samples: how many F is of.
     """
 
-    run: Run
+    run: MethodRun
     exact: Mapping[str, LinearOperator]
     approximations: Mapping[str, Mapping[str, LinearOperator]]
     samples: int
@@ -164,7 +164,7 @@ def _entries(exact: Array, shown: dict[str, Array]) -> pd.DataFrame:
     return pd.DataFrame(content | {name: matrix[span, span].ravel() for name, matrix in shown.items()})
 
 
-def _available(work: Work, run: Run) -> int | None:
+def _available(work: Work, run: MethodRun) -> int | None:
     """The scale's number of samples, or all that the training had where these are fewer."""
     had = int(run.finished.summary["samples"])
     return had if work.scale.samples is None else min(work.scale.samples, had)

@@ -8,7 +8,7 @@ from fisherlab.models import prepare
 from fisherlab.plots import histograms, isotropies, number
 from fisherlab.representations import Representations, represent
 
-from .runs import Run
+from .method_runs import MethodRun
 from .work import Caption, Work, described
 
 _SHARES = {"figure-6": 1 / 3, "figure-6-second": 2 / 3}
@@ -43,7 +43,7 @@ def make(work: Work) -> dict[str, Any]:
     return {"data": [str(run.finished.summary["dataset"])], "isotropy_samples": rows.to_dict()}
 
 
-def _represented(work: Work, run: Run) -> tuple[Representations, list[str]]:
+def _represented(work: Work, run: MethodRun) -> tuple[Representations, list[str]]:
     """The vectors of the last weights, and the two layers that are drawn."""
     config = work.scale.images.common
     prepared = prepare(
@@ -74,7 +74,7 @@ def _histograms(work: Work, name: str, found: Representations, layer: str, capti
     )
 
 
-def _caption(work: Work, run: Run, found: Representations, layer: str) -> Caption:
+def _caption(work: Work, run: MethodRun, found: Representations, layer: str) -> Caption:
     """Of one layer's histograms, or of the assumption where no layer is named."""
     task = work.scale.images
     words = f"a stand-in for {task.stands_for}: {task.words}" if task.stands_for else task.words

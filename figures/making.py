@@ -16,7 +16,7 @@ from fisherlab.runs.part import CONFIG, RunPart, part_of
 
 from .catalogue import Exhibit, chosen
 from .config import FiguresConfig
-from .runs import Report, Runs
+from .method_runs import MethodRuns, Report
 from .scales import SCALES
 from .work import Work
 
@@ -110,7 +110,7 @@ def _close(part: RunPart) -> None:
 def _work(config: FiguresConfig, folder: Path, report: Report) -> Work:
     scale = SCALES[config.scale]
     others = [] if config.runs is None else [Path(config.runs)]
-    runs = Runs(
+    runs = MethodRuns(
         folder / RUNS,
         others,
         seed=config.seed,

@@ -10,9 +10,9 @@ import pandas as pd
 from fisherlab.plots.methods import method_curves, method_label, printed_number, printed_values
 
 from . import printed
+from .method_runs import MethodRun
 from .printed import TABLES, PrintedTable
 from .quantities import best_value, common_target, quantity, value_of
-from .runs import Run
 from .scales import TrainingTask
 from .work import Caption, Work, described
 
@@ -32,7 +32,7 @@ class Trained:
     """
 
     task: TrainingTask
-    runs: Mapping[str, list[Run]]
+    runs: Mapping[str, list[MethodRun]]
     target: float | None
 
     @property
@@ -94,7 +94,7 @@ class Trained:
         return sorted({str(run.finished.summary["dataset"]) for run in self._all})
 
     @property
-    def _all(self) -> list[Run]:
+    def _all(self) -> list[MethodRun]:
         return [run for runs in self.runs.values() for run in runs]
 
 

@@ -11,8 +11,8 @@ from fisherlab.base.writing import write
 from fisherlab.plots import save
 from fisherlab.plots.methods import printed_number
 
+from .method_runs import MethodRun, MethodRuns
 from .printed import errata
-from .runs import Run, Runs
 from .scales import Scale
 
 Draw = Callable[[str, str], Figure]
@@ -64,7 +64,7 @@ class Work:
     device: str
     data_dir: str | None
     folder: Path
-    runs: Runs
+    runs: MethodRuns
 
     def figure(self, name: str, draw: Draw, caption: Caption, frame: pd.DataFrame) -> None:
         """Writes `name.png`, `.pdf`, `.csv` (the numbers drawn) and `.txt` (the caption).
@@ -97,7 +97,7 @@ class Work:
         write(self.folder / name, ("\n".join(lines) + "\n").encode())
 
 
-def described(runs: Sequence[Run], words: str) -> str:
+def described(runs: Sequence[MethodRun], words: str) -> str:
     """Network, data, seeds and device of some runs, in a sentence's words."""
     seeds = sorted({run.seed for run in runs})
     data = " and ".join(dict.fromkeys(run.data for run in runs))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fisherlab.figures.runs import Runs
+from fisherlab.figures.method_runs import MethodRuns
 from fisherlab.figures.scales import SMOKE, Scale
 from fisherlab.figures.work import Work
 
@@ -67,7 +67,7 @@ def work_in() -> Callable[..., Work]:
 
 def _work_in(folder: Path, scale: Scale, *others: Path) -> Work:
     folder.mkdir(exist_ok=True)
-    runs = Runs(
+    runs = MethodRuns(
         folder / "runs", others, seed=0, device="cpu", data_dir=None, report=lambda what, step, steps: None
     )
     return Work(scale, 0, "cpu", None, folder, runs)

@@ -8,15 +8,15 @@ import pytest
 
 from fisherlab.figures import printed, trainings
 from fisherlab.figures.catalogue import chosen
+from fisherlab.figures.method_runs import MethodRun
 from fisherlab.figures.printed import TABLES
 from fisherlab.figures.quantities import common_target, quantity
-from fisherlab.figures.runs import Run
 from fisherlab.figures.work import TABLE_COLUMNS, _as_printed, _cell
 from fisherlab.plots.methods import method_label
 from fisherlab.runs.finished import FinishedRun
 
 
-class Logged(Run):
+class Logged(MethodRun):
     """A run whose log is given: accuracies at epochs 0, 1, …, two seconds and ten steps an epoch."""
 
     evaluations = ()

@@ -29,7 +29,7 @@ _FREE = (
 
 
 @dataclass(frozen=True)
-class Run:
+class MethodRun:
     """A finished run of one method with one seed.
 
     Attributes:
@@ -79,8 +79,8 @@ class Run:
         return [line for line in training_log.read(self.finished.folder) if line.get("kind") == "evaluation"]
 
 
-class Runs:
-    """Runs in a directory, made where they are missing.
+class MethodRuns:
+    """The runs of methods in a directory, made where they are missing.
 
     Args:
         folder: where new ones are written.
@@ -106,7 +106,7 @@ class Runs:
         self._sizes: dict[tuple[str, str], int] = {}
         self._known = [run for place in (folder, *others) for run in _finished(place)]
 
-    def of(self, task: TrainingTask, method: str) -> list[Run]:
+    def of(self, task: TrainingTask, method: str) -> list[MethodRun]:
         """The runs of a method, one a seed.
 
         Raises:
@@ -115,15 +115,15 @@ class Runs:
         """
         return [self._one(task, method, self._seed + place) for place in range(task.seeds)]
 
-    def _one(self, task: TrainingTask, method: str, seed: int) -> Run:
+    def _one(self, task: TrainingTask, method: str, seed: int) -> MethodRun:
         values = self._fitting(task.values(method))
         config = TrainConfig(**values, seed=seed, device=self._device, data_dir=self._data_dir, keep_last=1)
         for known in self._known:
             if _same(config, known.config):
-                return Run(method, known)
+                return MethodRun(method, known)
         made = read_run(self._made(config, f"{task.name}-{config.model}-{method}-seed{seed}"))
         self._known.append(made)
-        return Run(method, made)
+        return MethodRun(method, made)
 
     def _fitting(self, values: dict[str, Any]) -> dict[str, Any]:
         """The values with no more samples than there are (a stand-in has few), in about as many steps."""
