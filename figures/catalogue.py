@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fisherlab.errors import unknown
 
 if TYPE_CHECKING:
-    from .work import Work
+    from .workshop import Workshop
 
 EVERYTHING = "all"
 
@@ -27,10 +27,10 @@ class Exhibit:
     title: str
 
     @property
-    def make(self) -> "Callable[[Work], dict[str, Any]]":
+    def make(self) -> "Callable[[Workshop], dict[str, Any]]":
         """What writes it and returns its numbers for `summary.json`; imported now."""
         module = importlib.import_module(f"{__package__}.{self.name.replace('-', '_')}")
-        made: Callable[[Work], dict[str, Any]] = module.make
+        made: Callable[[Workshop], dict[str, Any]] = module.make
         return made
 
 
@@ -49,7 +49,7 @@ class TrainingExhibit(Exhibit):
     heading: str
 
     @property
-    def make(self) -> "Callable[[Work], dict[str, Any]]":
+    def make(self) -> "Callable[[Workshop], dict[str, Any]]":
         """As of `Exhibit`."""
         from .trainings import write_curves, write_table
 

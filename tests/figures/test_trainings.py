@@ -11,7 +11,7 @@ from fisherlab.figures.catalogue import chosen
 from fisherlab.figures.method_runs import MethodRun
 from fisherlab.figures.printed import TABLES
 from fisherlab.figures.quantities import common_target, quantity
-from fisherlab.figures.work import TABLE_COLUMNS, _as_printed, _cell
+from fisherlab.figures.workshop import TABLE_COLUMNS, _as_printed, _cell
 from fisherlab.plots.methods import method_label
 from fisherlab.runs.finished import FinishedRun
 

@@ -47,7 +47,7 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workshop:
     """The means of a script.
 
     Attributes:
