@@ -48,7 +48,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Workshop:
-    """The means of a script.
+    """The means of an exhibit.
 
     Attributes:
         scale: of the experiments.
