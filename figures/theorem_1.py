@@ -32,8 +32,8 @@ def make(workshop: Workshop) -> dict[str, Any]:
     caption = Caption(
         "a rate a layer against the best single rate, in the quadratic model of each step",
         f"{workshop.scale.digits.words}; data {prepared.dataset.label}, {len(prepared.dataset):,} samples; "
-        f"seed {workshop.seed}; device {workshop.device}, float64; {len(frame)} steps of LNGD from the initial "
-        f"weights, batch {_BATCH}, lr {_LR:g}, statistics every 10 steps, no momentum, μ = 0",
+        f"seed {workshop.seed}; device {workshop.device}, float64; {len(frame)} steps of LNGD from the "
+        f"initial weights, batch {_BATCH}, lr {_LR:g}, statistics every 10 steps, no momentum, μ = 0",
         "a theorem without numbers: the rates of eq. 12 are never worse than one rate for all layers",
         (9, 10, 17),
         [

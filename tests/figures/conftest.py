@@ -18,7 +18,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("FISHERLAB_OFFLINE", "1")
     monkeypatch.delenv("FISHERLAB_DATA", raising=False)
     monkeypatch.setattr(
-        "fisherlab.train.run.runs.write_curves", lambda *given, **named: []
+        "fisherlab.train.run.training.write_curves", lambda *given, **named: []
     )  # most of a short run
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

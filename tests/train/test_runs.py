@@ -117,10 +117,10 @@ def test_evaluations_are_logged_with_the_metric_of_the_likelihood(place, monkeyp
     """The training samples take the part of a test set here."""
     from dataclasses import replace
 
-    from fisherlab.train.run import runs
+    from fisherlab.train.run import training
 
-    prepare = runs.prepare
-    monkeypatch.setattr(runs, "prepare", lambda *a: replace(task := prepare(*a), test=task.train))
+    prepare = training.prepare
+    monkeypatch.setattr(training, "prepare", lambda *a: replace(task := prepare(*a), test=task.train))
     config = TrainConfig(model=f"train.nets:{model}", optimizer="adam", epochs=3, batch=32)
     summary = train(config, place / "run")
     found = lines(place / "run", "evaluation")

@@ -11,7 +11,7 @@ from fisherlab.datasets import Dataset
 from fisherlab.runs.directory import write_json
 from fisherlab.runs.origin import provenance
 from fisherlab.train.run.log import finite
-from fisherlab.train.run.runs import PROVENANCE, SUMMARY
+from fisherlab.train.run.training import PROVENANCE, SUMMARY
 from fisherlab.train.sweep.config import SweepConfig
 from fisherlab.train.sweep.study import PARAMS
 from fisherlab.train.sweep.trials import Trial

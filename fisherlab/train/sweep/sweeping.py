@@ -14,7 +14,7 @@ from fisherlab.base.devices import resolve_device
 from fisherlab.errors import FisherlabError, InputError
 from fisherlab.runs.config import read_config
 from fisherlab.runs.part import CONFIG, RunPart, check_startable
-from fisherlab.train.run.runs import PROVENANCE, SUMMARY, check_same, rehearse, shown
+from fisherlab.train.run.training import PROVENANCE, SUMMARY, check_same, rehearse, shown
 from fisherlab.train.sweep.config import SweepConfig
 from fisherlab.train.sweep.results import SweepPlan, SweepResults
 from fisherlab.train.sweep.study import PARAMS, Study, TrialPoint

@@ -25,7 +25,7 @@ from fisherlab.runs.directory import write_json
 from fisherlab.runs.part import CONFIG, part_of
 from fisherlab.train.config import TrainConfig
 from fisherlab.train.run.checkpoints import WEIGHTS
-from fisherlab.train.run.runs import SUMMARY, resume, train
+from fisherlab.train.run.training import SUMMARY, resume, train
 
 _PRELOADED = ("fisherlab.train.sweep.trials", "lightning_fabric")
 

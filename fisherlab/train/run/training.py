@@ -70,7 +70,7 @@ def train(
     """
     check_startable(out, force=force)
     with _own_randomness():
-        run = _Run(config, pictures=pictures)
+        run = TrainingRun(config, pictures=pictures)
         if run.fitted:
             explain(run.config)
         part = RunPart.start(out, force=force) if run.first else None
@@ -118,7 +118,7 @@ def resume(
         if any(distributed.gather_all(part is not None and (part.path / PROVENANCE).is_file())):
             return _ended(part)
         with _own_randomness():
-            return _Run(config, begun=True, pictures=pictures).perform(part, out, report, accepted)
+            return TrainingRun(config, begun=True, pictures=pictures).perform(part, out, report, accepted)
     finally:
         if part:
             part.release()
@@ -131,7 +131,7 @@ def rehearse(config: TrainConfig) -> tuple[TrainConfig, Task, Objective]:
         InputError: for a configuration that cannot be run.
     """
     with _own_randomness():
-        run = _Run(config)
+        run = TrainingRun(config)
         return run.config, run.task, run.objective
 
 
@@ -147,7 +147,7 @@ def _ended(part: RunPart | None) -> dict[str, Any]:
     return summary
 
 
-class _Run:
+class TrainingRun:
     """A configuration with everything that it names.
 
     Attributes:
