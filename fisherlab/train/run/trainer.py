@@ -21,7 +21,7 @@ from fisherlab.loop.schedules import Schedule
 from fisherlab.loop.steps import DivergedError
 from fisherlab.train.config import TrainConfig
 from fisherlab.train.optimizers import layer_rows, widest
-from fisherlab.train.run.checkpoints import Checkpoints, Restored
+from fisherlab.train.run.checkpoints import Checkpoints, LoadedCheckpoint
 from fisherlab.train.run.fabric import FabricSteps
 from fisherlab.train.run.log import Log
 from fisherlab.train.run.randomness import random_state, set_random_state
@@ -94,7 +94,7 @@ class Trainer:
         targets = self._task.train.targets
         self._objective.likelihood.check(outputs[:1].expand(len(targets), *outputs.shape[1:]), targets)
 
-    def restore(self, found: Restored) -> None:
+    def restore(self, found: LoadedCheckpoint) -> None:
         """Goes on from a checkpoint.
 
         Raises:
