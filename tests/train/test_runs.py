@@ -13,7 +13,7 @@ from train import nets
 from fisherlab.errors import InputError, NotSupportedError
 from fisherlab.traces.recorder import Recorder
 from fisherlab.train import DivergedError, TrainConfig, train
-from fisherlab.train.optimizers import choices
+from fisherlab.train.optimizers import named_optimizers
 from fisherlab.train.run.log import Log, read
 
 
@@ -25,7 +25,7 @@ def last_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(sorted((run / "checkpoints").glob("step-*"))[-1])
 
 
-@pytest.mark.parametrize("name", sorted(choices()))
+@pytest.mark.parametrize("name", sorted(named_optimizers()))
 def test_every_optimizer_trains_by_its_name(trained, place, name):
     if name == "muon":  # for matrices only
         with pytest.raises(InputError, match="muon refuses its options"):
