@@ -23,9 +23,7 @@ from .options import Output
 from .printing import print_json
 
 if TYPE_CHECKING:
-    from fisherlab.loop.progress import Progress
-
-    Report = Callable[[Progress, int], None]
+    from fisherlab.loop.progress import OnStep, Progress
 
 
 def perform(given: Mapping[str, Any], recipe: str | None, output: Output) -> None:
@@ -120,7 +118,7 @@ def _number(value: float | None) -> str:
 
 
 @contextmanager
-def _bar(wanted: bool) -> "Iterator[Report]":
+def _bar(wanted: bool) -> "Iterator[OnStep]":
     """A bar with the loss, the metric and steps a second."""
     with bars(wanted) as shown:
         began: list[tuple[float, int]] = []

@@ -19,7 +19,7 @@ from .scales import TrainingTask
 
 log = logging.getLogger("fisherlab")
 
-Report = Callable[[str, int, int], None]
+OnTrainingStep = Callable[[str, int, int], None]
 """Is told what is trained, the steps done and the steps in all."""
 
 _FREE = (
@@ -88,7 +88,7 @@ class MethodRuns:
         seed: the first one.
         device: where to train.
         data_dir: where to look for data first.
-        report: see `Report`.
+        report: see `OnTrainingStep`.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class MethodRuns:
         seed: int,
         device: str,
         data_dir: str | None,
-        report: Report,
+        report: OnTrainingStep,
     ) -> None:
         self._folder, self._seed, self._device, self._data_dir = folder, seed, device, data_dir
         self._report = report

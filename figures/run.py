@@ -16,7 +16,7 @@ from fisherlab.runs.part import CONFIG, RunPart, part_of
 
 from .catalogue import Exhibit, chosen
 from .config import FiguresConfig
-from .method_runs import MethodRuns, Report
+from .method_runs import MethodRuns, OnTrainingStep
 from .scales import SCALES
 from .workshop import Workshop
 
@@ -30,7 +30,7 @@ def make(
     out: Path,
     *,
     force: bool = False,
-    report: Report = lambda what, step, steps: None,
+    report: OnTrainingStep = lambda what, step, steps: None,
     accepted: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Makes figures and tables with the runs they need, and writes the directory.
@@ -107,7 +107,7 @@ def _close(part: RunPart) -> None:
         part.release()
 
 
-def _workshop(config: FiguresConfig, folder: Path, report: Report) -> Workshop:
+def _workshop(config: FiguresConfig, folder: Path, report: OnTrainingStep) -> Workshop:
     scale = SCALES[config.scale]
     others = [] if config.runs is None else [Path(config.runs)]
     runs = MethodRuns(

@@ -16,7 +16,7 @@ from fisherlab.errors import InputError
 from fisherlab.loop.augment import Augment
 from fisherlab.loop.objectives import Objective
 from fisherlab.loop.order import Order
-from fisherlab.loop.progress import Progress, Report
+from fisherlab.loop.progress import OnStep, Progress
 from fisherlab.loop.schedules import Schedule
 from fisherlab.loop.steps import DivergedError
 from fisherlab.train.config import TrainConfig
@@ -116,13 +116,13 @@ class Trainer:
         set_random_state(state["random"][self._fabric.global_rank], self._fabric.device)
         self.progress = Progress(**state["progress"])
 
-    def run(self, checkpoints: Checkpoints | None, lines: Log | None, report: Report) -> None:
+    def run(self, checkpoints: Checkpoints | None, lines: Log | None, report: OnStep) -> None:
         """Trains to the end.
 
         Args:
             checkpoints: where they go; None in all processes but the first, like `lines`.
             lines: the log.
-            report: see `Report`.
+            report: see `OnStep`.
 
         Raises:
             DivergedError: where the loss is not finite, or far above the start; a checkpoint of the weights
@@ -137,7 +137,7 @@ class Trainer:
                 self._save(checkpoints, evaluated=False)
             raise
 
-    def _run(self, checkpoints: Checkpoints | None, lines: Log | None, report: Report) -> None:
+    def _run(self, checkpoints: Checkpoints | None, lines: Log | None, report: OnStep) -> None:
         progress = self.progress
         if progress.step == 0:
             self._evaluate(lines)

@@ -14,7 +14,7 @@ from fisherlab.base import distributed
 from fisherlab.base.writing import beside
 from fisherlab.errors import InputError
 from fisherlab.loop.objectives import Objective, objective
-from fisherlab.loop.progress import Report
+from fisherlab.loop.progress import OnStep
 from fisherlab.loop.steps import DivergedError
 from fisherlab.runs.config import read_config
 from fisherlab.runs.directory import write_json
@@ -46,7 +46,7 @@ def train(
     out: Path,
     *,
     force: bool = False,
-    report: Report = _silent,
+    report: OnStep = _silent,
     accepted: Callable[[], None] = _silent,
     pictures: bool = True,
 ) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def resume(
     run: Path,
     given: Mapping[str, Any] | None = None,
     *,
-    report: Report = _silent,
+    report: OnStep = _silent,
     accepted: Callable[[], None] = _silent,
     pictures: bool = True,
 ) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class TrainingRun:
         self._fabric = fabric
 
     def perform(
-        self, part: RunPart | None, out: Path, report: Report, accepted: Callable[[], None]
+        self, part: RunPart | None, out: Path, report: OnStep, accepted: Callable[[], None]
     ) -> dict[str, Any]:
         """Trains to the end; the directory stays for `resume` where a checkpoint is in it."""
         checkpoints = self._checkpoints(part_of(out)) if part else None
@@ -230,7 +230,7 @@ class TrainingRun:
             log.info("the run continues at step %d of %d", found.entry.step, self._trainer.steps)
 
     def _train(
-        self, checkpoints: Checkpoints | None, lines: Log | None, report: Report
+        self, checkpoints: Checkpoints | None, lines: Log | None, report: OnStep
     ) -> DivergedError | None:
         try:
             self._trainer.run(checkpoints, lines, report)
