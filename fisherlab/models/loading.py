@@ -171,18 +171,18 @@ def prepare(
 
     build = spec.build if spec.build_for is None else partial(spec.build_for, dataset)
     model = seeded(build, seed).to(device=device, dtype=dtype).eval()
-    weights = _Origin("init", "", 0)
+    weights = WeightsOrigin("init", "", 0)
     if checkpoint is not None and loaded is not None:
         put_weights(model, loaded, checkpoint)
-        weights = _Origin(str(checkpoint), loaded.sha256, loaded.step)
+        weights = WeightsOrigin(str(checkpoint), loaded.sha256, loaded.step)
     elif on_the_spot:
         result = trained_weights(spec, dataset, seed, progress)
         model.load_state_dict(result.state)
-        weights = _Origin(result.description, result.sha256, result.steps)
+        weights = WeightsOrigin(result.description, result.sha256, result.steps)
     convert = partial(_converted, dtype=dtype, device=device)
     inputs = each(spec.preprocess(used), convert)
     if checkpoint is None and not on_the_spot and not imported and settle_norms(model, inputs):
-        weights = _Origin("init, batch norms settled on the samples", "", 0)
+        weights = WeightsOrigin("init, batch norms settled on the samples", "", 0)
     return Prepared(
         name=name,
         model=model,
@@ -208,7 +208,7 @@ def check_layers(name: str, layers: Iterable[str], *, bias: str, seed: int) -> N
         find_layers(seeded(registry.spec(name).build, seed), layers, bias=bias)
 
 
-class _Origin(NamedTuple):
+class WeightsOrigin(NamedTuple):
     """Where weights come from."""
 
     description: str
