@@ -29,9 +29,10 @@ def given_values(config: type[Config], values: Mapping[str, Any]) -> dict[str, A
     Raises:
         InputError: where a list or an assignment cannot be read.
     """
+    known = flagged(config)
     found = {name: value for name, value in values.items() if value not in (None, ())}
     for name, value in found.items():
-        kinds = _kinds(flagged(config)[name].type)
+        kinds = _kinds(known[name].type)
         if dict in kinds:
             found[name] = dict(map(_assigned, value))
         elif tuple in kinds:

@@ -17,7 +17,7 @@ from .messages import accept
 from .options import Output
 from .printing import print_json, print_rows
 
-_SHOWN = 12
+_SHOWN = 12  # trials in the terminal: what fits half a screen
 
 
 def perform(

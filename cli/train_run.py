@@ -127,7 +127,7 @@ def _bar(wanted: bool) -> "Iterator[OnStep]":
             if not began:
                 began.append((time.perf_counter(), progress.step - 1))
             start, first = began[0]
-            speed = (progress.step - first) / max(time.perf_counter() - start, 1e-9)
+            speed = (progress.step - first) / max(time.perf_counter() - start, 1e-9)  # not by 0
             numbers = f"loss {_number(progress.loss)}  metric {_number(progress.value)}  {speed:.3g} steps/s"
             shown("training", progress.step, steps, numbers)
 

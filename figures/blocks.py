@@ -21,7 +21,7 @@ from fisherlab.plots.matrices import heatmap
 from .method_runs import MethodRun
 from .workshop import Caption, Workshop, described
 
-CUTOUT = 40
+CUTOUT = 40  # rows and columns: two 20×20 blocks of the layer each way, large enough to see entries
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

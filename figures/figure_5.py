@@ -8,9 +8,9 @@ from fisherlab.plots import label
 from .blocks import Blocks, blocks, draw, errors_sentence
 from .workshop import Caption, Workshop
 
-LAYER = "2"
+LAYER = "2"  # the first of 20→20, 400×400, as in figure 1
 _ORDER = ("kfac", "ekfac", "tkfac", "tekfac", "nearest-kronecker", "lngd", "lngd-lr", "foof", "ngplus")
-_PER_PAGE = 5
+_PER_PAGE = 5  # rows of heat maps, a choice: readable on the height of a page
 
 
 def make(workshop: Workshop) -> dict[str, Any]:

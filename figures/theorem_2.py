@@ -11,6 +11,7 @@ from .two_layers import TwoLayers
 from .workshop import Caption, Workshop
 
 ALPHAS = (0.1, 0.5)
+# Fewer samples than inputs, so that these are independent, and a layer 50 times as wide as there are samples.
 _SAMPLES, _INPUTS, _WIDTH, _STEPS = 20, 30, 1024, 30
 _THEOREM = "the theorem's: Ψ a full Gram matrix"
 
@@ -20,7 +21,7 @@ def make(workshop: Workshop) -> dict[str, Any]:
     network = TwoLayers(_SAMPLES, _INPUTS, _WIDTH, workshop.seed)
     panels = {alpha: _paths(network, alpha) for alpha in ALPHAS}
     below = all(
-        (paths[_THEOREM] <= (1 - alpha) ** np.arange(_STEPS + 1) * (1 + 1e-9)).all()
+        (paths[_THEOREM] <= (1 - alpha) ** np.arange(_STEPS + 1) * (1 + 1e-9)).all()  # rounding
         for alpha, paths in panels.items()
     )
     caption = Caption(

@@ -16,8 +16,8 @@ from fisherlab.errors import FisherlabError
 
 log = logging.getLogger("fisherlab")
 
-_PROBE_SECONDS = 3.0
-_READ_SECONDS = 20.0
+_PROBE_SECONDS = 3.0  # a choice: without a network one does not wait longer for the stand-in
+_READ_SECONDS = 20.0  # a choice: of silence, after which a mirror is given up
 
 
 def offline() -> bool:

@@ -118,7 +118,7 @@ def _configuration_hash(spec: ModelSpec, dataset: Dataset, seed: int) -> str:
         "torch": torch.__version__.split(".")[:2],
     }
     text = json.dumps(configuration, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(text.encode()).hexdigest()[:12]  # 48 bits: no two of a user's networks meet
 
 
 def _store(path: Path, state: dict[str, Tensor], steps: int) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any, NamedTuple, get_type_hints
 
 
@@ -35,7 +34,6 @@ class FlaggedField(NamedTuple):
     flag: Flag
 
 
-@cache
 def flagged(config: type) -> Mapping[str, FlaggedField]:
     """The fields of a configuration that are options, by name."""
     hints = get_type_hints(config, include_extras=True)

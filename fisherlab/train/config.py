@@ -12,7 +12,7 @@ from fisherlab.runs.flags import Flag, flagged, least_values
 
 PRECISIONS = ("32", "64", "bf16-mixed")
 NO_SPLIT = "none"
-DEFAULT_EPOCHS = 10
+DEFAULT_EPOCHS = 10  # a choice: minutes for the small models
 
 SETTINGS = ("lr", "momentum", "weight_decay", "damping", "statistics_every", "inverse_every")
 

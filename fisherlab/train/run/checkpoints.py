@@ -19,7 +19,7 @@ log = logging.getLogger("fisherlab")
 
 WEIGHTS, STATES = "checkpoints", "states"
 INDEX = f"{WEIGHTS}/index.json"
-_STATE = "state"
+_STATE = "state"  # of a header: the nested values whose tensors the file holds
 
 
 @dataclass(frozen=True)

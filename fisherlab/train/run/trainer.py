@@ -31,9 +31,10 @@ from fisherlab.train.task.translation import Interpreter, Translated
 
 log = logging.getLogger("fisherlab")
 
-_LAYERS_EVERY = 100
+_LAYERS_EVERY = 100  # steps; a choice, between the log's size and what it shows
 _WIDEST_DIAGNOSED = 1024
-"""Condition numbers of wider matrices are in the log only where `diagnostics_every` asks for them."""
+"""Condition numbers of wider matrices, whose eigenvalues cost more than a step, are in the log only where
+`diagnostics_every` asks for them."""
 
 
 class Trainer:

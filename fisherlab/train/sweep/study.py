@@ -92,7 +92,7 @@ class Study:
         config = self._config
         if config.sampler == "grid":
             return samplers.GridSampler({name: list(one) for name, one in self._ranges.items()}, config.seed)
-        seed = (config.seed + number) % 2**32
+        seed = (config.seed + number) % 2**32  # NumPy takes no larger one
         if config.sampler == "random":
             return samplers.RandomSampler(seed)
         return samplers.TPESampler(seed=seed, constant_liar=config.jobs > 1)

@@ -23,7 +23,7 @@ from fisherlab.train.sweep.trials import Trial, train_trials
 log = logging.getLogger("fisherlab")
 
 JOURNAL, TRIALS = "study.journal", "trials"
-_FREE = ("jobs", "train")
+_FREE = ("jobs", "train")  # another number of jobs changes no result; the training is compared by itself
 
 
 def _silent() -> None:

@@ -19,7 +19,7 @@ from fisherlab.train.config import NO_SPLIT, TrainConfig
 
 log = logging.getLogger("fisherlab")
 
-_TEST_SPLITS = ("test", "val", "test-1000")
+_TEST_SPLITS = ("test", "val", "test-1000")  # the first that the data set has is evaluated
 _LIBRARIES = ("torchvision", "timm")
 DTYPES = {"32": torch.float32, "64": torch.float64, "bf16-mixed": torch.float32}
 
