@@ -13,6 +13,7 @@ import click
 
 from fisherlab.errors import InputError
 from fisherlab.runs.config import read_config
+from fisherlab.runs.part import numbered, part_of
 from fisherlab.train.config import TrainConfig
 from fisherlab.train.recipes import with_recipe
 
@@ -55,7 +56,7 @@ def train_config(config: TrainConfig, output: Output) -> None:
 
     out = rundirs.choose(output.out, "train", config.model, force=output.force)
     if output.out is None:
-        out = _unused(out)
+        out = next(path for path in numbered(out) if not part_of(path).exists())
     _run(partial(train.train, config, out, force=output.force), output)
 
 
@@ -78,16 +79,6 @@ def _run(training: Callable[..., dict[str, Any]], output: Output) -> None:
             summary = training(report=report, accepted=accept)
         if first:
             _print(summary, output)
-
-
-def _unused(out: Path) -> Path:
-    """The path, or one beside it where a run is under way."""
-    count = 2
-    found = out
-    while found.with_name(found.name + ".part").exists():
-        found = out.with_name(f"{out.name}-{count}")
-        count += 1
-    return found
 
 
 def _print(summary: Mapping[str, Any], output: Output) -> None:

@@ -10,7 +10,6 @@ import torch
 
 from fisherlab import metrics
 from fisherlab.approximations import approximate
-from fisherlab.errors import FisherlabError
 from fisherlab.exact.fisher import exact_fisher
 from fisherlab.models import prepare
 from fisherlab.operators import LinearOperator
@@ -76,8 +75,6 @@ def blocks(workshop: Workshop, layers: Iterable[str], approximations: Iterable[s
         FisherlabError: where the training diverged.
     """
     run = workshop.runs.of(workshop.scale.digits, "lngd")[0]
-    if run.diverged:
-        raise FisherlabError(f"the network has no weights to look at: {run.finished.summary['reason']}")
     prepared = prepare(
         "mnist-mlp",
         seed=workshop.seed,

@@ -27,12 +27,12 @@ class FiguresConfig(Config):
     command: ClassVar[str] = "figures"
 
     names: tuple[str, ...] = ()
-    scale: Annotated[str, Flag("How large the experiments are.", metavar="|".join(SCALE_NAMES))] = "cpu"
+    scale: Annotated[str, Flag("How large the experiments are.", "|".join(SCALE_NAMES))] = "cpu"
     runs: Annotated[
-        str | None, Flag("Finished training runs to use where they fit, such as OUT/runs.", metavar="DIR")
+        str | None, Flag("Finished training runs to use where they fit, such as OUT/runs.", "DIR")
     ] = None
-    data_dir: Annotated[str | None, Flag("Where to look for data first.", metavar="DIR")] = None
-    device: Annotated[str, Flag("Where to compute.", metavar="auto|cpu|cuda[:i]")] = "auto"
+    data_dir: Annotated[str | None, Flag("Where to look for data first.", "DIR")] = None
+    device: Annotated[str, Flag("Where to compute.", "auto|cpu|cuda[:i]")] = "auto"
     seed: Annotated[int, Flag("The first seed.", shown="0", least=0)] = 0
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from fisherlab.errors import FisherlabError
 from fisherlab.layers import find_layers
 from fisherlab.models import prepare
 from fisherlab.plots import histograms, isotropies, number
@@ -27,8 +26,6 @@ def make(workshop: Workshop) -> dict[str, Any]:
         FisherlabError: where the training diverged.
     """
     run = workshop.runs.of(workshop.scale.images, "lngd")[0]
-    if run.diverged:
-        raise FisherlabError(f"the network has no weights to look at: {run.finished.summary['reason']}")
     found, layers = _represented(workshop, run)
     for name, layer in zip(_SHARES, layers, strict=True):
         _histograms(workshop, name, found, layer, _caption(workshop, run, found, layer))

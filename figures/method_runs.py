@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fisherlab import datasets, models
-from fisherlab.errors import InputError
+from fisherlab.errors import FisherlabError, InputError
 from fisherlab.loop.progress import Progress
 from fisherlab.runs.finished import FinishedRun, read_run
+from fisherlab.runs.part import CONFIG, numbered, part_of
 from fisherlab.train import DivergedError, TrainConfig, resume, train
 from fisherlab.train.run import log as training_log
 
@@ -70,7 +71,13 @@ class MethodRun:
 
     @property
     def checkpoint(self) -> Path:
-        """The weights at the end."""
+        """The weights at the end.
+
+        Raises:
+            FisherlabError: where the training diverged.
+        """
+        if self.diverged:
+            raise FisherlabError(f"the network has no weights to look at: {self.finished.summary['reason']}")
         return self.finished.folder / str(self.finished.provenance["checkpoint"]["name"])
 
     @cached_property
@@ -138,15 +145,14 @@ class MethodRuns:
 
     def _made(self, config: TrainConfig, name: str) -> Path:
         """The directory of the run, trained now or to its end; a run that diverged is a result too."""
-        out = next(place for place in _places(self._folder / name) if not place.exists())
-        part = out.with_name(out.name + ".part")
+        out = next(place for place in numbered(self._folder / name) if not place.exists())
         log.info("training %s: %s, lr %g", name, config.model, config.lr)
 
         def report(progress: Progress, steps: int) -> None:
             self._report(name, progress.step, steps)
 
         try:
-            if (part / "config.toml").is_file():
+            if (part_of(out) / CONFIG).is_file():
                 resume(out, report=report)
             else:
                 train(config, out, report=report)
@@ -176,12 +182,3 @@ def _same(config: TrainConfig, known: Mapping[str, Any]) -> bool:
     wanted = config.resolved().to_dict()
     names = {field.name for field in fields(TrainConfig)} - set(_FREE)
     return all(known.get(name) == wanted.get(name) for name in names)
-
-
-def _places(first: Path) -> Iterator[Path]:
-    """The path, then the same with -2, -3 and so on."""
-    yield first
-    count = 2
-    while True:
-        yield first.with_name(f"{first.name}-{count}")
-        count += 1

@@ -179,7 +179,7 @@ def prepare(
         result = trained_weights(spec, dataset, seed, progress)
         model.load_state_dict(result.state)
         weights = WeightsOrigin(result.description, result.sha256, result.steps)
-    convert = partial(_converted, dtype=dtype, device=device)
+    convert = partial(converted, dtype=dtype, device=device)
     inputs = each(spec.preprocess(used), convert)
     if checkpoint is None and not on_the_spot and not imported and settle_norms(model, inputs):
         weights = WeightsOrigin("init, batch norms settled on the samples", "", 0)
@@ -247,7 +247,7 @@ def settle_norms(model: nn.Module, inputs: ModelInputs) -> bool:
     return True
 
 
-def _converted(values: Tensor, dtype: torch.dtype | None, device: str | torch.device) -> Tensor:
+def converted(values: Tensor, dtype: torch.dtype | None, device: str | torch.device) -> Tensor:
     """Values on the device, real ones in `dtype`."""
     return values.to(device=device, dtype=dtype if values.is_floating_point() else None)
 

@@ -40,29 +40,28 @@ class TrainConfig(Config):
     command: ClassVar[str] = "train"
 
     model: Annotated[str, Flag("A built-in model (see `list models`), or package.module:factory.")]
-    data: Annotated[
-        str | None, Flag("A data set (see `list data`) in place of the model's own.", metavar="NAME")
-    ] = None
-    data_dir: Annotated[str | None, Flag("Where to look for data first.", metavar="DIR")] = None
+    data: Annotated[str | None, Flag("A data set (see `list data`) in place of the model's own.", "NAME")] = (
+        None
+    )
+    data_dir: Annotated[str | None, Flag("Where to look for data first.", "DIR")] = None
     samples: Annotated[int | None, Flag("How many training samples.", shown="all", least=1)] = None
-    split: Annotated[str, Flag("The training split.", metavar="NAME")] = "train"
+    split: Annotated[str, Flag("The training split.", "NAME")] = "train"
     test_split: Annotated[
-        str | None,
-        Flag(f"The split that is evaluated, or {NO_SPLIT}.", metavar="NAME", shown="test"),
+        str | None, Flag(f"The split that is evaluated, or {NO_SPLIT}.", "NAME", shown="test")
     ] = None
-    optimizer: Annotated[str, Flag("See `list optimizers`.", metavar="NAME")] = "lngd"
+    optimizer: Annotated[str, Flag("See `list optimizers`.", "NAME")] = "lngd"
     lr: Annotated[float | None, Flag("The first learning rate.", shown="the optimizer's")] = None
     momentum: Annotated[float | None, Flag("Of the optimizer.")] = None
     weight_decay: Annotated[float | None, Flag("Of the optimizer.")] = None
-    damping: Annotated[
-        float | tuple[float, ...] | None, Flag("A number, or LOW,HIGH for LNGD.", metavar="X[,Y]")
-    ] = None
+    damping: Annotated[float | tuple[float, ...] | None, Flag("A number, or LOW,HIGH for LNGD.", "X[,Y]")] = (
+        None
+    )
     statistics_every: Annotated[int | None, Flag("Steps between refreshes of the statistics.", least=1)] = (
         None
     )
     inverse_every: Annotated[int | None, Flag("Steps between inverses.", least=1)] = None
     options: Annotated[
-        dict[str, Any], Flag("Any other option of the optimizer.", metavar="KEY=VALUE", name="set")
+        dict[str, Any], Flag("Any other option of the optimizer.", "KEY=VALUE", name="set")
     ] = field(default_factory=dict)
     epochs: Annotated[int | None, Flag("Passes over the data.", shown=str(DEFAULT_EPOCHS), least=1)] = None
     steps: Annotated[int | None, Flag("In place of --epochs.", least=1)] = None
@@ -70,16 +69,16 @@ class TrainConfig(Config):
     accumulation: Annotated[int, Flag("Micro-batches a step.", least=1)] = 1
     clip: Annotated[float | None, Flag("The largest norm of the gradient.", above_zero=True)] = None
     label_smoothing: Annotated[float, Flag("The share of a label that is spread over all classes.")] = 0.0
-    schedule: Annotated[str, Flag("Of the learning rate.", metavar="|".join(SCHEDULES))] = "constant"
+    schedule: Annotated[str, Flag("Of the learning rate.", "|".join(SCHEDULES))] = "constant"
     step_every: Annotated[
         float, Flag("Epochs between drops (x 0.1) of the schedule `step`.", above_zero=True)
     ] = 40.0
     power: Annotated[float, Flag("E of the schedule `polynomial`, (1 - t/T)^E.", above_zero=True)] = 2.0
     warm_up: Annotated[int | None, Flag("Steps of linear warm-up.", least=0)] = None
     warm_up_epochs: Annotated[float | None, Flag("In place of --warm-up.", above_zero=True)] = None
-    augment: Annotated[tuple[str, ...], Flag("Any of crop,flip, for images.", metavar="A,B")] = ()
-    precision: Annotated[str, Flag("Of weights and sums.", metavar="|".join(PRECISIONS))] = "32"
-    device: Annotated[str, Flag("Where to train.", metavar="auto|cpu|cuda[:i]")] = "auto"
+    augment: Annotated[tuple[str, ...], Flag("Any of crop,flip, for images.", "A,B")] = ()
+    precision: Annotated[str, Flag("Of weights and sums.", "|".join(PRECISIONS))] = "32"
+    device: Annotated[str, Flag("Where to train.", "auto|cpu|cuda[:i]")] = "auto"
     seed: Annotated[int, Flag("Of weights, order, augmentation and drawn labels.", least=0)] = 0
     evaluate_every: Annotated[float, Flag("Epochs between evaluations, such as 0.5.", above_zero=True)] = 1
     eval_samples: Annotated[
@@ -93,9 +92,7 @@ class TrainConfig(Config):
     checkpoint_every: Annotated[
         int | None, Flag("Steps between checkpoints.", shown="one an epoch", least=1)
     ] = None
-    checkpoint_steps: Annotated[
-        tuple[int, ...], Flag("Steps whose checkpoints stay.", metavar="N,N,...")
-    ] = ()
+    checkpoint_steps: Annotated[tuple[int, ...], Flag("Steps whose checkpoints stay.", "N,N,...")] = ()
     keep_last: Annotated[int, Flag("How many of the last checkpoints stay.", least=1)] = 2
     keep_best: Annotated[bool, Flag("Whether the best one stays.", shown="yes")] = True
     tensorboard: Annotated[bool, Flag("Write the log for TensorBoard too, where installed.")] = False

@@ -41,38 +41,34 @@ class SweepConfig(Config):
 
     train: dict[str, Any] = field(default_factory=dict)
     lr: Annotated[
-        tuple[float, ...],
-        Flag("Learning rates.", metavar="X,Y,…", shown=f"the paper's {_listed(PAPER_LR)}"),
+        tuple[float, ...], Flag("Learning rates.", "X,Y,…", shown=f"the paper's {_listed(PAPER_LR)}")
     ] = PAPER_LR
     damping: Annotated[
         tuple[float, ...],
         Flag(
             "Dampings; for LNGD its ν₂.",
-            metavar="X,Y,…",
+            "X,Y,…",
             shown=f"for KFAC and its kin the paper's {_listed(PAPER_DAMPING)}; else the optimizer's own",
         ),
     ] = ()
     seeds: Annotated[
-        tuple[int, ...], Flag("Of a trial's trainings; their mean counts.", metavar="N,N,…", shown="0")
+        tuple[int, ...], Flag("Of a trial's trainings; their mean counts.", "N,N,…", shown="0")
     ] = (0,)
     sampler: Annotated[
         str,
-        Flag(
-            "grid: every pair; random, tpe: between the least and the largest value.",
-            metavar="|".join(SAMPLERS),
-        ),
+        Flag("grid: every pair; random, tpe: between the least and the largest value.", "|".join(SAMPLERS)),
     ] = "grid"
-    trials: Annotated[int | None, Flag("How many.", metavar="N", shown="the whole grid", least=1)] = None
+    trials: Annotated[int | None, Flag("How many.", "N", shown="the whole grid", least=1)] = None
     by: Annotated[
         str,
         Flag(
             "What is compared, at the last evaluation.",
-            metavar="|".join(CRITERIA),
+            "|".join(CRITERIA),
             shown="metric, such as accuracy on the test split",
         ),
     ] = "metric"
     seed: Annotated[int, Flag("Of the sampler.", shown="0", least=0)] = 0
-    jobs: Annotated[int, Flag("Trials at a time.", metavar="N", least=1)] = 1
+    jobs: Annotated[int, Flag("Trials at a time.", "N", least=1)] = 1
 
     def __post_init__(self) -> None:
         """Refuses values that no model or data could make right.
