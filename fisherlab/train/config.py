@@ -40,9 +40,10 @@ class TrainConfig(Config):
     command: ClassVar[str] = "train"
 
     model: Annotated[str, Flag("A built-in model (see `list models`), or package.module:factory.")]
-    data: Annotated[str | None, Flag("A data set (see `list data`) in place of the model's own.", "NAME")] = (
-        None
-    )
+    data: Annotated[
+        str | None,
+        Flag("A data set (see `list data`) in place of the model's own.", "NAME"),
+    ] = None
     data_dir: Annotated[str | None, Flag("Where to look for data first.", "DIR")] = None
     samples: Annotated[int | None, Flag("How many training samples.", shown="all", least=1)] = None
     split: Annotated[str, Flag("The training split.", "NAME")] = "train"
@@ -53,12 +54,14 @@ class TrainConfig(Config):
     lr: Annotated[float | None, Flag("The first learning rate.", shown="the optimizer's")] = None
     momentum: Annotated[float | None, Flag("Of the optimizer.")] = None
     weight_decay: Annotated[float | None, Flag("Of the optimizer.")] = None
-    damping: Annotated[float | tuple[float, ...] | None, Flag("A number, or LOW,HIGH for LNGD.", "X[,Y]")] = (
-        None
-    )
-    statistics_every: Annotated[int | None, Flag("Steps between refreshes of the statistics.", least=1)] = (
-        None
-    )
+    damping: Annotated[
+        float | tuple[float, ...] | None,
+        Flag("A number, or LOW,HIGH for LNGD.", "X[,Y]"),
+    ] = None
+    statistics_every: Annotated[
+        int | None,
+        Flag("Steps between refreshes of the statistics.", least=1),
+    ] = None
     inverse_every: Annotated[int | None, Flag("Steps between inverses.", least=1)] = None
     options: Annotated[
         dict[str, Any], Flag("Any other option of the optimizer.", "KEY=VALUE", name="set")
