@@ -34,15 +34,22 @@ class FlaggedField(NamedTuple):
     flag: Flag
 
 
+_FLAGGED: dict[
+    type, Mapping[str, FlaggedField]
+] = {}  # a configuration is made often, its hints are read once
+
+
 def flagged(config: type) -> Mapping[str, FlaggedField]:
     """The fields of a configuration that are options, by name."""
-    hints = get_type_hints(config, include_extras=True)
-    found = {}
-    for field in fields(config):
-        for one in getattr(hints[field.name], "__metadata__", ()):
-            if isinstance(one, Flag):
-                found[field.name] = FlaggedField(hints[field.name].__origin__, field.default, one)
-    return found
+    if config not in _FLAGGED:
+        hints = get_type_hints(config, include_extras=True)
+        _FLAGGED[config] = {
+            field.name: FlaggedField(hints[field.name].__origin__, field.default, flag)
+            for field in fields(config)
+            for flag in getattr(hints[field.name], "__metadata__", ())
+            if isinstance(flag, Flag)
+        }
+    return _FLAGGED[config]
 
 
 def least_values(config: type) -> Mapping[str, int]:
