@@ -23,7 +23,7 @@ def test_every_field_is_an_option(module, config, others):
 
 
 def test_what_is_not_given_is_not_there():
-    values = {param.name: param.get_default(None) for param in train.command.params}
+    values = train.command.make_context("train", []).params
     assert given_values(TrainConfig, {name: values[name] for name in flagged(TrainConfig)}) == {}
 
 
