@@ -65,6 +65,7 @@ def trained_weights(
 
     Raises:
         InputError: if the model has no recipe.
+        DivergedError: if the loss is not finite or far above the first one.
     """
     if spec.recipe is None:
         raise InputError(f"{spec.name} has no recipe for training; give a checkpoint.")
