@@ -105,8 +105,8 @@ def processor_seconds(
 def _steps_of(config: "TrainConfig", timed: int) -> Callable[[], None]:
     """Takes the next `timed` steps of a training, over and over on a few batches."""
     from fisherlab.collect.batches import called
-    from fisherlab.train.optimizer.optimizers import create
-    from fisherlab.train.task.objectives import objective
+    from fisherlab.loop.objectives import objective
+    from fisherlab.train.optimizers import create
     from fisherlab.train.task.prepare import prepare as prepare_task
 
     batches = 40

@@ -24,7 +24,7 @@ from fisherlab.errors import (
 from .groups import LazyGroup
 from .messages import messages
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # 128 + SIGINT, as shells have it
 _COMMANDS = ("compare", "data", "figures", "list", "report", "represent", "run", "sweep", "trace", "train")
 
 _BAD_INPUT = (InputError, InputTypeError, MemoryLimitError, NotSupportedError, NumericalError)

@@ -30,7 +30,7 @@ def perform(given: Mapping[str, Any], output: Output) -> None:
 
 def make_config(config: FiguresConfig, output: Output) -> None:
     """Makes what a configuration says."""
-    from fisherlab.figures.making import make
+    from fisherlab.figures.run import make
 
     out = rundirs.choose(output.out, "figures", config.scale, force=output.force)
     with redirect_stdout(sys.stderr), bars(output.progress) as report:

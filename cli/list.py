@@ -67,7 +67,7 @@ def list_approximations(*, as_json: bool) -> None:
 @options.verbosity
 def list_optimizers(*, as_json: bool) -> None:
     """The optimizers of `train`: fisherlab's own, and those of torch.optim."""
-    from fisherlab.train.optimizer.optimizers import choices
+    from fisherlab.train.optimizers import named_optimizers
 
     rows = [
         {
@@ -76,6 +76,6 @@ def list_optimizers(*, as_json: bool) -> None:
             "lr": one.options().get("lr"),
             "source": one.source,
         }
-        for one in choices().values()
+        for one in named_optimizers().values()
     ]
     print_rows(rows, as_json=as_json)

@@ -15,6 +15,7 @@ class _Held(MemoryHandler):
     """Keeps messages until `pass_on`, then lets each through at once; what is still held is dropped."""
 
     def __init__(self, target: logging.Handler) -> None:
+        # so many before the input is accepted would be a defect; the handler asks for some number
         super().__init__(capacity=10_000, flushLevel=logging.CRITICAL + 1, target=target, flushOnClose=False)
         self.held = True
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-_PIPED_WIDTH = 100
+_PIPED_WIDTH = 100  # columns where there is no terminal: the width of the help
 
 
 def print_json(content: Any) -> None:

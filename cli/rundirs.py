@@ -1,6 +1,5 @@
 """The directory that a run asks for."""
 
-import itertools
 import os
 import re
 import time
@@ -11,6 +10,7 @@ from typing import Any
 from fisherlab.errors import InputError
 from fisherlab.runs.config import Config
 from fisherlab.runs.directory import check_free
+from fisherlab.runs.part import numbered
 
 from .options import Output
 
@@ -65,8 +65,7 @@ def write(
 
 
 def _new(name: str) -> Path:
-    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
-    out = next(path for path in (Path("runs", name) for name in names) if not path.exists())
+    out = next(path for path in numbered(Path("runs", name)) if not path.exists())
     _check_writable(out)
     return out
 

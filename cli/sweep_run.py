@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fisherlab.errors import InputError
-from fisherlab.train.optimizer.recipes import with_recipe
+from fisherlab.train.recipes import with_recipe
 from fisherlab.train.sweep.config import SWEPT, SweepConfig
 
 from . import rundirs
@@ -17,7 +17,7 @@ from .messages import accept
 from .options import Output
 from .printing import print_json, print_rows
 
-_SHOWN = 12
+_SHOWN = 12  # trials in the terminal: what fits half a screen
 
 
 def perform(

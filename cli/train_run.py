@@ -13,8 +13,9 @@ import click
 
 from fisherlab.errors import InputError
 from fisherlab.runs.config import read_config
+from fisherlab.runs.part import numbered, part_of
 from fisherlab.train.config import TrainConfig
-from fisherlab.train.optimizer.recipes import with_recipe
+from fisherlab.train.recipes import with_recipe
 
 from . import rundirs
 from .bars import bars
@@ -23,9 +24,7 @@ from .options import Output
 from .printing import print_json
 
 if TYPE_CHECKING:
-    from fisherlab.train.run.loop import Progress
-
-    Report = Callable[[Progress, int], None]
+    from fisherlab.loop.progress import OnStep, Progress
 
 
 def perform(given: Mapping[str, Any], recipe: str | None, output: Output) -> None:
@@ -57,7 +56,7 @@ def train_config(config: TrainConfig, output: Output) -> None:
 
     out = rundirs.choose(output.out, "train", config.model, force=output.force)
     if output.out is None:
-        out = _unused(out)
+        out = next(path for path in numbered(out) if not part_of(path).exists())
     _run(partial(train.train, config, out, force=output.force), output)
 
 
@@ -80,16 +79,6 @@ def _run(training: Callable[..., dict[str, Any]], output: Output) -> None:
             summary = training(report=report, accepted=accept)
         if first:
             _print(summary, output)
-
-
-def _unused(out: Path) -> Path:
-    """The path, or one beside it where a run is under way."""
-    count = 2
-    found = out
-    while found.with_name(found.name + ".part").exists():
-        found = out.with_name(f"{out.name}-{count}")
-        count += 1
-    return found
 
 
 def _print(summary: Mapping[str, Any], output: Output) -> None:
@@ -120,7 +109,7 @@ def _number(value: float | None) -> str:
 
 
 @contextmanager
-def _bar(wanted: bool) -> "Iterator[Report]":
+def _bar(wanted: bool) -> "Iterator[OnStep]":
     """A bar with the loss, the metric and steps a second."""
     with bars(wanted) as shown:
         began: list[tuple[float, int]] = []
@@ -129,7 +118,7 @@ def _bar(wanted: bool) -> "Iterator[Report]":
             if not began:
                 began.append((time.perf_counter(), progress.step - 1))
             start, first = began[0]
-            speed = (progress.step - first) / max(time.perf_counter() - start, 1e-9)
+            speed = (progress.step - first) / max(time.perf_counter() - start, 1e-9)  # not by 0
             numbers = f"loss {_number(progress.loss)}  metric {_number(progress.value)}  {speed:.3g} steps/s"
             shown("training", progress.step, steps, numbers)
 

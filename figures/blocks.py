@@ -10,7 +10,6 @@ import torch
 
 from fisherlab import metrics
 from fisherlab.approximations import approximate
-from fisherlab.errors import FisherlabError
 from fisherlab.exact.fisher import exact_fisher
 from fisherlab.models import prepare
 from fisherlab.operators import LinearOperator
@@ -18,10 +17,10 @@ from fisherlab.plots import label, number
 from fisherlab.plots.magnitudes import choose_window
 from fisherlab.plots.matrices import heatmap
 
-from .runs import Run
-from .work import Caption, Work, described
+from .method_runs import MethodRun
+from .workshop import Caption, Workshop, described
 
-CUTOUT = 40
+CUTOUT = 40  # rows and columns: two 20×20 blocks of the layer each way, large enough to see entries
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,7 +36,7 @@ class Blocks:
         samples: how many F is of.
     """
 
-    run: Run
+    run: MethodRun
     exact: Mapping[str, LinearOperator]
     approximations: Mapping[str, Mapping[str, LinearOperator]]
     samples: int
@@ -54,9 +53,9 @@ class Blocks:
             for name, operators in self.approximations.items()
         }
 
-    def described(self, work: Work) -> str:
+    def described(self, workshop: Workshop) -> str:
         """Network, data, seed, device, checkpoint."""
-        task, summary = work.scale.digits, self.run.finished.summary
+        task, summary = workshop.scale.digits, self.run.finished.summary
         return (
             f"{described([self.run], task.words)}; trained with LNGD ({task.rates_from}) for "
             f"{summary['step']:,} steps to a test accuracy of {100 * summary['value']:.1f} %; predictive "
@@ -69,23 +68,21 @@ class Blocks:
         return [str(self.run.finished.summary["dataset"])]
 
 
-def blocks(work: Work, layers: Iterable[str], approximations: Iterable[str]) -> Blocks:
+def blocks(workshop: Workshop, layers: Iterable[str], approximations: Iterable[str]) -> Blocks:
     """Trains the network, or finds it, and computes these blocks.
 
     Raises:
         FisherlabError: where the training diverged.
     """
-    run = work.runs.of(work.scale.digits, "lngd")[0]
-    if run.diverged:
-        raise FisherlabError(f"the network has no weights to look at: {run.finished.summary['reason']}")
+    run = workshop.runs.of(workshop.scale.digits, "lngd")[0]
     prepared = prepare(
         "mnist-mlp",
-        seed=work.seed,
+        seed=workshop.seed,
         checkpoint=run.checkpoint,
-        data_dir=work.data_dir,
-        samples=_available(work, run),
+        data_dir=workshop.data_dir,
+        samples=_available(workshop, run),
         dtype=torch.float64,
-        device=work.device,
+        device=workshop.device,
     )
     given = prepared.model, prepared.data, prepared.likelihood
     wanted = list(layers)
@@ -95,7 +92,7 @@ def blocks(work: Work, layers: Iterable[str], approximations: Iterable[str]) -> 
 
 
 def draw(
-    work: Work,
+    workshop: Workshop,
     name: str,
     found: Blocks,
     layer: str,
@@ -105,7 +102,7 @@ def draw(
     """Writes heat maps of a layer, and as the numbers the entries of the marked square.
 
     Args:
-        work: the means.
+        workshop: the means.
         name: of the files.
         found: the blocks.
         layer: its name.
@@ -121,7 +118,7 @@ def draw(
     for words, (_, matched) in rows.items():
         if matched:
             shown[words] = shown[words] * (np.trace(exact) / np.trace(shown[words]))
-    work.figure(
+    workshop.figure(
         name,
         lambda title, text: heatmap(
             exact,
@@ -164,7 +161,7 @@ def _entries(exact: Array, shown: dict[str, Array]) -> pd.DataFrame:
     return pd.DataFrame(content | {name: matrix[span, span].ravel() for name, matrix in shown.items()})
 
 
-def _available(work: Work, run: Run) -> int | None:
+def _available(workshop: Workshop, run: MethodRun) -> int | None:
     """The scale's number of samples, or all that the training had where these are fewer."""
     had = int(run.finished.summary["samples"])
-    return had if work.scale.samples is None else min(work.scale.samples, had)
+    return had if workshop.scale.samples is None else min(workshop.scale.samples, had)

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from fisherlab.base.devices import resolve_device
 from fisherlab.errors import InputError, unknown
 from fisherlab.runs.config import Config, absolute
+from fisherlab.runs.flags import Flag, least_values
 
 from .catalogue import chosen
 
@@ -15,25 +16,24 @@ SCALE_NAMES = ("smoke", "cpu", "gpu", "paper")
 
 @dataclass(frozen=True, kw_only=True)
 class FiguresConfig(Config):
-    """What `fisherlab figures` makes. Nothing heavy is imported before `resolved`.
+    """What `fisherlab figures` makes, as its options say. Nothing heavy is imported before `resolved`.
 
     Attributes:
         names: of figures and tables; empty, or `all`: every one.
-        scale: one of `SCALE_NAMES`.
-        runs: a directory with finished training runs, which are used where they fit.
-        data_dir: where to look for data first.
-        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
-        seed: the first one; runs with several seeds take the next ones.
+        runs: a directory.
+        seed: runs with several seeds take the next ones.
     """
 
     command: ClassVar[str] = "figures"
 
     names: tuple[str, ...] = ()
-    scale: str = "cpu"
-    runs: str | None = None
-    data_dir: str | None = None
-    device: str = "auto"
-    seed: int = 0
+    scale: Annotated[str, Flag("How large the experiments are.", "|".join(SCALE_NAMES))] = "cpu"
+    runs: Annotated[
+        str | None, Flag("Finished training runs to use where they fit, such as OUT/runs.", "DIR")
+    ] = None
+    data_dir: Annotated[str | None, Flag("Where to look for data first.", "DIR")] = None
+    device: Annotated[str, Flag("Where to compute.", "auto|cpu|cuda[:i]")] = "auto"
+    seed: Annotated[int, Flag("The first seed.", shown="0", least=0)] = 0
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be used.
@@ -42,7 +42,7 @@ class FiguresConfig(Config):
             InputError: for an unknown name or scale, a seed out of its range, or runs that are no directory.
             InputTypeError: for a value of another type.
         """
-        self.check({"seed": 0})
+        self.check(least_values(FiguresConfig))
         chosen(self.names)
         if self.scale not in SCALE_NAMES:
             raise unknown("scale", self.scale, SCALE_NAMES)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from .blocks import blocks, draw, errors_sentence
-from .work import Caption, Work
+from .workshop import Caption, Workshop
 
 _BLOCKS = {
     "figure-1": ("2", "20→20, 400×400", False),
@@ -14,18 +14,18 @@ _BLOCKS = {
 """The files: layer, its size, and whether LNGD's block is scaled to the trace of F."""
 
 
-def make(work: Work) -> dict[str, Any]:
+def make(workshop: Workshop) -> dict[str, Any]:
     """Writes `figure-1`, `figure-1-trace-matched`, `figure-1-second` and `figure-1-first-layer`."""
     layers = list(dict.fromkeys(layer for layer, _, _ in _BLOCKS.values()))
-    found = blocks(work, layers, ["lngd"])
+    found = blocks(workshop, layers, ["lngd"])
     for name, (layer, size, matched) in _BLOCKS.items():
         scaled = "trace-matched" if matched else "as computed"
         caption = Caption(
             f"exact Fisher and LNGD, layer {layer} ({size}), {scaled}",
-            found.described(work),
+            found.described(workshop),
             "heat maps without numbers, of one 400×400 block",
             (6, 23),
             [errors_sentence(found, layer, ["lngd"])],
         )
-        draw(work, name, found, layer, {"LNGD": ("lngd", matched)}, caption)
+        draw(workshop, name, found, layer, {"LNGD": ("lngd", matched)}, caption)
     return {"data": found.data, "layers": {layer: found.numbers(layer) for layer in layers}}

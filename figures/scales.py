@@ -1,7 +1,7 @@
 """How large the experiments are: a small table a scale, from minutes on a laptop to the paper's protocol."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -51,7 +51,7 @@ class Scale:
         remark: what a reader must know of all its numbers.
         digits: the network of figures 1 and 5 and of theorem 1, trained with LNGD.
         samples: of its Fisher; None: all.
-        images: of figures 2 and 7 and of tables 1, 5 and 6.
+        images: of figure 2 and of tables 1 and 6.
         imagenet: of figure 3 and table 2; None: the printed values alone.
         translation: of figure 4 and table 3; None: the printed values alone.
         vectors: samples of figure 6.
@@ -67,6 +67,11 @@ class Scale:
     translation: TrainingTask | None
     vectors: int
     theorem_steps: int
+
+    @property
+    def ablation(self) -> TrainingTask:
+        """The task of figure 7 and table 5: ImageNet, or the images in its place where it is not trained."""
+        return self.imagenet or replace(self.images, stands_for="ResNet-50 on ImageNet")
 
 
 _MLP_RATES = {"sgd": 0.3, "adam": 0.03, "kfac": 0.03, "ekfac": 0.01, "tkfac": 0.03, "ngplus": 0.03} | {

@@ -6,12 +6,12 @@ from fisherlab.approximations import registered
 from fisherlab.plots import label
 
 from .printed import FORMULA_ERRATA, FORMULAS, errata
-from .work import Caption, Work
+from .workshop import Caption, Workshop
 
 _DEFAULT_LABELS = "labels as asked for, the model's own by default"
 
 
-def make(work: Work) -> dict[str, Any]:
+def make(workshop: Workshop) -> dict[str, Any]:
     """Writes `table-4`: the formulas of the registered classes, those of the paper first."""
     classes = registered()
     order = [*FORMULAS, *(name for name in sorted(classes) if name not in FORMULAS)]
@@ -27,7 +27,7 @@ def make(work: Work) -> dict[str, Any]:
         "table 4 with eqs. 3 to 5 and appendix B, in the same notation",
         readings,
     )
-    work.table("table-4", rows, caption)
+    workshop.table("table-4", rows, caption)
     return {"formulas": len(rows)}
 
 

@@ -8,25 +8,26 @@ import pandas as pd
 from fisherlab.plots.rates import error_bounds
 
 from .two_layers import TwoLayers
-from .work import Caption, Work
+from .workshop import Caption, Workshop
 
 ALPHAS = (0.1, 0.5)
+# Fewer samples than inputs, so that these are independent, and a layer 50 times as wide as there are samples.
 _SAMPLES, _INPUTS, _WIDTH, _STEPS = 20, 30, 1024, 30
 _THEOREM = "the theorem's: Ψ a full Gram matrix"
 
 
-def make(work: Work) -> dict[str, Any]:
+def make(workshop: Workshop) -> dict[str, Any]:
     """Writes `theorem-2`."""
-    network = TwoLayers(_SAMPLES, _INPUTS, _WIDTH, work.seed)
+    network = TwoLayers(_SAMPLES, _INPUTS, _WIDTH, workshop.seed)
     panels = {alpha: _paths(network, alpha) for alpha in ALPHAS}
     below = all(
-        (paths[_THEOREM] <= (1 - alpha) ** np.arange(_STEPS + 1) * (1 + 1e-9)).all()
+        (paths[_THEOREM] <= (1 - alpha) ** np.arange(_STEPS + 1) * (1 + 1e-9)).all()  # rounding
         for alpha, paths in panels.items()
     )
     caption = Caption(
         "the error of a two-layer ReLU network, its first layer trained",
         f"width {_WIDTH}, {_SAMPLES} random samples with {_INPUTS} inputs of length 1 (no data set), "
-        f"float64, seed {work.seed}, device cpu; whole batch, no momentum, "
+        f"float64, seed {workshop.seed}, device cpu; whole batch, no momentum, "
         "no damping in the theorem's method",
         "a theorem without numbers: ‖y − v_k‖² ≤ (1 − α)^k ‖y − v_0‖²",
         (18,),
@@ -36,7 +37,7 @@ def make(work: Work) -> dict[str, Any]:
         ],
     )
     frame = pd.concat([_rows(alpha, paths) for alpha, paths in panels.items()])
-    work.figure(
+    workshop.figure(
         "theorem-2",
         lambda title, text: error_bounds(panels, title=title, caption=text),
         caption,

@@ -10,11 +10,11 @@ import pandas as pd
 from fisherlab.plots.methods import method_curves, method_label, printed_number, printed_values
 
 from . import printed
-from .printed import PrintedTable
+from .method_runs import MethodRun
+from .printed import TABLES, PrintedTable
 from .quantities import best_value, common_target, quantity, value_of
-from .runs import Run
 from .scales import TrainingTask
-from .work import Caption, Work, described
+from .workshop import Caption, Workshop, described
 
 REFERENCE = "sgd"
 _PRINTED_TARGETS = {1: 91.0, 2: 75.9, 5: 75.9, 6: 91.0}
@@ -32,7 +32,7 @@ class Trained:
     """
 
     task: TrainingTask
-    runs: Mapping[str, list[Run]]
+    runs: Mapping[str, list[MethodRun]]
     target: float | None
 
     @property
@@ -94,29 +94,35 @@ class Trained:
         return sorted({str(run.finished.summary["dataset"]) for run in self._all})
 
     @property
-    def _all(self) -> list[Run]:
+    def _all(self) -> list[MethodRun]:
         return [run for runs in self.runs.values() for run in runs]
 
 
-def trained(work: Work, task: TrainingTask, table: PrintedTable) -> Trained:
+def trained(workshop: Workshop, task: TrainingTask, table: PrintedTable) -> Trained:
     """The runs of a table's methods, and the target that follows from the reference's runs."""
-    reference = work.runs.of(task, REFERENCE)
-    runs = {method: work.runs.of(task, method) for method in table.methods}
+    reference = workshop.runs.of(task, REFERENCE)
+    runs = {method: workshop.runs.of(task, method) for method in table.methods}
     printed_target = None if task.stands_for else _PRINTED_TARGETS.get(table.number)
     return Trained(task, runs, common_target(reference, printed_target))
 
 
-def curves(
-    work: Work, name: str, task: TrainingTask | None, table: PrintedTable, title: str
-) -> dict[str, Any]:
+def write_curves(workshop: Workshop, *, name: str, task: str, number: int, title: str) -> dict[str, Any]:
     """Writes a figure of training curves, or of the printed values alone where nothing is trained.
+
+    Args:
+        workshop: the means.
+        name: of the files.
+        task: the attribute of the scale that is trained.
+        number: of the table with the printed values.
+        title: of the caption.
 
     Returns:
         The numbers for `summary.json`.
     """
-    if task is None:
-        return _printed_alone(work, name, table, title)
-    found = trained(work, task, table)
+    table, wanted = TABLES[number], getattr(workshop.scale, task)
+    if wanted is None:
+        return _printed_alone(workshop, name, table, title)
+    found = trained(workshop, wanted, table)
     frame = evaluations(found)
     caption = Caption(
         f"{title}; {_title(found.task)}",
@@ -137,27 +143,26 @@ def curves(
             logarithmic=found.metric == "perplexity",
         )
 
-    work.figure(name, draw, caption, frame)
+    workshop.figure(name, draw, caption, frame)
     return {"data": found.data, "target": found.target}
 
 
-def rows_of(
-    work: Work, name: str, task: TrainingTask | None, table: PrintedTable, title: str
-) -> dict[str, Any]:
-    """Writes a table: a row a method and column, measured beside printed.
+def write_table(workshop: Workshop, *, name: str, task: str, number: int, title: str) -> dict[str, Any]:
+    """Writes a table: a row a method and column, measured beside printed; arguments as of `write_curves`.
 
     Returns:
         The numbers for `summary.json`.
     """
-    found = None if task is None else trained(work, task, table)
+    table, wanted = TABLES[number], getattr(workshop.scale, task)
+    found = None if wanted is None else trained(workshop, wanted, table)
     caption = Caption(
-        title if task is None else f"{title}; {_title(task)}",
-        _not_measured(work, table) if found is None else f"{found.described()}; {found.target_words}",
+        title if found is None else f"{title}; {_title(found.task)}",
+        _not_measured(workshop, table) if found is None else f"{found.described()}; {found.target_words}",
         f"{table.task}, target {_target(table)}, mean of 5 runs, TensorFlow, one A100",
         table.errata,
         [] if found is None else found.diverged,
     )
-    work.table(name, list(_rows(found, table)), caption)
+    workshop.table(name, list(_rows(found, table)), caption)
     return {} if found is None else {"data": found.data, "target": found.target}
 
 
@@ -260,11 +265,11 @@ def _warm_up(config: Mapping[str, Any]) -> str:
     return f"{config.get('warm_up', 0)} steps"
 
 
-def _printed_alone(work: Work, name: str, table: PrintedTable, title: str) -> dict[str, Any]:
+def _printed_alone(workshop: Workshop, name: str, table: PrintedTable, title: str) -> dict[str, Any]:
     panels = {_panel(words, table): values for words, values in table.columns.items()}
     caption = Caption(
         f"{title}: printed values, nothing measured",
-        _not_measured(work, table),
+        _not_measured(workshop, table),
         _printed_sentence(table),
         table.errata,
     )
@@ -273,7 +278,7 @@ def _printed_alone(work: Work, name: str, table: PrintedTable, title: str) -> di
         for words, values in table.columns.items()
         for method, value in values.items()
     ]
-    work.figure(
+    workshop.figure(
         name,
         lambda heading, text: printed_values(panels, title=heading, caption=text),
         caption,
@@ -282,8 +287,8 @@ def _printed_alone(work: Work, name: str, table: PrintedTable, title: str) -> di
     return {}
 
 
-def _not_measured(work: Work, table: PrintedTable) -> str:
-    return f"nothing: the scale {work.scale.name} trains no {table.task}"
+def _not_measured(workshop: Workshop, table: PrintedTable) -> str:
+    return f"nothing: the scale {workshop.scale.name} trains no {table.task}"
 
 
 def _panel(words: str, table: PrintedTable) -> str:

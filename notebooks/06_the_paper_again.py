@@ -29,8 +29,8 @@ from PIL import Image
 import fisherlab as fl
 from fisherlab.figures.catalogue import ENTRIES
 from fisherlab.figures.config import FiguresConfig
-from fisherlab.figures.making import make
 from fisherlab.figures.printed import ERRATA, TABLES
+from fisherlab.figures.run import make
 from fisherlab.runs.origin import Origin
 
 SCALE = "smoke"

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fisherlab.base.writing import write
@@ -16,8 +17,8 @@ from fisherlab.errors import FisherlabError
 
 log = logging.getLogger("fisherlab")
 
-_PROBE_SECONDS = 3.0
-_READ_SECONDS = 20.0
+_PROBE_SECONDS = 3.0  # a choice: without a network one does not wait longer for the stand-in
+_READ_SECONDS = 20.0  # a choice: of silence, after which a mirror is given up
 
 
 def offline() -> bool:
@@ -167,3 +168,27 @@ def _ask(mirror: str, name: str, answered: list[str]) -> None:
         return
     if response.ok:
         answered.append(mirror)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedPairs(Source):
+    """A data set in pairs of files with published sums.
+
+    Attributes:
+        splits: for each split its two files.
+    """
+
+    splits: dict[str, tuple[DataFile, DataFile]]
+
+    @property
+    def files(self) -> tuple[DataFile, ...]:
+        """All files, of all splits."""
+        return tuple(file for pair in self.splits.values() for file in pair)
+
+    def get(self) -> list[Path]:
+        """Download all files into the cache; damaged ones there are replaced."""
+        return [download(self, file) for file in self.files]
+
+    def located(self, places: Sequence[Path]) -> list[tuple[DataFile, Path | None]]:
+        """Every file, and where `load` would find it."""
+        return [(file, find(self, file, places)) for file in self.files]

@@ -17,7 +17,7 @@ log = logging.getLogger("fisherlab")
 MOST_TOKENS = 1 << 16  # encoded sentences are kept as 16-bit numbers
 
 _TEMPLATES = {"source": "$A <eos>", "target": "<bos> $A <eos>"}
-_CHUNK = 10_000
+_CHUNK = 10_000  # sentences at a time, a choice: lists of Python numbers are held for so many only
 
 
 def trained_tokenizer(path: Path, lines: Callable[[], Sequence[str]], vocabulary: int) -> Any:

@@ -22,7 +22,7 @@ from fisherlab.models.imported import Imported, import_model, is_import
 from fisherlab.models.preprocess import classes, colour_images
 from fisherlab.models.registry import ModelSpec
 from fisherlab.models.seeding import seeded
-from fisherlab.models.trained import Progress, trained_weights
+from fisherlab.models.trained import OnSteps, trained_weights
 
 
 class Loaded(NamedTuple):
@@ -128,7 +128,7 @@ def prepare(
     at_most: int | None = None,
     device: str | torch.device = "cpu",
     trained: bool = True,
-    progress: Progress | None = None,
+    progress: OnSteps | None = None,
 ) -> Prepared:
     """As `load`, with provenance, on a device, and with the trained default network.
 
@@ -172,18 +172,18 @@ def prepare(
 
     build = spec.build if spec.build_for is None else partial(spec.build_for, dataset)
     model = seeded(build, seed).to(device=device, dtype=dtype).eval()
-    weights = _Origin("init", "", 0)
+    weights = WeightsOrigin("init", "", 0)
     if checkpoint is not None and loaded is not None:
         put_weights(model, loaded, checkpoint)
-        weights = _Origin(str(checkpoint), loaded.sha256, loaded.step)
+        weights = WeightsOrigin(str(checkpoint), loaded.sha256, loaded.step)
     elif on_the_spot:
         result = trained_weights(spec, dataset, seed, progress)
         model.load_state_dict(result.state)
-        weights = _Origin(result.description, result.sha256, result.steps)
-    convert = partial(_converted, dtype=dtype, device=device)
+        weights = WeightsOrigin(result.description, result.sha256, result.steps)
+    convert = partial(converted, dtype=dtype, device=device)
     inputs = each(spec.preprocess(used), convert)
     if checkpoint is None and not on_the_spot and not imported and settle_norms(model, inputs):
-        weights = _Origin("init, batch norms settled on the samples", "", 0)
+        weights = WeightsOrigin("init, batch norms settled on the samples", "", 0)
     return Prepared(
         name=name,
         model=model,
@@ -209,7 +209,7 @@ def check_layers(name: str, layers: Iterable[str], *, bias: str, seed: int) -> N
         find_layers(seeded(registry.spec(name).build, seed), layers, bias=bias)
 
 
-class _Origin(NamedTuple):
+class WeightsOrigin(NamedTuple):
     """Where weights come from."""
 
     description: str
@@ -248,7 +248,7 @@ def settle_norms(model: nn.Module, inputs: ModelInputs) -> bool:
     return True
 
 
-def _converted(values: Tensor, dtype: torch.dtype | None, device: str | torch.device) -> Tensor:
+def converted(values: Tensor, dtype: torch.dtype | None, device: str | torch.device) -> Tensor:
     """Values on the device, real ones in `dtype`."""
     return values.to(device=device, dtype=dtype if values.is_floating_point() else None)
 

@@ -39,6 +39,10 @@ class Recipe:
         """Passes over `samples` samples: `epochs`, or what `least_steps` needs."""
         return max(self.epochs, -(-self.least_steps // self.steps_per_epoch(samples)))
 
+    def steps_for(self, samples: int) -> int:
+        """Steps over `samples` samples in all."""
+        return self.epochs_for(samples) * self.steps_per_epoch(samples)
+
 
 @dataclass(frozen=True)
 class ModelSpec:

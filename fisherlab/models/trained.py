@@ -5,25 +5,30 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from fisherlab.base.writing import write
 from fisherlab.datasets import Dataset, cache_dir
 from fisherlab.errors import InputError
+from fisherlab.loop.objectives import objective
+from fisherlab.loop.order import Order
+from fisherlab.loop.progress import Progress
+from fisherlab.loop.samples import Samples
+from fisherlab.loop.schedules import Schedule
+from fisherlab.loop.steps import Steps
 from fisherlab.models.checkpoints import check_weights, read_weights
-from fisherlab.models.registry import ModelSpec, Recipe
+from fisherlab.models.registry import ModelSpec
 from fisherlab.models.seeding import seeded
 from fisherlab.optim import LNGD
 
 log = logging.getLogger("fisherlab")
 
-Progress = Callable[[int, int], None]
+OnSteps = Callable[[int, int], None]
+"""Is told after each step how many are done, and how many there are in all."""
 
 
 class TrainedWeights(NamedTuple):
@@ -45,7 +50,7 @@ class TrainedWeights(NamedTuple):
 
 
 def trained_weights(
-    spec: ModelSpec, dataset: Dataset, seed: int, progress: Progress | None = None
+    spec: ModelSpec, dataset: Dataset, seed: int, progress: OnSteps | None = None
 ) -> TrainedWeights:
     """Train the default network of `spec` on all of `dataset`, or read it from the cache.
 
@@ -60,12 +65,12 @@ def trained_weights(
 
     Raises:
         InputError: if the model has no recipe.
+        DivergedError: if the loss is not finite or far above the first one.
     """
     if spec.recipe is None:
         raise InputError(f"{spec.name} has no recipe for training; give a checkpoint.")
     model = seeded(spec.build, seed)
-    epochs = spec.recipe.epochs_for(len(dataset))
-    steps = epochs * spec.recipe.steps_per_epoch(len(dataset))
+    epochs, steps = spec.recipe.epochs_for(len(dataset)), spec.recipe.steps_for(len(dataset))
     description = f"trained: lngd, {epochs} epochs, {steps:,} steps"
     path = cache_dir() / "trained" / f"{spec.name}-{_configuration_hash(spec, dataset, seed)}"
     path = path.with_suffix(".safetensors")
@@ -77,48 +82,28 @@ def trained_weights(
         except InputError as error:
             log.warning("%s The network is trained again.", error)
     log.info("training %s on %s: %d epochs, %d steps", spec.name, dataset.label, epochs, steps)
-    inputs = spec.preprocess(dataset)
-    assert isinstance(inputs, Tensor)
-    _train(model, inputs, spec.targets(dataset), spec.recipe, seed, progress)
+    _train(model, Samples(spec.preprocess(dataset), spec.targets(dataset), dataset), spec, seed, progress)
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     return TrainedWeights(state, description, steps, _store(path, state, steps), False)
 
 
-def _train(
-    model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    recipe: Recipe,
-    seed: int,
-    progress: Progress | None,
-) -> None:
-    """Train in place: LNGD on the mean cross-entropy, samples shuffled anew each epoch."""
-    optimizer = LNGD(model, recipe.learning_rate, damping=recipe.damping)
-    warm_up = partial(_warm_up, recipe.warm_up)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up)
-    generator = torch.Generator().manual_seed(seed)
-    epochs = recipe.epochs_for(len(inputs))
-    steps = epochs * recipe.steps_per_epoch(len(inputs))
-    step = 0
-    model.train()
+def _train(model: nn.Module, samples: Samples, spec: ModelSpec, seed: int, told: OnSteps | None) -> None:
+    """Train in place: LNGD on the mean loss, at a constant rate after the warm-up."""
+    assert spec.recipe is not None
+    recipe, total = spec.recipe, len(samples.targets)
+    optimizer = LNGD(model, recipe.learning_rate, damping=recipe.damping, likelihood=spec.likelihood)
+    order = Order(total, recipe.batch, 1, seed)
+    count = recipe.steps_for(total)
+    # a training shorter than its warm-up ends on the way up
+    schedule = Schedule("constant", max(count, recipe.warm_up), order.per_epoch, recipe.warm_up)
+    steps = Steps(model, optimizer, objective(spec.likelihood), samples, order, schedule)
+    progress = Progress()
     with torch.enable_grad():
-        for _ in range(epochs):
-            order = torch.randperm(len(inputs), generator=generator, device="cpu")
-            batches = zip(inputs[order].split(recipe.batch), targets[order].split(recipe.batch), strict=True)
-            for batch_inputs, batch_targets in batches:
-                optimizer.zero_grad()
-                cross_entropy(model(batch_inputs), batch_targets).backward()
-                optimizer.step()
-                schedule.step()
-                step += 1
-                if progress is not None:
-                    progress(step, steps)
+        while progress.step < count:
+            steps.take(progress)
+            if told is not None:
+                told(progress.step, count)
     model.eval()
-
-
-def _warm_up(steps: int, step: int) -> float:
-    """The factor of the learning rate in a step, counted from 0."""
-    return min(1.0, (step + 1) / steps)
 
 
 def _configuration_hash(spec: ModelSpec, dataset: Dataset, seed: int) -> str:
@@ -134,7 +119,7 @@ def _configuration_hash(spec: ModelSpec, dataset: Dataset, seed: int) -> str:
         "torch": torch.__version__.split(".")[:2],
     }
     text = json.dumps(configuration, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(text.encode()).hexdigest()[:12]  # 48 bits: no two of a user's networks meet
 
 
 def _store(path: Path, state: dict[str, Tensor], steps: int) -> str:

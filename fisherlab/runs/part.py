@@ -1,8 +1,10 @@
 """The directory of a run that may be interrupted: `OUT.part` until it ends, one process at a time."""
 
 import fcntl
+import itertools
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -109,6 +111,11 @@ class RunPart:
 def part_of(out: Path) -> Path:
     """`OUT.part`."""
     return out.with_name(out.name + ".part")
+
+
+def numbered(out: Path) -> Iterator[Path]:
+    """The path, then the same with -2, -3 and so on."""
+    return itertools.chain([out], (out.with_name(f"{out.name}-{count}") for count in itertools.count(2)))
 
 
 def check_startable(out: Path, *, force: bool = False) -> None:

@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING
 from fisherlab.base.lazy import lazy
 
 if TYPE_CHECKING:
+    from fisherlab.loop.steps import DivergedError as DivergedError
     from fisherlab.train.config import TrainConfig as TrainConfig
-    from fisherlab.train.run.loop import DivergedError as DivergedError
-    from fisherlab.train.run.runs import resume as resume
-    from fisherlab.train.run.runs import train as train
+    from fisherlab.train.run.training import resume as resume
+    from fisherlab.train.run.training import train as train
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "DivergedError": "fisherlab.train.run.loop",
+        "DivergedError": "fisherlab.loop.steps",
         "TrainConfig": "fisherlab.train.config",
-        "resume": "fisherlab.train.run.runs",
-        "train": "fisherlab.train.run.runs",
+        "resume": "fisherlab.train.run.training",
+        "train": "fisherlab.train.run.training",
     },
 )

@@ -2,116 +2,103 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from fisherlab.base.devices import resolve_device
 from fisherlab.errors import InputError, unknown
+from fisherlab.loop.schedules import SCHEDULES
 from fisherlab.runs.config import Config, absolute
-from fisherlab.train.optimizer.schedules import SCHEDULES
+from fisherlab.runs.flags import Flag, flagged, least_values
 
 PRECISIONS = ("32", "64", "bf16-mixed")
 NO_SPLIT = "none"
-DEFAULT_EPOCHS = 10
+DEFAULT_EPOCHS = 10  # a choice: minutes for the small models
 
 SETTINGS = ("lr", "momentum", "weight_decay", "damping", "statistics_every", "inverse_every")
-_LEAST: dict[str, int] = {
-    **dict.fromkeys(("samples", "epochs", "steps", "batch", "accumulation", "log_every", "beam"), 1),
-    **dict.fromkeys(("diagnostics_every", "checkpoint_every", "keep_last"), 1),
-    **dict.fromkeys(("statistics_every", "inverse_every"), 1),
-    **dict.fromkeys(("seed", "warm_up", "eval_samples"), 0),
-}
-_ABOVE_ZERO = ("clip", "step_every", "power", "warm_up_epochs", "evaluate_every")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
-    """What `fisherlab train` does. Nothing heavy is imported before `resolved`.
+    """What `fisherlab train` does; an option says what each value is. Nothing heavy comes before `resolved`.
 
     Attributes:
-        model: a built-in model, or `package.module:factory`.
-        data: a data set in place of the model's own.
-        data_dir: where to look for data first.
-        samples: how many training samples; None: all.
-        split: the training split.
-        test_split: the split that is evaluated; None: test, or what the data set has in its place; `none`.
-        optimizer: see `fisherlab list optimizers`.
-        lr: the first learning rate; None (here and below): the optimizer's own default.
-        momentum: of the optimizer.
-        weight_decay: of the optimizer.
+        test_split: None: test, or what the data set has in its place; `none`: nothing is tested.
+        lr: None (here and below): the optimizer's own default.
         damping: a number, or for LNGD (ν₁, ν₂).
-        statistics_every: steps between refreshes of the statistics.
-        inverse_every: steps between inverses.
-        options: any other options of the optimizer.
-        epochs: passes over the data; None: `DEFAULT_EPOCHS`, or what `steps` gives.
-        steps: in place of epochs.
-        batch: samples a step, over all processes and micro-batches.
-        accumulation: micro-batches a step.
-        clip: the largest norm of the gradient; None: no clipping.
-        label_smoothing: the share of the label that is spread over all classes.
-        schedule: see `fisherlab.train.optimizer.schedules`.
-        step_every: epochs between drops of the schedule `step`.
-        power: E of the schedule `polynomial`.
-        warm_up: steps of linear warm-up; None: none, or what LNGD needs on a network without norms.
-        warm_up_epochs: in place of `warm_up`.
-        augment: `crop`, `flip`.
-        precision: one of `PRECISIONS`.
-        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
-        seed: of initial weights, order, augmentation and drawn labels.
-        evaluate_every: epochs between evaluations, a share of one too; the last step is always evaluated.
-        eval_samples: test sentences that a model for translation translates at each evaluation, for BLEU; all
-            of them at the end. 0: none, not at the end either.
-        beam: of the translations at the end; 1: greedy decoding, as at the evaluations.
-        log_every: steps between lines of the log.
-        diagnostics_every: steps between lines with the optimizer's whole diagnostics; None: every 100 and at
-            evaluations, without condition numbers where a matrix has more than 1,024 rows or columns.
-        checkpoint_every: steps between checkpoints; None: one an epoch.
-        checkpoint_steps: steps whose checkpoints stay.
-        keep_last: how many of the last checkpoints stay.
-        keep_best: whether the one with the best metric stays.
-        tensorboard: whether the log is written for TensorBoard too.
+        options: of the optimizer, by name.
+        epochs: None: `DEFAULT_EPOCHS`, or what `steps` gives.
+        batch: over all processes and micro-batches.
+        schedule: see `fisherlab.loop.schedules`.
+        warm_up: None: none, or what LNGD needs on a network without norms.
+        evaluate_every: a share of an epoch too; the last step is always evaluated.
+        eval_samples: all of them at the end. 0: none, not at the end either.
+        beam: 1: greedy decoding, as at the evaluations.
+        diagnostics_every: None: every 100 and at evaluations, without condition numbers where a matrix has
+            more than 1,024 rows or columns.
     """
 
     command: ClassVar[str] = "train"
 
-    model: str
-    data: str | None = None
-    data_dir: str | None = None
-    samples: int | None = None
-    split: str = "train"
-    test_split: str | None = None
-    optimizer: str = "lngd"
-    lr: float | None = None
-    momentum: float | None = None
-    weight_decay: float | None = None
-    damping: float | tuple[float, ...] | None = None
-    statistics_every: int | None = None
-    inverse_every: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    epochs: int | None = None
-    steps: int | None = None
-    batch: int = 256
-    accumulation: int = 1
-    clip: float | None = None
-    label_smoothing: float = 0.0
-    schedule: str = "constant"
-    step_every: float = 40.0
-    power: float = 2.0
-    warm_up: int | None = None
-    warm_up_epochs: float | None = None
-    augment: tuple[str, ...] = ()
-    precision: str = "32"
-    device: str = "auto"
-    seed: int = 0
-    evaluate_every: float = 1
-    eval_samples: int = 256
-    beam: int = 1
-    log_every: int = 1
-    diagnostics_every: int | None = None
-    checkpoint_every: int | None = None
-    checkpoint_steps: tuple[int, ...] = ()
-    keep_last: int = 2
-    keep_best: bool = True
-    tensorboard: bool = False
+    model: Annotated[str, Flag("A built-in model (see `list models`), or package.module:factory.")]
+    data: Annotated[
+        str | None,
+        Flag("A data set (see `list data`) in place of the model's own.", "NAME"),
+    ] = None
+    data_dir: Annotated[str | None, Flag("Where to look for data first.", "DIR")] = None
+    samples: Annotated[int | None, Flag("How many training samples.", shown="all", least=1)] = None
+    split: Annotated[str, Flag("The training split.", "NAME")] = "train"
+    test_split: Annotated[
+        str | None, Flag(f"The split that is evaluated, or {NO_SPLIT}.", "NAME", shown="test")
+    ] = None
+    optimizer: Annotated[str, Flag("See `list optimizers`.", "NAME")] = "lngd"
+    lr: Annotated[float | None, Flag("The first learning rate.", shown="the optimizer's")] = None
+    momentum: Annotated[float | None, Flag("Of the optimizer.")] = None
+    weight_decay: Annotated[float | None, Flag("Of the optimizer.")] = None
+    damping: Annotated[
+        float | tuple[float, ...] | None,
+        Flag("A number, or LOW,HIGH for LNGD.", "X[,Y]"),
+    ] = None
+    statistics_every: Annotated[
+        int | None,
+        Flag("Steps between refreshes of the statistics.", least=1),
+    ] = None
+    inverse_every: Annotated[int | None, Flag("Steps between inverses.", least=1)] = None
+    options: Annotated[
+        dict[str, Any], Flag("Any other option of the optimizer.", "KEY=VALUE", name="set")
+    ] = field(default_factory=dict)
+    epochs: Annotated[int | None, Flag("Passes over the data.", shown=str(DEFAULT_EPOCHS), least=1)] = None
+    steps: Annotated[int | None, Flag("In place of --epochs.", least=1)] = None
+    batch: Annotated[int, Flag("Samples a step.", least=1)] = 256
+    accumulation: Annotated[int, Flag("Micro-batches a step.", least=1)] = 1
+    clip: Annotated[float | None, Flag("The largest norm of the gradient.", above_zero=True)] = None
+    label_smoothing: Annotated[float, Flag("The share of a label that is spread over all classes.")] = 0.0
+    schedule: Annotated[str, Flag("Of the learning rate.", "|".join(SCHEDULES))] = "constant"
+    step_every: Annotated[
+        float, Flag("Epochs between drops (x 0.1) of the schedule `step`.", above_zero=True)
+    ] = 40.0
+    power: Annotated[float, Flag("E of the schedule `polynomial`, (1 - t/T)^E.", above_zero=True)] = 2.0
+    warm_up: Annotated[int | None, Flag("Steps of linear warm-up.", least=0)] = None
+    warm_up_epochs: Annotated[float | None, Flag("In place of --warm-up.", above_zero=True)] = None
+    augment: Annotated[tuple[str, ...], Flag("Any of crop,flip, for images.", "A,B")] = ()
+    precision: Annotated[str, Flag("Of weights and sums.", "|".join(PRECISIONS))] = "32"
+    device: Annotated[str, Flag("Where to train.", "auto|cpu|cuda[:i]")] = "auto"
+    seed: Annotated[int, Flag("Of weights, order, augmentation and drawn labels.", least=0)] = 0
+    evaluate_every: Annotated[float, Flag("Epochs between evaluations, such as 0.5.", above_zero=True)] = 1
+    eval_samples: Annotated[
+        int, Flag("Test sentences translated at each evaluation, for BLEU; 0: none.", least=0)
+    ] = 256
+    beam: Annotated[int, Flag("Of the translations of all test sentences at the end.", least=1)] = 1
+    log_every: Annotated[int, Flag("Steps between lines of log.jsonl.", least=1)] = 1
+    diagnostics_every: Annotated[
+        int | None, Flag("Steps between lines with every layer's rate and damping.", least=1)
+    ] = None
+    checkpoint_every: Annotated[
+        int | None, Flag("Steps between checkpoints.", shown="one an epoch", least=1)
+    ] = None
+    checkpoint_steps: Annotated[tuple[int, ...], Flag("Steps whose checkpoints stay.", "N,N,...")] = ()
+    keep_last: Annotated[int, Flag("How many of the last checkpoints stay.", least=1)] = 2
+    keep_best: Annotated[bool, Flag("Whether the best one stays.", shown="yes")] = True
+    tensorboard: Annotated[bool, Flag("Write the log for TensorBoard too, where installed.")] = False
 
     def __post_init__(self) -> None:
         """Refuses values that no model or data could make right.
@@ -120,10 +107,10 @@ class TrainConfig(Config):
             InputError: for a number out of its range, or a name that is not known.
             InputTypeError: for a value of another type.
         """
-        self.check(_LEAST)
-        for name in _ABOVE_ZERO:
+        self.check(least_values(TrainConfig))
+        for name, (_, _, flag) in flagged(TrainConfig).items():
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            if flag.above_zero and value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} must be a finite number above 0, not {value}")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing must be from 0 to below 1, not {self.label_smoothing}")
@@ -147,23 +134,21 @@ class TrainConfig(Config):
         """The same work with every name checked, the device chosen, and the optimizer's defaults written out.
 
         Raises:
-            InputError: for an unknown optimizer, an option that it does not have, an unknown augmentation, a
-                device that this machine does not have, or TensorBoard where it is not installed.
+            InputError: for an unknown optimizer, an option that it does not have, an unknown augmentation, or
+                a device that this machine does not have.
         """
-        from fisherlab.train.optimizer.optimizers import resolved_options
-        from fisherlab.train.run.board import check_installed
-        from fisherlab.train.task.augment import AUGMENTATIONS
-
-        if self.tensorboard:
-            check_installed()
+        from fisherlab.loop.augment import AUGMENTATIONS
+        from fisherlab.train.optimizers import all_options
 
         for name in self.augment:
             if name not in AUGMENTATIONS:
                 raise unknown("augmentation", name, AUGMENTATIONS)
-        options = resolved_options(self.optimizer, self.settings())
+        options = all_options(self.optimizer, self.settings())
         return replace(
             self,
-            **{name: options[name] for name in SETTINGS if name in options},
+            **{
+                name: options[name] for name in SETTINGS if isinstance(options.get(name), int | float | tuple)
+            },
             data_dir=absolute(self.data_dir),
             epochs=DEFAULT_EPOCHS if self.epochs is None and self.steps is None else self.epochs,
             device=resolve_device(self.device),

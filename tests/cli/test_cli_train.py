@@ -80,7 +80,7 @@ def test_divergence_is_exit_code_1_and_one_line(run, place):
 
 
 def test_an_interruption_can_be_continued(run, place, monkeypatch):
-    from fisherlab.train.run.loop import Trainer
+    from fisherlab.train.run.trainer import Trainer
 
     step = Trainer._step
 

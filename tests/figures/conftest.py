@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fisherlab.figures.runs import Runs
+from fisherlab.figures.method_runs import MethodRuns
 from fisherlab.figures.scales import SMOKE, Scale
-from fisherlab.figures.work import Work
+from fisherlab.figures.workshop import Workshop
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("FISHERLAB_OFFLINE", "1")
     monkeypatch.delenv("FISHERLAB_DATA", raising=False)
     monkeypatch.setattr(
-        "fisherlab.train.run.runs.write_curves", lambda *given, **named: []
+        "fisherlab.train.run.training.write_curves", lambda *given, **named: []
     )  # most of a short run
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -29,7 +29,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are drawn, but not written, which takes most of the time of large ones."""
-    monkeypatch.setattr("fisherlab.figures.work.save", lambda figure, path: [])
+    monkeypatch.setattr("fisherlab.figures.workshop.save", lambda figure, path: [])
 
 
 @pytest.fixture
@@ -54,20 +54,20 @@ def tiny() -> Scale:
 
 
 @pytest.fixture
-def work(tiny: Scale, tmp_path: Path) -> Work:
+def work(tiny: Scale, tmp_path: Path) -> Workshop:
     """The means of a script at the tiny scale."""
     return _work_in(tmp_path / "out", tiny)
 
 
 @pytest.fixture
-def work_in() -> Callable[..., Work]:
+def work_in() -> Callable[..., Workshop]:
     """From a folder, a scale and directories of other runs to the means of a script."""
     return _work_in
 
 
-def _work_in(folder: Path, scale: Scale, *others: Path) -> Work:
+def _work_in(folder: Path, scale: Scale, *others: Path) -> Workshop:
     folder.mkdir(exist_ok=True)
-    runs = Runs(
+    runs = MethodRuns(
         folder / "runs", others, seed=0, device="cpu", data_dir=None, report=lambda what, step, steps: None
     )
-    return Work(scale, 0, "cpu", None, folder, runs)
+    return Workshop(scale, 0, "cpu", None, folder, runs)

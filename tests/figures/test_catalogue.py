@@ -4,8 +4,9 @@ import pytest
 
 import fisherlab.figures
 from fisherlab.errors import InputError
-from fisherlab.figures.catalogue import ENTRIES, chosen
+from fisherlab.figures.catalogue import ENTRIES, TrainingExhibit, chosen
 from fisherlab.figures.config import FiguresConfig
+from fisherlab.figures.printed import TABLES
 from fisherlab.figures.scales import METHODS, SCALES
 from fisherlab.runs.config import read_config
 from fisherlab.train.config import TrainConfig
@@ -14,8 +15,16 @@ from fisherlab.train.config import TrainConfig
 def test_every_script_is_in_the_catalogue() -> None:
     folder = Path(fisherlab.figures.__file__).parent
     scripts = {p.stem for kind in ("figure", "table", "theorem") for p in folder.glob(f"{kind}_*.py")}
-    assert scripts == {entry.name.replace("-", "_") for entry in ENTRIES}
+    own = {entry.name.replace("-", "_") for entry in ENTRIES if not isinstance(entry, TrainingExhibit)}
+    assert scripts == own
     assert all(callable(entry.make) for entry in ENTRIES)
+
+
+def test_every_training_has_a_task_and_a_printed_table() -> None:
+    for entry in ENTRIES:
+        if isinstance(entry, TrainingExhibit):
+            assert entry.table in TABLES
+            assert all(hasattr(scale, entry.task) for scale in SCALES.values())
 
 
 def test_the_paper_is_complete() -> None:

@@ -7,17 +7,16 @@ import pandas as pd
 import pytest
 
 from fisherlab.figures import printed, trainings
-from fisherlab.figures.figure_2 import make as make_figure_2
+from fisherlab.figures.catalogue import chosen
+from fisherlab.figures.method_runs import MethodRun
 from fisherlab.figures.printed import TABLES
 from fisherlab.figures.quantities import common_target, quantity
-from fisherlab.figures.runs import Run
-from fisherlab.figures.table_1 import make as make_table_1
-from fisherlab.figures.work import TABLE_COLUMNS, _as_printed, _cell, ablation
+from fisherlab.figures.workshop import TABLE_COLUMNS, _as_printed, _cell
 from fisherlab.plots.methods import method_label
 from fisherlab.runs.finished import FinishedRun
 
 
-class Logged(Run):
+class Logged(MethodRun):
     """A run whose log is given: accuracies at epochs 0, 1, …, two seconds and ten steps an epoch."""
 
     evaluations = ()
@@ -105,14 +104,15 @@ def test_printed_values_stand_as_in_the_paper(value, text) -> None:
 
 def test_the_table_and_the_figure_share_their_runs(work, work_in, tmp_path) -> None:
     """Columns, captions and the stand-in; the figure finds the runs that the table made."""
-    numbers = make_table_1(work)
+    (figure,), (table,) = chosen(["figure-2"]), chosen(["table-1"])
+    numbers = table.make(work)
     frame = pd.read_csv(work.folder / "table-1.csv")
     assert tuple(frame.columns) == TABLE_COLUMNS
     assert math.isclose(frame.set_index("quantity")["printed"]["LNGD: best accuracy, %"], 93.61)
     assert frame["measured"].notna().any()
     before = sorted((work.folder / "runs").iterdir())
     assert len(before) == 8  # four methods, two seeds
-    make_figure_2(work_in(tmp_path / "other", work.scale, work.folder / "runs"))
+    figure.make(work_in(tmp_path / "other", work.scale, work.folder / "runs"))
     assert not (tmp_path / "other" / "runs").exists()
     caption = (tmp_path / "other" / "figure-2.txt").read_text()
     for words in (
@@ -128,5 +128,5 @@ def test_the_table_and_the_figure_share_their_runs(work, work_in, tmp_path) -> N
 
 
 def test_the_ablation_without_imagenet_says_what_it_stands_for(tiny) -> None:
-    assert ablation(tiny).stands_for == "ResNet-50 on ImageNet"
-    assert ablation(replace(tiny, imagenet=tiny.images)) is tiny.images
+    assert tiny.ablation.stands_for == "ResNet-50 on ImageNet"
+    assert replace(tiny, imagenet=tiny.images).ablation is tiny.images

@@ -26,7 +26,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("FISHERLAB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("FISHERLAB_DATA", raising=False)
-    monkeypatch.setattr("fisherlab.train.run.runs.write_curves", lambda *arguments, **options: [])
+    monkeypatch.setattr("fisherlab.train.run.training.write_curves", lambda *arguments, **options: [])
     yield tmp_path
     torch.set_num_threads(threads)
 
@@ -46,5 +46,5 @@ def trained(place: Path) -> Callable[..., dict[str, Any]]:
 def processes() -> Any:
     """Processes that start at once, because their parent has everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.nets", "fisherlab.train.run.runs", "lightning_fabric"])
+    context.set_forkserver_preload(["train.nets", "fisherlab.train.run.training", "lightning_fabric"])
     return context

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fisherlab.errors import InputError
+from fisherlab.loop.schedules import Schedule
 from fisherlab.train.config import TrainConfig
-from fisherlab.train.optimizer.recipes import RECIPES, with_recipe
-from fisherlab.train.optimizer.schedules import Schedule
+from fisherlab.train.recipes import RECIPES, with_recipe
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "training.md"
 

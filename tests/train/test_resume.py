@@ -151,7 +151,7 @@ def test_killed_between_any_two_writes(place, monkeypatch):
 
 @pytest.mark.parametrize("moment", ["drop_states", "finish"])
 def test_killed_when_all_is_written(place, monkeypatch, moment):
-    from fisherlab.train.run import runs
+    from fisherlab.train.run import training
 
     config = TrainConfig(**{**COMMON, "model": "train.nets:mlp", "optimizer": "adam"})
     train(config, place / "whole")
@@ -164,7 +164,7 @@ def test_killed_when_all_is_written(place, monkeypatch, moment):
         patched.setattr(owner, moment, killed)
         with pytest.raises(Killed):
             train(config, place / "cut")
-    monkeypatch.setattr(runs, "_Run", None)  # nothing is trained again
+    monkeypatch.setattr(training, "TrainingRun", None)  # nothing is trained again
     assert resume(place / "cut")["outcome"] == "finished"
     assert contents(place / "cut") == contents(place / "whole")
     assert not (place / "cut" / "states").exists()

@@ -13,7 +13,7 @@ from train import nets
 from fisherlab.errors import InputError, NotSupportedError
 from fisherlab.traces.recorder import Recorder
 from fisherlab.train import DivergedError, TrainConfig, train
-from fisherlab.train.optimizer.optimizers import choices
+from fisherlab.train.optimizers import named_optimizers
 from fisherlab.train.run.log import Log, read
 
 
@@ -25,7 +25,7 @@ def last_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(sorted((run / "checkpoints").glob("step-*"))[-1])
 
 
-@pytest.mark.parametrize("name", sorted(choices()))
+@pytest.mark.parametrize("name", sorted(named_optimizers()))
 def test_every_optimizer_trains_by_its_name(trained, place, name):
     if name == "muon":  # for matrices only
         with pytest.raises(InputError, match="muon refuses its options"):
@@ -117,10 +117,10 @@ def test_evaluations_are_logged_with_the_metric_of_the_likelihood(place, monkeyp
     """The training samples take the part of a test set here."""
     from dataclasses import replace
 
-    from fisherlab.train.run import runs
+    from fisherlab.train.run import training
 
-    prepare = runs.prepare
-    monkeypatch.setattr(runs, "prepare", lambda *a: replace(task := prepare(*a), test=task.train))
+    prepare = training.prepare
+    monkeypatch.setattr(training, "prepare", lambda *a: replace(task := prepare(*a), test=task.train))
     config = TrainConfig(model=f"train.nets:{model}", optimizer="adam", epochs=3, batch=32)
     summary = train(config, place / "run")
     found = lines(place / "run", "evaluation")
@@ -149,8 +149,8 @@ def test_layers_are_logged_for_our_own_optimizers(trained, place):
 @pytest.mark.parametrize("widest", [7, 8])
 def test_wide_networks_log_rates_without_condition_numbers(trained, place, monkeypatch, widest, every):
     """The widest matrix has 8 rows; lines come every third step and at evaluations, or where asked for."""
-    monkeypatch.setattr("fisherlab.train.run.loop._WIDEST_DIAGNOSED", widest)
-    monkeypatch.setattr("fisherlab.train.run.loop._LAYERS_EVERY", 3)
+    monkeypatch.setattr("fisherlab.train.run.trainer._WIDEST_DIAGNOSED", widest)
+    monkeypatch.setattr("fisherlab.train.run.trainer._LAYERS_EVERY", 3)
     trained(optimizer="lngd", diagnostics_every=every)
     found = lines(place / "run", "layers")
     assert [line["step"] for line in found] == ([4, 8] if every else [3, 5, 6, 9, 10])
@@ -165,7 +165,7 @@ def test_wide_networks_log_rates_without_condition_numbers(trained, place, monke
 def test_seconds_grow_and_leave_evaluations_out(trained, place, monkeypatch):
     import time
 
-    from fisherlab.train.run.loop import Trainer
+    from fisherlab.train.run.trainer import Trainer
 
     evaluate = Trainer._evaluate
     monkeypatch.setattr(Trainer, "_evaluate", lambda self, log: (time.sleep(0.3), evaluate(self, log))[1])
@@ -257,7 +257,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(trained, place, settings, 
 
 def test_a_likelihood_without_a_loss_is_refused():
     from fisherlab.likelihoods import Gaussian
-    from fisherlab.train.task.objectives import objective
+    from fisherlab.loop.objectives import objective
 
     class Own(Gaussian):
         name = "own"

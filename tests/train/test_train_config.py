@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fisherlab.errors import InputError, InputTypeError
+from fisherlab.loop.schedules import SCHEDULES
 from fisherlab.runs.config import read_config
 from fisherlab.train.config import PRECISIONS, TrainConfig
-from fisherlab.train.optimizer.recipes import with_recipe
-from fisherlab.train.optimizer.schedules import SCHEDULES
+from fisherlab.train.recipes import with_recipe
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 RATES = st.floats(1e-6, 1e3)

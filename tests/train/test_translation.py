@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from fisherlab import datasets, find_layers, models
 from fisherlab.errors import InputError
+from fisherlab.loop.objectives import objective
+from fisherlab.loop.samples import Samples
 from fisherlab.models.preprocess import IGNORED, next_tokens, text_pairs
 from fisherlab.train import TrainConfig, resume, train
 from fisherlab.train.run.log import read
 from fisherlab.train.task.bleu import bleu
-from fisherlab.train.task.objectives import objective
-from fisherlab.train.task.prepare import Samples
 from fisherlab.train.task.translation import Interpreter
 
 pytest.importorskip("sacrebleu")

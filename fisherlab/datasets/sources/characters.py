@@ -15,9 +15,9 @@ from fisherlab.errors import InputError
 
 REPLACEMENT = "\ufffd"  # the token of rare characters
 
-_WINDOW = 64
+_WINDOW = 64  # the context of the model charlm
 _TRAIN_SHARE = 0.9
-_LEAST, _MOST = 10, 99
+_LEAST, _MOST = 10, 99  # how often a character occurs, and how many there are: with token 0 a hundred
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _UNSIGNED_BYTE = 8
-_GZIP = 31  # zlib's window setting that expects a gzip header and checks its trailer
+GZIP = 31  # zlib's window setting that expects a gzip header and checks its trailer
 
 
 class IdxError(ValueError):
@@ -32,7 +32,7 @@ def decode_idx(payload: bytes) -> NDArray[np.uint8]:
             number of values is not what the header says.
     """
     try:
-        raw = zlib.decompress(payload, wbits=_GZIP)
+        raw = zlib.decompress(payload, wbits=GZIP)
     except zlib.error as error:
         raise IdxError(f"its gzip stream is broken ({error})") from error
     if len(raw) < 4 or raw[:3] != bytes((0, 0, _UNSIGNED_BYTE)):

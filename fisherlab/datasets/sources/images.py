@@ -1,6 +1,5 @@
 """Sets of grey images from their published idx files: MNIST and Fashion-MNIST."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +8,15 @@ import torch
 from numpy.typing import NDArray
 
 from fisherlab.datasets.dataset import Dataset
-from fisherlab.datasets.download import download, find_or_download
-from fisherlab.datasets.places import damaged, find, read_checked
-from fisherlab.datasets.source import DataFile, Request, Source, joined_sum
+from fisherlab.datasets.download import PublishedPairs, find_or_download
+from fisherlab.datasets.places import damaged, read_checked
+from fisherlab.datasets.source import DataFile, Request, joined_sum
 from fisherlab.datasets.sources.digits import load_digits
 from fisherlab.datasets.sources.idx import IdxError, decode_idx
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSource(Source):
+class ImageSource(PublishedPairs):
     """A set of grey images in gzip-compressed idx files; scikit-learn's digits may stand in for it.
 
     Attributes:
@@ -26,14 +25,8 @@ class ImageSource(Source):
         classes: the names of the classes.
     """
 
-    splits: dict[str, tuple[DataFile, DataFile]]
     shape: tuple[int, int]
     classes: tuple[str, ...]
-
-    @property
-    def files(self) -> tuple[DataFile, ...]:
-        """All files, of all splits."""
-        return tuple(file for pair in self.splits.values() for file in pair)
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -68,14 +61,6 @@ class ImageSource(Source):
         """The digits that stand in for the split asked for."""
         digits = load_digits(self.name, request.split, self.shape)
         return digits if request.samples is None else digits.subset(request.samples, request.seed)
-
-    def get(self) -> list[Path]:
-        """Download all files into the cache; damaged ones there are replaced."""
-        return [download(self, file) for file in self.files]
-
-    def located(self, places: Sequence[Path]) -> list[tuple[DataFile, Path | None]]:
-        """Every file, and where `load` would find it."""
-        return [(file, find(self, file, places)) for file in self.files]
 
     def _decode(self, file: DataFile, path: Path) -> NDArray[np.uint8]:
         """The array in a file that has the published checksum."""

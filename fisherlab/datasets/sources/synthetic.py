@@ -8,13 +8,14 @@ from fisherlab.datasets.dataset import Dataset
 from fisherlab.datasets.source import Request, joined_sum
 from fisherlab.datasets.spelling import BOS, EOS, PAD, SPECIAL_TOKENS, WORD_MARK, spelled, unended
 
+# Sizes are choices: made in a second, and enough that a network learns what there is to learn.
 _PAIRS = 5000
 _OTHER = 1000
-_PATTERN_SEED = 0
+_PATTERN_SEED = 0  # patterns and words are part of the data: no seed of a run changes them
 _COARSE, _FINE = 4, 32  # sides of a pattern before and after it is made smooth
-_CONTRAST, _NOISE = 0.25, 0.1
-_WORDS = 196
-_SHORTEST, _LONGEST = 4, 12
+_CONTRAST, _NOISE = 0.25, 0.1  # around mid-grey, so that few values leave [0, 1]
+_WORDS = 196  # with the special tokens a vocabulary of 200
+_SHORTEST, _LONGEST = 4, 12  # about as captions of photographs have
 
 
 def synthetic_images(

@@ -10,7 +10,7 @@ from fisherlab.errors import InputError
 
 FOLDER = "tensorboard"
 _WHERE = ("kind", "step", "epoch", "seconds", "layers")
-_FLUSH_SECONDS = 10
+_FLUSH_SECONDS = 10  # a choice: what a crash may lose, against a write a step
 
 
 class Board:

@@ -19,7 +19,7 @@ log = logging.getLogger("fisherlab")
 
 WEIGHTS, STATES = "checkpoints", "states"
 INDEX = f"{WEIGHTS}/index.json"
-_STATE = "state"
+_STATE = "state"  # of a header: the nested values whose tensors the file holds
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Restored:
+class LoadedCheckpoint:
     """A checkpoint that was read: its line of the index, the weights, and the rest."""
 
     entry: Entry
@@ -113,7 +113,7 @@ class Checkpoints:
             ) from error
         return entry
 
-    def newest(self, *, drop: bool = True) -> Restored | None:
+    def newest(self, *, drop: bool = True) -> LoadedCheckpoint | None:
         """The newest checkpoint that is whole, None where there is none yet; a damaged one is passed over.
 
         Args:
@@ -173,7 +173,7 @@ class Checkpoints:
                 if path not in named and path != self._folder / INDEX:
                     path.unlink()
 
-    def _read(self, entry: Entry) -> Restored | None:
+    def _read(self, entry: Entry) -> LoadedCheckpoint | None:
         """A checkpoint whose files have the sums of the index; None where they do not."""
         from safetensors import safe_open
 
@@ -187,7 +187,7 @@ class Checkpoints:
         with safe_open(self._folder / entry.state, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             state = unpacked(tensors, file.metadata()[_STATE])
-        return Restored(entry, weights, state)
+        return LoadedCheckpoint(entry, weights, state)
 
 
 def _read_index(folder: Path) -> list[Entry]:

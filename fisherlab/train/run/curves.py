@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from fisherlab.plots import PAGE_WIDTH, new_figure, save, styled
 from fisherlab.train.run import log
 
+_HEIGHT = 2.4  # inches: two panels side by side, each a little wider than high
 _COLORS = {"train": "#3b6ea5", "test": "#c8553d"}
 _WORDS = {"train": "train: mean over the steps since the last evaluation", "test": "test"}
 _CLOCKS = {"epoch": "epochs", "seconds": "seconds of training"}
@@ -45,7 +46,7 @@ def curves(
     """
     known = {name: [row for row in rows if row.get(key) is not None] for name, key in series.items()}
     key = [Line2D([], [], color=_COLORS[name], label=_WORDS[name]) for name in series if known[name]]
-    figure = new_figure(PAGE_WIDTH, 2.4, caption=caption, title=title, legend=key)
+    figure = new_figure(PAGE_WIDTH, _HEIGHT, caption=caption, title=title, legend=key)
     panels = figure.subplots(1, 2, sharey=True)
     panels[0].set_ylabel(label)
     for axes, (clock, words) in zip(panels, _CLOCKS.items(), strict=True):

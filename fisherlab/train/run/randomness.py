@@ -13,7 +13,7 @@ def seed_all(seed: int, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
+    np.random.seed(seed % 2**32)  # it takes no larger one  # noqa: NPY002
     random.seed(seed)
 
 

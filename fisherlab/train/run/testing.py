@@ -7,8 +7,8 @@ import torch
 
 from fisherlab.base import distributed
 from fisherlab.collect.batches import called
-from fisherlab.train.task.objectives import Objective
-from fisherlab.train.task.prepare import Samples
+from fisherlab.loop.objectives import Objective
+from fisherlab.loop.samples import Samples
 
 
 @torch.no_grad()

@@ -6,14 +6,14 @@ from fisherlab.base.lazy import lazy
 
 if TYPE_CHECKING:
     from fisherlab.train.sweep.config import SweepConfig as SweepConfig
-    from fisherlab.train.sweep.sweeps import resume as resume
-    from fisherlab.train.sweep.sweeps import run as run
+    from fisherlab.train.sweep.sweeping import resume as resume
+    from fisherlab.train.sweep.sweeping import run as run
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "SweepConfig": "fisherlab.train.sweep.config",
-        "resume": "fisherlab.train.sweep.sweeps",
-        "run": "fisherlab.train.sweep.sweeps",
+        "resume": "fisherlab.train.sweep.sweeping",
+        "run": "fisherlab.train.sweep.sweeping",
     },
 )

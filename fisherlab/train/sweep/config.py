@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from fisherlab.errors import InputError, unknown
 from fisherlab.runs.config import Config
+from fisherlab.runs.flags import Flag, least_values
 from fisherlab.train.config import TrainConfig
 
 PAPER_LR = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
@@ -19,35 +20,55 @@ SWEPT = ("lr", "seed")
 """What a sweep gives to its trials in the place of one value of the training."""
 
 
+def _listed(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(Config):
-    """What `fisherlab sweep` does. Nothing heavy is imported before `base`.
+    """What `fisherlab sweep` does, each value as its option says. Nothing heavy is imported before `base`.
 
     Attributes:
         train: values of a `TrainConfig`, without lr and seed.
-        lr: first learning rates.
-        damping: dampings, of LNGD its ν₂; empty: the optimizer's own, of the other methods of fisherlab the
-            paper's grid.
-        seeds: of the trainings of a trial, whose mean is its value.
-        sampler: `grid`; `random` and `tpe` (tree-structured Parzen estimator) draw from the logarithmic range
-            between the least and the largest value.
-        trials: how many; None: the whole grid.
-        by: one of `CRITERIA`, at the last evaluation.
-        seed: of the sampler.
-        jobs: trials at a time, in processes of their own.
+        damping: empty: the optimizer's own, of the other methods of fisherlab the paper's grid.
+        sampler: `random` and `tpe` (tree-structured Parzen estimator) draw from the logarithmic range.
+        trials: None: the whole grid.
+        by: one of `CRITERIA`.
+        jobs: in processes of their own.
     """
 
     command: ClassVar[str] = "sweep"
 
     train: dict[str, Any] = field(default_factory=dict)
-    lr: tuple[float, ...] = PAPER_LR
-    damping: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-    sampler: str = "grid"
-    trials: int | None = None
-    by: str = "metric"
-    seed: int = 0
-    jobs: int = 1
+    lr: Annotated[
+        tuple[float, ...], Flag("Learning rates.", "X,Y,…", shown=f"the paper's {_listed(PAPER_LR)}")
+    ] = PAPER_LR
+    damping: Annotated[
+        tuple[float, ...],
+        Flag(
+            "Dampings; for LNGD its ν₂.",
+            "X,Y,…",
+            shown=f"for KFAC and its kin the paper's {_listed(PAPER_DAMPING)}; else the optimizer's own",
+        ),
+    ] = ()
+    seeds: Annotated[
+        tuple[int, ...], Flag("Of a trial's trainings; their mean counts.", "N,N,…", shown="0")
+    ] = (0,)
+    sampler: Annotated[
+        str,
+        Flag("grid: every pair; random, tpe: between the least and the largest value.", "|".join(SAMPLERS)),
+    ] = "grid"
+    trials: Annotated[int | None, Flag("How many.", "N", shown="the whole grid", least=1)] = None
+    by: Annotated[
+        str,
+        Flag(
+            "What is compared, at the last evaluation.",
+            "|".join(CRITERIA),
+            shown="metric, such as accuracy on the test split",
+        ),
+    ] = "metric"
+    seed: Annotated[int, Flag("Of the sampler.", shown="0", least=0)] = 0
+    jobs: Annotated[int, Flag("Trials at a time.", "N", least=1)] = 1
 
     def __post_init__(self) -> None:
         """Refuses values that no model or data could make right.
@@ -56,7 +77,7 @@ class SweepConfig(Config):
             InputError: for a number out of its range, or a name that is not known.
             InputTypeError: for a value of another type.
         """
-        self.check({"trials": 1, "seed": 0, "jobs": 1})
+        self.check(least_values(SweepConfig))
         for name, choices in (("sampler", SAMPLERS), ("by", CRITERIA)):
             if getattr(self, name) not in choices:
                 raise unknown(name, getattr(self, name), choices)

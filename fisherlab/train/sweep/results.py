@@ -11,10 +11,10 @@ from fisherlab.datasets import Dataset
 from fisherlab.runs.directory import write_json
 from fisherlab.runs.origin import provenance
 from fisherlab.train.run.log import finite
-from fisherlab.train.run.runs import PROVENANCE, SUMMARY
+from fisherlab.train.run.training import PROVENANCE, SUMMARY
 from fisherlab.train.sweep.config import SweepConfig
 from fisherlab.train.sweep.study import PARAMS
-from fisherlab.train.sweep.trials import Job
+from fisherlab.train.sweep.trials import Trial
 
 BEST = "best.toml"
 _VALUES = ("train_loss", "test_loss", "value", "best")
@@ -44,7 +44,7 @@ class SweepPlan:
     higher: bool
 
 
-class Results:
+class SweepResults:
     """The trials done so far.
 
     Args:
@@ -63,13 +63,13 @@ class Results:
         """The trials in their order."""
         return [row for _, (row, _) in sorted(self._found.items())]
 
-    def add(self, job: Job) -> dict[str, Any]:
+    def add(self, trial: Trial) -> dict[str, Any]:
         """The row of a trial whose trainings have ended: the mean of their values, and its spread."""
-        found, point = job.summaries(), {name: job.params.get(name) for name in PARAMS}
+        found, point = trial.summaries(), {name: trial.params.get(name) for name in PARAMS}
         values = [one[self._plan.key] for one in found if one["outcome"] == "finished"]
-        whole = len(values) == len(job.configs) and None not in values
+        whole = len(values) == len(trial.configs) and None not in values
         row = {
-            "trial": job.number,
+            "trial": trial.number,
             **point,
             "outcome": "finished" if whole else "diverged",
             "value": statistics.fmean(values) if whole else None,
@@ -79,10 +79,10 @@ class Results:
             "note": next((one["reason"] for one in found if one["reason"]), None),
         }
         trainings = [
-            {"trial": job.number, **point, "seed": config.seed, **_ended(one)}
-            for config, one in zip(job.configs, found, strict=False)
+            {"trial": trial.number, **point, "seed": config.seed, **_ended(one)}
+            for config, one in zip(trial.configs, found, strict=False)
         ]
-        self._found[job.number] = row, trainings
+        self._found[trial.number] = row, trainings
         return row
 
     def best(self) -> dict[str, Any] | None:

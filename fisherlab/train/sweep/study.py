@@ -14,7 +14,7 @@ PARAMS = ("lr", "damping")
 
 
 @dataclass(frozen=True)
-class Point:
+class TrialPoint:
     """A trial's number, and its lr and, where it is swept, its damping."""
 
     number: int
@@ -47,11 +47,13 @@ class Study:
             load_if_exists=True,
         )
 
-    def done(self) -> list[Point]:
+    def done(self) -> list[TrialPoint]:
         """The trials that have been told."""
-        return [Point(trial.number, trial.params) for trial in self._trials() if trial.state.is_finished()]
+        return [
+            TrialPoint(trial.number, trial.params) for trial in self._trials() if trial.state.is_finished()
+        ]
 
-    def points(self) -> Iterator[Point]:
+    def points(self) -> Iterator[TrialPoint]:
         """The trials that were cut off, then new ones, chosen when they are asked for."""
         import optuna
 
@@ -77,11 +79,11 @@ class Study:
     def _trials(self) -> "list[optuna.trial.FrozenTrial]":
         return self._study.get_trials(deepcopy=False)
 
-    def _point(self, trial: "optuna.trial.Trial") -> Point:
+    def _point(self, trial: "optuna.trial.Trial") -> TrialPoint:
         params = {
             name: trial.suggest_float(name, one[0], one[-1], log=True) for name, one in self._ranges.items()
         }
-        return Point(trial.number, params)
+        return TrialPoint(trial.number, params)
 
     def _sampler(self, number: int) -> Any:
         """The sampler of one trial: its random numbers go by the trial's, so that resuming changes none."""
@@ -90,7 +92,7 @@ class Study:
         config = self._config
         if config.sampler == "grid":
             return samplers.GridSampler({name: list(one) for name, one in self._ranges.items()}, config.seed)
-        seed = (config.seed + number) % 2**32
+        seed = (config.seed + number) % 2**32  # NumPy takes no larger one
         if config.sampler == "random":
             return samplers.RandomSampler(seed)
         return samplers.TPESampler(seed=seed, constant_liar=config.jobs > 1)

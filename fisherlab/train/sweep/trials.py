@@ -20,18 +20,18 @@ import torch
 
 from fisherlab.base.writing import beside
 from fisherlab.errors import FisherlabError
+from fisherlab.loop.steps import DivergedError
 from fisherlab.runs.directory import write_json
 from fisherlab.runs.part import CONFIG, part_of
 from fisherlab.train.config import TrainConfig
 from fisherlab.train.run.checkpoints import WEIGHTS
-from fisherlab.train.run.loop import DivergedError
-from fisherlab.train.run.runs import SUMMARY, resume, train
+from fisherlab.train.run.training import SUMMARY, resume, train
 
 _PRELOADED = ("fisherlab.train.sweep.trials", "lightning_fabric")
 
 
 @dataclass(frozen=True)
-class Job:
+class Trial:
     """A trial to be trained, with one seed after the other until one diverges.
 
     Attributes:
@@ -60,55 +60,55 @@ class Job:
             shutil.rmtree(folder / WEIGHTS, ignore_errors=True)
 
 
-def work_off(jobs: Iterator[Job], at_once: int, done: Callable[[Job], None]) -> None:
-    """Runs jobs in processes, each taken from the iterator when there is room for it.
+def train_trials(trials: Iterator[Trial], at_once: int, done: Callable[[Trial], None]) -> None:
+    """Runs trials in processes, each taken from the iterator when there is room for it.
 
     The threads of this process are shared out among those at work. Where one fails, the others are ended;
     what they have trained can be continued.
 
     Args:
-        jobs: what to do.
+        trials: what to do.
         at_once: the most processes.
-        done: is called in this process after each job.
+        done: is called in this process after each trial.
 
     Raises:
-        FisherlabError: of the first job that fails, or whose process ends.
+        FisherlabError: of the first trial that fails, or whose process ends.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOADED))
     threads = max(1, torch.get_num_threads() // at_once)
-    running: dict[Connection, tuple[Any, Job]] = {}
+    running: dict[Connection, tuple[Any, Trial]] = {}
     try:
         while True:
-            while len(running) < at_once and (job := next(jobs, None)) is not None:
+            while len(running) < at_once and (trial := next(trials, None)) is not None:
                 here, there = context.Pipe(duplex=False)
                 process = context.Process(
-                    target=_work, args=(job, threads, dict(os.environ), there), daemon=True
+                    target=_train, args=(trial, threads, dict(os.environ), there), daemon=True
                 )
                 process.start()
                 there.close()
-                running[here] = process, job
+                running[here] = process, trial
             if not running:
                 return
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
-                process, job = running.pop(ready)
-                _raise_failure(process, ready, job)
-                done(job)
+                process, trial = running.pop(ready)
+                _raise_failure(process, ready, trial)
+                done(trial)
     finally:
         for process, _ in running.values():
             process.kill()
             process.join()
 
 
-def _raise_failure(process: Any, connection: Connection, job: Job) -> None:
-    """Waits for a process, and raises what its job raised."""
+def _raise_failure(process: Any, connection: Connection, trial: Trial) -> None:
+    """Waits for a process, and raises what its trial raised."""
     try:
         error = connection.recv()
     except EOFError:
         process.join()
         error = FisherlabError(
-            f"the process of trial {job.number} has ended (exit code {process.exitcode}), perhaps for want "
+            f"the process of trial {trial.number} has ended (exit code {process.exitcode}), perhaps for want "
             "of memory; continue with --resume, and fewer --jobs"
         )
     process.join()
@@ -116,8 +116,8 @@ def _raise_failure(process: Any, connection: Connection, job: Job) -> None:
         raise error
 
 
-def _work(job: Job, threads: int, environment: dict[str, str], connection: Connection) -> None:
-    """Trains a job in its process, and sends the error, or None."""
+def _train(trial: Trial, threads: int, environment: dict[str, str], connection: Connection) -> None:
+    """Trains a trial in its process, and sends the error, or None."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep ends its processes itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)
@@ -127,13 +127,13 @@ def _work(job: Job, threads: int, environment: dict[str, str], connection: Conne
     error: FisherlabError | None = None
     try:
         with redirect_stdout(sys.stderr):  # a model of the user's own may print
-            for config, folder in zip(job.configs, job.folders, strict=True):
+            for config, folder in zip(trial.configs, trial.folders, strict=True):
                 if not _trained(config, folder):
                     break
     except FisherlabError as caught:  # of its own kind, which says whether the input is bad
-        error = type(caught)(f"trial {job.number} has failed: {caught}")
+        error = type(caught)(f"trial {trial.number} has failed: {caught}")
     except Exception as caught:
-        error = FisherlabError(f"trial {job.number} has failed: {type(caught).__name__}: {caught}")
+        error = FisherlabError(f"trial {trial.number} has failed: {type(caught).__name__}: {caught}")
     connection.send(error)
 
 

@@ -7,42 +7,22 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fisherlab import datasets, models
 from fisherlab.collect.batches import each
 from fisherlab.datasets import Dataset
-from fisherlab.datasets.dataset import Inputs
 from fisherlab.errors import InputError
+from fisherlab.loop.samples import Samples
+from fisherlab.models.loading import converted
 from fisherlab.models.seeding import seeded
 from fisherlab.train.config import NO_SPLIT, TrainConfig
 
 log = logging.getLogger("fisherlab")
 
-_TEST_SPLITS = ("test", "val", "test-1000")
+_TEST_SPLITS = ("test", "val", "test-1000")  # the first that the data set has is evaluated
 _LIBRARIES = ("torchvision", "timm")
 DTYPES = {"32": torch.float32, "64": torch.float64, "bf16-mixed": torch.float32}
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Samples as the model takes them, on its device.
-
-    Attributes:
-        inputs: a tensor [n, …], or a tuple of them.
-        targets: [n, …].
-        dataset: where they come from.
-    """
-
-    inputs: Inputs
-    targets: Tensor
-    dataset: Dataset
-
-    def take(self, chosen: Any) -> tuple[Any, Tensor]:
-        """The inputs and targets at some indices, or in a slice."""
-        if isinstance(chosen, Tensor):
-            chosen = chosen.to(self.targets.device)
-        return each(self.inputs, lambda part: part[chosen]), self.targets[chosen]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,18 +58,14 @@ def prepare(config: TrainConfig, device: torch.device) -> Task:
     test = _test_set(config, load)
 
     def samples(data: Dataset) -> Samples:
-        convert = _converter(config, device)
+        convert = partial(converted, dtype=DTYPES[config.precision], device=device)
         return Samples(each(spec.preprocess(data), convert), convert(spec.targets(data)), data)
 
     build = spec.build if spec.build_for is None else partial(spec.build_for, dataset)
     model = seeded(build, config.seed).to(device=device, dtype=DTYPES[config.precision])
-    own: dict[str, Any] = {}
-    if spec.recipe is not None:
-        own = {
-            "lr": spec.recipe.learning_rate,
-            "damping": spec.recipe.damping,
-            "warm_up": spec.recipe.warm_up,
-        }
+    own, recipe = {}, spec.recipe
+    if recipe is not None:
+        own = {"lr": recipe.learning_rate, "damping": recipe.damping, "warm_up": recipe.warm_up}
     held = None if test is None else samples(test)
     return Task(model, spec.likelihood, samples(dataset), held, own)
 
@@ -135,8 +111,3 @@ def _test_set(config: TrainConfig, load: Callable[..., Dataset]) -> Dataset | No
     if errors:
         raise errors[0]
     return None
-
-
-def _converter(config: TrainConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
-    dtype = DTYPES[config.precision]
-    return lambda values: values.to(device=device, dtype=dtype if values.is_floating_point() else None)

@@ -9,9 +9,9 @@ from fisherlab.base import distributed
 from fisherlab.base.writing import beside
 from fisherlab.datasets import random_indices
 from fisherlab.datasets.spelling import spelled
+from fisherlab.loop.samples import Samples
 from fisherlab.models.decoding import Translator, translate
 from fisherlab.train.task.bleu import Bleu, bleu, sacrebleu
-from fisherlab.train.task.prepare import Samples
 
 NAME = "translations.csv"
 

@@ -93,7 +93,7 @@ class _Tokens(Objective):
 
     def value(self, total: float, points: float, count: int) -> float:
         """The exponential of the mean loss a token."""
-        return math.exp(total / count) if total / count < 700 else math.inf
+        return math.exp(total / count) if total / count < 700 else math.inf  # e^710 overflows float64
 
 
 class _Pixels(Objective):

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from fisherlab.errors import FisherlabError, InputError
-from fisherlab.figures import figure_1, figure_5, figure_6, making, theorem_1, theorem_2
+from fisherlab.figures import figure_1, figure_5, figure_6, run, theorem_1, theorem_2
 from fisherlab.figures.config import FiguresConfig
-from fisherlab.figures.making import make
+from fisherlab.figures.run import make
 from fisherlab.figures.scales import SMOKE
-from fisherlab.figures.work import TABLE_COLUMNS
+from fisherlab.figures.workshop import TABLE_COLUMNS
 
 
 def test_scripts_without_training_write_their_files(tmp_path) -> None:
@@ -35,7 +35,7 @@ def test_a_finished_directory_is_not_replaced_unasked(tmp_path) -> None:
 
 
 def test_an_interrupted_one_is_continued_with_its_runs(tmp_path, tiny, monkeypatch) -> None:
-    monkeypatch.setattr(making, "SCALES", {"smoke": tiny})
+    monkeypatch.setattr(run, "SCALES", {"smoke": tiny})
     out = tmp_path / "out"
     config = FiguresConfig(names=("table-5",), scale="smoke")
     trained: list[str] = []

@@ -11,7 +11,7 @@ from fisherlab.train.config import DEFAULT_EPOCHS, SETTINGS, TrainConfig
 if TYPE_CHECKING:
     from torch import nn
 
-    from fisherlab.train.optimizer.optimizers import Choice
+    from fisherlab.train.optimizers import NamedOptimizer
     from fisherlab.train.task.prepare import Task
 
 log = logging.getLogger("fisherlab")
@@ -92,9 +92,9 @@ def with_recipe(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
         return dict(given)
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
-    from fisherlab.train.optimizer.optimizers import choice
+    from fisherlab.train.optimizers import named_optimizer
 
-    chosen = choice(given.get("optimizer", TrainConfig(model="").optimizer))
+    chosen = named_optimizer(given.get("optimizer", TrainConfig(model="").optimizer))
     values = {**RECIPES[name], **_BY_KIND.get(name, {}).get(_kind(chosen), {})}
     if name == "tuned":
         values |= _tuned(chosen.name, given.get("model", values["model"]))
@@ -107,7 +107,7 @@ def with_recipe(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **given, "options": {**values.get("options", {}), **given.get("options", {})}}
 
 
-def _kind(chosen: "Choice") -> str:
+def _kind(chosen: "NamedOptimizer") -> str:
     if not chosen.own:
         return "sgd" if chosen.name == "sgd" else "adam"
     return "lngd" if chosen.name.startswith("lngd") else "kfac"
@@ -134,12 +134,12 @@ def fitted(config: TrainConfig, task: "Task") -> TrainConfig:
         config: not yet resolved.
         task: the network, with the settings of its own recipe, which take the place of the usual ones.
     """
-    from fisherlab.train.optimizer.optimizers import choice
+    from fisherlab.train.optimizers import named_optimizer
 
     plain = all(getattr(config, name) is None for name in (*_NO_NORMS, "warm_up_epochs"))
     if not plain or "max_rate" in config.options:
         return config
-    if not choice(config.optimizer).layerwise or _has_norms(task.model):
+    if not named_optimizer(config.optimizer).layerwise or _has_norms(task.model):
         return config
     settings = {**_NO_NORMS, **task.recipe}
     epochs = config.epochs or DEFAULT_EPOCHS

@@ -16,9 +16,9 @@ from fisherlab.runs.part import CONFIG, RunPart, part_of
 
 from .catalogue import Exhibit, chosen
 from .config import FiguresConfig
-from .runs import Report, Runs
+from .method_runs import MethodRuns, OnTrainingStep
 from .scales import SCALES
-from .work import Work
+from .workshop import Workshop
 
 log = logging.getLogger("fisherlab")
 
@@ -30,7 +30,7 @@ def make(
     out: Path,
     *,
     force: bool = False,
-    report: Report = lambda what, step, steps: None,
+    report: OnTrainingStep = lambda what, step, steps: None,
     accepted: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Makes figures and tables with the runs they need, and writes the directory.
@@ -60,8 +60,8 @@ def make(
         report(what, step, steps)
 
     try:
-        work = _work(config, part.path, told)
-        made, failed = _all_made(chosen(config.names), work)
+        workshop = _workshop(config, part.path, told)
+        made, failed = _all_made(chosen(config.names), workshop)
         accepted()
         if not made:
             raise next(iter(failed.values()))
@@ -81,7 +81,7 @@ def _opened(config: FiguresConfig, out: Path, *, force: bool) -> RunPart:
     """`OUT.part`, empty or as an interruption left it.
 
     Raises:
-        InputError: where it was left by other work.
+        InputError: where it was left by other workshop.
     """
     if force or not (part_of(out) / CONFIG).is_file():
         part = RunPart.start(out, force=force)
@@ -107,10 +107,10 @@ def _close(part: RunPart) -> None:
         part.release()
 
 
-def _work(config: FiguresConfig, folder: Path, report: Report) -> Work:
+def _workshop(config: FiguresConfig, folder: Path, report: OnTrainingStep) -> Workshop:
     scale = SCALES[config.scale]
     others = [] if config.runs is None else [Path(config.runs)]
-    runs = Runs(
+    runs = MethodRuns(
         folder / RUNS,
         others,
         seed=config.seed,
@@ -118,11 +118,11 @@ def _work(config: FiguresConfig, folder: Path, report: Report) -> Work:
         data_dir=config.data_dir,
         report=report,
     )
-    return Work(scale, config.seed, config.device, config.data_dir, folder, runs)
+    return Workshop(scale, config.seed, config.device, config.data_dir, folder, runs)
 
 
 def _all_made(
-    entries: tuple[Exhibit, ...], work: Work
+    entries: tuple[Exhibit, ...], workshop: Workshop
 ) -> tuple[dict[str, dict[str, Any]], dict[str, FisherlabError]]:
     """The numbers of each, and the errors of those that could not be made."""
     made: dict[str, dict[str, Any]] = {}
@@ -131,7 +131,7 @@ def _all_made(
         log.info("%s: %s", entry.name, entry.title)
         started = time.perf_counter()
         try:
-            numbers = entry.make(work)
+            numbers = entry.make(workshop)
         except FisherlabError as error:
             if len(entries) == 1:
                 raise

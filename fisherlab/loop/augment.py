@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from fisherlab.errors import InputError
 
 AUGMENTATIONS = ("crop", "flip")
-PADDING = 4
+PADDING = 4  # pixels, of He et al. (2016), section 4.2, for 32x32 images
 
 
 class Augment:

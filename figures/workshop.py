@@ -1,7 +1,7 @@
 """What every figure and table is made with: the scale, the runs, and how files and captions are written."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -11,9 +11,9 @@ from fisherlab.base.writing import write
 from fisherlab.plots import save
 from fisherlab.plots.methods import printed_number
 
+from .method_runs import MethodRun, MethodRuns
 from .printed import errata
-from .runs import Run, Runs
-from .scales import Scale, TrainingTask
+from .scales import Scale
 
 Draw = Callable[[str, str], Figure]
 """From a title and a caption to a figure."""
@@ -47,8 +47,8 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class Work:
-    """The means of a script.
+class Workshop:
+    """The means of an exhibit.
 
     Attributes:
         scale: of the experiments.
@@ -64,7 +64,7 @@ class Work:
     device: str
     data_dir: str | None
     folder: Path
-    runs: Runs
+    runs: MethodRuns
 
     def figure(self, name: str, draw: Draw, caption: Caption, frame: pd.DataFrame) -> None:
         """Writes `name.png`, `.pdf`, `.csv` (the numbers drawn) and `.txt` (the caption).
@@ -97,20 +97,13 @@ class Work:
         write(self.folder / name, ("\n".join(lines) + "\n").encode())
 
 
-def described(runs: Sequence[Run], words: str) -> str:
+def described(runs: Sequence[MethodRun], words: str) -> str:
     """Network, data, seeds and device of some runs, in a sentence's words."""
     seeds = sorted({run.seed for run in runs})
     data = " and ".join(dict.fromkeys(run.data for run in runs))
     devices = " and ".join(dict.fromkeys(run.device for run in runs))
     named = ", ".join(map(str, seeds))
     return f"{words}; data {data}; seed{'s' * (len(seeds) > 1)} {named}; device {devices}"
-
-
-def ablation(scale: Scale) -> TrainingTask:
-    """The task of figure 7 and table 5: ImageNet, or the images in its place where it is not trained."""
-    if scale.imagenet is not None:
-        return scale.imagenet
-    return replace(scale.images, stands_for="ResNet-50 on ImageNet")
 
 
 def _heading(name: str) -> str:

@@ -8,9 +8,9 @@ from torch.nn.functional import pad
 
 from fisherlab.base.nested import packed, unpacked
 from fisherlab.errors import InputError, NotSupportedError
-from fisherlab.train.run.batches import Order
-from fisherlab.train.task.augment import PADDING, Augment, augmented, cropped
-from fisherlab.train.task.objectives import objective
+from fisherlab.loop.augment import PADDING, Augment, augmented, cropped
+from fisherlab.loop.objectives import objective
+from fisherlab.loop.order import Order
 
 
 @given(st.integers(4, 60), st.integers(1, 5), st.integers(1, 3))

@@ -14,16 +14,16 @@ from fisherlab.base.devices import resolve_device
 from fisherlab.errors import FisherlabError, InputError
 from fisherlab.runs.config import read_config
 from fisherlab.runs.part import CONFIG, RunPart, check_startable
-from fisherlab.train.run.runs import PROVENANCE, SUMMARY, check_same, rehearse, shown
+from fisherlab.train.run.training import PROVENANCE, SUMMARY, check_same, rehearse, shown
 from fisherlab.train.sweep.config import SweepConfig
-from fisherlab.train.sweep.results import Results, SweepPlan
-from fisherlab.train.sweep.study import PARAMS, Point, Study
-from fisherlab.train.sweep.trials import Job, work_off
+from fisherlab.train.sweep.results import SweepPlan, SweepResults
+from fisherlab.train.sweep.study import PARAMS, Study, TrialPoint
+from fisherlab.train.sweep.trials import Trial, train_trials
 
 log = logging.getLogger("fisherlab")
 
 JOURNAL, TRIALS = "study.journal", "trials"
-_FREE = ("jobs", "train")
+_FREE = ("jobs", "train")  # another number of jobs changes no result; the training is compared by itself
 
 
 def _silent() -> None:
@@ -159,22 +159,22 @@ def _has_trainings(part: RunPart) -> bool:
 def _perform(plan: SweepPlan, part: RunPart, accepted: Callable[[], None]) -> dict[str, Any]:
     """Trains what has not been trained yet, and ends the sweep."""
     started = time.perf_counter()
-    config, results = plan.config, Results(plan)
+    config, results = plan.config, SweepResults(plan)
     study = Study(part.path / JOURNAL, config, higher=plan.higher)
     for point in study.done():
-        results.add(_job(config, point, part.path))
+        results.add(_trial(config, point, part.path))
     accepted()
     log.info("%s", _announcement(config, len(results.rows)))
     clock = _Clock(config, len(results.rows))
 
-    def finish(job: Job) -> None:
-        job.drop_weights(part.out / TRIALS)
-        row = results.add(job)
-        study.tell(job.number, row["value"])
+    def finish(trial: Trial) -> None:
+        trial.drop_weights(part.out / TRIALS)
+        row = results.add(trial)
+        study.tell(trial.number, row["value"])
         log.info("%s: %s", _named(row, plan.name), clock.left(len(results.rows)))
 
-    jobs = (_job(config, point, part.path) for point in study.points())
-    work_off(jobs, config.jobs, finish)
+    trials = (_trial(config, point, part.path) for point in study.points())
+    train_trials(trials, config.jobs, finish)
     summary = results.summary(part.out)
     results.write(part.path, summary, time.perf_counter() - started)
     return _end(part, summary)
@@ -191,9 +191,9 @@ def _end(part: RunPart, summary: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def _job(config: SweepConfig, point: Point, folder: Path) -> Job:
+def _trial(config: SweepConfig, point: TrialPoint, folder: Path) -> Trial:
     own = folder / TRIALS / f"{point.number:04d}"
-    return Job(
+    return Trial(
         point.number,
         point.params,
         tuple(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fisherlab.errors import InputError
-from fisherlab.train.optimizer.schedules import Schedule
+from fisherlab.loop.schedules import Schedule
 
 FIRST = st.floats(1e-4, 3)
 

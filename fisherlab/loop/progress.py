@@ -41,5 +41,5 @@ class Progress:
     best_bleu_step: int | None = None
 
 
-Report = Callable[[Progress, int], None]
+OnStep = Callable[[Progress, int], None]
 """Is told after each step where the run stands, and how many steps there are in all."""

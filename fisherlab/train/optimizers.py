@@ -10,14 +10,13 @@ from torch import nn
 
 from fisherlab import optim
 from fisherlab.errors import InputError, unknown
-from fisherlab.train.config import SETTINGS
 
 _NO = ("LBFGS", "SparseAdam")  # one needs closures, the other sparse gradients
 _OF_THE_LOOP = ("model", "params", "scaler", "likelihood", "loss_reduction", "seed", "groups", "batch_dim")
 
 
 @dataclass(frozen=True)
-class Choice:
+class NamedOptimizer:
     """A named optimizer.
 
     Attributes:
@@ -54,60 +53,65 @@ class Choice:
         }
 
 
-def choice(name: str) -> Choice:
+def named_optimizer(name: str) -> NamedOptimizer:
     """The optimizer of that name.
 
     Raises:
         InputError: where there is none.
     """
-    known = choices()
+    known = named_optimizers()
     if name not in known:
         raise unknown("optimizer", name, known)
     return known[name]
 
 
-def choices() -> dict[str, Choice]:
+def named_optimizers() -> dict[str, NamedOptimizer]:
     """All optimizers by name, fisherlab's own first."""
     lngd = "Liu et al. 2024 (NeurIPS)"
     own = [
-        Choice("lngd", optim.LNGD, {}, "layer-wise sampling and rates", f"{lngd}, algorithm 1"),
-        Choice(
+        NamedOptimizer("lngd", optim.LNGD, {}, "layer-wise sampling and rates", f"{lngd}, algorithm 1"),
+        NamedOptimizer(
             "lngd-lr", optim.LNGD, {"source": "predictive"}, "rates, gradients of the loss", f"{lngd}, t. 5"
         ),
-        Choice(
+        NamedOptimizer(
             "lngd-sample", optim.LNGD, {"rate": "fixed"}, "layer-wise sampling, one rate", f"{lngd}, t. 5"
         ),
-        Choice("kfac", optim.KFAC, {}, "A ⊗ B", "Martens and Grosse 2015 (1503.05671)"),
-        Choice("ekfac", optim.EKFAC, {}, "rescaled in KFAC's eigenbasis", "George et al. 2018 (1806.03884)"),
-        Choice("tkfac", optim.TKFAC, {}, "factors that keep the trace", "Gao et al. 2021 (2011.10741)"),
-        Choice("ngplus", optim.NGPlus, {}, "second moments of gradients", "Yang et al. 2021 (2106.07454)"),
+        NamedOptimizer("kfac", optim.KFAC, {}, "A ⊗ B", "Martens and Grosse 2015 (1503.05671)"),
+        NamedOptimizer(
+            "ekfac", optim.EKFAC, {}, "rescaled in KFAC's eigenbasis", "George et al. 2018 (1806.03884)"
+        ),
+        NamedOptimizer(
+            "tkfac", optim.TKFAC, {}, "factors that keep the trace", "Gao et al. 2021 (2011.10741)"
+        ),
+        NamedOptimizer(
+            "ngplus", optim.NGPlus, {}, "second moments of gradients", "Yang et al. 2021 (2106.07454)"
+        ),
     ]
     return {one.name: one for one in own} | _of_torch()
 
 
-def _of_torch() -> dict[str, Choice]:
+def _of_torch() -> dict[str, NamedOptimizer]:
     found = {}
     for name in sorted(dir(torch.optim)):
         kind = getattr(torch.optim, name)
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and name not in _NO:
             if kind is torch.optim.Optimizer:
                 continue
-            found[name.lower()] = Choice(name.lower(), kind, {}, "of PyTorch", f"torch.optim.{name}")
+            found[name.lower()] = NamedOptimizer(name.lower(), kind, {}, "of PyTorch", f"torch.optim.{name}")
     return found
 
 
-def resolved_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options given, with the optimizer's own lr, momentum, weight decay, damping and cadence.
+def all_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an optimizer: those given, and its own defaults.
 
     Raises:
         InputError: for an option that the optimizer does not have.
     """
-    options = choice(name).options()
+    options = named_optimizer(name).options()
     for option in given:
         if option not in options:
             raise unknown(f"option of {name}", option, options)
-    own = {key: options[key] for key in SETTINGS if isinstance(options.get(key), int | float | tuple)}
-    return own | dict(given)
+    return options | dict(given)
 
 
 def create(
@@ -118,7 +122,7 @@ def create(
     Raises:
         InputError: for a value that it refuses.
     """
-    chosen = choice(name)
+    chosen = named_optimizer(name)
     arguments = {**chosen.fixed, **options}
     try:
         if chosen.own:

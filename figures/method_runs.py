@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from fisherlab import datasets, models
-from fisherlab.errors import InputError
+from fisherlab.errors import FisherlabError, InputError
+from fisherlab.loop.progress import Progress
 from fisherlab.runs.finished import FinishedRun, read_run
+from fisherlab.runs.part import CONFIG, numbered, part_of
 from fisherlab.train import DivergedError, TrainConfig, resume, train
 from fisherlab.train.run import log as training_log
-from fisherlab.train.run.loop import Progress
 
 from .scales import TrainingTask
 
 log = logging.getLogger("fisherlab")
 
-Report = Callable[[str, int, int], None]
+OnTrainingStep = Callable[[str, int, int], None]
 """Is told what is trained, the steps done and the steps in all."""
 
 _FREE = (
@@ -29,7 +30,7 @@ _FREE = (
 
 
 @dataclass(frozen=True)
-class Run:
+class MethodRun:
     """A finished run of one method with one seed.
 
     Attributes:
@@ -70,7 +71,13 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The weights at the end."""
+        """The weights at the end.
+
+        Raises:
+            FisherlabError: where the training diverged.
+        """
+        if self.diverged:
+            raise FisherlabError(f"the network has no weights to look at: {self.finished.summary['reason']}")
         return self.finished.folder / str(self.finished.provenance["checkpoint"]["name"])
 
     @cached_property
@@ -79,8 +86,8 @@ class Run:
         return [line for line in training_log.read(self.finished.folder) if line.get("kind") == "evaluation"]
 
 
-class Runs:
-    """Runs in a directory, made where they are missing.
+class MethodRuns:
+    """The runs of methods in a directory, made where they are missing.
 
     Args:
         folder: where new ones are written.
@@ -88,7 +95,7 @@ class Runs:
         seed: the first one.
         device: where to train.
         data_dir: where to look for data first.
-        report: see `Report`.
+        report: see `OnTrainingStep`.
     """
 
     def __init__(
@@ -99,14 +106,14 @@ class Runs:
         seed: int,
         device: str,
         data_dir: str | None,
-        report: Report,
+        report: OnTrainingStep,
     ) -> None:
         self._folder, self._seed, self._device, self._data_dir = folder, seed, device, data_dir
         self._report = report
         self._sizes: dict[tuple[str, str], int] = {}
         self._known = [run for place in (folder, *others) for run in _finished(place)]
 
-    def of(self, task: TrainingTask, method: str) -> list[Run]:
+    def of(self, task: TrainingTask, method: str) -> list[MethodRun]:
         """The runs of a method, one a seed.
 
         Raises:
@@ -115,15 +122,15 @@ class Runs:
         """
         return [self._one(task, method, self._seed + place) for place in range(task.seeds)]
 
-    def _one(self, task: TrainingTask, method: str, seed: int) -> Run:
+    def _one(self, task: TrainingTask, method: str, seed: int) -> MethodRun:
         values = self._fitting(task.values(method))
         config = TrainConfig(**values, seed=seed, device=self._device, data_dir=self._data_dir, keep_last=1)
         for known in self._known:
             if _same(config, known.config):
-                return Run(method, known)
+                return MethodRun(method, known)
         made = read_run(self._made(config, f"{task.name}-{config.model}-{method}-seed{seed}"))
         self._known.append(made)
-        return Run(method, made)
+        return MethodRun(method, made)
 
     def _fitting(self, values: dict[str, Any]) -> dict[str, Any]:
         """The values with no more samples than there are (a stand-in has few), in about as many steps."""
@@ -138,15 +145,14 @@ class Runs:
 
     def _made(self, config: TrainConfig, name: str) -> Path:
         """The directory of the run, trained now or to its end; a run that diverged is a result too."""
-        out = next(place for place in _places(self._folder / name) if not place.exists())
-        part = out.with_name(out.name + ".part")
+        out = next(place for place in numbered(self._folder / name) if not place.exists())
         log.info("training %s: %s, lr %g", name, config.model, config.lr)
 
         def report(progress: Progress, steps: int) -> None:
             self._report(name, progress.step, steps)
 
         try:
-            if (part / "config.toml").is_file():
+            if (part_of(out) / CONFIG).is_file():
                 resume(out, report=report)
             else:
                 train(config, out, report=report)
@@ -176,12 +182,3 @@ def _same(config: TrainConfig, known: Mapping[str, Any]) -> bool:
     wanted = config.resolved().to_dict()
     names = {field.name for field in fields(TrainConfig)} - set(_FREE)
     return all(known.get(name) == wanted.get(name) for name in names)
-
-
-def _places(first: Path) -> Iterator[Path]:
-    """The path, then the same with -2, -3 and so on."""
-    yield first
-    count = 2
-    while True:
-        yield first.with_name(f"{first.name}-{count}")
-        count += 1

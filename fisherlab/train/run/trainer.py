@@ -1,8 +1,7 @@
-"""The training loop: steps on Lightning Fabric, evaluations, log and checkpoints."""
+"""A training in one process: its steps, and between them evaluations, log and checkpoints."""
 
 import logging
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,35 +10,31 @@ import torch
 from torch import Tensor
 
 from fisherlab.base import distributed
-from fisherlab.collect.batches import called, each, outputs_of_model
+from fisherlab.collect.batches import outputs_of_model
 from fisherlab.collect.refusals import require_finite_weights
-from fisherlab.errors import FisherlabError, InputError, NumericalError
+from fisherlab.errors import InputError
+from fisherlab.loop.augment import Augment
+from fisherlab.loop.objectives import Objective
+from fisherlab.loop.order import Order
+from fisherlab.loop.progress import OnStep, Progress
+from fisherlab.loop.schedules import Schedule
+from fisherlab.loop.steps import DivergedError
 from fisherlab.train.config import TrainConfig
-from fisherlab.train.optimizer.optimizers import layer_rows, widest
-from fisherlab.train.optimizer.schedules import Schedule
-from fisherlab.train.run.batches import Order
-from fisherlab.train.run.checkpoints import Checkpoints, Restored
+from fisherlab.train.optimizers import layer_rows, widest
+from fisherlab.train.run.checkpoints import Checkpoints, LoadedCheckpoint
+from fisherlab.train.run.fabric import FabricSteps
 from fisherlab.train.run.log import Log
-from fisherlab.train.run.progress import Progress, Report
 from fisherlab.train.run.randomness import random_state, set_random_state
 from fisherlab.train.run.testing import tested
-from fisherlab.train.task.augment import Augment, augmented
-from fisherlab.train.task.objectives import Objective
 from fisherlab.train.task.prepare import Task
 from fisherlab.train.task.translation import Interpreter, Translated
 
 log = logging.getLogger("fisherlab")
 
-DIVERGED_ABOVE = 10.0
-"""The run has diverged where the loss is more than this many times the first one."""
-_LAYERS_EVERY = 100
+_LAYERS_EVERY = 100  # steps; a choice, between the log's size and what it shows
 _WIDEST_DIAGNOSED = 1024
-"""Condition numbers of wider matrices are in the log only where `diagnostics_every` asks for them."""
-_ADVICE = "the training has diverged: lower the learning rate, warm up for longer, or raise the damping"
-
-
-class DivergedError(FisherlabError):
-    """The loss is not finite or far above the start; the message names the last good checkpoint."""
+"""Condition numbers of wider matrices, whose eigenvalues cost more than a step, are in the log only where
+`diagnostics_every` asks for them."""
 
 
 class Trainer:
@@ -67,21 +62,18 @@ class Trainer:
         fabric: Any,
     ) -> None:
         self._config, self._task, self._objective, self._fabric = config, task, objective, fabric
-        self._first = fabric.global_rank == 0
-        self._parts = fabric.world_size * config.accumulation
-        self._batches = Order(len(task.train.targets), config.batch, self._parts, config.seed)
+        parts = fabric.world_size * config.accumulation
+        self._order = Order(len(task.train.targets), config.batch, parts, config.seed)
         self._augment = Augment(config.augment, config.seed + 1)
         self._augment.check(task.train.inputs)
-        per_epoch = self._batches.per_epoch
+        per_epoch = self._order.per_epoch
         self.steps = config.steps or (config.epochs or 0) * per_epoch
         warm_up = config.warm_up or math.ceil((config.warm_up_epochs or 0) * per_epoch)
-        self._schedule = Schedule(
-            config.schedule, self.steps, per_epoch, warm_up, config.step_every, config.power
+        schedule = Schedule(config.schedule, self.steps, per_epoch, warm_up, config.step_every, config.power)
+        data = task.train, self._order, schedule, self._augment
+        self._steps = FabricSteps(
+            fabric, config.clip, task.model, optimizer, objective, *data, config.accumulation
         )
-        self._optimizer, self._device = optimizer, fabric.device
-        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
-        self._model = fabric.setup_module(task.model, move_to_device=False)
-        self._stepper = fabric.setup_optimizers(optimizer)
         self._interpreter = Interpreter.of(task.model, task.test, config.eval_samples)
         asked = config.diagnostics_every is not None
         self._diagnoses = asked or widest(optimizer) <= _WIDEST_DIAGNOSED
@@ -99,11 +91,11 @@ class Trainer:
         inputs, _ = self._task.train.take(slice(0, 2))
         self._task.model.eval()
         with torch.no_grad():
-            outputs = outputs_of_model(self._model, inputs)
+            outputs = outputs_of_model(self._steps.forward, inputs)
         targets = self._task.train.targets
         self._objective.likelihood.check(outputs[:1].expand(len(targets), *outputs.shape[1:]), targets)
 
-    def restore(self, found: Restored) -> None:
+    def restore(self, found: LoadedCheckpoint) -> None:
         """Goes on from a checkpoint.
 
         Raises:
@@ -119,19 +111,19 @@ class Trainer:
                 "as many"
             )
         self._task.model.load_state_dict(found.weights)
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._batches.load(state["order"], found.entry.step)
+        self._steps.optimizer.load_state_dict(state["optimizer"])
+        self._order.load(state["order"], found.entry.step)
         self._augment.load(state["augment"])
-        set_random_state(state["random"][self._fabric.global_rank], self._device)
+        set_random_state(state["random"][self._fabric.global_rank], self._fabric.device)
         self.progress = Progress(**state["progress"])
 
-    def run(self, checkpoints: Checkpoints | None, lines: Log | None, report: Report) -> None:
+    def run(self, checkpoints: Checkpoints | None, lines: Log | None, report: OnStep) -> None:
         """Trains to the end.
 
         Args:
             checkpoints: where they go; None in all processes but the first, like `lines`.
             lines: the log.
-            report: see `Report`.
+            report: see `OnStep`.
 
         Raises:
             DivergedError: where the loss is not finite, or far above the start; a checkpoint of the weights
@@ -146,7 +138,7 @@ class Trainer:
                 self._save(checkpoints, evaluated=False)
             raise
 
-    def _run(self, checkpoints: Checkpoints | None, lines: Log | None, report: Report) -> None:
+    def _run(self, checkpoints: Checkpoints | None, lines: Log | None, report: OnStep) -> None:
         progress = self.progress
         if progress.step == 0:
             self._evaluate(lines)
@@ -185,80 +177,26 @@ class Trainer:
             }
         }
 
-    # --- a step -----------------------------------------------------------------------------------
-
     def _step(self, lines: Log | None) -> None:
-        progress, config = self.progress, self._config
-        started = time.perf_counter()
-        for group, first in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = self._schedule.rate(progress.step, first)
-        self._task.model.train()
-        loss = self._gradient()
-        self._check_loss(loss)
-        if config.clip is not None:
-            self._fabric.clip_gradients(
-                self._model, self._stepper, max_norm=config.clip, error_if_nonfinite=False
-            )
-        try:
-            self._stepper.step()
-        except NumericalError as error:
-            raise DivergedError(f"{error}; {_ADVICE}") from error
-        self._stepper.zero_grad()
-        progress.step += 1
-        progress.seconds += time.perf_counter() - started
-        progress.loss = loss
-        progress.loss_sum += loss
-        progress.loss_steps += 1
-        if lines and (progress.step % config.log_every == 0 or progress.step == self.steps):
-            rate = self._optimizer.param_groups[0]["lr"]
-            lines.write({"kind": "step", **self._where(), "loss": loss, "lr": rate})
-
-    def _gradient(self) -> float:
-        """Forward and backward of this process's share of a batch; returns the loss of the whole batch."""
-        chosen = self._batches.take(self.progress.step)
-        drawn = self._augment.draw(len(chosen))
-        count = self._objective.count(self._task.train.targets[chosen.to(self._device)])
-        rank, size, parts = self._fabric.global_rank, self._fabric.world_size, self._parts
-        total = torch.zeros((), dtype=torch.float64, device=self._device)
-        for micro in range(self._config.accumulation):
-            own = micro * size + rank
-            share = {name: values.chunk(parts)[own] for name, values in drawn.items()}
-            inputs, targets = self._task.train.take(chosen.chunk(parts)[own])
-            inputs = each(inputs, lambda images, share=share: augmented(images, share))  # type: ignore[misc]
-            last = micro == self._config.accumulation - 1
-            with self._fabric.no_backward_sync(self._model, enabled=not last):
-                outputs = called(self._model, inputs)
-                loss = self._objective.total(outputs, targets, self._objective.smoothing)
-                loss = loss * (size / max(count, 1))
-                self._fabric.backward(loss)
-            total += loss.detach()
-        return float(self._fabric.all_reduce(total, reduce_op="mean"))
-
-    def _check_loss(self, loss: float) -> None:
         progress = self.progress
-        if progress.start is None:
-            progress.start = loss
-        if not math.isfinite(loss):
-            raise DivergedError(f"the loss is {loss} at step {progress.step + 1}; {_ADVICE}")
-        if loss > DIVERGED_ABOVE * abs(progress.start):
-            raise DivergedError(
-                f"the loss {loss:.3g} at step {progress.step + 1} is more than {DIVERGED_ABOVE:g} times the "
-                f"first one, {progress.start:.3g}; {_ADVICE}"
-            )
+        self._steps.take(progress)
+        if lines and (progress.step % self._config.log_every == 0 or progress.step == self.steps):
+            rate = self._steps.optimizer.param_groups[0]["lr"]
+            lines.write({"kind": "step", **self._where(), "loss": progress.loss, "lr": rate})
 
     def _where(self) -> dict[str, Any]:
         progress = self.progress
-        epoch = progress.step / self._batches.per_epoch
+        epoch = progress.step / self._order.per_epoch
         return {"step": progress.step, "epoch": round(epoch, 6), "seconds": round(progress.seconds, 6)}
 
     # --- what happens between steps ---------------------------------------------------------------
 
     def _due_evaluation(self) -> bool:
-        every = max(1, round(self._config.evaluate_every * self._batches.per_epoch))
+        every = max(1, round(self._config.evaluate_every * self._order.per_epoch))
         return self.progress.step % every == 0 or self.progress.step == self.steps
 
     def _due_checkpoint(self) -> bool:
-        step, every = self.progress.step, self._config.checkpoint_every or self._batches.per_epoch
+        step, every = self.progress.step, self._config.checkpoint_every or self._order.per_epoch
         return step % every == 0 or step == self.steps or step in self._config.checkpoint_steps
 
     def _due_layers(self) -> bool:
@@ -268,7 +206,7 @@ class Trainer:
         return step % every == 0
 
     def _write_layers(self, lines: Log | None) -> None:
-        rows = layer_rows(self._optimizer, whole=self._diagnoses) if lines else []
+        rows = layer_rows(self._steps.optimizer, whole=self._diagnoses) if lines else []
         if lines and rows:
             lines.write({"kind": "layers", **self._where(), "layers": rows})
 
@@ -280,12 +218,12 @@ class Trainer:
         if self._task.test is not None:
             self._task.model.eval()
             progress.test_loss, progress.value = tested(
-                self._model, self._task.test, self._objective, self._config.batch
+                self._steps.forward, self._task.test, self._objective, self._config.batch
             )
         translations = self._translate()
         self._compare_with_best()
         if lines and (progress.step or self._task.test is not None):
-            rate = self._schedule.rate(max(0, progress.step - 1), self._rates[0])
+            rate = self._steps.schedule.rate(max(0, progress.step - 1), self._steps.rates[0])
             values = {"train_loss": progress.train_loss, "test_loss": progress.test_loss}
             values |= {metric: progress.value, **translations}
             lines.write({"kind": "evaluation", **self._where(), **values, "lr": rate})
@@ -319,21 +257,21 @@ class Trainer:
             progress.best, progress.best_step = value, progress.step
 
     def _save(self, checkpoints: Checkpoints | None, *, evaluated: bool) -> None:
-        everyone = distributed.gather_all(random_state(self._device))
+        everyone = distributed.gather_all(random_state(self._fabric.device))
         if checkpoints is None:
             return
         progress = self.progress
         state = {
             "checksum": self._task.train.dataset.checksum,
-            "optimizer": self._optimizer.state_dict(),
-            "order": self._batches.state(progress.step),
+            "optimizer": self._steps.optimizer.state_dict(),
+            "order": self._order.state(progress.step),
             "augment": self._augment.state(),
             "random": everyone,
             "progress": vars(progress),
         }
         checkpoints.save(
             progress.step,
-            progress.step / self._batches.per_epoch,
+            progress.step / self._order.per_epoch,
             self._task.model.state_dict(),
             state,
             value=progress.value if evaluated else None,

@@ -13,25 +13,28 @@ import torch
 from fisherlab.base import distributed
 from fisherlab.base.writing import beside
 from fisherlab.errors import InputError
+from fisherlab.loop.objectives import Objective, objective
+from fisherlab.loop.progress import OnStep
+from fisherlab.loop.steps import DivergedError
 from fisherlab.runs.config import read_config
 from fisherlab.runs.directory import write_json
 from fisherlab.runs.origin import provenance
 from fisherlab.runs.part import CONFIG, RunPart, check_startable, part_of
 from fisherlab.train.config import TrainConfig
-from fisherlab.train.optimizer.optimizers import create
-from fisherlab.train.optimizer.recipes import explain, fitted
+from fisherlab.train.optimizers import create
+from fisherlab.train.recipes import explain, fitted
+from fisherlab.train.run.board import check_installed
 from fisherlab.train.run.checkpoints import Checkpoints
 from fisherlab.train.run.curves import write_curves
+from fisherlab.train.run.fabric import launched_fabric
 from fisherlab.train.run.log import Log, finite
-from fisherlab.train.run.loop import DivergedError, Report, Trainer
 from fisherlab.train.run.randomness import random_state, seed_all, set_random_state
-from fisherlab.train.task.objectives import Objective, objective
+from fisherlab.train.run.trainer import Trainer
 from fisherlab.train.task.prepare import Task, prepare
 
 log = logging.getLogger("fisherlab")
 
 SUMMARY, PROVENANCE = "summary.json", "provenance.json"
-_FABRIC = {"32": "32-true", "64": "64-true", "bf16-mixed": "bf16-mixed"}
 
 
 def _silent(*arguments: Any) -> None:
@@ -43,7 +46,7 @@ def train(
     out: Path,
     *,
     force: bool = False,
-    report: Report = _silent,
+    report: OnStep = _silent,
     accepted: Callable[[], None] = _silent,
     pictures: bool = True,
 ) -> dict[str, Any]:
@@ -67,7 +70,7 @@ def train(
     """
     check_startable(out, force=force)
     with _own_randomness():
-        run = _Run(config, pictures=pictures)
+        run = TrainingRun(config, pictures=pictures)
         if run.fitted:
             explain(run.config)
         part = RunPart.start(out, force=force) if run.first else None
@@ -85,7 +88,7 @@ def resume(
     run: Path,
     given: Mapping[str, Any] | None = None,
     *,
-    report: Report = _silent,
+    report: OnStep = _silent,
     accepted: Callable[[], None] = _silent,
     pictures: bool = True,
 ) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def resume(
         if any(distributed.gather_all(part is not None and (part.path / PROVENANCE).is_file())):
             return _ended(part)
         with _own_randomness():
-            return _Run(config, begun=True, pictures=pictures).perform(part, out, report, accepted)
+            return TrainingRun(config, begun=True, pictures=pictures).perform(part, out, report, accepted)
     finally:
         if part:
             part.release()
@@ -128,7 +131,7 @@ def rehearse(config: TrainConfig) -> tuple[TrainConfig, Task, Objective]:
         InputError: for a configuration that cannot be run.
     """
     with _own_randomness():
-        run = _Run(config)
+        run = TrainingRun(config)
         return run.config, run.task, run.objective
 
 
@@ -144,7 +147,7 @@ def _ended(part: RunPart | None) -> dict[str, Any]:
     return summary
 
 
-class _Run:
+class TrainingRun:
     """A configuration with everything that it names.
 
     Attributes:
@@ -157,8 +160,10 @@ class _Run:
 
     def __init__(self, config: TrainConfig, *, begun: bool = False, pictures: bool = True) -> None:
         self._started, self._begun, self._pictures = time.perf_counter(), begun, pictures
+        if config.tensorboard:
+            check_installed()
         checked = config.resolved()
-        fabric = _fabric(checked)
+        fabric = launched_fabric(checked)
         self.first = fabric.global_rank == 0
         seed_all(checked.seed + fabric.global_rank, fabric.device)
         self.task: Task = prepare(checked, fabric.device)
@@ -178,7 +183,7 @@ class _Run:
         self._fabric = fabric
 
     def perform(
-        self, part: RunPart | None, out: Path, report: Report, accepted: Callable[[], None]
+        self, part: RunPart | None, out: Path, report: OnStep, accepted: Callable[[], None]
     ) -> dict[str, Any]:
         """Trains to the end; the directory stays for `resume` where a checkpoint is in it."""
         checkpoints = self._checkpoints(part_of(out)) if part else None
@@ -225,7 +230,7 @@ class _Run:
             log.info("the run continues at step %d of %d", found.entry.step, self._trainer.steps)
 
     def _train(
-        self, checkpoints: Checkpoints | None, lines: Log | None, report: Report
+        self, checkpoints: Checkpoints | None, lines: Log | None, report: OnStep
     ) -> DivergedError | None:
         try:
             self._trainer.run(checkpoints, lines, report)
@@ -287,22 +292,6 @@ class _Run:
         write_json(folder / SUMMARY, summary)
         with beside(folder / PROVENANCE) as part:
             write_json(part, found)
-
-
-def _fabric(config: TrainConfig) -> Any:
-    """Lightning Fabric for the processes that there are: one, or those of torchrun."""
-    from lightning_fabric import Fabric
-
-    device = torch.device(config.device)
-    size = distributed.size()
-    fabric = Fabric(
-        accelerator=device.type,
-        devices=size if size > 1 else ([device.index] if device.type == "cuda" else 1),  # type: ignore[list-item]
-        strategy="ddp" if size > 1 else "auto",
-        precision=_FABRIC[config.precision],  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    return fabric
 
 
 def check_same(config: TrainConfig, given: Mapping[str, Any]) -> None:

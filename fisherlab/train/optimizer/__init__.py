@@ -1,1 +1,0 @@
-"""What trains: optimizers by name, learning-rate schedules, and the built-in recipes."""
