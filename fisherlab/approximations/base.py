@@ -20,6 +20,9 @@ class Approximation(ABC):
 
     Attributes:
         name: the registered name, in lower case.
+        label: as its paper writes it, for tables, pages and pictures; its name where a class gives none.
+        colour: its colour in pictures, hexadecimal; None: one by its place among those that have none.
+        own_scale: it has no common scale with the Fisher of the loss, so that only its scaled error compares.
         formula: F̂ as text.
         source: paper and equation.
         own_kind: the labels the method always uses; None: those of the Fisher it approximates.
@@ -31,6 +34,9 @@ class Approximation(ABC):
     """
 
     name: ClassVar[str]
+    label: ClassVar[str]
+    colour: ClassVar[str | None] = None
+    own_scale: ClassVar[bool] = False
     formula: ClassVar[str]
     source: ClassVar[str]
     own_kind: ClassVar[str | None] = None
@@ -38,6 +44,13 @@ class Approximation(ABC):
     from_exact: ClassVar[bool] = False
     for_vectors: ClassVar[bool] = False
     of_gradients: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A class with a name of its own has no label and colour of the one it derives from."""
+        super().__init_subclass__(**options)
+        if "name" in vars(cls):
+            cls.label = vars(cls).get("label", cls.name)
+            cls.colour = vars(cls).get("colour")
 
     @abstractmethod
     def statistics(self, layer: BlockShape, kind: str) -> tuple[Statistic, ...]:

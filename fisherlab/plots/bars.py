@@ -19,6 +19,7 @@ from fisherlab.plots.profiles import (
     shade_key,
     waterfall_profile,
 )
+from fisherlab.records.definitions import name_of
 from fisherlab.records.frames import (
     Array,
     Series,
@@ -29,7 +30,7 @@ from fisherlab.records.frames import (
     require,
     with_series,
 )
-from fisherlab.records.labels import METRICS, label, number, short
+from fisherlab.records.labels import label, number, short
 
 _ERRORS = ("relative_error", "scaled_error", "population_error")
 _NUMBERED_BARS = 54  # bars of a row that leave room for their numbers
@@ -118,7 +119,7 @@ def waterfall(steps: pd.DataFrame, *, caption: str) -> Figure:
     for axes in grid[len(layers) :]:
         axes.set_visible(False)
     for axes in grid[::across]:
-        axes.set_ylabel(METRICS["scaled_error"])
+        axes.set_ylabel(name_of("scaled_error"))
     return figure
 
 
@@ -155,7 +156,7 @@ def _error_bars(
         limit, cut = _limit(values, spread)
         for wrap, part in enumerate(wraps):
             axes = grid[wrap, index]
-            axes.set_ylabel(METRICS[metric])
+            axes.set_ylabel(name_of(metric))
             if not np.isfinite(values).any():
                 style.not_available(axes)
                 continue

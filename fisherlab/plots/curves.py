@@ -11,8 +11,10 @@ from matplotlib.lines import Line2D
 
 from fisherlab.plots import style
 from fisherlab.plots.profiles import MANY, diagonal_only, direction_profiles, shade_key
+from fisherlab.records.columns import DIRECTION_COLUMNS
+from fisherlab.records.definitions import DIRECTIONS, name_of
 from fisherlab.records.frames import compared_layers, numbers, require
-from fisherlab.records.labels import METRICS, label, number
+from fisherlab.records.labels import label, number
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -112,16 +114,15 @@ def directions(frame: pd.DataFrame, *, caption: str, shaded: Collection[str] = (
     Raises:
         InputError: A column is missing or the frame is empty.
     """
-    metrics = ("direction_cosine", "decrease_share")
-    require(frame, ("layer", "approximation", "damping", *metrics))
-    frame = frame.assign(**{metric: numbers(frame[metric]) for metric in metrics})
+    require(frame, DIRECTION_COLUMNS)
+    frame = frame.assign(**{metric: numbers(frame[metric]) for metric in DIRECTIONS})
     layers, diagonal = compared_layers(frame)
     left = diagonal_only(diagonal)
     frame = frame[frame["layer"].isin(layers)]
     if len(layers) > MANY:
-        return direction_profiles(frame, metrics, layers, caption=caption, left=left, shaded=shaded)
+        return direction_profiles(frame, DIRECTIONS, layers, caption=caption, left=left, shaded=shaded)
     names = list(frame["approximation"].unique())
-    lowest = {metric: float(np.nanmin(frame[metric], initial=0.0)) * 1.03 for metric in metrics}
+    lowest = {metric: float(np.nanmin(frame[metric], initial=0.0)) * 1.03 for metric in DIRECTIONS}
     across = min(len(layers), 4)
     bands = -(-len(layers) // across)
     key = [Line2D([], [], **_look(name, index, names), label=label(name)) for index, name in enumerate(names)]
@@ -142,13 +143,13 @@ def directions(frame: pd.DataFrame, *, caption: str, shaded: Collection[str] = (
             continue
         rows = frame[frame["layer"] == layers[place]]
         style.name_panel(pair[0], layers[place], across)
-        for axes, metric in zip(pair, metrics, strict=True):
+        for axes, metric in zip(pair, DIRECTIONS, strict=True):
             _draw_sweep(axes, rows, metric, names)
             axes.set_ylim(lowest[metric], 1.03)
             if layers[place] in shaded:
                 axes.set_facecolor(style.SHADE)
             if column == 0:
-                axes.set_ylabel(METRICS[metric])
+                axes.set_ylabel(name_of(metric))
         pair[0].tick_params(labelbottom=False)
         pair[1].set_xlabel("damping $\\lambda$")
     return figure

@@ -13,15 +13,8 @@ from fisherlab.plots import style
 from fisherlab.records.frames import numbers, require
 from fisherlab.records.labels import label
 
-_WORDS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
-_SHADES = {"sgd": "#444444", "adam": "#cc3399"}
 _CLOCKS = {"epoch": "epochs", "seconds": "seconds of training"}
 _PRINTED = "#bdbdbd"
-
-
-def method_label(name: str) -> str:
-    """The written form of an optimizer's name."""
-    return _WORDS.get(name) or label(name)
 
 
 def printed_number(value: float) -> str:
@@ -64,7 +57,7 @@ def method_curves(
     """
     require(frame, ("method", "seed", *_CLOCKS, "loss", "metric"))
     methods = list(dict.fromkeys(frame["method"]))
-    key = [Line2D([], [], **_look(name, methods), label=method_label(name)) for name in methods]
+    key = [Line2D([], [], **_look(name, methods), label=label(name)) for name in methods]
     figure = style.new_figure(style.PAGE_WIDTH, 3.9, caption=caption, title=title, legend=key)
     beside = list((printed or {}).items())[:2]
     columns = 3 if beside else 2
@@ -136,7 +129,7 @@ def _draw_printed(axes: Axes, words: str, values: Mapping[str, float | None]) ->
             va="center",
             color=style.MUTED,
         )
-    axes.set_yticks(places, [method_label(name) for name in values], color=style.MUTED)
+    axes.set_yticks(places, [label(name) for name in values], color=style.MUTED)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -147,6 +140,6 @@ def _draw_printed(axes: Axes, words: str, values: Mapping[str, float | None]) ->
 
 def _look(name: str, methods: list[str]) -> dict[str, Any]:
     return {
-        "color": _SHADES.get(name) or style.color(name, methods),
+        "color": style.color(name, methods),
         "linestyle": style.dashes(methods.index(name)),
     }

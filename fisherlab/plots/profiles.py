@@ -11,8 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from fisherlab.plots import style
+from fisherlab.records.definitions import name_of
 from fisherlab.records.frames import Array, Series, pivot, with_series
-from fisherlab.records.labels import METRICS, label, ordinal, short
+from fisherlab.records.labels import label, ordinal, short
 
 MANY = 12
 """Layers up to which a figure has a panel a layer."""
@@ -57,7 +58,7 @@ def error_profiles(
     )
     grid = figure.subplots(len(metrics), 1, squeeze=False, sharex=True)[:, 0]
     for axes, metric in zip(grid, metrics, strict=True):
-        axes.set_ylabel(METRICS[metric])
+        axes.set_ylabel(name_of(metric))
         shade(axes, layers, shaded)
         values = pivot(rows, metric, layers, series)
         if np.isfinite(values).any():
@@ -81,7 +82,7 @@ def waterfall_profile(steps: pd.DataFrame, layers: list[str], *, caption: str, l
         legend=_legend(series, looks),
     )
     axes = figure.add_subplot()
-    axes.set_ylabel(METRICS["scaled_error"])
+    axes.set_ylabel(name_of("scaled_error"))
     values = pivot(rows, "scaled_error", layers, series)
     places = np.arange(len(layers))
     before = np.zeros(len(layers))
@@ -127,7 +128,7 @@ def direction_profiles(
     )
     grid = figure.subplots(len(parts), len(metrics), squeeze=False, sharex=True, sharey="col")
     for column, metric in enumerate(metrics):
-        grid[0, column].set_title(METRICS[metric])
+        grid[0, column].set_title(name_of(metric))
         lowest = float(np.nanmin(rows[metric], initial=0.0))
         for axes, part in zip(grid[:, column], parts, strict=True):
             values = pivot(part, metric, layers, series)

@@ -20,7 +20,7 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from fisherlab.records.labels import plain, short
+from fisherlab.records.labels import named, plain, short
 
 COLUMN_WIDTH = 3.4
 """Width of a figure in one column of a two-column page, in inches."""
@@ -89,38 +89,25 @@ STYLE: dict[str, object] = {
 styled = matplotlib.style.context(["default", STYLE])  # type: ignore[list-item]
 """Decorator: the function draws in this style; the caller's settings are as before afterwards."""
 
-_COLORS: dict[str, str] = {
-    "kfac": "#0072b2",
-    "kfac-reduce": "#56b4e9",
-    "ekfac": "#009e73",
-    "tkfac": "#e69f00",
-    "tekfac": "#cc79a7",
-    "lngd": "#d55e00",
-    "lngd-lr": "#f0a27a",
-    "lngd-sample": "#8c3a00",
-    "ngplus": "#7a5aa6",
-    "foof": "#8b6b4a",
-    "diagonal": "#9c9c9c",
-    "nearest-kronecker": "#4d4d4d",
-}
 _FALLBACK_COLORS = ("#44aa99", "#882255", "#999933", "#332288", "#cc6677", "#117733")
 _DASHES = ("-", (0, (4, 1.2)), (0, (1.2, 1)), (0, (5, 1, 1, 1)))
 
 
 def color(name: str, others: Sequence[str] = ()) -> str:
-    """The colour of an approximation: fixed for those of the library.
+    """The colour of an approximation or an optimizer: that of its class, where it has one.
 
     Args:
-        name: Registered name of the approximation.
-        others: All names in the figure; a third party's colour goes by its place among the
-            third parties there.
+        name: Registered name.
+        others: All names in the figure; one without a colour of its own gets one by its place among
+            those there.
 
     Returns:
         A hexadecimal colour.
     """
-    if name in _COLORS:
-        return _COLORS[name]
-    strangers = [other for other in others if other not in _COLORS]
+    own = named(name).colour
+    if own is not None:
+        return own
+    strangers = [other for other in others if named(other).colour is None]
     place = strangers.index(name) if name in strangers else 0
     return _FALLBACK_COLORS[place % len(_FALLBACK_COLORS)]
 

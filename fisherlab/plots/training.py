@@ -22,10 +22,9 @@ from fisherlab.plots.overtime import (
     table,
     time_of,
 )
+from fisherlab.records.definitions import QUALITIES, name_of
 from fisherlab.records.frames import numbers, require
-from fisherlab.records.labels import METRICS
 
-_QUALITIES = ("scaled_error", "direction_cosine", "decrease_share")
 _RECORDED = {
     "rate": "rate $\\alpha_l$",
     "trace_input": "trace of the input factor",
@@ -95,38 +94,38 @@ def quality(frame: pd.DataFrame, *, caption: str) -> Figure:
     Raises:
         InputError: A column is missing or there are no rows.
     """
-    require(frame, ("checkpoint", "layer", "approximation", *_QUALITIES))
+    require(frame, ("checkpoint", "layer", "approximation", *QUALITIES))
     layers, left = drawn_layers(frame)
     names, time = names_of(frame, layers), time_of(frame)
     across = across_of(layers)
     bands = -(-len(layers) // across)
     figure = style.new_figure(
         style.PAGE_WIDTH,
-        1.15 * len(_QUALITIES) * bands,
+        1.15 * len(QUALITIES) * bands,
         caption=caption,
         title=f"Errors and directions over the training{left}",
         legend=[Line2D([], [], **look(name, names, 1)) for name in names],
     )
-    grid = figure.subplots(len(_QUALITIES) * bands, across, squeeze=False)
-    lowest = {metric: float(np.nanmin(numbers(frame[metric]), initial=0.0)) for metric in _QUALITIES}
+    grid = figure.subplots(len(QUALITIES) * bands, across, squeeze=False)
+    lowest = {metric: float(np.nanmin(numbers(frame[metric]), initial=0.0)) for metric in QUALITIES}
     for place in range(bands * across):
         band, column = divmod(place, across)
-        own = grid[band * len(_QUALITIES) : (band + 1) * len(_QUALITIES), column]
+        own = grid[band * len(QUALITIES) : (band + 1) * len(QUALITIES), column]
         if place >= len(layers):
             for axes in own:
                 axes.set_visible(False)
             continue
         rows = frame[frame["layer"] == layers[place]]
         style.name_panel(own[0], layers[place], across)
-        for axes, metric in zip(own, _QUALITIES, strict=True):
+        for axes, metric in zip(own, QUALITIES, strict=True):
             values = table(rows, metric, names, time.names, "approximation")
             for name, line in zip(names, values, strict=True):
                 axes.plot(time.places, line, **look(name, names, len(time.names)))
             finish(axes, values, logarithmic=False)
             axes.set_ylim(1.05 * lowest[metric], 1.05)
             name_time(axes, time)
-            axes.set_ylabel(METRICS[metric] if column == 0 else "")
-            if metric != _QUALITIES[-1]:
+            axes.set_ylabel(name_of(metric) if column == 0 else "")
+            if metric != QUALITIES[-1]:
                 axes.set_xlabel("")
     return figure
 
@@ -167,7 +166,7 @@ def spread(frame: pd.DataFrame, *, caption: str) -> Figure:
             axes.fill_between(time.places, low[place], high[place], color=own["color"], alpha=0.15, lw=0)
         finish(axes, middle, logarithmic=False)
         axes.set_ylim(1.05 * float(np.nanmin(low, initial=0.0)), 1.05)
-        axes.set_title(METRICS.get(metric, metric))
+        axes.set_title(name_of(metric))
         name_time(axes, time)
     return figure
 

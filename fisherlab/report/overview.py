@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fisherlab.records.definitions import METRICS, Metric, best_rows
+from fisherlab.records.definitions import BY_COLUMN, MISSING, Metric, best_rows
 from fisherlab.records.frames import compared_layers, numbers, with_series
-from fisherlab.records.labels import label, number
-from fisherlab.report.blocks import MISSING, OWN_SCALE, Cell, Record, count, run_context, word
+from fisherlab.records.labels import label, named, number
+from fisherlab.report.blocks import Cell, Record, count, run_context, word
 
-_BY_COLUMN = {metric.column: metric for metric in METRICS}
-SHOWN = (_BY_COLUMN["scaled_error"], _BY_COLUMN["relative_error"])
-"""The metrics of an overview."""
+_SHOWN = (BY_COLUMN["scaled_error"], BY_COLUMN["relative_error"])  # the metrics of an overview
 
 _FACTS = {"module": "module", "shape": "m×d", "positions": "T", "groups": "groups", "method": "exact by"}
 _MOST_NOTES = 10
@@ -68,14 +66,14 @@ def overview(run: pd.DataFrame) -> Overview:
     rows = with_series(run[run["layer"].isin(layers)])
     main = rows[[not one.target for one in rows["series"]]]
     methods = list(dict.fromkeys(main["approximation"]))
-    metrics = tuple(m for m in SHOWN if m.column in main and numbers(main[m.column]).notna().any())
+    metrics = tuple(m for m in _SHOWN if m.column in main and numbers(main[m.column]).notna().any())
     facts = {layer: _facts(dict(own.iloc[0])) for layer, own in main.groupby("layer", sort=False)}
     used = [key for key in _FACTS if any(one[key] not in (MISSING, "") for one in facts.values())]
     cells = {metric.column: _cells(main, metric, methods) for metric in metrics}
     return Overview(
         facts=tuple(_FACTS[key] for key in used),
         methods=tuple(map(label, methods)),
-        own_scale=tuple(name in OWN_SCALE for name in methods),
+        own_scale=tuple(named(name).own_scale for name in methods),
         metrics=metrics,
         rows=tuple(
             LayerRow(
@@ -171,6 +169,6 @@ def _cells(main: pd.DataFrame, metric: Metric, methods: list[str]) -> dict[str, 
     for layer, values in zip(table.index, table.to_numpy(float), strict=True):
         flags = best_rows(pd.Series(np.asarray(values)), metric.better)
         found[layer] = tuple(
-            Cell(number(value, MISSING), best) for value, best in zip(values, flags, strict=True)
+            Cell(metric.text(value), best) for value, best in zip(values, flags, strict=True)
         )
     return found

@@ -10,17 +10,16 @@ from typing import Any
 import pandas as pd
 
 from fisherlab.errors import InputError
-from fisherlab.records.definitions import METRICS, SCALE_NOTE, STAND_IN
+from fisherlab.records.definitions import METRICS, MISSING, SCALE_NOTE, STAND_IN
 from fisherlab.records.labels import number
 from fisherlab.report.beside import PlainTable, read_table, side_by_side
-from fisherlab.report.blocks import MISSING, runs
-from fisherlab.report.page import RunTables, run_tables, template
-from fisherlab.report.values import flat, words
+from fisherlab.report.blocks import runs
+from fisherlab.report.html import RunTables, flat, run_tables, template, words
 from fisherlab.runs.finished import FinishedRun
 from fisherlab.runs.origin import provenance
 
 _MOST_ROWS = 60
-_LARGEST_WHOLE = 1e15
+_LARGEST_WHOLE = 1e15  # of the numbers that are written as whole ones: beyond it float64 has no fractions
 _UNSHOWN = ("command", "inputs", "layers", "checkpoints", "trace_ratio")
 _LOG = "log.jsonl"
 _FIRST = {"represent": "moments.csv", "trace": "traces.csv"}  # tables that stand before the others
@@ -189,9 +188,8 @@ def _as_table(heading: str, frame: pd.DataFrame) -> PlainTable:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return (
-            str(int(value)) if value.is_integer() and abs(value) < 1e15 else number(value, MISSING, digits=4)
-        )
+        whole = value.is_integer() and abs(value) < _LARGEST_WHOLE
+        return str(int(value)) if whole else number(value, MISSING, digits=4)
     return MISSING if value is None else str(value)
 
 

@@ -13,7 +13,7 @@ from fisherlab.figures.quantities import common_target, quantity
 from fisherlab.figures.runs import Run
 from fisherlab.figures.table_1 import make as make_table_1
 from fisherlab.figures.work import TABLE_COLUMNS, _as_printed, _cell, ablation
-from fisherlab.plots.methods import method_label
+from fisherlab.plots import label
 from fisherlab.runs.finished import FinishedRun
 
 
@@ -92,7 +92,7 @@ def test_a_printed_total_that_contradicts_its_factors_is_flagged() -> None:
         for method in table.methods:
             total = table.columns[printed.SECONDS][method]
             product = table.columns[printed.EPOCHS][method] * table.columns[printed.PER_EPOCH][method]
-            note = notes[f"{method_label(method)}: {printed.SECONDS}"]
+            note = notes[f"{label(method)}: {printed.SECONDS}"]
             assert ("reading 19" in note) == (abs(total - product) > 0.01 * total)
 
 
