@@ -14,7 +14,7 @@ from fisherlab.errors import InputError, InputTypeError, NotSupportedError, byte
 from fisherlab.exact.plans import BlockPlan
 from fisherlab.layers import Layers, LayerView
 from fisherlab.operators import LinearOperator
-from fisherlab.records.columns import DIRECTION_COLUMNS, RECORD_COLUMNS, RECORD_TYPES
+from fisherlab.records.columns import DIRECTION_COLUMNS, ORIGIN, RECORD_COLUMNS, RECORD_TYPES
 from fisherlab.records.definitions import METRICS, best_rows
 from fisherlab.runs.origin import Origin
 from fisherlab.runs.save import Picture, Plate, Result, save_result
@@ -310,13 +310,9 @@ class Comparison(Result):
     def _row(
         self, result: LayerResult, approximation: str, target: str, values: Mapping[str, Any]
     ) -> dict[str, Any]:
-        about, view = self.about, result.view
+        view = result.view
         return {
-            "model": about.model,
-            "dataset": about.dataset,
-            "checkpoint": about.checkpoint,
-            "step": about.step,
-            "seed": about.seed,
+            **{name: getattr(self.about, name) for name in ORIGIN},
             "dtype": self.dtype,
             "layer": view.name,
             "module": view.family,

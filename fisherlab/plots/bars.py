@@ -95,12 +95,12 @@ def waterfall(steps: pd.DataFrame, *, caption: str) -> Figure:
     left = f"{len(every) - len(layers)} without these steps are left out" if layers != every else ""
     if len(layers) > MANY:
         return waterfall_profile(steps, layers, caption=caption, left=left)
-    across = min(len(layers), 4)
-    down = -(-len(layers) // across)
     top = 1.18 * (float(steps["scaled_error"].max()) if steps["scaled_error"].notna().any() else 1)
-    figure = style.new_figure(
-        style.PAGE_WIDTH if across > 2 else style.COLUMN_WIDTH,
-        1.9 * down,
+    figure, panels = style.layer_figure(
+        layers,
+        1.9,
+        width=style.PAGE_WIDTH if len(layers) > 2 else style.COLUMN_WIDTH,
+        sharey="all",
         caption=caption,
         title="Scaled error, step by step" + (f" (layers: {left})" if left else ""),
         legend=[
@@ -109,16 +109,12 @@ def waterfall(steps: pd.DataFrame, *, caption: str) -> Figure:
             Patch(color=_START, label="first step"),
         ],
     )
-    grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
-    for axes, layer in zip(grid, layers, strict=False):
+    for (axes,), layer in zip(panels, layers, strict=True):
         own = steps[steps["layer"] == layer].set_index("step")["scaled_error"]
         _draw_waterfall(axes, own.reindex(names).to_numpy(float))
         axes.set_ylim(0, top)
-        style.name_panel(axes, layer, across)
         axes.set_xticks(range(len(names)), [label(name) for name in names], rotation=90)
-    for axes in grid[len(layers) :]:
-        axes.set_visible(False)
-    for axes in grid[::across]:
+    for (axes,) in panels[:: style.ACROSS]:
         axes.set_ylabel(name_of("scaled_error"))
     return figure
 

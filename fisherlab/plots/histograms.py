@@ -93,8 +93,7 @@ def histograms(
         ],
     )
     grid = figure.subplots(2 * down, _ACROSS, squeeze=False)
-    for axes in grid.flat:
-        axes.set_visible(False)
+    style.hide(grid.flat)
     for place, moment in enumerate(panels):
         row, column = divmod(place, _ACROSS)
         own = [_of(table, moment) for table in (bins, quantiles)]

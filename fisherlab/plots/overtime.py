@@ -24,7 +24,6 @@ _DEPTH_SPAN = (0.0, 0.88)  # of the map: its yellow end is too light for a line
 _ROW = 0.101  # of a map, in inches: the least height of a row
 _NAME_ROOM = 0.1  # between two names
 _TALLEST = 6.5
-_MARKERS = "os^DvPX<>*hp"
 
 EXACT: dict[str, Any] = {"color": "black", "lw": 2.2, "label": "exact $F$"}
 """The look of the exact block's curve."""
@@ -90,11 +89,9 @@ def table(frame: pd.DataFrame, column: str, rows: Sequence[Any], names: Sequence
 
 def look(name: str, names: Sequence[str], points: int) -> dict[str, Any]:
     """Colour, dashes and marker of an approximation's curve."""
-    place = list(names).index(name)
     return {
-        "color": style.color(name, names),
-        "linestyle": style.dashes(place),
-        "marker": _MARKERS[place % len(_MARKERS)],
+        **style.look(name, names),
+        "marker": style.MARKERS[list(names).index(name) % len(style.MARKERS)],
         "markersize": 2.6 if points <= 30 else 0.0,
         "label": label(name),
     }
@@ -190,8 +187,3 @@ def drawn_layers(frame: pd.DataFrame) -> tuple[list[str], str]:
 def names_of(frame: pd.DataFrame, layers: Sequence[str]) -> list[str]:
     """The approximations of these layers."""
     return [str(name) for name in frame["approximation"][frame["layer"].isin(layers)].unique()]
-
-
-def across_of(layers: Sequence[str]) -> int:
-    """How many panels stand in a row."""
-    return min(4, len(layers))

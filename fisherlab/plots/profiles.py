@@ -24,7 +24,6 @@ FAR = 2.0
 _LEAST_DRAWN = 1e-3  # of a logarithmic axis of errors
 _NAME_CHARACTERS = 30
 _TICK_SPACE = 1.3  # from name to name, in font sizes
-_MARKERS = "os^DvPX<>*hp"
 
 
 def error_profiles(
@@ -174,7 +173,7 @@ def _look(one: Series, series: list[Series], count: int) -> dict[str, Any]:
     shade = style.color(one.approximation, names)
     return {
         "color": shade,
-        "marker": _MARKERS[names.index(one.approximation) % len(_MARKERS)],
+        "marker": style.MARKERS[names.index(one.approximation) % len(style.MARKERS)],
         "markersize": 3.4 if count <= 40 else 2.4 if count <= 90 else 1.7,
         "markerfacecolor": "white" if one.target else shade,
         "markeredgewidth": 0.5,
@@ -225,7 +224,7 @@ def _draw_lines(axes: Axes, values: Array, looks: list[dict[str, Any]]) -> None:
 def _say_not_available(axes: Axes) -> None:
     """A panel without values, that keeps its ticks of layers."""
     axes.set_yticks([])
-    axes.text(0.5, 0.5, "n/a", transform=axes.transAxes, ha="center", va="center", color=style.MUTED)
+    style.say(axes, "n/a")
 
 
 def _names_height(layers: list[str]) -> float:

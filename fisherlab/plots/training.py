@@ -8,7 +8,6 @@ from matplotlib.lines import Line2D
 from fisherlab.plots import style
 from fisherlab.plots.overtime import (
     EXACT,
-    across_of,
     depth_bar,
     draw_layers,
     drawn_layers,
@@ -97,26 +96,17 @@ def quality(frame: pd.DataFrame, *, caption: str) -> Figure:
     require(frame, ("checkpoint", "layer", "approximation", *QUALITIES))
     layers, left = drawn_layers(frame)
     names, time = names_of(frame, layers), time_of(frame)
-    across = across_of(layers)
-    bands = -(-len(layers) // across)
-    figure = style.new_figure(
-        style.PAGE_WIDTH,
-        1.15 * len(QUALITIES) * bands,
+    figure, panels = style.layer_figure(
+        layers,
+        1.15 * len(QUALITIES),
+        len(QUALITIES),
         caption=caption,
         title=f"Errors and directions over the training{left}",
         legend=[Line2D([], [], **look(name, names, 1)) for name in names],
     )
-    grid = figure.subplots(len(QUALITIES) * bands, across, squeeze=False)
     lowest = {metric: float(np.nanmin(numbers(frame[metric]), initial=0.0)) for metric in QUALITIES}
-    for place in range(bands * across):
-        band, column = divmod(place, across)
-        own = grid[band * len(QUALITIES) : (band + 1) * len(QUALITIES), column]
-        if place >= len(layers):
-            for axes in own:
-                axes.set_visible(False)
-            continue
-        rows = frame[frame["layer"] == layers[place]]
-        style.name_panel(own[0], layers[place], across)
+    for place, (layer, own) in enumerate(zip(layers, panels, strict=True)):
+        rows = frame[frame["layer"] == layer]
         for axes, metric in zip(own, QUALITIES, strict=True):
             values = table(rows, metric, names, time.names, "approximation")
             for name, line in zip(names, values, strict=True):
@@ -124,7 +114,7 @@ def quality(frame: pd.DataFrame, *, caption: str) -> Figure:
             finish(axes, values, logarithmic=False)
             axes.set_ylim(1.05 * lowest[metric], 1.05)
             name_time(axes, time)
-            axes.set_ylabel(name_of(metric) if column == 0 else "")
+            axes.set_ylabel("" if place % style.ACROSS else name_of(metric))
             if metric != QUALITIES[-1]:
                 axes.set_xlabel("")
     return figure
@@ -251,7 +241,6 @@ def optimizer(frame: pd.DataFrame, *, caption: str) -> Figure:
         draw_layers(axes, steps, table(rows, column, layers, list(steps), "layer"))
         scale_steps(axes, steps)
         axes.set_xlabel("training step")
-    for axes in grid[len(drawn) :]:
-        axes.set_visible(False)
+    style.hide(grid[len(drawn) :])
     depth_bar(figure, list(grid[: len(drawn)]), layers)
     return figure

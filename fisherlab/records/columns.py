@@ -5,9 +5,12 @@ from fisherlab.records.definitions import DIRECTIONS, METRICS
 _COUNTS = ("outputs", "inputs", "positions", "groups", "samples", "columns", "bytes")
 _NUMBERS = tuple(column for metric in METRICS for column in metric.columns)
 
+ORIGIN = ("model", "dataset", "checkpoint", "step", "seed")
+"""What numbers were computed from: attributes of `Origin`."""
+
 RECORD_COLUMNS = (
-    *("model", "dataset", "checkpoint", "step", "seed", "dtype"),
-    *("layer", "module", "outputs", "inputs", "positions", "groups"),
+    *ORIGIN,
+    *("dtype", "layer", "module", "outputs", "inputs", "positions", "groups"),
     *("approximation", "kind", "target", "samples", "columns", "method"),
     *_NUMBERS,
     *("seconds", "bytes", "note"),

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fisherlab.errors import InputError
+from fisherlab.records.columns import ORIGIN
 from fisherlab.records.definitions import METRICS, MISSING, Metric, best_rows
 from fisherlab.records.labels import named, number
 
@@ -15,7 +16,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Record = Mapping[str, Any]
 """A row of the records."""
 
-_RUN = ("model", "dataset", "checkpoint", "step", "seed")
 _NEEDED = ("layer", "approximation")
 
 
@@ -88,7 +88,7 @@ def runs(records: pd.DataFrame) -> list[pd.DataFrame]:
         raise InputError(f"the records have no column {', '.join(absent)}; give rows of compare.")
     if records.empty:
         raise InputError("the records have no rows, so there is no table to write.")
-    keys = [column for column in _RUN if column in records]
+    keys = [column for column in ORIGIN if column in records]
     if not keys:
         return [records]
     return [run for _, run in records.groupby(keys, sort=False, dropna=False)]

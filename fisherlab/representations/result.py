@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from fisherlab.errors import unknown
+from fisherlab.records.columns import ORIGIN
 from fisherlab.representations.vectors import ACTIVATED, INPUT, OUTPUT
 from fisherlab.runs.origin import Origin
 from fisherlab.runs.save import Picture, Plate, Result, file_name
@@ -87,11 +88,7 @@ class Representations(Result):
         """The content of `summary.json`."""
         isotropies = {row["layer"]: row for row in self.assumption.to_dict("records")}
         return {
-            "model": self.about.model,
-            "dataset": self.about.dataset,
-            "checkpoint": self.about.checkpoint,
-            "step": self.about.step,
-            "seed": self.about.seed,
+            **{name: getattr(self.about, name) for name in ORIGIN},
             "device": self.device,
             "samples": self.samples,
             "layers": {

@@ -55,9 +55,9 @@ def test_every_metric_is_explained():
     assert any("EKFAC ≤ KFAC" in theorem for theorem in THEOREMS)
 
 
-RECORDS = """model,dataset,checkpoint,step,seed,dtype,layer,module,outputs,inputs,positions,groups,approximation,kind,
-target,samples,columns,method,relative_error,scaled_error,best_scale,population_error,population_error_se,
-gap_to_nearest,trace_exact,trace_approx,trace_ratio,diagonal_error,damping,direction_cosine,decrease_share,
+RECORDS = """model,dataset,checkpoint,step,seed,dtype,layer,module,outputs,inputs,positions,groups,
+approximation,kind,target,samples,columns,method,relative_error,scaled_error,best_scale,population_error,
+population_error_se,gap_to_nearest,trace_exact,trace_approx,trace_ratio,diagonal_error,damping,direction_cosine,decrease_share,
 preconditioned_condition,seconds,bytes,note"""
 
 
