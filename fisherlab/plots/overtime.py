@@ -80,13 +80,6 @@ def scale_steps(axes: Axes, steps: Array) -> None:
     axes.set_xlim(-0.25 * first if steps.min() == 0 else 0.8 * first, 1.4 * last)
 
 
-def table(frame: pd.DataFrame, column: str, rows: Sequence[Any], names: Sequence[Any], row: str) -> Array:
-    """[rows, checkpoints] of a column; NaN where there is no number."""
-    kept = frame.drop_duplicates([row, "checkpoint"])
-    values = kept.assign(value=numbers(kept[column])).pivot(index=row, columns="checkpoint", values="value")
-    return values.reindex(index=list(rows), columns=list(names)).to_numpy(float)
-
-
 def look(name: str, names: Sequence[str], points: int) -> dict[str, Any]:
     """Colour, dashes and marker of an approximation's curve."""
     return {

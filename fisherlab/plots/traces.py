@@ -21,11 +21,10 @@ from fisherlab.plots.overtime import (
     name_rows,
     name_time,
     names_of,
-    table,
     time_of,
 )
 from fisherlab.plots.profiles import MANY
-from fisherlab.records.frames import Array, numbers, require
+from fisherlab.records.frames import Array, numbers, require, table
 from fisherlab.records.labels import label, number
 
 _RATIO_MAP = "RdBu_r"
@@ -104,11 +103,7 @@ def ratios(frame: pd.DataFrame, *, caption: str) -> Figure:
     layers, left = drawn_layers(frame)
     names, time = names_of(frame, layers), time_of(frame)
     if len(time.names) == 1:
-        own = frame[frame["layer"].isin(layers)].drop_duplicates(["layer", "approximation"])
-        values = own.assign(value=numbers(own["trace_ratio"])).pivot(
-            index="layer", columns="approximation", values="value"
-        )
-        maps = [values.reindex(index=layers, columns=names).to_numpy(float)]
+        maps = [table(frame, "trace_ratio", layers, names, "layer", "approximation")]
         titles, texts, words = [""], [label(name) for name in names], ""
     else:
         rows = {name: frame[frame["approximation"] == name] for name in names}
@@ -133,16 +128,13 @@ def _profile(frame: pd.DataFrame, layers: list[str], left: str, *, caption: str)
         style.PAGE_WIDTH, 2.8, caption=caption, title=f"Traces by layer{left}", legend=key
     )
     axes = figure.add_subplot()
-    rows = frame[frame["layer"].isin(layers)].drop_duplicates(["layer", "approximation"])
-    exact = numbers(rows.drop_duplicates("layer").set_index("layer")["trace_exact"]).reindex(layers)
-    values = rows.assign(value=numbers(rows["trace_approx"])).pivot(
-        index="approximation", columns="layer", values="value"
-    )
-    drawn = values.reindex(index=names, columns=layers).to_numpy(float)
-    axes.plot(exact.to_numpy(float), marker="o", markersize=4, **EXACT)
+    first = frame.drop_duplicates("layer").set_index("layer")["trace_exact"]
+    exact = numbers(first.reindex(layers)).to_numpy()
+    drawn = table(frame, "trace_approx", names, layers, "approximation", "layer")
+    axes.plot(exact, marker="o", markersize=4, **EXACT)
     for own, one in zip(drawn, looks, strict=True):
         axes.plot(own, **one)
-    finish(axes, np.vstack([exact.to_numpy(float), drawn]))
+    finish(axes, np.vstack([exact, drawn]))
     axes.set_ylabel("trace")
     name_columns(axes, layers, "layer", style.PAGE_WIDTH - 0.6, shift=0.0)
     return figure

@@ -18,11 +18,10 @@ from fisherlab.plots.overtime import (
     name_time,
     names_of,
     scale_steps,
-    table,
     time_of,
 )
 from fisherlab.records.definitions import QUALITIES, name_of
-from fisherlab.records.frames import numbers, require
+from fisherlab.records.frames import numbers, require, table
 
 _RECORDED = {
     "rate": "rate $\\alpha_l$",

@@ -78,13 +78,17 @@ class SplitTable:
     def _table(self, columns: Sequence[TextColumn], most: int) -> Table:
         """Names and these columns, with so many characters for a text of the first."""
         table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-        for head, _, right in (*self.names, *columns):
-            table.add_column(head, no_wrap=True, vertical="bottom", justify="right" if right else "left")
+        for place, (head, _, right) in enumerate((*self.names, *columns)):
+            folded = self.least is None and place < len(self.names)
+            table.add_column(
+                head,
+                no_wrap=not folded,
+                overflow="fold" if folded else "ellipsis",
+                vertical="bottom",
+                justify="right" if right else "left",
+            )
         names = [column.cells for column in self.names]
-        if self.least is None:
-            for column in table.columns[: len(names)]:
-                column.no_wrap, column.overflow = False, "fold"
-        else:
+        if self.least is not None:
             names[0] = [Text(short(text.plain, most)) for text in names[0]]
         for cells in zip(*names, *(column.cells for column in columns), strict=True):
             table.add_row(*cells)

@@ -23,10 +23,10 @@ from fisherlab.runs.save import Picture
 class Image:
     """A picture as the page names it."""
 
-    source: str
-    pdf: str | None
-    caption: str
     heading: str
+    source: str
+    caption: str = ""
+    pdf: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,10 @@ def image(picture: Picture, folder: Path) -> Image:
         raise InputError(f"there is no picture {file}; save it before the page is written.")
     pdf = file.with_suffix(".pdf")
     return Image(
-        source=_relative(file, folder),
-        pdf=_relative(pdf, folder) if pdf.is_file() else None,
-        caption=picture.caption,
-        heading=picture.heading,
+        picture.heading,
+        _relative(file, folder),
+        picture.caption,
+        _relative(pdf, folder) if pdf.is_file() else None,
     )
 
 
