@@ -1,6 +1,7 @@
 """What an approximation is: the statistics it needs, and the operator they make."""
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -113,6 +114,7 @@ def build_from_block(method: Approximation, exact: LinearOperator) -> LinearOper
 
 
 _REGISTRY: dict[str, type[Approximation]] = {}
+_COLOUR = re.compile("#[0-9a-fA-F]{6}")
 
 
 def register_approximation(cls: type[Approximation]) -> type[Approximation]:
@@ -122,18 +124,23 @@ def register_approximation(cls: type[Approximation]) -> type[Approximation]:
 
     Raises:
         InputTypeError: for anything but a concrete subclass of `Approximation`.
-        InputError: for a name that is missing, not lower case, or taken by another class.
+        InputError: for a name that is missing, not lower case, or taken by another class, or a colour that is
+            no colour.
     """
     if not (inspect.isclass(cls) and issubclass(cls, Approximation)) or inspect.isabstract(cls):
         raise InputTypeError(
             "register_approximation takes a class that derives from Approximation and defines "
             "statistics and build"
         )
-    for attribute in ("name", "formula", "source"):
+    for attribute in ("name", "label", "formula", "source"):
         if not isinstance(getattr(cls, attribute, None), str):
             raise InputError(f"{cls.__name__} needs a class attribute {attribute!r} (a string)")
     if cls.name != cls.name.lower() or not cls.name or "," in cls.name:
         raise InputError(f"the name {cls.name!r} must be in lower case and without commas")
+    if cls.colour is not None and not _COLOUR.fullmatch(str(cls.colour)):
+        raise InputError(
+            f"{cls.__name__}.colour is {cls.colour!r}; give six hexadecimal digits, such as '#0072b2'"
+        )
     known = _REGISTRY.get(cls.name)
     if known is not None and known.__qualname__ != cls.__qualname__:
         raise InputError(f"the name {cls.name!r} is taken by {known.__name__}; choose another")

@@ -33,10 +33,12 @@ _LONG_WORD = re.compile(r"^(.{3}).*?(\d*)$", re.DOTALL)
 
 
 def named(name: str) -> Named:
-    """How an approximation or an optimizer is shown: as its class says, else by its name."""
-    from fisherlab.approximations import (
-        registered,  # not before it is asked for: processes that draw need none
-    )
+    """How an approximation or an optimizer is shown: as its class says, else by its name.
+
+    The registry, and torch with it, is not imported before a name is looked up: processes that only draw look
+    up none.
+    """
+    from fisherlab.approximations import registered
 
     cls = registered().get(name)
     return VARIANTS.get(name, Named(name)) if cls is None else Named(cls.label, cls.colour, cls.own_scale)

@@ -164,6 +164,9 @@ def test_classes_that_cannot_be_registered():
     class Comma(InputDiagonal):
         name = "a,b"
 
+    class Colourful(InputDiagonal):
+        colour = "blueish"
+
     class Half(fl.Approximation):
         name = formula = source = "half"
 
@@ -172,6 +175,8 @@ def test_classes_that_cannot_be_registered():
 
     with pytest.raises(InputError, match="Nameless needs a class attribute 'name'"):
         fl.register_approximation(Nameless)
+    with pytest.raises(InputError, match="Colourful.colour is 'blueish'; give six hexadecimal digits"):
+        fl.register_approximation(Colourful)
     for cls in (Loud, Comma):
         with pytest.raises(InputError, match="in lower case and without commas"):
             fl.register_approximation(cls)
