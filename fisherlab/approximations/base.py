@@ -138,9 +138,7 @@ def register_approximation(cls: type[Approximation]) -> type[Approximation]:
     if cls.name != cls.name.lower() or not cls.name or "," in cls.name:
         raise InputError(f"the name {cls.name!r} must be in lower case and without commas")
     if cls.colour is not None and not _COLOUR.fullmatch(str(cls.colour)):
-        raise InputError(
-            f"{cls.__name__}.colour is {cls.colour!r}; give six hexadecimal digits, such as '#0072b2'"
-        )
+        raise InputError(f"{cls.__name__}.colour is {cls.colour!r}; give one such as '#0072b2'")
     known = _REGISTRY.get(cls.name)
     if known is not None and known.__qualname__ != cls.__qualname__:
         raise InputError(f"the name {cls.name!r} is taken by {known.__name__}; choose another")

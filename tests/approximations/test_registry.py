@@ -175,7 +175,7 @@ def test_classes_that_cannot_be_registered():
 
     with pytest.raises(InputError, match="Nameless needs a class attribute 'name'"):
         fl.register_approximation(Nameless)
-    with pytest.raises(InputError, match="Colourful.colour is 'blueish'; give six hexadecimal digits"):
+    with pytest.raises(InputError, match=r"Colourful\.colour is 'blueish'; give one such as"):
         fl.register_approximation(Colourful)
     for cls in (Loud, Comma):
         with pytest.raises(InputError, match="in lower case and without commas"):
