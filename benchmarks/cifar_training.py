@@ -20,7 +20,8 @@ import torch
 from common import RESULTS, finished_run, machine, processor_seconds, save_png, write_table
 
 from fisherlab.base.writing import write
-from fisherlab.plots.methods import method_curves, method_label
+from fisherlab.plots import label
+from fisherlab.plots.methods import method_curves
 from fisherlab.runs.finished import FinishedRun
 from fisherlab.train import TrainConfig
 from fisherlab.train.run import log
@@ -144,7 +145,7 @@ def rows_of(
 
 
 def labelled(method: str) -> str:
-    return LABELS.get(method) or method_label(method)
+    return LABELS.get(method) or label(method)
 
 
 def late_end(run: FinishedRun) -> float:

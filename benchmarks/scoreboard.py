@@ -23,8 +23,8 @@ from torch.nn import functional
 import fisherlab as fl
 from fisherlab import plots
 from fisherlab.collect.batches import called, each
-from fisherlab.comparison.result import RECORD_COLUMNS
 from fisherlab.models import prepare
+from fisherlab.records.columns import RECORD_COLUMNS
 from fisherlab.records.definitions import STAND_IN
 from fisherlab.runs.origin import Origin
 

@@ -22,7 +22,8 @@ import torch
 from common import RESULTS, finished_run, machine, processor_seconds, save_png, write_table
 
 from fisherlab.base.writing import write
-from fisherlab.plots.methods import method_curves, method_label
+from fisherlab.plots import label
+from fisherlab.plots.methods import method_curves
 from fisherlab.runs.finished import FinishedRun
 from fisherlab.train import TrainConfig
 from fisherlab.train.run import log
@@ -167,7 +168,7 @@ def rows_of(
         ends = [run.summary["bleu"]["value"] for run in runs if run.summary["bleu"]["value"] is not None]
         losses = [test_loss(run) for run in runs]
         end = lr in (GRIDS[method][0], GRIDS[method][-1])
-        row = [method_label(method), f"{lr:g}" + ("*" if end else "")]
+        row = [label(method), f"{lr:g}" + ("*" if end else "")]
         row += ["–", "–"] if step is None else [f"{step:,}", f"{step * own / 60:.1f}"]
         row += [f"{1000 * own:.0f}", f"{ratio:.2f}", f"{curve.max():.2f}"]
         rows.append([*row, f"{mean(ends):.2f}" if ends else "diverged", f"{mean(losses):.3f}"])

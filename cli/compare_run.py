@@ -46,10 +46,10 @@ def _perform(config: CompareConfig, output: Output, first: bool) -> None:
         if not first:
             return
         config = preparing.as_used(config, prepared, comparison.dtype)
-        from fisherlab.comparison.pictures import write_comparison
+        from fisherlab.comparison.pictures import write_matrices
 
-        files = partial(write_comparison, matrices=config.save_matrices)
-        summary = rundirs.write(config, comparison, files, out, output, started)
+        more = partial(write_matrices, comparison) if config.save_matrices else None
+        summary = rundirs.write(config, comparison, out, output, started, more)
     if output.as_json:
         print_json(summary)
         return

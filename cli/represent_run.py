@@ -45,9 +45,7 @@ def _perform(config: RepresentConfig, output: Output, first: bool) -> None:
             return
         dtype = str(next(prepared.model.parameters()).dtype).removeprefix("torch.")
         used = preparing.as_used(config, prepared, dtype)
-        from fisherlab.representations.files import write_representations
-
-        summary = rundirs.write(used, result, write_representations, out, output, started)
+        summary = rundirs.write(used, result, out, output, started)
     if output.as_json:
         print_json(summary)
         return

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fisherlab.errors import InputError
 from fisherlab.runs.config import Config
@@ -14,7 +14,8 @@ from fisherlab.runs.part import numbered
 
 from .options import Output
 
-Files = Callable[..., None]
+if TYPE_CHECKING:
+    from fisherlab.runs.save import Result
 
 
 def choose(out: Path | None, command: str, model: str, *, force: bool) -> Path:
@@ -37,31 +38,29 @@ def choose(out: Path | None, command: str, model: str, *, force: bool) -> Path:
 
 
 def write(
-    config: Config, result: Any, files: Files, out: Path, output: Output, started: float
+    config: Config,
+    result: "Result",
+    out: Path,
+    output: Output,
+    started: float,
+    more: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Writes a finished run's directory, complete or not at all; returns what its `summary.json` holds.
 
     Args:
         config: what was done, as `config.toml` says it.
         result: what came out; its `summary()` goes into the summary.
-        files: writes the result's files into the directory.
         out: the directory.
         output: see `Output`.
         started: `time.perf_counter()` at the start of the run.
+        more: writes further files into the directory.
     """
     from fisherlab.base.progress import bar
-    from fisherlab.runs.directory import run_directory
+    from fisherlab.runs.save import save_result
 
-    summary = {
-        "command": config.command,
-        "inputs": config.to_dict(),
-        "directory": str(out),
-        **result.summary(),
-    }
-    with run_directory(out, force=output.force) as part, bar(output.progress, "pictures", None) as report:
-        (part / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-        files(result, part, summary=summary, started=started, report=report)
-    return summary
+    options: dict[str, Any] = {"config": config, "force": output.force, "started": started, "more": more}
+    with bar(output.progress, "pictures", None) as report:
+        return save_result(result, out, **options, report=report)
 
 
 def _new(name: str) -> Path:

@@ -42,15 +42,11 @@ def _perform(config: TraceConfig, output: Output, first: bool) -> None:
         traces = source.trace(progress=progress, on_plan=_accepted)
         if not first:
             return
-        from fisherlab.traces.files import write_traces
-
-        summary = rundirs.write(source.config, traces, write_traces, out, output, started)
+        summary = rundirs.write(source.config, traces, out, output, started)
     if output.as_json:
         print_json(summary)
         return
-    from fisherlab.traces.table import console_table
-
-    print_rich(console_table(traces))
+    print_rich(traces.table())
     click.echo(f"run directory: {out}\nreport: {out / 'report.html'}")
 
 

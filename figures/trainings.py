@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from fisherlab.plots.methods import method_curves, method_label, printed_number, printed_values
+from fisherlab.plots import label
+from fisherlab.plots.methods import method_curves, printed_number, printed_values
 
 from . import printed
 from .method_runs import MethodRun
@@ -58,7 +59,7 @@ class Trained:
     def diverged(self) -> list[str]:
         """A sentence a run that diverged."""
         return [
-            f"{method_label(run.method)}, seed {run.seed}: {run.finished.summary['reason']}"
+            f"{label(run.method)}, seed {run.seed}: {run.finished.summary['reason']}"
             for run in self._all
             if run.diverged
         ]
@@ -68,12 +69,10 @@ class Trained:
         text = described(self._all, self.task.words)
         if self.task.stands_for:
             text = f"a stand-in for {self.task.stands_for}: {text}"
-        rates = ", ".join(f"{method_label(name)} {self.task.rates[name]:g}" for name in self.runs)
+        rates = ", ".join(f"{label(name)} {self.task.rates[name]:g}" for name in self.runs)
         text = f"{text}; seconds are of training alone, whatever else the machine did"
         text = f"{text}; {self._protocol()}; learning rates {rates} ({self.task.rates_from})"
-        dampings = [
-            f"{method_label(name)} {_damping(runs[0].finished.config)}" for name, runs in self.runs.items()
-        ]
+        dampings = [f"{label(name)} {_damping(runs[0].finished.config)}" for name, runs in self.runs.items()]
         return f"{text}; damping {', '.join(dampings)}"
 
     def _protocol(self) -> str:
@@ -85,7 +84,7 @@ class Trained:
                 f"batch {config['batch']}, {config['epochs']} epochs, schedule {_schedule(config)}, warm-up "
                 f"{_warm_up(config)}, weight decay {config['weight_decay']:g}"
             )
-            by_protocol.setdefault(words, []).append(method_label(runs[0].method))
+            by_protocol.setdefault(words, []).append(label(runs[0].method))
         return "; ".join(f"{', '.join(names)}: {words}" for words, names in by_protocol.items())
 
     @property
@@ -196,14 +195,14 @@ def _rows(found: Trained | None, table: PrintedTable) -> Iterator[_Row]:
             means[column, method] = measured
             flag = printed.FLAGGED.get((column, method))
             flagged = f"; reading {flag} on the printed value" if flag in table.errata else ""
-            yield f"{method_label(method)}: {column}", measured, values[method], note + flagged
+            yield f"{label(method)}: {column}", measured, values[method], note + flagged
     time = next(column for column in table.columns if column in (printed.SECONDS, printed.HOURS))
     for method in table.methods:
         if method != "lngd":
             measured = _saved(means[time, "lngd"], means[time, method])
             shown = _saved(table.columns[time]["lngd"], table.columns[time][method])
             yield (
-                f"{method_label(method)}: {_SAVED}",
+                f"{label(method)}: {_SAVED}",
                 measured,
                 shown,
                 "computed from the times to the target, on both sides; reading 21",
@@ -212,7 +211,7 @@ def _rows(found: Trained | None, table: PrintedTable) -> Iterator[_Row]:
         for method in table.methods:
             best = [None if run.diverged else best_value(run) for run in found.runs[method]]
             measured, note = _mean_of(best)
-            yield f"{method_label(method)}: best {found.words}", measured, None, note
+            yield f"{label(method)}: best {found.words}", measured, None, note
 
 
 def _mean(found: Trained, method: str, column: str) -> tuple[float | None, str]:
@@ -303,9 +302,7 @@ def _target(table: PrintedTable) -> str:
 def _printed_sentence(table: PrintedTable) -> str:
     parts = []
     for words, values in table.columns.items():
-        listed = ", ".join(
-            f"{method_label(m)} {'–' if v is None else printed_number(v)}" for m, v in values.items()
-        )
+        listed = ", ".join(f"{label(m)} {'–' if v is None else printed_number(v)}" for m, v in values.items())
         parts.append(f"{_panel(words, table)}: {listed}")
     dash = "; –: the paper has a dash" if any(None in own.values() for own in table.columns.values()) else ""
     return f"{table.task} ({table.metric}), TensorFlow, one A100; {'; '.join(parts)}{dash}"
@@ -316,6 +313,6 @@ def _measured_sentence(found: Trained, table: PrintedTable) -> str:
     parts = []
     for column in list(table.columns)[:2]:
         values = {method: _mean(found, method, column)[0] for method in found.runs}
-        listed = ", ".join(f"{method_label(m)} {'–' if v is None else f'{v:.3g}'}" for m, v in values.items())
+        listed = ", ".join(f"{label(m)} {'–' if v is None else f'{v:.3g}'}" for m, v in values.items())
         parts.append(f"{column}: {listed}")
     return f"Measured, {found.target_words}; {'; '.join(parts)} (–: not reached)"

@@ -266,7 +266,7 @@ def runs(tmp_path_factory) -> tuple[Path, Result, subprocess.CompletedProcess[st
         patch.setenv("FISHERLAB_OFFLINE", "1")
         patch.delenv("FISHERLAB_DATA", raising=False)
         patch.setattr("torch.cuda.is_available", lambda: False)
-        patch.setattr("fisherlab.comparison.pictures._pictures", lambda *arguments: iter(()))
+        patch.setattr("fisherlab.comparison.pictures.figures", lambda *arguments: iter(()))
         one = CliRunner().invoke(main, [*COMPARE, "--out", "one"])
     two = launched(*TORCHRUN, "-m", "fisherlab", *COMPARE, "--out", "two", folder=folder)
     assert (one.exit_code, two.returncode) == (0, 0), two.stderr[-4000:]

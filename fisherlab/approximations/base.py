@@ -1,6 +1,7 @@
 """What an approximation is: the statistics it needs, and the operator they make."""
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -20,6 +21,9 @@ class Approximation(ABC):
 
     Attributes:
         name: the registered name, in lower case.
+        label: as its paper writes it, for tables, pages and pictures; its name where a class gives none.
+        colour: its colour in pictures, hexadecimal; None: one by its place among those that have none.
+        own_scale: it has no common scale with the Fisher of the loss, so that only its scaled error compares.
         formula: F̂ as text.
         source: paper and equation.
         own_kind: the labels the method always uses; None: those of the Fisher it approximates.
@@ -31,6 +35,9 @@ class Approximation(ABC):
     """
 
     name: ClassVar[str]
+    label: ClassVar[str]
+    colour: ClassVar[str | None] = None
+    own_scale: ClassVar[bool] = False
     formula: ClassVar[str]
     source: ClassVar[str]
     own_kind: ClassVar[str | None] = None
@@ -38,6 +45,13 @@ class Approximation(ABC):
     from_exact: ClassVar[bool] = False
     for_vectors: ClassVar[bool] = False
     of_gradients: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A class with a name of its own has no label and colour of the one it derives from."""
+        super().__init_subclass__(**options)
+        if "name" in vars(cls):
+            cls.label = vars(cls).get("label", cls.name)
+            cls.colour = vars(cls).get("colour")
 
     @abstractmethod
     def statistics(self, layer: BlockShape, kind: str) -> tuple[Statistic, ...]:
@@ -100,6 +114,7 @@ def build_from_block(method: Approximation, exact: LinearOperator) -> LinearOper
 
 
 _REGISTRY: dict[str, type[Approximation]] = {}
+_COLOUR = re.compile("#[0-9a-fA-F]{6}")
 
 
 def register_approximation(cls: type[Approximation]) -> type[Approximation]:
@@ -109,18 +124,21 @@ def register_approximation(cls: type[Approximation]) -> type[Approximation]:
 
     Raises:
         InputTypeError: for anything but a concrete subclass of `Approximation`.
-        InputError: for a name that is missing, not lower case, or taken by another class.
+        InputError: for a name that is missing, not lower case, or taken by another class, or a colour that is
+            no colour.
     """
     if not (inspect.isclass(cls) and issubclass(cls, Approximation)) or inspect.isabstract(cls):
         raise InputTypeError(
             "register_approximation takes a class that derives from Approximation and defines "
             "statistics and build"
         )
-    for attribute in ("name", "formula", "source"):
+    for attribute in ("name", "label", "formula", "source"):
         if not isinstance(getattr(cls, attribute, None), str):
             raise InputError(f"{cls.__name__} needs a class attribute {attribute!r} (a string)")
     if cls.name != cls.name.lower() or not cls.name or "," in cls.name:
         raise InputError(f"the name {cls.name!r} must be in lower case and without commas")
+    if cls.colour is not None and not _COLOUR.fullmatch(str(cls.colour)):
+        raise InputError(f"{cls.__name__}.colour is {cls.colour!r}; give one such as '#0072b2'")
     known = _REGISTRY.get(cls.name)
     if known is not None and known.__qualname__ != cls.__qualname__:
         raise InputError(f"the name {cls.name!r} is taken by {known.__name__}; choose another")

@@ -49,6 +49,8 @@ class EKFAC(_Rescaled):
     """
 
     name: ClassVar[str] = "ekfac"
+    label: ClassVar[str] = "EKFAC"
+    colour: ClassVar[str | None] = "#009e73"
     formula: ClassVar[str] = "(U_A ⊗ U_B) S (U_A ⊗ U_B)ᵀ, S = E[Σ_c (U_Bᵀ V U_A)∘²]"
     source: ClassVar[str] = "George et al. 2018, arXiv 1806.03884, eq. 9"
 
@@ -67,6 +69,8 @@ class TEKFAC(_Rescaled):
     """
 
     name: ClassVar[str] = "tekfac"
+    label: ClassVar[str] = "TEKFAC"
+    colour: ClassVar[str | None] = "#cc79a7"
     formula: ClassVar[str] = "(U_P ⊗ U_Q) S (U_P ⊗ U_Q)ᵀ, S = E[Σ_c (U_Qᵀ V U_P)∘²]"
     source: ClassVar[str] = "Gao et al. 2020, arXiv 2011.13609"
 

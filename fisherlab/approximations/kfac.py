@@ -23,6 +23,8 @@ class KFAC(Approximation):
     """
 
     name: ClassVar[str] = "kfac"
+    label: ClassVar[str] = "KFAC"
+    colour: ClassVar[str | None] = "#0072b2"
     formula: ClassVar[str] = "A ⊗ B, A = E[Σ_t a aᵀ], B = E[Σ_c Σ_t g gᵀ]/T"
     source: ClassVar[str] = "Martens and Grosse 2015, arXiv 1503.05671, eq. 1"
 

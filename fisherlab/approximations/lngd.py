@@ -46,6 +46,9 @@ class LNGD(_DiagonalOutput):
     """
 
     name: ClassVar[str] = "lngd"
+    label: ClassVar[str] = "LNGD"
+    colour: ClassVar[str | None] = "#d55e00"
+    own_scale: ClassVar[bool] = True
     formula: ClassVar[str] = "Φ ⊗ Ψ, Φ = E[Σ_t ‖φ'‖² a aᵀ], Ψ = diag(E[Σ_t ‖a‖² φ'∘φ'])/tr Φ"
     source: ClassVar[str] = "Liu et al. 2024, NeurIPS, eq. 5"
     layerwise: ClassVar[bool] = True
@@ -89,6 +92,8 @@ class LNGDRealGradients(_DiagonalOutput):
     """
 
     name: ClassVar[str] = "lngd-lr"
+    label: ClassVar[str] = "LNGD-lr"
+    colour: ClassVar[str | None] = "#f0a27a"
     formula: ClassVar[str] = "Φ ⊗ Ψ, Φ = E[Σ_c Σ_t ‖g‖² a aᵀ], Ψ = diag(E[Σ_c Σ_t ‖a‖² g∘g])/tr Φ"
     source: ClassVar[str] = "Liu et al. 2024, NeurIPS, section 4.4 (LNGD-lr)"
 

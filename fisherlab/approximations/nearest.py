@@ -33,6 +33,8 @@ class NearestKronecker(Approximation):
     """
 
     name: ClassVar[str] = "nearest-kronecker"
+    label: ClassVar[str] = "nearest A⊗B"
+    colour: ClassVar[str | None] = "#4d4d4d"
     formula: ClassVar[str] = "argmin ‖F − A ⊗ B‖_F"
     source: ClassVar[str] = "Van Loan and Pitsianis 1993, Approximation with Kronecker products"
     from_exact: ClassVar[bool] = True

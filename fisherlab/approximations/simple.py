@@ -14,6 +14,7 @@ class Diagonal(Approximation):
     """diag(F): the second moments of the single entries of V."""
 
     name: ClassVar[str] = "diagonal"
+    colour: ClassVar[str | None] = "#9c9c9c"
     formula: ClassVar[str] = "diag(F), F_jj = E[Σ_c V∘V]"
     source: ClassVar[str] = "the diagonal of F itself"
     for_vectors: ClassVar[bool] = True
@@ -36,6 +37,9 @@ class FOOF(Approximation):
     """
 
     name: ClassVar[str] = "foof"
+    label: ClassVar[str] = "FOOF"
+    colour: ClassVar[str | None] = "#8b6b4a"
+    own_scale: ClassVar[bool] = True
     formula: ClassVar[str] = "A ⊗ I, A = E[Σ_t a aᵀ]"
     source: ClassVar[str] = "Benzing 2022, arXiv 2201.12250, section 3"
 
@@ -58,6 +62,9 @@ class NGPlus(Approximation):
     """
 
     name: ClassVar[str] = "ngplus"
+    label: ClassVar[str] = "NG+"
+    colour: ClassVar[str | None] = "#7a5aa6"
+    own_scale: ClassVar[bool] = True
     formula: ClassVar[str] = "I ⊗ E[V Vᵀ] (m ≤ d), else E[VᵀV] ⊗ I; empirical labels"
     source: ClassVar[str] = "Yang et al. 2021, arXiv 2106.07454, section 2"
     own_kind: ClassVar[str | None] = EMPIRICAL

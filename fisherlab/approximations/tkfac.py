@@ -22,6 +22,8 @@ class TKFAC(Approximation):
     """
 
     name: ClassVar[str] = "tkfac"
+    label: ClassVar[str] = "TKFAC"
+    colour: ClassVar[str | None] = "#e69f00"
     formula: ClassVar[str] = "δ P ⊗ Q, δ = tr F, P = E[VᵀV]/δ, Q = E[V Vᵀ]/δ"
     source: ClassVar[str] = "Gao et al. 2021, arXiv 2011.10741, eqs. 4.2 to 4.4"
 

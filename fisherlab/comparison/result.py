@@ -1,8 +1,8 @@
 """What a comparison gives: records, the operators behind them, pictures and files."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,57 +14,15 @@ from fisherlab.errors import InputError, InputTypeError, NotSupportedError, byte
 from fisherlab.exact.plans import BlockPlan
 from fisherlab.layers import Layers, LayerView
 from fisherlab.operators import LinearOperator
+from fisherlab.records.columns import DIRECTION_COLUMNS, ORIGIN, RECORD_COLUMNS, RECORD_TYPES
+from fisherlab.records.definitions import METRICS, best_rows
 from fisherlab.runs.origin import Origin
+from fisherlab.runs.save import Picture, Plate, Result, save_result
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
     from rich.console import RenderableType
-
-RECORD_COLUMNS = [
-    "model",
-    "dataset",
-    "checkpoint",
-    "step",
-    "seed",
-    "dtype",
-    "layer",
-    "module",
-    "outputs",
-    "inputs",
-    "positions",
-    "groups",
-    "approximation",
-    "kind",
-    "target",
-    "samples",
-    "columns",
-    "method",
-    "relative_error",
-    "scaled_error",
-    "best_scale",
-    "population_error",
-    "population_error_se",
-    "gap_to_nearest",
-    "trace_exact",
-    "trace_approx",
-    "trace_ratio",
-    "diagonal_error",
-    "damping",
-    "direction_cosine",
-    "decrease_share",
-    "preconditioned_condition",
-    "seconds",
-    "bytes",
-    "note",
-]
-
-_COUNTS = ("outputs", "inputs", "positions", "groups", "samples", "columns", "bytes")
-_NUMBERS = [
-    c for c in RECORD_COLUMNS[RECORD_COLUMNS.index("relative_error") :] if c not in (*_COUNTS, "note")
-]
-
-DIRECTION_COLUMNS = ("layer", "approximation", "damping", "direction_cosine", "decrease_share")
 
 _LARGEST_PICTURE = 4096
 
@@ -111,7 +69,7 @@ class LayerResult:
 
 
 @dataclass
-class Comparison:
+class Comparison(Result):
     """The result of `fisherlab.compare`.
 
     Attributes:
@@ -139,8 +97,7 @@ class Comparison:
             for result in self.results.values()
             for (approximation, target), measured in result.measured.items()
         ]
-        types = dict.fromkeys(_COUNTS, "Int64") | dict.fromkeys(_NUMBERS, "float64")
-        return pd.DataFrame(rows, columns=list(RECORD_COLUMNS)).astype(types)
+        return pd.DataFrame(rows, columns=list(RECORD_COLUMNS)).astype(RECORD_TYPES)
 
     @cached_property
     def directions(self) -> pd.DataFrame:
@@ -305,6 +262,36 @@ class Comparison:
             **({"not_measured": dict(self.layers.left_out)} if self.layers.left_out else {}),
         }
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables by the names of their files."""
+        return {
+            "records.csv": self.records,
+            "directions.csv": self.directions,
+            "coupling.csv": self.coupling,
+            "coverage.csv": self.layers.coverage(),
+        }
+
+    def figures(self) -> Iterator[Plate]:
+        """Each picture with its words: over all layers, and of the first dozen that are no norms."""
+        from fisherlab.comparison.pictures import figures
+
+        return figures(self)
+
+    def write_page(
+        self, path: Path, summary: Mapping[str, Any], pictures: Sequence[Picture], origin: Mapping[str, Any]
+    ) -> Path:
+        """Writes the page, with pictures that have been written and the content of `provenance.json`."""
+        from fisherlab.report import write_page
+
+        return write_page(
+            path,
+            title=f"Fisher comparison: {self.about.model}",
+            summary={key: value for key, value in summary.items() if key != "layers"},
+            records=self.records,
+            figures=pictures,
+            provenance=origin,
+        )
+
     def save(self, directory: str | Path, *, matrices: bool = False) -> Path:
         """Writes records, summary, pictures and the page into a directory that it makes.
 
@@ -315,20 +302,17 @@ class Comparison:
         Raises:
             InputError: where the directory holds something already.
         """
-        from fisherlab.comparison.pictures import save_comparison
+        from fisherlab.comparison.pictures import write_matrices
 
-        return save_comparison(self, Path(directory), matrices=matrices)
+        save_result(self, Path(directory), more=partial(write_matrices, self) if matrices else None)
+        return Path(directory)
 
     def _row(
         self, result: LayerResult, approximation: str, target: str, values: Mapping[str, Any]
     ) -> dict[str, Any]:
-        about, view = self.about, result.view
+        view = result.view
         return {
-            "model": about.model,
-            "dataset": about.dataset,
-            "checkpoint": about.checkpoint,
-            "step": about.step,
-            "seed": about.seed,
+            **{name: getattr(self.about, name) for name in ORIGIN},
             "dtype": self.dtype,
             "layer": view.name,
             "module": view.family,
@@ -377,8 +361,6 @@ def _trace_scale(exact: LinearOperator, operator: LinearOperator) -> float:
 
 def _best(rows: pd.DataFrame) -> dict[str, Any]:
     """For each metric the approximations with the best value (to three digits), and the value."""
-    from fisherlab.records.definitions import METRICS, best_rows
-
     found: dict[str, Any] = {}
     for metric in METRICS:
         values = pd.to_numeric(rows[metric.column], errors="coerce").reset_index(drop=True)

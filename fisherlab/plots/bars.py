@@ -19,6 +19,7 @@ from fisherlab.plots.profiles import (
     shade_key,
     waterfall_profile,
 )
+from fisherlab.records.definitions import name_of
 from fisherlab.records.frames import (
     Array,
     Series,
@@ -29,7 +30,7 @@ from fisherlab.records.frames import (
     require,
     with_series,
 )
-from fisherlab.records.labels import METRICS, label, number, short
+from fisherlab.records.labels import label, number, short
 
 _ERRORS = ("relative_error", "scaled_error", "population_error")
 _NUMBERED_BARS = 54  # bars of a row that leave room for their numbers
@@ -94,12 +95,12 @@ def waterfall(steps: pd.DataFrame, *, caption: str) -> Figure:
     left = f"{len(every) - len(layers)} without these steps are left out" if layers != every else ""
     if len(layers) > MANY:
         return waterfall_profile(steps, layers, caption=caption, left=left)
-    across = min(len(layers), 4)
-    down = -(-len(layers) // across)
     top = 1.18 * (float(steps["scaled_error"].max()) if steps["scaled_error"].notna().any() else 1)
-    figure = style.new_figure(
-        style.PAGE_WIDTH if across > 2 else style.COLUMN_WIDTH,
-        1.9 * down,
+    figure, panels = style.layer_figure(
+        layers,
+        1.9,
+        width=style.PAGE_WIDTH if len(layers) > 2 else style.COLUMN_WIDTH,
+        sharey="all",
         caption=caption,
         title="Scaled error, step by step" + (f" (layers: {left})" if left else ""),
         legend=[
@@ -108,17 +109,13 @@ def waterfall(steps: pd.DataFrame, *, caption: str) -> Figure:
             Patch(color=_START, label="first step"),
         ],
     )
-    grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
-    for axes, layer in zip(grid, layers, strict=False):
+    for (axes,), layer in zip(panels, layers, strict=True):
         own = steps[steps["layer"] == layer].set_index("step")["scaled_error"]
         _draw_waterfall(axes, own.reindex(names).to_numpy(float))
         axes.set_ylim(0, top)
-        style.name_panel(axes, layer, across)
         axes.set_xticks(range(len(names)), [label(name) for name in names], rotation=90)
-    for axes in grid[len(layers) :]:
-        axes.set_visible(False)
-    for axes in grid[::across]:
-        axes.set_ylabel(METRICS["scaled_error"])
+    for (axes,) in panels[:: style.ACROSS]:
+        axes.set_ylabel(name_of("scaled_error"))
     return figure
 
 
@@ -155,7 +152,7 @@ def _error_bars(
         limit, cut = _limit(values, spread)
         for wrap, part in enumerate(wraps):
             axes = grid[wrap, index]
-            axes.set_ylabel(METRICS[metric])
+            axes.set_ylabel(name_of(metric))
             if not np.isfinite(values).any():
                 style.not_available(axes)
                 continue

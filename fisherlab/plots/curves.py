@@ -1,7 +1,6 @@
 """Curves: the spectra of a layer, and directions against damping."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,10 +10,10 @@ from matplotlib.lines import Line2D
 
 from fisherlab.plots import style
 from fisherlab.plots.profiles import MANY, diagonal_only, direction_profiles, shade_key
-from fisherlab.records.frames import compared_layers, numbers, require
-from fisherlab.records.labels import METRICS, label, number
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from fisherlab.records.columns import DIRECTION_COLUMNS
+from fisherlab.records.definitions import DIRECTIONS, name_of
+from fisherlab.records.frames import Array, compared_layers, numbers, require
+from fisherlab.records.labels import label, number
 
 
 @style.styled
@@ -52,10 +51,10 @@ def spectrum(
     names = list(dict.fromkeys([*approximations, *preconditioned]))
     size = len(exact) if size is None else size
     key = [Line2D([], [], color="black", lw=2.4, label=f"exact F (rank {_rank(exact)} of {size})")]
-    for index, name in enumerate(names):
+    for name in names:
         values = approximations.get(name)
         rank = "" if values is None else f" ({_rank_words(values, size)})"
-        key.append(Line2D([], [], **_look(name, index, names), label=label(name) + rank))
+        key.append(Line2D([], [], **style.look(name, names), label=label(name) + rank))
     figure = style.new_figure(
         style.PAGE_WIDTH,
         2.4,
@@ -65,9 +64,9 @@ def spectrum(
     )
     left, right = figure.subplots(1, 2)
     left.plot(*_descending(exact), color="black", lw=2.4)
-    for index, name in enumerate(names):
-        left.plot(*_descending(approximations.get(name)), **_look(name, index, names))
-        right.plot(*_descending(preconditioned.get(name)), **_look(name, index, names))
+    for name in names:
+        left.plot(*_descending(approximations.get(name)), **style.look(name, names))
+        right.plot(*_descending(preconditioned.get(name)), **style.look(name, names))
     left.set_ylabel("eigenvalue of $F$ or $\\hat{F}$")
     right.set_ylabel("eigenvalue of $(\\hat{F}+\\lambda I)^{-1}F$")
     right.set_title(f"preconditioned, damping $\\lambda$ = {number(damping)}, $\\hat{{F}}$ trace-matched")
@@ -112,43 +111,34 @@ def directions(frame: pd.DataFrame, *, caption: str, shaded: Collection[str] = (
     Raises:
         InputError: A column is missing or the frame is empty.
     """
-    metrics = ("direction_cosine", "decrease_share")
-    require(frame, ("layer", "approximation", "damping", *metrics))
-    frame = frame.assign(**{metric: numbers(frame[metric]) for metric in metrics})
+    require(frame, DIRECTION_COLUMNS)
+    frame = frame.assign(**{metric: numbers(frame[metric]) for metric in DIRECTIONS})
     layers, diagonal = compared_layers(frame)
     left = diagonal_only(diagonal)
     frame = frame[frame["layer"].isin(layers)]
     if len(layers) > MANY:
-        return direction_profiles(frame, metrics, layers, caption=caption, left=left, shaded=shaded)
+        return direction_profiles(frame, DIRECTIONS, layers, caption=caption, left=left, shaded=shaded)
     names = list(frame["approximation"].unique())
-    lowest = {metric: float(np.nanmin(frame[metric], initial=0.0)) * 1.03 for metric in metrics}
-    across = min(len(layers), 4)
-    bands = -(-len(layers) // across)
-    key = [Line2D([], [], **_look(name, index, names), label=label(name)) for index, name in enumerate(names)]
-    figure = style.new_figure(
-        style.PAGE_WIDTH,
-        2.9 * bands,
+    lowest = {metric: float(np.nanmin(frame[metric], initial=0.0)) * 1.03 for metric in DIRECTIONS}
+    key = [Line2D([], [], **style.look(name, names), label=label(name)) for name in names]
+    figure, panels = style.layer_figure(
+        layers,
+        2.9,
+        2,
+        sharey="row",
         caption=caption,
         title="Approximate against exact natural gradient direction" + (f" (layers: {left})" if left else ""),
         legend=[*key, *shade_key(layers, shaded)],
     )
-    grid = figure.subplots(2 * bands, across, squeeze=False, sharey="row")
-    for place in range(bands * across):
-        band, column = divmod(place, across)
-        pair = grid[2 * band : 2 * band + 2, column]
-        if place >= len(layers):
-            for axes in pair:
-                axes.set_visible(False)
-            continue
-        rows = frame[frame["layer"] == layers[place]]
-        style.name_panel(pair[0], layers[place], across)
-        for axes, metric in zip(pair, metrics, strict=True):
+    for place, (layer, pair) in enumerate(zip(layers, panels, strict=True)):
+        rows = frame[frame["layer"] == layer]
+        for axes, metric in zip(pair, DIRECTIONS, strict=True):
             _draw_sweep(axes, rows, metric, names)
             axes.set_ylim(lowest[metric], 1.03)
-            if layers[place] in shaded:
+            if layer in shaded:
                 axes.set_facecolor(style.SHADE)
-            if column == 0:
-                axes.set_ylabel(METRICS[metric])
+            if place % style.ACROSS == 0:
+                axes.set_ylabel(name_of(metric))
         pair[0].tick_params(labelbottom=False)
         pair[1].set_xlabel("damping $\\lambda$")
     return figure
@@ -159,10 +149,10 @@ def _draw_sweep(axes: Axes, rows: pd.DataFrame, metric: str, names: list[str]) -
     known = rows.dropna(subset=[metric]).sort_values("damping")
     axes.grid(axis="y")
     if known.empty:
-        axes.text(0.5, 0.5, "n/a", transform=axes.transAxes, ha="center", va="center", color=style.MUTED)
+        style.say(axes, "n/a")
         axes.set_xticks([])
         return
-    for index, name in enumerate(names):
+    for name in names:
         own = known[known["approximation"] == name]
         axes.plot(
             own["damping"],
@@ -170,15 +160,10 @@ def _draw_sweep(axes: Axes, rows: pd.DataFrame, metric: str, names: list[str]) -
             marker="o",
             markersize=2.2,
             clip_on=False,
-            **_look(name, index, names),
+            **style.look(name, names),
         )
     axes.set_xscale("log")
     style.name_logarithms(axes.xaxis)
-
-
-def _look(name: str, index: int, names: list[str]) -> dict[str, Any]:
-    """Colour and line style of an approximation's curve."""
-    return {"color": style.color(name, names), "linestyle": style.dashes(index)}
 
 
 def _rank(values: Array) -> int:

@@ -33,7 +33,7 @@ _NAME_CHARACTERS = 34
 
 SAMPLING = "p(a_l ∣ a_{l−1}) = N(φ(s), I)"
 """What layer-wise sampling assumes."""
-MARGINALS = f"These are marginals over the data: no test of {SAMPLING}."
+NO_TEST = f"These are marginals over the data: no test of {SAMPLING}."
 _RULE = (
     "Coordinates: those at the quantiles 0, ¼, ½, ¾ and 1 of the excess kurtosis. KS: the Kolmogorov–Smirnov "
     "distance from the fit; Q–Q plots and KS are of the values tested, from different samples."
@@ -81,7 +81,7 @@ def histograms(
     figure = style.new_figure(
         style.PAGE_WIDTH,
         2.75 * down,
-        caption=f"{caption}\n{_RULE} {MARGINALS}",
+        caption=f"{caption}\n{_RULE} {NO_TEST}",
         title=title or f"Layer {short(layer, 50)}: {_PLAIN.get(vector, vector)} over the data",
         legend=[
             Patch(color=_BARS, label="all values"),
@@ -93,8 +93,7 @@ def histograms(
         ],
     )
     grid = figure.subplots(2 * down, _ACROSS, squeeze=False)
-    for axes in grid.flat:
-        axes.set_visible(False)
+    style.hide(grid.flat)
     for place, moment in enumerate(panels):
         row, column = divmod(place, _ACROSS)
         own = [_of(table, moment) for table in (bins, quantiles)]
@@ -135,7 +134,7 @@ def normality(layers: pd.DataFrame, *, caption: str) -> Figure:
     figure, panels = _rows_of_layers(
         names,
         4,
-        f"{caption}\nDistances, tests and fits: of {tested} values from different samples. {MARGINALS}",
+        f"{caption}\nDistances, tests and fits: of {tested} values from different samples. {NO_TEST}",
         f"How far {which} are from normal, by layer",
         key,
     )

@@ -4,15 +4,13 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 
 from fisherlab.errors import InputError
+from fisherlab.records.frames import Array
 from fisherlab.records.labels import label
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 OVER = 10.0
 """Largest ∣F∣ to the end of the colour scale: what lies beyond (F̂ on a scale of its own) is brightest."""

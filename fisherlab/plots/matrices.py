@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,9 +14,8 @@ from matplotlib.patches import Rectangle
 from fisherlab.errors import InputError
 from fisherlab.plots import style
 from fisherlab.plots.magnitudes import OVER, Window, choose_window, panels, shared_scale
+from fisherlab.records.frames import Array
 from fisherlab.records.labels import number, ordinal, short
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 MAX_PIXELS = 800
 """Larger matrices are drawn by the largest entry of each block."""

@@ -10,18 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fisherlab.plots import style
+from fisherlab.plots.runs import CLOCKS
 from fisherlab.records.frames import numbers, require
 from fisherlab.records.labels import label
 
-_WORDS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
-_SHADES = {"sgd": "#444444", "adam": "#cc3399"}
-_CLOCKS = {"epoch": "epochs", "seconds": "seconds of training"}
 _PRINTED = "#bdbdbd"
-
-
-def method_label(name: str) -> str:
-    """The written form of an optimizer's name."""
-    return _WORDS.get(name) or label(name)
 
 
 def printed_number(value: float) -> str:
@@ -62,24 +55,24 @@ def method_curves(
     Raises:
         InputError: A column is missing or there are no rows.
     """
-    require(frame, ("method", "seed", *_CLOCKS, "loss", "metric"))
+    require(frame, ("method", "seed", *CLOCKS, "loss", "metric"))
     methods = list(dict.fromkeys(frame["method"]))
-    key = [Line2D([], [], **_look(name, methods), label=method_label(name)) for name in methods]
+    key = [Line2D([], [], **style.look(name, methods), label=label(name)) for name in methods]
     figure = style.new_figure(style.PAGE_WIDTH, 3.9, caption=caption, title=title, legend=key)
     beside = list((printed or {}).items())[:2]
     columns = 3 if beside else 2
     grid = figure.subplots(2, columns, width_ratios=[1, 1, 0.62][:columns], squeeze=False)
     for row, (column, words) in enumerate((("loss", loss), ("metric", metric))):
-        for axes, clock in zip(grid[row], _CLOCKS, strict=False):
+        for axes, clock in zip(grid[row], CLOCKS, strict=False):
             for name in methods:
-                _draw_mean(axes, frame[frame["method"] == name], clock, column, _look(name, methods))
+                _draw_mean(axes, frame[frame["method"] == name], clock, column, style.look(name, methods))
             axes.grid()
             axes.set_xlim(0, None)
             if column == "metric" and logarithmic:
                 axes.set_yscale("log")
                 style.name_logarithms(axes.yaxis)
             if row == 1:
-                axes.set_xlabel(_CLOCKS[clock])
+                axes.set_xlabel(CLOCKS[clock])
         grid[row, 1].sharey(grid[row, 0])
         grid[row, 1].tick_params(labelleft=False)
         grid[row, 0].set_ylabel(words)
@@ -136,17 +129,10 @@ def _draw_printed(axes: Axes, words: str, values: Mapping[str, float | None]) ->
             va="center",
             color=style.MUTED,
         )
-    axes.set_yticks(places, [method_label(name) for name in values], color=style.MUTED)
+    axes.set_yticks(places, [label(name) for name in values], color=style.MUTED)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, 1.45 * max(float(np.nanmax(lengths, initial=0.0)), 1e-9))
     axes.invert_yaxis()
     axes.set_title(f"printed: {words}", loc="right", color=style.MUTED, fontsize=style.SMALL_SIZE)
-
-
-def _look(name: str, methods: list[str]) -> dict[str, Any]:
-    return {
-        "color": _SHADES.get(name) or style.color(name, methods),
-        "linestyle": style.dashes(methods.index(name)),
-    }

@@ -24,7 +24,6 @@ _DEPTH_SPAN = (0.0, 0.88)  # of the map: its yellow end is too light for a line
 _ROW = 0.101  # of a map, in inches: the least height of a row
 _NAME_ROOM = 0.1  # between two names
 _TALLEST = 6.5
-_MARKERS = "os^DvPX<>*hp"
 
 EXACT: dict[str, Any] = {"color": "black", "lw": 2.2, "label": "exact $F$"}
 """The look of the exact block's curve."""
@@ -81,20 +80,11 @@ def scale_steps(axes: Axes, steps: Array) -> None:
     axes.set_xlim(-0.25 * first if steps.min() == 0 else 0.8 * first, 1.4 * last)
 
 
-def table(frame: pd.DataFrame, column: str, rows: Sequence[Any], names: Sequence[Any], row: str) -> Array:
-    """[rows, checkpoints] of a column; NaN where there is no number."""
-    kept = frame.drop_duplicates([row, "checkpoint"])
-    values = kept.assign(value=numbers(kept[column])).pivot(index=row, columns="checkpoint", values="value")
-    return values.reindex(index=list(rows), columns=list(names)).to_numpy(float)
-
-
 def look(name: str, names: Sequence[str], points: int) -> dict[str, Any]:
     """Colour, dashes and marker of an approximation's curve."""
-    place = list(names).index(name)
     return {
-        "color": style.color(name, names),
-        "linestyle": style.dashes(place),
-        "marker": _MARKERS[place % len(_MARKERS)],
+        **style.look(name, names),
+        "marker": style.MARKERS[list(names).index(name) % len(style.MARKERS)],
         "markersize": 2.6 if points <= 30 else 0.0,
         "label": label(name),
     }
@@ -190,8 +180,3 @@ def drawn_layers(frame: pd.DataFrame) -> tuple[list[str], str]:
 def names_of(frame: pd.DataFrame, layers: Sequence[str]) -> list[str]:
     """The approximations of these layers."""
     return [str(name) for name in frame["approximation"][frame["layer"].isin(layers)].unique()]
-
-
-def across_of(layers: Sequence[str]) -> int:
-    """How many panels stand in a row."""
-    return min(4, len(layers))

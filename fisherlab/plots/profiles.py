@@ -11,8 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from fisherlab.plots import style
+from fisherlab.records.definitions import name_of
 from fisherlab.records.frames import Array, Series, pivot, with_series
-from fisherlab.records.labels import METRICS, label, ordinal, short
+from fisherlab.records.labels import label, ordinal, short
 
 MANY = 12
 """Layers up to which a figure has a panel a layer."""
@@ -23,7 +24,6 @@ FAR = 2.0
 _LEAST_DRAWN = 1e-3  # of a logarithmic axis of errors
 _NAME_CHARACTERS = 30
 _TICK_SPACE = 1.3  # from name to name, in font sizes
-_MARKERS = "os^DvPX<>*hp"
 
 
 def error_profiles(
@@ -57,7 +57,7 @@ def error_profiles(
     )
     grid = figure.subplots(len(metrics), 1, squeeze=False, sharex=True)[:, 0]
     for axes, metric in zip(grid, metrics, strict=True):
-        axes.set_ylabel(METRICS[metric])
+        axes.set_ylabel(name_of(metric))
         shade(axes, layers, shaded)
         values = pivot(rows, metric, layers, series)
         if np.isfinite(values).any():
@@ -81,7 +81,7 @@ def waterfall_profile(steps: pd.DataFrame, layers: list[str], *, caption: str, l
         legend=_legend(series, looks),
     )
     axes = figure.add_subplot()
-    axes.set_ylabel(METRICS["scaled_error"])
+    axes.set_ylabel(name_of("scaled_error"))
     values = pivot(rows, "scaled_error", layers, series)
     places = np.arange(len(layers))
     before = np.zeros(len(layers))
@@ -127,7 +127,7 @@ def direction_profiles(
     )
     grid = figure.subplots(len(parts), len(metrics), squeeze=False, sharex=True, sharey="col")
     for column, metric in enumerate(metrics):
-        grid[0, column].set_title(METRICS[metric])
+        grid[0, column].set_title(name_of(metric))
         lowest = float(np.nanmin(rows[metric], initial=0.0))
         for axes, part in zip(grid[:, column], parts, strict=True):
             values = pivot(part, metric, layers, series)
@@ -173,7 +173,7 @@ def _look(one: Series, series: list[Series], count: int) -> dict[str, Any]:
     shade = style.color(one.approximation, names)
     return {
         "color": shade,
-        "marker": _MARKERS[names.index(one.approximation) % len(_MARKERS)],
+        "marker": style.MARKERS[names.index(one.approximation) % len(style.MARKERS)],
         "markersize": 3.4 if count <= 40 else 2.4 if count <= 90 else 1.7,
         "markerfacecolor": "white" if one.target else shade,
         "markeredgewidth": 0.5,
@@ -224,7 +224,7 @@ def _draw_lines(axes: Axes, values: Array, looks: list[dict[str, Any]]) -> None:
 def _say_not_available(axes: Axes) -> None:
     """A panel without values, that keeps its ticks of layers."""
     axes.set_yticks([])
-    axes.text(0.5, 0.5, "n/a", transform=axes.transAxes, ha="center", va="center", color=style.MUTED)
+    style.say(axes, "n/a")
 
 
 def _names_height(layers: list[str]) -> float:

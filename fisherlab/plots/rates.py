@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fisherlab.plots import style
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from fisherlab.records.frames import Array
 
 _LAYERWISE, _SINGLE, _BOUND = "#d55e00", "#0072b2", "black"
 _METHODS = ("#0072b2", "#d55e00", "#8c3a00", "#009e73")

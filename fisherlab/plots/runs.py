@@ -15,7 +15,8 @@ from fisherlab.records.labels import short
 
 _Look = dict[str, Any]
 
-_CLOCKS = {"epoch": "epochs", "seconds": "seconds of training"}
+CLOCKS = {"epoch": "epochs", "seconds": "seconds of training"}
+"""What a training is drawn against: the columns, and what the axes say."""
 _LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
 _DISTINCT = 10  # colours of the map for few runs
 
@@ -36,7 +37,7 @@ def curves(frame: pd.DataFrame, metric: str | None, *, caption: str) -> Figure:
     Raises:
         InputError: A column is missing or there are no rows.
     """
-    require(frame, ("run", *_CLOCKS))
+    require(frame, ("run", *CLOCKS))
     words = _LOSSES | ({metric: metric.replace("_", " ")} if metric else {})
     known = [name for name in words if name in frame and numbers(frame[name]).notna().any()]
     looks = _looks([str(name) for name in frame["run"].unique()])
@@ -47,11 +48,11 @@ def curves(frame: pd.DataFrame, metric: str | None, *, caption: str) -> Figure:
     grid = figure.subplots(max(1, len(known)), 2, squeeze=False, sharey="row", sharex="col")
     for row, name in zip(grid, known, strict=False):
         row[0].set_ylabel(words[name])
-        for axes, clock in zip(row, _CLOCKS, strict=True):
+        for axes, clock in zip(row, CLOCKS, strict=True):
             _draw(axes, frame, clock, name, looks)
         if name in _LOSSES:
             _spread_out(row[0], numbers(frame[name]).to_numpy())
-    for axes, clock in zip(grid[-1], _CLOCKS.values(), strict=True):
+    for axes, clock in zip(grid[-1], CLOCKS.values(), strict=True):
         axes.set_xlabel(clock)
     return figure
 

@@ -2,9 +2,9 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.style
 import numpy as np
@@ -20,12 +20,15 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from fisherlab.records.labels import plain, short
+from fisherlab.records.labels import named, plain, short
 
 COLUMN_WIDTH = 3.4
 """Width of a figure in one column of a two-column page, in inches."""
 PAGE_WIDTH = 7.0
 """Width of a figure across the page, in inches."""
+
+ACROSS = 4
+"""Layers whose panels stand side by side."""
 
 MAGNITUDE_MAP = "viridis"
 """Perceptually uniform map for magnitudes, readable with any colour vision."""
@@ -89,38 +92,27 @@ STYLE: dict[str, object] = {
 styled = matplotlib.style.context(["default", STYLE])  # type: ignore[list-item]
 """Decorator: the function draws in this style; the caller's settings are as before afterwards."""
 
-_COLORS: dict[str, str] = {
-    "kfac": "#0072b2",
-    "kfac-reduce": "#56b4e9",
-    "ekfac": "#009e73",
-    "tkfac": "#e69f00",
-    "tekfac": "#cc79a7",
-    "lngd": "#d55e00",
-    "lngd-lr": "#f0a27a",
-    "lngd-sample": "#8c3a00",
-    "ngplus": "#7a5aa6",
-    "foof": "#8b6b4a",
-    "diagonal": "#9c9c9c",
-    "nearest-kronecker": "#4d4d4d",
-}
 _FALLBACK_COLORS = ("#44aa99", "#882255", "#999933", "#332288", "#cc6677", "#117733")
+MARKERS = "os^DvPX<>*hp"
+"""Of the curves of a figure, in turn."""
 _DASHES = ("-", (0, (4, 1.2)), (0, (1.2, 1)), (0, (5, 1, 1, 1)))
 
 
 def color(name: str, others: Sequence[str] = ()) -> str:
-    """The colour of an approximation: fixed for those of the library.
+    """The colour of an approximation or an optimizer: that of its class, where it has one.
 
     Args:
-        name: Registered name of the approximation.
-        others: All names in the figure; a third party's colour goes by its place among the
-            third parties there.
+        name: Registered name.
+        others: All names in the figure; one without a colour of its own gets one by its place among
+            those there.
 
     Returns:
         A hexadecimal colour.
     """
-    if name in _COLORS:
-        return _COLORS[name]
-    strangers = [other for other in others if other not in _COLORS]
+    own = named(name).colour
+    if own is not None:
+        return own
+    strangers = [other for other in others if named(other).colour is None]
     place = strangers.index(name) if name in strangers else 0
     return _FALLBACK_COLORS[place % len(_FALLBACK_COLORS)]
 
@@ -128,6 +120,11 @@ def color(name: str, others: Sequence[str] = ()) -> str:
 def dashes(index: int) -> str | tuple[int, tuple[float, ...]]:
     """The line style of the ``index``-th curve, so that curves differ without colour too."""
     return _DASHES[index % len(_DASHES)]  # type: ignore[return-value]
+
+
+def look(name: str, names: Sequence[str]) -> dict[str, Any]:
+    """Colour and line style of a curve among those of a figure."""
+    return {"color": color(name, names), "linestyle": dashes(list(names).index(name))}
 
 
 class _WholeFigure(Figure):
@@ -215,6 +212,45 @@ def text_width(text: str, size: float) -> float:
     return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
 
 
+def layer_figure(
+    layers: Sequence[str],
+    height: float,
+    panels: int = 1,
+    *,
+    width: float = PAGE_WIDTH,
+    sharey: Literal["none", "all", "row"] = "none",
+    **words: Any,
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with a stack of panels a layer under the layer's name, up to `ACROSS` layers side by side.
+
+    Args:
+        layers: names.
+        height: of a stack in inches.
+        panels: of a stack.
+        width: in inches.
+        sharey: as of ``subplots``.
+        words: caption, title and legend, as of `new_figure`.
+
+    Returns:
+        The figure, and the panels of each layer.
+    """
+    across = min(ACROSS, len(layers))
+    down = -(-len(layers) // across)
+    figure = new_figure(width, height * down, **words)
+    grid = figure.subplots(panels * down, across, squeeze=False, sharey=sharey)
+    stacks = [list(stack) for band in np.split(grid, down) for stack in band.T]
+    for stack, layer in zip(stacks, layers, strict=False):
+        name_panel(stack[0], layer, across)
+    hide(axes for stack in stacks[len(layers) :] for axes in stack)
+    return figure, stacks[: len(layers)]
+
+
+def hide(panels: Iterable[Axes]) -> None:
+    """Leaves out panels that nothing is drawn in."""
+    for axes in panels:
+        axes.set_visible(False)
+
+
 def name_panel(axes: Axes, layer: object, across: int) -> None:
     """Title "layer …" of a panel, cut to its share of a figure with so many panels in a row."""
     figure = axes.get_figure(root=True)
@@ -247,7 +283,12 @@ def _plain_tick(value: float, _place: int | None) -> str:
 def not_available(axes: Axes) -> None:
     """Empty panel: no ticks, and "n/a" in its middle."""
     axes.set(xticks=[], yticks=[])
-    axes.text(0.5, 0.5, "n/a", transform=axes.transAxes, ha="center", va="center", color=MUTED)
+    say(axes, "n/a")
+
+
+def say(axes: Axes, words: str) -> None:
+    """Words in the middle of an empty panel."""
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=MUTED)
 
 
 def save(figure: Figure, path_without_suffix: str | Path, png_dpi: int = 200) -> list[Path]:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -117,7 +117,7 @@ def _map(table: pd.DataFrame, name: str, higher: bool, second: str, title: str, 
     axes = figure.subplots()
     colors = _colors(values, higher)
     background = np.ones((*values.shape, 4))
-    background[lost] = _rgba(style.MISSING_COLOR)
+    background[lost] = to_rgba(style.MISSING_COLOR)
     known = ~np.isnan(values)
     background[known] = colors.to_rgba(values[known])
     axes.imshow(background, origin="lower", aspect="auto", interpolation="nearest")
@@ -198,9 +198,3 @@ def _write_cells(axes: Axes, values: Array, lost: Array, background: Array) -> N
         text = "×" if lost[row, column] else number(values[row, column], digits=4)
         shade = "white" if luminance[row, column] < 0.5 else "black"
         axes.text(column, row, text, ha="center", va="center", fontsize=style.SMALL_SIZE, color=shade)
-
-
-def _rgba(color: str) -> tuple[float, float, float, float]:
-    from matplotlib.colors import to_rgba
-
-    return to_rgba(color)

@@ -1,13 +1,10 @@
 """Traces of every layer over a training: curves for few layers, maps for many."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -16,7 +13,6 @@ from fisherlab.plots import style
 from fisherlab.plots.overtime import (
     EXACT,
     Time,
-    across_of,
     drawn_layers,
     finish,
     look,
@@ -25,11 +21,10 @@ from fisherlab.plots.overtime import (
     name_rows,
     name_time,
     names_of,
-    table,
     time_of,
 )
 from fisherlab.plots.profiles import MANY
-from fisherlab.records.frames import Array, numbers, require
+from fisherlab.records.frames import Array, numbers, require, table
 from fisherlab.records.labels import label, number
 
 _RATIO_MAP = "RdBu_r"
@@ -73,15 +68,16 @@ def traces(frame: pd.DataFrame, *, caption: str) -> Figure:
         return _trace_map(frame, layers, left, time, caption=caption)
     names = names_of(frame, layers)
     key = [Line2D([], [], **EXACT), *(Line2D([], [], **look(name, names, 1)) for name in names)]
-    figure, grid = _panels(layers, 1.5, caption=caption, title=f"Traces over the training{left}", legend=key)
-    for axes, layer in zip(grid, layers, strict=False):
+    title = f"Traces over the training{left}"
+    figure, panels = style.layer_figure(layers, 1.5, caption=caption, title=title, legend=key)
+    for (axes,), layer in zip(panels, layers, strict=True):
         exact, values = _of_layer(frame, layer, names, time)
         axes.plot(time.places, exact, **{**EXACT, "marker": "o", "markersize": 3})
         for name, own in zip(names, values, strict=True):
             axes.plot(time.places, own, **look(name, names, len(time.names)))
         finish(axes, np.vstack([exact, values]))
         name_time(axes, time)
-    for axes in grid[:: across_of(layers)]:
+    for (axes,) in panels[:: style.ACROSS]:
         axes.set_ylabel("trace")
     return figure
 
@@ -107,30 +103,13 @@ def ratios(frame: pd.DataFrame, *, caption: str) -> Figure:
     layers, left = drawn_layers(frame)
     names, time = names_of(frame, layers), time_of(frame)
     if len(time.names) == 1:
-        own = frame[frame["layer"].isin(layers)].drop_duplicates(["layer", "approximation"])
-        values = own.assign(value=numbers(own["trace_ratio"])).pivot(
-            index="layer", columns="approximation", values="value"
-        )
-        maps = [values.reindex(index=layers, columns=names).to_numpy(float)]
+        maps = [table(frame, "trace_ratio", layers, names, "layer", "approximation")]
         titles, texts, words = [""], [label(name) for name in names], ""
     else:
         rows = {name: frame[frame["approximation"] == name] for name in names}
         maps = [table(own, "trace_ratio", layers, time.names, "layer") for own in rows.values()]
         titles, texts, words = [label(name) for name in names], time.texts, time.words
     return _ratio_maps(maps, titles, texts, words, layers, left, caption=caption)
-
-
-def _panels(layers: Sequence[str], height: float, **words: Any) -> tuple[Figure, list[Axes]]:
-    """A panel a layer with its name; those too many are hidden."""
-    across = across_of(layers)
-    down = -(-len(layers) // across)
-    figure = style.new_figure(style.PAGE_WIDTH, height * down, **words)
-    grid = list(figure.subplots(down, across, squeeze=False).ravel())
-    for axes, layer in zip(grid, layers, strict=False):
-        style.name_panel(axes, layer, across)
-    for axes in grid[len(layers) :]:
-        axes.set_visible(False)
-    return figure, grid[: len(layers)]
 
 
 def _of_layer(frame: pd.DataFrame, layer: str, names: list[str], time: Time) -> tuple[Array, Array]:
@@ -149,16 +128,13 @@ def _profile(frame: pd.DataFrame, layers: list[str], left: str, *, caption: str)
         style.PAGE_WIDTH, 2.8, caption=caption, title=f"Traces by layer{left}", legend=key
     )
     axes = figure.add_subplot()
-    rows = frame[frame["layer"].isin(layers)].drop_duplicates(["layer", "approximation"])
-    exact = numbers(rows.drop_duplicates("layer").set_index("layer")["trace_exact"]).reindex(layers)
-    values = rows.assign(value=numbers(rows["trace_approx"])).pivot(
-        index="approximation", columns="layer", values="value"
-    )
-    drawn = values.reindex(index=names, columns=layers).to_numpy(float)
-    axes.plot(exact.to_numpy(float), marker="o", markersize=4, **EXACT)
+    first = frame.drop_duplicates("layer").set_index("layer")["trace_exact"]
+    exact = numbers(first.reindex(layers)).to_numpy()
+    drawn = table(frame, "trace_approx", names, layers, "approximation", "layer")
+    axes.plot(exact, marker="o", markersize=4, **EXACT)
     for own, one in zip(drawn, looks, strict=True):
         axes.plot(own, **one)
-    finish(axes, np.vstack([exact.to_numpy(float), drawn]))
+    finish(axes, np.vstack([exact, drawn]))
     axes.set_ylabel("trace")
     name_columns(axes, layers, "layer", style.PAGE_WIDTH - 0.6, shift=0.0)
     return figure
@@ -234,8 +210,7 @@ def _ratio_maps(
         name_columns(axes, texts, words, _MAPS_WIDTH / across)
     for axes in grid[:, 0]:
         name_rows(axes, layers, height)
-    for axes in grid.flat[len(maps) :]:
-        axes.set_visible(False)
+    style.hide(grid.flat[len(maps) :])
     _ratio_bar(figure, grid, factor)
     return figure
 

@@ -8,7 +8,6 @@ from matplotlib.lines import Line2D
 from fisherlab.plots import style
 from fisherlab.plots.overtime import (
     EXACT,
-    across_of,
     depth_bar,
     draw_layers,
     drawn_layers,
@@ -19,13 +18,11 @@ from fisherlab.plots.overtime import (
     name_time,
     names_of,
     scale_steps,
-    table,
     time_of,
 )
-from fisherlab.records.frames import numbers, require
-from fisherlab.records.labels import METRICS
+from fisherlab.records.definitions import QUALITIES, name_of
+from fisherlab.records.frames import numbers, require, table
 
-_QUALITIES = ("scaled_error", "direction_cosine", "decrease_share")
 _RECORDED = {
     "rate": "rate $\\alpha_l$",
     "trace_input": "trace of the input factor",
@@ -95,38 +92,29 @@ def quality(frame: pd.DataFrame, *, caption: str) -> Figure:
     Raises:
         InputError: A column is missing or there are no rows.
     """
-    require(frame, ("checkpoint", "layer", "approximation", *_QUALITIES))
+    require(frame, ("checkpoint", "layer", "approximation", *QUALITIES))
     layers, left = drawn_layers(frame)
     names, time = names_of(frame, layers), time_of(frame)
-    across = across_of(layers)
-    bands = -(-len(layers) // across)
-    figure = style.new_figure(
-        style.PAGE_WIDTH,
-        1.15 * len(_QUALITIES) * bands,
+    figure, panels = style.layer_figure(
+        layers,
+        1.15 * len(QUALITIES),
+        len(QUALITIES),
         caption=caption,
         title=f"Errors and directions over the training{left}",
         legend=[Line2D([], [], **look(name, names, 1)) for name in names],
     )
-    grid = figure.subplots(len(_QUALITIES) * bands, across, squeeze=False)
-    lowest = {metric: float(np.nanmin(numbers(frame[metric]), initial=0.0)) for metric in _QUALITIES}
-    for place in range(bands * across):
-        band, column = divmod(place, across)
-        own = grid[band * len(_QUALITIES) : (band + 1) * len(_QUALITIES), column]
-        if place >= len(layers):
-            for axes in own:
-                axes.set_visible(False)
-            continue
-        rows = frame[frame["layer"] == layers[place]]
-        style.name_panel(own[0], layers[place], across)
-        for axes, metric in zip(own, _QUALITIES, strict=True):
+    lowest = {metric: float(np.nanmin(numbers(frame[metric]), initial=0.0)) for metric in QUALITIES}
+    for place, (layer, own) in enumerate(zip(layers, panels, strict=True)):
+        rows = frame[frame["layer"] == layer]
+        for axes, metric in zip(own, QUALITIES, strict=True):
             values = table(rows, metric, names, time.names, "approximation")
             for name, line in zip(names, values, strict=True):
                 axes.plot(time.places, line, **look(name, names, len(time.names)))
             finish(axes, values, logarithmic=False)
             axes.set_ylim(1.05 * lowest[metric], 1.05)
             name_time(axes, time)
-            axes.set_ylabel(METRICS[metric] if column == 0 else "")
-            if metric != _QUALITIES[-1]:
+            axes.set_ylabel("" if place % style.ACROSS else name_of(metric))
+            if metric != QUALITIES[-1]:
                 axes.set_xlabel("")
     return figure
 
@@ -167,7 +155,7 @@ def spread(frame: pd.DataFrame, *, caption: str) -> Figure:
             axes.fill_between(time.places, low[place], high[place], color=own["color"], alpha=0.15, lw=0)
         finish(axes, middle, logarithmic=False)
         axes.set_ylim(1.05 * float(np.nanmin(low, initial=0.0)), 1.05)
-        axes.set_title(METRICS.get(metric, metric))
+        axes.set_title(name_of(metric))
         name_time(axes, time)
     return figure
 
@@ -252,7 +240,6 @@ def optimizer(frame: pd.DataFrame, *, caption: str) -> Figure:
         draw_layers(axes, steps, table(rows, column, layers, list(steps), "layer"))
         scale_steps(axes, steps)
         axes.set_xlabel("training step")
-    for axes in grid[len(drawn) :]:
-        axes.set_visible(False)
+    style.hide(grid[len(drawn) :])
     depth_bar(figure, list(grid[: len(drawn)]), layers)
     return figure

@@ -1,128 +1,86 @@
-"""Writing many figures on several cores: helpers that draw what they are sent, in processes of their own.
+"""Writing many figures on several cores: processes of joblib's loky that draw what they are sent.
 
-A helper is `python -m fisherlab.plots.workers`: it takes pickled figures from its parent over a pipe,
-so it works from scripts, notebooks and tests alike. A figure whose helper fails is written by the parent.
+They start from nothing, so that it works from scripts without a `__main__` guard, notebooks and tests alike,
+and import what a figure needs, which is never torch.
 """
 
+import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
 
 from matplotlib.figure import Figure
 
 from fisherlab.plots.style import save
 
 MANY = 6
-"""Figures from which on a helper pays for its start."""
+"""Figures from which on a process pays for its start."""
 
-_MOST_HELPERS = 3
+_MOST_WORKERS = 3  # this process makes the figures, and keeps no more of them busy
 
-Save = Callable[[Figure, Path], None]
+Save = Callable[[Figure, Path], object]
 
 
 @contextmanager
 def saver(figures: int) -> Iterator[Save]:
     """A function that writes a figure to a path without suffix, now or until the block ends.
 
+    A figure whose process fails is written by this one.
+
     Args:
-        figures: how many are to come; below `MANY`, or on one core, all are written at once.
+        figures: how many are to come, at least; below `MANY`, or on one core, all are written at once.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(_MOST_HELPERS, cores - 1) if figures >= MANY else 0
-    helpers = [_Helper() for _ in range(count)]
+    alone = figures < MANY or multiprocessing.current_process().daemon  # which may have no processes
+    count = 0 if alone else min(_MOST_WORKERS, cores - 1)
+    if not count:
+        yield save
+        return
+    from multiprocessing import resource_tracker
+
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    resource_tracker.ensure_running()  # to start it later would unblock the signal that `_submitted` blocks
+    executor = ProcessPoolExecutor(count, env={"OMP_NUM_THREADS": "1"})
+    sent: dict[Future[object], tuple[bytes, Path]] = {}
+
+    def settle(done: Callable[[Future[object]], bool]) -> None:
+        for future in filter(done, list(sent)):
+            work = sent.pop(future)
+            if future.exception() is not None:
+                _draw(save, *work)
 
     def write(figure: Figure, path: Path) -> None:
-        free = next((helper for helper in helpers if helper.free), None)
-        if free is None:
+        settle(Future.done)
+        if len(sent) >= count:
             save(figure, path)
         else:
-            free.send(figure, path)
+            work = pickle.dumps(figure, pickle.HIGHEST_PROTOCOL), path
+            sent[_submitted(executor, work)] = work
 
     try:
         yield write
-        for helper in helpers:
-            helper.finish()
+        settle(lambda future: True)
     finally:
-        for helper in helpers:
-            helper.stop()
+        executor.shutdown(kill_workers=True)
 
 
-class _Helper:
-    """One process and the figure that it draws."""
-
-    def __init__(self) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-        )
-        self._current: tuple[Figure, Path] | None = None
-        self._answers: SimpleQueue[bool] = SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    @property
-    def free(self) -> bool:
-        """Whether it can be sent a figure; takes the answer to the last one."""
-        if self._current is not None and not self._answers.empty():
-            self._settle()
-        return self._current is None and self._process.poll() is None
-
-    def send(self, figure: Figure, path: Path) -> None:
-        """Gives it a figure."""
-        self._current = figure, path
-        assert self._process.stdin is not None
-        try:
-            pickle.dump((figure, path), self._process.stdin, pickle.HIGHEST_PROTOCOL)
-            self._process.stdin.flush()
-        except OSError:
-            self._answers.put(False)
-
-    def finish(self) -> None:
-        """Waits for the last figure."""
-        if self._current is not None:
-            self._settle()
-
-    def stop(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.wait()
-
-    def _settle(self) -> None:
-        assert self._current is not None
-        figure, path = self._current
-        self._current = None
-        if not self._answers.get():
-            save(figure, path)
-
-    def _listen(self) -> None:
-        """Passes on a byte an answer; the end of the pipe is a failure of whatever it still had."""
-        assert self._process.stdout is not None
-        while self._process.stdout.read(1):
-            self._answers.put(True)
-        self._answers.put(False)
+def _submitted(executor: Executor, work: tuple[bytes, Path]) -> Future[object]:
+    """The work, handed on; a process that it starts does not see Ctrl-C, which this one answers for it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return executor.submit(_draw, save, *work)
+    except BrokenExecutor as error:
+        failed: Future[object] = Future()
+        failed.set_exception(error)
+        return failed
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def main() -> None:
-    """The helper's side: draws figures from stdin, and answers each with one byte."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while True:
-        try:
-            figure, path = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        save(figure, path)
-        os.write(1, b".")
-
-
-if __name__ == "__main__":
-    main()
+def _draw(save: Save, figure: bytes, path: Path) -> None:
+    save(pickle.loads(figure), path)

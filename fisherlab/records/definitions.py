@@ -1,122 +1,233 @@
-"""What each number of the records means: the one place for headings, formulas and explanations."""
+"""What each number means: the one registry that tables, pages, pictures and summaries read."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
-from fisherlab.records.labels import METRICS as NAMES
 from fisherlab.records.labels import number
 
 Better = Literal["lower", "higher", "one", "none"]
+Kind = Literal["text", "count", "number", "share"]
+
+MISSING = "–"
+"""What stands where a number was not computed."""
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A number of the records.
+class Definition:
+    """What a number means.
+
+    Attributes:
+        name: Its name in words.
+        formula: In Unicode.
+        meaning: One or two sentences.
+    """
+
+    name: str
+    formula: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Metric(Definition):
+    """A number of the records, computed by a function of `fisherlab.metrics`.
 
     Attributes:
         column: Its column in the records.
         heading: Two short lines, for the head of a table.
-        formula: Its definition in Unicode.
-        meaning: One or two sentences.
         better: Which value is best: the lowest, the highest, the nearest to one, or none.
-        error: Column of its standard error, if it has one.
+        error: Column of its standard error, if it has one; it follows its own.
+        before: Columns that stand before its own in `records.csv`: what it is made of.
+        needs_targets: Whether it is empty where the data have no targets.
     """
 
     column: str
     heading: tuple[str, str]
-    formula: str
-    meaning: str
     better: Better
     error: str | None = None
+    before: tuple[str, ...] = ()
+    needs_targets: bool = False
 
     @property
-    def name(self) -> str:
-        """Its name in words."""
-        return NAMES[self.column]
+    def columns(self) -> tuple[str, ...]:
+        """All columns of the records that belong to it."""
+        return (*self.before, self.column, *filter(None, [self.error]))
+
+    def text(self, value: Any, spread: Any = None) -> str:
+        """A value as tables write it, with its standard error where both are known."""
+        text, error = number(value, MISSING), number(spread, MISSING, digits=2)
+        return text if MISSING in (text, error) else f"{text}±{error}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table that is no comparison's.
+
+    Attributes:
+        key: Its name in the frame.
+        head: Its heading.
+        kind: How its values are written: as they are, whole, to three digits, or in percent.
+        short: Its heading on a console, in one or two lines; empty: it is not shown there.
+    """
+
+    key: str
+    head: str
+    kind: Kind = "number"
+    short: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whether its values stand at the right."""
+        return self.kind != "text"
+
+    def cell(self, value: Any) -> str:
+        """The text of a value; a text stays as it is."""
+        if isinstance(value, str):
+            return value or MISSING
+        if pd.isna(value):
+            return MISSING
+        if self.kind == "number":
+            return number(value)
+        return f"{100 * value:.1f} %" if self.kind == "share" else f"{value:,}"
 
 
 METRICS: tuple[Metric, ...] = (
     Metric(
-        "relative_error",
-        ("rel.", "error"),
+        "relative error",
         "‖F − F̂‖_F / ‖F‖_F",
         "Distance of the approximation from the exact layer Fisher, in-sample; 0 is exact, "
         "1 is the error of the zero matrix.",
+        "relative_error",
+        ("rel.", "error"),
         "lower",
     ),
     Metric(
-        "scaled_error",
-        ("scaled", "error"),
+        "scaled error",
         "min over c > 0 of ‖F − c F̂‖_F / ‖F‖_F = √(1 − cos²),  cos = ⟨F, F̂⟩ / (‖F‖_F ‖F̂‖_F)",
         "The relative error after the best rescaling: it compares shapes only.",
+        "scaled_error",
+        ("scaled", "error"),
         "lower",
     ),
     Metric(
-        "best_scale",
-        ("best", "scale"),
+        "best scale",
         "c = ⟨F, F̂⟩ / ‖F̂‖_F²",
         "The factor that reaches the scaled error; 1 where F̂ already has the best scale.",
+        "best_scale",
+        ("best", "scale"),
         "none",
     ),
     Metric(
-        "population_error",
-        ("popul.", "error"),
+        "population error",
         "√(‖F‖² − 2⟨F, F̂⟩ + ‖F̂‖²) / ‖F‖ with F̂ fitted on one half of the samples, ⟨F, F̂⟩ from "
         "the other half, and ‖F‖² from pairs of different samples",
         "The error against the Fisher of the population instead of that of these samples, "
         "averaged over both directions of the split; ± is a jackknife standard error.",
+        "population_error",
+        ("popul.", "error"),
         "lower",
-        "population_error_se",
+        error="population_error_se",
     ),
     Metric(
-        "gap_to_nearest",
-        ("gap to", "near."),
+        "gap to nearest",
         "(scaled error − nearest) / nearest,  nearest = min over A, B of ‖F − A⊗B‖_F / ‖F‖_F",
         "How far the scaled error lies above the best that any Kronecker product A⊗B can reach; "
         "an approximation that is no A⊗B may be negative.",
+        "gap_to_nearest",
+        ("gap to", "near."),
         "lower",
     ),
     Metric(
-        "trace_ratio",
-        ("trace", "ratio"),
+        "trace ratio",
         "tr F̂ / tr F",
         "Agreement of the overall scale.",
+        "trace_ratio",
+        ("trace", "ratio"),
         "one",
+        before=("trace_exact", "trace_approx"),
     ),
     Metric(
-        "diagonal_error",
-        ("diag.", "error"),
+        "diagonal error",
         "‖diag F − diag F̂‖₂ / ‖diag F‖₂",
         "The relative error of the diagonal alone.",
+        "diagonal_error",
+        ("diag.", "error"),
         "lower",
     ),
     Metric(
-        "direction_cosine",
-        ("dir.", "cosine"),
+        "direction cosine",
         "cos(F̂_λ⁻¹∇h, F_λ⁻¹∇h),  F_λ = F + λI, F̂ scaled to tr F",
         "Angle between the approximate and the exact natural gradient at the damping λ.",
+        "direction_cosine",
+        ("dir.", "cosine"),
         "higher",
+        before=("damping",),
+        needs_targets=True,
     ),
     Metric(
-        "decrease_share",
-        ("decr.", "share"),
+        "decrease share",
         "(γ(F_λ⁻¹∇h) / γ(Δ))²,  γ(Δ) = √(Δᵀ F_λ Δ) / |Δᵀ∇h|,  Δ = F̂_λ⁻¹∇h",
         "Share of the largest decrease of the damped quadratic model that the direction Δ "
         "reaches; between 0 and 1.",
+        "decrease_share",
+        ("decr.", "share"),
         "higher",
+        needs_targets=True,
     ),
     Metric(
-        "preconditioned_condition",
-        ("prec.", "cond."),
+        "preconditioned condition",
         "μ_max / μ_min over the eigenvalues μ of F̂_λ⁻¹F_λ, F̂ scaled to tr F",
         "Spread of the spectrum that is left after preconditioning; 1 is a perfect inverse.",
+        "preconditioned_condition",
+        ("prec.", "cond."),
         "lower",
     ),
 )
-"""The metrics of a table, in the order of its columns."""
+"""The metrics of a comparison, in the order of the columns of its tables and of `records.csv`."""
+
+DIRECTIONS: tuple[str, ...] = tuple(metric.column for metric in METRICS if metric.needs_targets)
+"""Columns of the metrics of the damped direction, which are swept over dampings."""
+
+QUALITIES: tuple[str, ...] = ("scaled_error", *DIRECTIONS)
+"""Columns of the metrics that are followed over a training."""
+
+TRACED: dict[str, Definition] = {
+    "trace_exact": Definition(
+        "tr F",
+        "(1/N) Σ_n Σ_c ‖V_{n,c}‖_F²",
+        "Trace of the exact Fisher of a layer: V is the gradient of its weights for sample n and label "
+        "column c. The traces of the layers add up to that of the network.",
+    ),
+    "effective_rank": Definition(
+        "effective rank",
+        "exp(−Σ_i q_i log q_i),  q_i = λ_i / Σ_j λ_j",
+        "Of the eigenvalues λ_i of F: between 1 and D = m·d, and no more than the columns N·C that F is "
+        "made of.",
+    ),
+    "condition": Definition(
+        "condition number",
+        "(λ_max + λ) / (λ_min + λ),  λ = 0.1 tr F / D",
+        "Of F damped as for the directions. Where F has fewer columns N·C than D, λ_min is exactly 0.",
+    ),
+}
+"""What a trace has beside the metrics: column -> what it means."""
+
+BY_COLUMN: dict[str, Metric] = {metric.column: metric for metric in METRICS}
+
+_DEFINED: dict[str, Definition] = {**BY_COLUMN, **TRACED}
+
+
+def name_of(column: str) -> str:
+    """The name in words of a metric; a column that is none stays as it is."""
+    return _DEFINED[column].name if column in _DEFINED else column
+
+
+def defined(*columns: str) -> list[Definition]:
+    """The definitions of these columns of a comparison or a trace."""
+    return [_DEFINED[column] for column in columns]
+
 
 THEOREMS: tuple[str, ...] = (
     "nearest A⊗B ≤ every A⊗B in relative and in scaled error, in-sample.",

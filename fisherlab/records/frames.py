@@ -1,5 +1,6 @@
 """Tables that a figure is drawn from: their checks, and their layers, series and numbers."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,6 +70,20 @@ def pivot(rows: pd.DataFrame, column: str, layers: list[str], series: list[Serie
         places = {one: place for place, one in enumerate(series)}
         table[down, [places[one] for one in kept["series"]]] = numbers(kept[column])
     return table
+
+
+def table(
+    frame: pd.DataFrame,
+    column: str,
+    rows: Sequence[Any],
+    names: Sequence[Any],
+    row: str,
+    across: str = "checkpoint",
+) -> Array:
+    """[rows, names] of a column, by the values of two others; NaN where there is no number, or no row."""
+    kept = frame.drop_duplicates([row, across])
+    values = kept.assign(value=numbers(kept[column])).pivot(index=row, columns=across, values="value")
+    return values.reindex(index=list(rows), columns=list(names)).to_numpy(float)
 
 
 def _objects(values: list[Series], like: pd.DataFrame) -> pd.Series:

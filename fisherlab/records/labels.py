@@ -1,45 +1,52 @@
-"""The words that plots, tables and pages use for approximations and metrics."""
+"""The words and colours of approximations, and how numbers and names are written."""
 
 import math
 import re
+from typing import NamedTuple
 
-APPROXIMATIONS: dict[str, str] = {
-    "diagonal": "diagonal",
-    "kfac": "KFAC",
-    "kfac-reduce": "KFAC-reduce",
-    "ekfac": "EKFAC",
-    "tkfac": "TKFAC",
-    "tekfac": "TEKFAC",
-    "lngd": "LNGD",
-    "lngd-lr": "LNGD-lr",
-    "lngd-sample": "LNGD-sample",
-    "ngplus": "NG+",
-    "foof": "FOOF",
-    "nearest-kronecker": "nearest A⊗B",
-}
-"""Registered name of an approximation -> the way its paper writes it."""
 
-METRICS: dict[str, str] = {
-    "relative_error": "relative error",
-    "scaled_error": "scaled error",
-    "best_scale": "best scale",
-    "population_error": "population error",
-    "gap_to_nearest": "gap to nearest",
-    "trace_ratio": "trace ratio",
-    "diagonal_error": "diagonal error",
-    "direction_cosine": "direction cosine",
-    "decrease_share": "decrease share",
-    "preconditioned_condition": "preconditioned condition",
+class Named(NamedTuple):
+    """How tables, pages and pictures show what has a name.
+
+    Attributes:
+        label: Its written form.
+        colour: In pictures, hexadecimal; None: one by its place.
+        own_scale: Whether it has no common scale with the Fisher of the loss.
+    """
+
+    label: str
+    colour: str | None = None
+    own_scale: bool = False
+
+
+VARIANTS: dict[str, Named] = {
+    "kfac-reduce": Named("KFAC-reduce", "#56b4e9"),
+    "lngd-sample": Named("LNGD-sample", "#8c3a00", own_scale=True),
+    "sgd": Named("SGD", "#444444"),
+    "adam": Named("Adam", "#cc3399"),
+    "adamw": Named("AdamW"),
 }
-"""Column of the records -> the metric's name in words."""
+"""What has a name but is no registered approximation: optimizers, and approximations with options."""
 
 _LONG_WORD = re.compile(r"^(.{3}).*?(\d*)$", re.DOTALL)
 """What stays of a word of a long name."""
 
 
+def named(name: str) -> Named:
+    """How an approximation or an optimizer is shown: as its class says, else by its name.
+
+    The registry, and torch with it, is not imported before a name is looked up: processes that only draw look
+    up none.
+    """
+    from fisherlab.approximations import registered
+
+    cls = registered().get(name)
+    return VARIANTS.get(name, Named(name)) if cls is None else Named(cls.label, cls.colour, cls.own_scale)
+
+
 def label(name: str) -> str:
-    """The written form of an approximation's name; a third party's name stays as it is."""
-    return APPROXIMATIONS.get(name, name)
+    """The written form of the name of an approximation or an optimizer."""
+    return named(name).label
 
 
 def number(value: object, missing: str = "n/a", digits: int = 3) -> str:

@@ -1,9 +1,9 @@
-"""The face of a comparison: the table on the console and the page for a browser."""
+"""The face of results: tables on the console, and pages for a browser."""
 
-from fisherlab.records.definitions import METRICS, THEOREMS, Metric
-from fisherlab.report.page import Picture, write_page
-from fisherlab.report.table import console_table, html_table
-from fisherlab.report.tabular import Column, Contents, Definition, Tabular, defined, write_tables
+from fisherlab.records.definitions import METRICS, THEOREMS, Column, Definition, Metric, defined
+from fisherlab.report.console import console_table, html_table
+from fisherlab.report.html import Contents, Tabular, write_page, write_tables
+from fisherlab.runs.save import Picture
 
 __all__ = [
     "METRICS",

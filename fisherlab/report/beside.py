@@ -8,11 +8,10 @@ from typing import Any
 import pandas as pd
 
 from fisherlab.errors import InputError
+from fisherlab.records.definitions import MISSING, name_of
 from fisherlab.records.frames import compared_layers, numbers
-from fisherlab.records.labels import METRICS as NAMES
 from fisherlab.records.labels import label, number
-from fisherlab.report.blocks import MISSING
-from fisherlab.report.values import flat, show
+from fisherlab.report.html import flat, show
 from fisherlab.runs.finished import FinishedRun
 
 MEDIANS = ("scaled_error", "relative_error", "trace_ratio", "direction_cosine", "decrease_share")
@@ -102,7 +101,7 @@ def _medians(runs: Mapping[str, FinishedRun]) -> Iterator[PlainTable]:
             (label(one), *(_cell(own, one, metric) for own in columns.values())) for one in approximations
         ]
         if any(cell != MISSING for row in cells for cell in row[1:]):
-            heading = f"compare: {NAMES[metric]}, median over the layers"
+            heading = f"compare: {name_of(metric)}, median over the layers"
             yield PlainTable(heading, ("approximation", *runs), tuple(cells))
 
 

@@ -8,18 +8,14 @@ import numpy as np
 import pandas as pd
 
 from fisherlab.errors import InputError
-from fisherlab.records.definitions import METRICS, Metric, best_rows
-from fisherlab.records.labels import label, number
+from fisherlab.records.columns import ORIGIN
+from fisherlab.records.definitions import METRICS, MISSING, Metric, best_rows
+from fisherlab.records.labels import named, number
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Record = Mapping[str, Any]
 """A row of the records."""
 
-MISSING = "–"
-OWN_SCALE = ("lngd", "lngd-sample", "foof", "ngplus")
-"""Approximations that have no common scale with the Fisher of the loss; LNGD-lr, of its labels, has."""
-
-_RUN = ("model", "dataset", "checkpoint", "step", "seed")
 _NEEDED = ("layer", "approximation")
 
 
@@ -92,7 +88,7 @@ def runs(records: pd.DataFrame) -> list[pd.DataFrame]:
         raise InputError(f"the records have no column {', '.join(absent)}; give rows of compare.")
     if records.empty:
         raise InputError("the records have no rows, so there is no table to write.")
-    keys = [column for column in _RUN if column in records]
+    keys = [column for column in ORIGIN if column in records]
     if not keys:
         return [records]
     return [run for _, run in records.groupby(keys, sort=False, dropna=False)]
@@ -137,9 +133,9 @@ def _block(rows: pd.DataFrame) -> LayerTable:
     for place, row in enumerate(records):
         cells = tuple(Cell(_text(row, metric), best[metric.column][place]) for metric in metrics)
         target = targets[place]
-        own_scale = row["approximation"] in OWN_SCALE and target != "layerwise"
-        name = label(str(row["approximation"]))
-        made.append(TableRow(name, target, cells, _note(row, notes, shared), own_scale))
+        name = named(str(row["approximation"]))
+        own_scale = name.own_scale and target != "layerwise"
+        made.append(TableRow(name.label, target, cells, _note(row, notes, shared), own_scale))
     first = records[0]
     return LayerTable(
         layer=str(first["layer"]),
@@ -171,9 +167,7 @@ def _best(values: Array, metric: Metric, targets: list[str]) -> list[bool]:
 
 
 def _text(row: Record, metric: Metric) -> str:
-    text = number(row[metric.column], MISSING)
-    spread = number(row.get(metric.error), MISSING, digits=2) if metric.error else MISSING
-    return text if MISSING in (text, spread) else f"{text}±{spread}"
+    return metric.text(row[metric.column], row.get(metric.error or ""))
 
 
 def _shared(records: list[Record]) -> tuple[str, ...]:

@@ -4,17 +4,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
-from fisherlab.records.definitions import METRICS, Metric, best_rows
-from fisherlab.records.frames import compared_layers, numbers, with_series
-from fisherlab.records.labels import label, number
-from fisherlab.report.blocks import MISSING, OWN_SCALE, Cell, Record, count, run_context, word
+from fisherlab.records.definitions import BY_COLUMN, MISSING, Metric, best_rows
+from fisherlab.records.frames import compared_layers, numbers, table, with_series
+from fisherlab.records.labels import label, named, number
+from fisherlab.report.blocks import Cell, Record, count, run_context, word
 
-_BY_COLUMN = {metric.column: metric for metric in METRICS}
-SHOWN = (_BY_COLUMN["scaled_error"], _BY_COLUMN["relative_error"])
-"""The metrics of an overview."""
+_SHOWN = (BY_COLUMN["scaled_error"], BY_COLUMN["relative_error"])  # the metrics of an overview
 
 _FACTS = {"module": "module", "shape": "m×d", "positions": "T", "groups": "groups", "method": "exact by"}
 _MOST_NOTES = 10
@@ -68,22 +65,22 @@ def overview(run: pd.DataFrame) -> Overview:
     rows = with_series(run[run["layer"].isin(layers)])
     main = rows[[not one.target for one in rows["series"]]]
     methods = list(dict.fromkeys(main["approximation"]))
-    metrics = tuple(m for m in SHOWN if m.column in main and numbers(main[m.column]).notna().any())
+    metrics = tuple(m for m in _SHOWN if m.column in main and numbers(main[m.column]).notna().any())
     facts = {layer: _facts(dict(own.iloc[0])) for layer, own in main.groupby("layer", sort=False)}
     used = [key for key in _FACTS if any(one[key] not in (MISSING, "") for one in facts.values())]
-    cells = {metric.column: _cells(main, metric, methods) for metric in metrics}
+    cells = {metric.column: list(_cells(main, metric, layers, methods)) for metric in metrics}
     return Overview(
         facts=tuple(_FACTS[key] for key in used),
         methods=tuple(map(label, methods)),
-        own_scale=tuple(name in OWN_SCALE for name in methods),
+        own_scale=tuple(named(name).own_scale for name in methods),
         metrics=metrics,
         rows=tuple(
             LayerRow(
                 str(layer),
                 tuple(facts[layer][key] for key in used),
-                {metric.column: cells[metric.column][layer] for metric in metrics},
+                {column: own[place] for column, own in cells.items()},
             )
-            for layer in layers
+            for place, layer in enumerate(layers)
         ),
         targets=tuple(str(one) for one in main["target"].dropna().unique()) if "target" in main else (),
         context=run_context({**run.iloc[0], "damping": None}),
@@ -162,15 +159,10 @@ def _facts(row: Record) -> dict[str, str]:
     }
 
 
-def _cells(main: pd.DataFrame, metric: Metric, methods: list[str]) -> dict[str, tuple[Cell, ...]]:
+def _cells(
+    main: pd.DataFrame, metric: Metric, layers: list[str], methods: list[str]
+) -> Iterator[tuple[Cell, ...]]:
     """The cells of each layer; the best of a layer is marked."""
-    kept = main.drop_duplicates(["layer", "approximation"])
-    kept = kept.assign(value=numbers(kept[metric.column]))
-    table = kept.pivot(index="layer", columns="approximation", values="value").reindex(columns=methods)
-    found: dict[str, tuple[Cell, ...]] = {}
-    for layer, values in zip(table.index, table.to_numpy(float), strict=True):
-        flags = best_rows(pd.Series(np.asarray(values)), metric.better)
-        found[layer] = tuple(
-            Cell(number(value, MISSING), best) for value, best in zip(values, flags, strict=True)
-        )
-    return found
+    for values in table(main, metric.column, layers, methods, "layer", "approximation"):
+        flags = best_rows(pd.Series(values), metric.better)
+        yield tuple(Cell(metric.text(value), best) for value, best in zip(values, flags, strict=True))

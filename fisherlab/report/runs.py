@@ -10,33 +10,19 @@ from typing import Any
 import pandas as pd
 
 from fisherlab.errors import InputError
-from fisherlab.records.definitions import METRICS, SCALE_NOTE, STAND_IN
+from fisherlab.records.definitions import METRICS, MISSING, SCALE_NOTE, STAND_IN
 from fisherlab.records.labels import number
 from fisherlab.report.beside import PlainTable, read_table, side_by_side
-from fisherlab.report.blocks import MISSING, runs
-from fisherlab.report.page import RunTables, run_tables, template
-from fisherlab.report.values import flat, words
+from fisherlab.report.blocks import runs
+from fisherlab.report.html import Image, RunTables, flat, run_tables, template, words
 from fisherlab.runs.finished import FinishedRun
 from fisherlab.runs.origin import provenance
 
 _MOST_ROWS = 60
-_LARGEST_WHOLE = 1e15
+_LARGEST_WHOLE = 1e15  # of the numbers that are written as whole ones: beyond it float64 has no fractions
 _UNSHOWN = ("command", "inputs", "layers", "checkpoints", "trace_ratio")
 _LOG = "log.jsonl"
 _FIRST = {"represent": "moments.csv", "trace": "traces.csv"}  # tables that stand before the others
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A picture inside the page.
-
-    Attributes:
-        heading: the words above it.
-        source: the PNG as a data URI.
-    """
-
-    heading: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -59,7 +45,7 @@ class Part:
     facts: list[tuple[str, str]]
     records: list[RunTables]
     tables: list[PlainTable]
-    drawings: list[Drawing]
+    drawings: list[Image]
     config: list[tuple[str, str]]
     provenance: list[tuple[str, str]]
 
@@ -138,12 +124,12 @@ def _stands_in(run: FinishedRun) -> bool:
     return bool(run.provenance.get("stand_in")) or STAND_IN in str(run.provenance.get("dataset"))
 
 
-def _drawing(path: Path) -> Drawing:
+def _drawing(path: Path) -> Image:
     try:
         payload = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    return Drawing(path.stem.replace("-", " "), _data_uri(payload))
+    return Image(path.stem.replace("-", " "), _data_uri(payload))
 
 
 def _data_uri(payload: bytes) -> str:
@@ -189,13 +175,12 @@ def _as_table(heading: str, frame: pd.DataFrame) -> PlainTable:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return (
-            str(int(value)) if value.is_integer() and abs(value) < 1e15 else number(value, MISSING, digits=4)
-        )
+        whole = value.is_integer() and abs(value) < _LARGEST_WHOLE
+        return str(int(value)) if whole else number(value, MISSING, digits=4)
     return MISSING if value is None else str(value)
 
 
-def _curves(finished: Sequence[FinishedRun], names: Sequence[str]) -> Iterator[Drawing]:
+def _curves(finished: Sequence[FinishedRun], names: Sequence[str]) -> Iterator[Image]:
     """The curves of all trainings in one picture, where there is more than one."""
     runs_of_train = {name: run for name, run in zip(names, finished, strict=True) if run.command == "train"}
     logs = {name: _evaluations(run) for name, run in runs_of_train.items()}
@@ -203,7 +188,7 @@ def _curves(finished: Sequence[FinishedRun], names: Sequence[str]) -> Iterator[D
     if len(tables) < 2:
         return
     frame = pd.concat([table.assign(run=name) for name, table in tables.items()], ignore_index=True)
-    yield Drawing("Curves of all trainings", _drawn(frame, runs_of_train))
+    yield Image("Curves of all trainings", _drawn(frame, runs_of_train))
 
 
 def _drawn(frame: pd.DataFrame, trainings: Mapping[str, FinishedRun]) -> str:

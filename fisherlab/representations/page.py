@@ -1,118 +1,29 @@
 """The page of representation vectors: what was run, tables, pictures, definitions."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fisherlab.plots.histograms import MARGINALS
-from fisherlab.report import Column, Contents, Definition, Tabular
-from fisherlab.representations.result import Representations
+from fisherlab.plots.histograms import NO_TEST
+from fisherlab.records.vectors import ASSUMPTION, DEFINITIONS, MARGINALS
+from fisherlab.report import Contents, Tabular
 from fisherlab.representations.vectors import ACTIVATED, INPUT, OUTPUT
+
+if TYPE_CHECKING:
+    from fisherlab.representations.result import Representations
 
 _VECTORS = {INPUT: "input a", OUTPUT: "output s", ACTIVATED: "φ(s)"}
 
-_MARGINALS = (
-    Column("layer", "layer", "text"),
-    Column("vector", "vector", "text"),
-    Column("activation", "φ", "text"),
-    Column("coordinates", "k", "count"),
-    Column("constant", "constant", "count"),
-    Column("count", "vectors", "count"),
-    Column("skewness_median", "│skewness│ median"),
-    Column("kurtosis_median", "kurtosis median"),
-    Column("kurtosis_worst", "kurtosis worst"),
-    Column("ks_median", "KS median"),
-    Column("ks_worst", "KS worst"),
-    Column("rejected", "rejected", "share"),
-    Column("zeros", "exact zeros", "share"),
-    Column("norm_ks_normal", "norms: KS normal"),
-    Column("norm_ks_chi", "norms: KS chi"),
-    Column("norm_freedom", "norms: ν/k"),
-)
 
-_ASSUMPTION = (
-    Column("layer", "layer", "text"),
-    Column("module", "module", "text"),
-    Column("activation", "φ", "text"),
-    Column("outputs", "outputs m", "count"),
-    Column("positions", "positions T", "count"),
-    Column("samples", "samples", "count"),
-    Column("columns", "columns", "count"),
-    Column("isotropy_population", "isotropy of E[M]"),
-    Column("isotropy_mean", "of the mean of M"),
-    Column("isotropy_samples", "of M, mean over samples"),
-    Column("isotropy_limit", "of M, at most"),
-    Column("note", "note", "text"),
-)
-
-_DEFINITIONS = (
-    Definition(
-        "skewness",
-        "E[(x − μ)³] / σ³",
-        "Of a coordinate x over all samples and positions, with its mean μ and standard deviation σ; 0 for a "
-        "normal distribution. The table has the median of its absolute value over the coordinates.",
-    ),
-    Definition(
-        "kurtosis",
-        "E[(x − μ)⁴] / σ⁴ − 3",
-        "The excess kurtosis of a coordinate; 0 for a normal distribution, above 0 with heavier tails. Worst:"
-        " of the coordinate where it is farthest from 0. Constant coordinates have neither.",
-    ),
-    Definition(
-        "KS",
-        "D = sup over x of │F_n(x) − Φ((x − x̄)/s)│",
-        "Kolmogorov–Smirnov distance between the n values tested of a coordinate and the normal distribution "
-        "with their mean x̄ and standard deviation s; 0 is a perfect fit. Worst: the largest of a layer.",
-    ),
-    Definition(
-        "rejected",
-        "share of the coordinates with p̃ < 0.05,  p̃_(i) = max over j ≤ i of min(1, (k − j + 1) p_(j))",
-        "p: Lilliefors' test, which is that of Kolmogorov and Smirnov with an estimated mean and deviation. "
-        "p̃: adjusted by Holm's method for the coordinates of the row that are not constant, k of them.",
-    ),
-    Definition(
-        "exact zeros",
-        "share of the values with x = 0",
-        "Over coordinates, samples and positions. A normal distribution has none; a rectifier makes many.",
-    ),
-    Definition(
-        "norms",
-        "r = ‖x‖;  ν = 2 E[r²]² / Var[r²],  σ² = E[r²] / ν",
-        "KS normal: distance of the norms from a normal distribution. KS chi: from σχ_ν, the scaled chi "
-        "distribution with the same moments of r². ν/k is 1 for independent normal coordinates of mean 0 and "
-        "one variance, smaller where coordinates depend on each other or their variances differ, larger "
-        "where their means are not 0.",
-    ),
-    Definition(
-        "isotropy",
-        "(tr M)² / (m ‖M‖_F²),  M = Σ_t Σ_c q qᵀ",
-        "q [m]: gradient at the layer's activated output at position t, sent back from column c of a root of "
-        "the output Hessian. 1 where M is a multiple of I, 1/m where its rank is 1.",
-    ),
-    Definition(
-        "isotropy of E[M]",
-        "Σ_{n≠n'} tr M_n tr M_n' / (m Σ_{n≠n'} ⟨M_n, M_n'⟩)",
-        "Of the expectation, from pairs of different samples: unbiased squares, so that it can by chance be "
-        "a little above 1. That of the mean of M over N samples is too small where N is small.",
-    ),
-    Definition(
-        "isotropy of M, mean over samples",
-        "(1/N) Σ_n (tr M_n)² / (m ‖M_n‖_F²) ≤ min(1, C·T/m)",
-        "What the assumption is about: every sample's own M. C columns at T positions give M a rank of at "
-        "most C·T; that is the column “at most”.",
-    ),
-)
-
-
-def page(result: Representations) -> Contents:
+def page(result: "Representations") -> Contents:
     """What the page says beside its pictures."""
     return Contents(
         title=f"Representation vectors: {result.about.model}",
         facts=_facts(result),
         tables=(_marginals(result), _assumption(result)),
-        definitions=_DEFINITIONS,
+        definitions=DEFINITIONS,
     )
 
 
-def _facts(result: Representations) -> dict[str, Any]:
+def _facts(result: "Representations") -> dict[str, Any]:
     about, assumption = result.about, result.assumption
     return {
         "model": about.model,
@@ -129,22 +40,22 @@ def _facts(result: Representations) -> dict[str, Any]:
     }
 
 
-def _marginals(result: Representations) -> Tabular:
+def _marginals(result: "Representations") -> Tabular:
     rows = result.layers.assign(vector=result.layers["vector"].map(_VECTORS))
     tested = int(rows["tested"].max())
     lead = (
         "How each layer's vectors of k coordinates are distributed over all samples and positions: inputs a, "
         "outputs s and, where an element-wise φ alone takes s, activated outputs φ(s). Distances and tests "
-        f"are of {tested:,} values of a coordinate, each from another sample. {MARGINALS}"
+        f"are of {tested:,} values of a coordinate, each from another sample. {NO_TEST}"
     )
     notes = (
         "Rejected: tests at 5 %, adjusted for the coordinates of a row (Holm), not for the number of rows.",
         "All numbers: layers.csv, moments.csv with a row a coordinate, quantiles.csv, histograms*.csv.",
     )
-    return Tabular.of(rows, _MARGINALS, "Marginals", lead, notes)
+    return Tabular.of(rows, MARGINALS, "Marginals", lead, notes)
 
 
-def _assumption(result: Representations) -> Tabular:
+def _assumption(result: "Representations") -> Tabular:
     lead = (
         "Layer-wise sampling draws a layer's activated output from N(φ(s), I): it takes each sample's M, the "
         "second moment of the gradients there, for I. An isotropy of 1 is consistent with that; 1/m is as "
@@ -152,5 +63,5 @@ def _assumption(result: Representations) -> Tabular:
         "sufficient."
     )
     return Tabular.of(
-        result.assumption, _ASSUMPTION, "The assumption", lead, ("All numbers: assumption.csv.",)
+        result.assumption, ASSUMPTION, "The assumption", lead, ("All numbers: assumption.csv.",)
     )

@@ -1,6 +1,6 @@
 """What `represent` gives: tables, pictures and files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from fisherlab.errors import unknown
-from fisherlab.representations.vectors import OUTPUT
+from fisherlab.records.columns import ORIGIN
+from fisherlab.representations.vectors import ACTIVATED, INPUT, OUTPUT
 from fisherlab.runs.origin import Origin
+from fisherlab.runs.save import Picture, Plate, Result, file_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Representations:
+class Representations(Result):
     """The result of `fisherlab.represent`.
 
     A row is of one kind of `vector`: `input` a_{l−1}, `output` s, `activated` φ(s) (only where φ is not the
@@ -86,11 +88,7 @@ class Representations:
         """The content of `summary.json`."""
         isotropies = {row["layer"]: row for row in self.assumption.to_dict("records")}
         return {
-            "model": self.about.model,
-            "dataset": self.about.dataset,
-            "checkpoint": self.about.checkpoint,
-            "step": self.about.step,
-            "seed": self.about.seed,
+            **{name: getattr(self.about, name) for name in ORIGIN},
             "device": self.device,
             "samples": self.samples,
             "layers": {
@@ -105,20 +103,58 @@ class Representations:
             },
         }
 
-    def save(self, directory: str | Path) -> Path:
-        """Writes tables, summary and pictures into a directory that it makes.
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables by the names of their files.
 
-        Args:
-            directory: must not exist, or be empty.
-
-        Raises:
-            InputError: where the directory holds something already.
+        `histograms.csv` has the outputs s of every layer; the activated outputs and the inputs have files of
+        their own with the same columns.
         """
-        from fisherlab.representations.files import save_representations
+        kinds = self.histograms["vector"]
+        own = {
+            name: self.histograms[kinds == vector].drop(columns="vector") for vector, name in _FILES.items()
+        }
+        whole = ("moments", "quantiles", "assumption", "layers")
+        return own | {f"{name}.csv": getattr(self, name) for name in whole}
 
-        return save_representations(self, Path(directory))
+    def figures(self) -> Iterator[Plate]:
+        """Pictures over all layers, and of the first few layers' outputs and activated outputs."""
+        from fisherlab import plots
+
+        caption = self.caption
+        yield Plate(
+            "normality",
+            plots.normality(self.layers, caption=caption),
+            "How far from normal",
+            "Kurtosis, distances and rejected coordinates of every layer's outputs and activated outputs.",
+        )
+        yield Plate(
+            "assumption",
+            plots.isotropies(self.assumption, caption=caption),
+            "Is the assumption true?",
+            "Isotropy of what layer-wise sampling takes for I; 1 is consistent with it.",
+        )
+        drawn = self.layers[self.layers["layer"].isin(self.names[:_MOST_DRAWN])]
+        for layer, vector in zip(drawn["layer"], drawn["vector"], strict=True):
+            if vector != INPUT:
+                yield Plate(
+                    f"histogram-{file_name(layer)}" + ("" if vector == OUTPUT else f"-{vector}"),
+                    self.histogram(layer, vector),
+                    f"Layer {layer}: {'outputs' if vector == OUTPUT else 'activated outputs'}",
+                    "Coordinates from the least to the largest kurtosis, and the norms, with their fits.",
+                )
+
+    def write_page(
+        self, path: Path, summary: Mapping[str, Any], pictures: Sequence[Picture], origin: Mapping[str, Any]
+    ) -> Path:
+        """Writes the page, with pictures that have been written and the content of `provenance.json`."""
+        from fisherlab.report import write_tables
+        from fisherlab.representations.page import page
+
+        return write_tables(path, page(self), pictures, origin)
 
 
+_MOST_DRAWN = 12
+_FILES = {OUTPUT: "histograms.csv", ACTIVATED: "histograms-activated.csv", INPUT: "histograms-input.csv"}
 _CONTEXT = ("layer", "vector", "module", "activation")
 _ASSUMPTION = [
     *("activation", "outputs", "positions", "samples", "columns", "labels"),

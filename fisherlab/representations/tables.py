@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from fisherlab.records.columns import ORIGIN
 from fisherlab.representations.isotropy import Isotropy
 from fisherlab.representations.moments import Histograms, Moments
 from fisherlab.representations.normality import (
@@ -84,15 +85,7 @@ class LayerFacts:
 
 def tables(facts: Sequence[LayerFacts], about: Origin, device: str, dtype: str) -> dict[str, pd.DataFrame]:
     """The tables `moments`, `histograms`, `quantiles`, `assumption` and `layers`."""
-    origin = {
-        "model": about.model,
-        "dataset": about.dataset,
-        "checkpoint": about.checkpoint,
-        "step": about.step,
-        "seed": about.seed,
-        "dtype": dtype,
-        "device": device,
-    }
+    origin = {name: getattr(about, name) for name in ORIGIN} | {"dtype": dtype, "device": device}
     every = [(layer, kind, vectors) for layer in facts for kind, vectors in layer.vectors.items()]
     moments = pd.concat([_moments(layer.name, kind, v) for layer, kind, v in every], ignore_index=True)
     histograms = [part for layer, kind, v in every for part in _histograms(layer.name, kind, v)]

@@ -1,60 +1,32 @@
 """The page of a trace: what was run, tables, pictures, definitions."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fisherlab.records.definitions import SCALE_NOTE
-from fisherlab.records.labels import label
-from fisherlab.report import Column, Contents, Definition, Tabular, defined
-from fisherlab.report.blocks import OWN_SCALE
+from fisherlab.records.definitions import QUALITIES, SCALE_NOTE, Column, defined, name_of
+from fisherlab.records.labels import label, named
+from fisherlab.report import Contents, Tabular
 from fisherlab.report.overview import counted_notes
-from fisherlab.traces.result import WHOLE, Traces
 from fisherlab.traces.table import ARROW, first_to_last
 
-_LAYERS = {
-    "trace_exact": "tr F",
-    "trace_approx": "tr F̂",
-    "trace_ratio": "trace ratio",
-    "scaled_error": "scaled error",
-    "direction_cosine": "direction cosine",
-    "decrease_share": "decrease share",
-}
+if TYPE_CHECKING:
+    from fisherlab.traces.result import Traces
 
-_SPECTRA = {"effective_rank": "effective rank", "condition": "condition number"}
-
-_DEFINITIONS = (
-    Definition(
-        "tr F",
-        "(1/N) Σ_n Σ_c ‖V_{n,c}‖_F²",
-        "Trace of the exact Fisher of a layer: V is the gradient of its weights for sample n and label "
-        "column c. The traces of the layers add up to that of the network.",
-    ),
-    *defined("trace_ratio", "scaled_error", "direction_cosine", "decrease_share"),
-    Definition(
-        "effective rank",
-        "exp(−Σ_i q_i log q_i),  q_i = λ_i / Σ_j λ_j",
-        "Of the eigenvalues λ_i of F: between 1 and D = m·d, and no more than the columns N·C that F is "
-        "made of.",
-    ),
-    Definition(
-        "condition number",
-        "(λ_max + λ) / (λ_min + λ),  λ = 0.1 tr F / D",
-        "Of F damped as for the directions. Where F has fewer columns N·C than D, λ_min is exactly 0.",
-    ),
-)
+_SHARED = ("trace_ratio", *QUALITIES)  # with a comparison
+_SPECTRA = ("effective_rank", "condition")
 
 
-def page(traces: Traces) -> Contents:
+def page(traces: "Traces") -> Contents:
     """What the page says beside its pictures."""
     return Contents(
         title=f"Trace diagnostics: {traces.about.model}",
         facts=_facts(traces),
         tables=list(_tables(traces)),
-        definitions=_DEFINITIONS,
+        definitions=defined("trace_exact", *_SHARED, *_SPECTRA),
     )
 
 
-def _facts(traces: Traces) -> dict[str, Any]:
+def _facts(traces: "Traces") -> dict[str, Any]:
     first = traces.main.iloc[0]
     return {
         "model": traces.about.model,
@@ -69,16 +41,16 @@ def _facts(traces: Traces) -> dict[str, Any]:
     }
 
 
-def _tables(traces: Traces) -> Iterator[Tabular]:
+def _tables(traces: "Traces") -> Iterator[Tabular]:
     yield _network(traces)
     yield _layers(traces)
     if traces.compared[list(_SPECTRA)].notna().any(axis=None):
         yield _spectra(traces)
 
 
-def _network(traces: Traces) -> Tabular:
+def _network(traces: "Traces") -> Tabular:
     """A row a checkpoint."""
-    whole = traces.stages[traces.stages["stage"] == WHOLE]
+    whole = traces.network
     methods = list(whole["approximation"].unique())
     ratios = whole.pivot(index="checkpoint", columns="approximation", values="trace_ratio")
     rows = whole.drop_duplicates("checkpoint").join(ratios, on="checkpoint")
@@ -90,20 +62,21 @@ def _network(traces: Traces) -> Tabular:
         *(Column(name, f"{label(name)}: tr F̂ / tr F") for name in methods),
     ]
     lead = "Sums of the traces over all layers, and the ratio for each approximation; 1 is the right scale."
-    notes = [SCALE_NOTE] if set(methods) & set(OWN_SCALE) else []
+    notes = [SCALE_NOTE] if any(named(name).own_scale for name in methods) else []
     notes.append("All numbers: stages.csv, also by stage of the network.")
     return Tabular.of(rows, columns, "The network", lead, notes)
 
 
-def _layers(traces: Traces) -> Tabular:
+def _layers(traces: "Traces") -> Tabular:
     """A row a layer and approximation."""
-    keys = ["layer", "approximation"]
-    rows = first_to_last(traces.compared, keys, list(_LAYERS), traces.ends)
+    keys, heads = ["layer", "approximation"], {"trace_exact": "tr F", "trace_approx": "tr F̂"}
+    heads |= {column: name_of(column) for column in _SHARED}
+    rows = first_to_last(traces.compared, keys, list(heads), traces.ends)
     rows["approximation"] = rows["approximation"].map(label)
     columns = [
         Column("layer", "layer", "text"),
         Column("approximation", "approximation", "text"),
-        *(Column(key, head) for key, head in _LAYERS.items()),
+        *(Column(key, head) for key, head in heads.items()),
     ]
     lead = (
         f"At {ARROW.join(traces.ends)}; – means not computed. Layers with the approximation diagonal alone "
@@ -113,7 +86,7 @@ def _layers(traces: Traces) -> Tabular:
     return Tabular.of(rows, columns, "Layers", lead, notes)
 
 
-def _spectra(traces: Traces) -> Tabular:
+def _spectra(traces: "Traces") -> Tabular:
     """A row a layer."""
     frame = traces.compared.drop_duplicates(["layer", "checkpoint"])
     frame = frame.assign(shape=[f"{m}×{d}" for m, d in zip(frame["outputs"], frame["inputs"], strict=True)])
@@ -123,7 +96,7 @@ def _spectra(traces: Traces) -> Tabular:
         Column("shape", "m×d", "text"),
         Column("method", "exact by", "text"),
         Column("columns", "columns N·C", "count"),
-        *(Column(key, head) for key, head in _SPECTRA.items()),
+        *(Column(key, name_of(key)) for key in _SPECTRA),
     ]
     rows = first_to_last(frame, facts, list(_SPECTRA), traces.ends)
     lead = f"Of the exact block of each layer, at {ARROW.join(traces.ends)}."

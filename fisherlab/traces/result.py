@@ -1,7 +1,7 @@
 """What a trace gives: tables of traces, of errors and directions, and of stages; its pictures and files."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 
 from fisherlab.plots.profiles import MANY
+from fisherlab.records.definitions import QUALITIES
 from fisherlab.records.frames import compared_layers
-from fisherlab.runs.directory import run_directory
 from fisherlab.runs.origin import Origin
+from fisherlab.runs.save import Picture, Plate, Result
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from rich.console import RenderableType
 
     from fisherlab.traces.recorder import Recorder
 
@@ -32,8 +33,6 @@ STAGE_COLUMNS = (
 )
 WHOLE = "all"
 """The stage that is the whole network."""
-QUALITIES = ("scaled_error", "direction_cosine", "decrease_share")
-"""The metrics whose spread over layers is followed."""
 
 _NUMBERED = re.compile(r"\d$")
 
@@ -52,7 +51,7 @@ def stage_of(layer: str) -> str:
 
 
 @dataclass
-class Traces:
+class Traces(Result):
     """The result of `fisherlab.traces.trace`.
 
     Attributes:
@@ -119,6 +118,11 @@ class Traces:
         positive = sums["trace_exact"].where(sums["trace_exact"] > 0)
         return sums.assign(trace_ratio=sums["trace_approx"] / positive)[list(STAGE_COLUMNS)]
 
+    @property
+    def network(self) -> pd.DataFrame:
+        """The rows of `stages` that are the whole network."""
+        return self.stages[self.stages["stage"] == WHOLE]
+
     @cached_property
     def spread(self) -> pd.DataFrame:
         """A row a (checkpoint, approximation, metric): `low`, `median`, `high`, the quartiles over layers.
@@ -162,10 +166,15 @@ class Traces:
         first = self.main.iloc[0]
         return f"{about.caption(self.device)}; {first['target']} labels, {first['samples']} samples"
 
+    def table(self) -> "RenderableType":
+        """A row a layer and approximation, for a terminal; many layers: a row a stage of the network."""
+        from fisherlab.traces.table import console_table
+
+        return console_table(self)
+
     def summary(self) -> dict[str, Any]:
         """Names, checkpoints, the trace of the whole network at each, and the best approximations."""
         rows = self.checkpoints.to_dict("records")
-        whole = self.stages[self.stages["stage"] == WHOLE]
         return {
             "model": self.about.model,
             "dataset": self.about.dataset,
@@ -179,31 +188,31 @@ class Traces:
                 str(name): {
                     str(c): _number(v) for c, v in zip(own["checkpoint"], own["trace_ratio"], strict=True)
                 }
-                for name, own in whole.groupby("approximation", sort=False)
+                for name, own in self.network.groupby("approximation", sort=False)
             },
             "layers": self.best,
         }
 
-    def figures(self) -> "Iterator[tuple[str, Figure, str, str]]":
-        """Name, figure, heading and sentence of each picture."""
+    def figures(self) -> Iterator[Plate]:
+        """Each picture with its words; the optimizer's numbers are those of the training itself."""
         from fisherlab import plots
         from fisherlab.plots import traces, training
 
         caption, frame = self.caption, self.main
-        yield (
+        yield Plate(
             "traces",
             traces.traces(frame, caption=caption),
             "Traces",
             "tr F of every layer, and tr F̂ of its approximations.",
         )
-        yield (
+        yield Plate(
             "trace-ratio",
             traces.ratios(frame, caption=caption),
             "Trace ratio",
             "tr F̂ / tr F: white is 1, blue too small, red too large.",
         )
         if len(self.checkpoints) > 1 and self.compared["layer"].nunique() > 1:
-            yield (
+            yield Plate(
                 "stages",
                 training.stages(self.stages, caption=caption),
                 "Stages of the network",
@@ -211,7 +220,7 @@ class Traces:
             )
         if len(self.checkpoints) > 1:
             few = self.compared["layer"].nunique() <= MANY
-            yield (
+            yield Plate(
                 "quality",
                 training.quality(frame, caption=caption)
                 if few
@@ -221,37 +230,37 @@ class Traces:
                 "decrease, over the training.",
             )
         else:
-            yield "errors", plots.errors(frame, caption=caption), "Errors", "Errors of every layer."
+            yield Plate("errors", plots.errors(frame, caption=caption), "Errors", "Errors of every layer.")
         if self.compared[["effective_rank", "condition"]].notna().any(axis=None):
-            yield (
+            yield Plate(
                 "spectra",
                 training.spectra(self.compared, caption=caption),
                 "Spectra",
                 "Effective rank exp(−Σ q log q) of F's eigenvalues, and the condition number of F + λI.",
             )
         if self.log is not None and self.recorded is not None:
-            yield (
+            words = self.log_words or caption
+            yield Plate(
                 "optimizer",
-                self.log.figure(caption=self.caption_of("optimizer")),
+                self.log.figure(caption=words),
                 "What the optimizer recorded",
                 "Rates, traces, dampings, condition numbers and norms of every layer, from the run's log.",
+                caption=words,
             )
 
-    def caption_of(self, figure: str) -> str:
-        """The line under a picture; the optimizer's numbers are those of the training itself."""
-        return self.log_words if figure == "optimizer" and self.log_words else self.caption
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables by the names of their files."""
+        found = {"traces.csv": self.traces, "diagnostics.csv": self.diagnostics, "stages.csv": self.stages}
+        return found if self.recorded is None else found | {"optimizer.csv": self.recorded}
 
-    def save(self, directory: str | Path) -> Path:
-        """Writes tables, summary, pictures and the page into a directory that it makes.
+    def write_page(
+        self, path: Path, summary: Mapping[str, Any], pictures: Sequence[Picture], origin: Mapping[str, Any]
+    ) -> Path:
+        """Writes the page, with pictures that have been written and the content of `provenance.json`."""
+        from fisherlab.report import write_tables
+        from fisherlab.traces.page import page
 
-        Raises:
-            InputError: where the directory holds something already.
-        """
-        from fisherlab.traces.files import write_traces
-
-        with run_directory(Path(directory)) as part:
-            write_traces(self, part, self.summary())
-        return Path(directory)
+        return write_tables(path, page(self), pictures, origin)
 
 
 def _number(value: Any) -> float | None:

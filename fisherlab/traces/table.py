@@ -1,16 +1,19 @@
 """The table of a trace on the console."""
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import pandas as pd
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from fisherlab.plots.profiles import MANY
-from fisherlab.records.definitions import SCALE_NOTE, STAND_IN
+from fisherlab.records.definitions import MISSING, SCALE_NOTE, name_of
 from fisherlab.records.labels import label, number, short
-from fisherlab.report.blocks import MISSING
-from fisherlab.traces.result import Traces
+from fisherlab.report.console import SplitTable, TextColumn, context_line
+
+if TYPE_CHECKING:
+    from fisherlab.traces.result import Traces
 
 ARROW = " → "
 _NAME = 26
@@ -25,7 +28,7 @@ def first_to_last(frame: pd.DataFrame, keys: list[str], columns: list[str], ends
     return pd.DataFrame(rows, columns=[*keys, *columns])
 
 
-def console_table(traces: Traces) -> RenderableType:
+def console_table(traces: "Traces") -> RenderableType:
     """A row a layer and approximation, from the first checkpoint to the last; many layers: a row a stage.
 
     Layers that have only the approximation `diagonal` (norms) are left out where others have more.
@@ -35,16 +38,18 @@ def console_table(traces: Traces) -> RenderableType:
     key = "layer" if by_layer else "stage"
     count = len(traces.checkpoints)
     heading = f"{key}s, {ARROW.join(traces.ends)}" + (f" ({count} checkpoints)" if count > 2 else "")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     columns = {"trace_exact": "tr F", "trace_approx": "tr F̂", "trace_ratio": "ratio"}
-    columns |= {"scaled_error": "scaled error"} if by_layer else {}
-    table.add_column(key, overflow="fold")
-    table.add_column("approximation", no_wrap=True)
-    for words in columns.values():
-        table.add_column(words, justify="right", no_wrap=True)
+    columns |= {"scaled_error": name_of("scaled_error")} if by_layer else {}
     rows = first_to_last(frame, [key, "approximation"], list(columns), traces.ends)
-    for row, approximation, *cells in rows.itertuples(index=False):
-        table.add_row(short(row, _NAME), label(approximation), *cells)
-    foot = Text(traces.caption, style="yellow" if STAND_IN in traces.caption else "dim")
+    names = [
+        _column(key, [short(name, _NAME) for name in rows[key]], right=False),
+        _column("approximation", map(label, rows["approximation"]), right=False),
+    ]
+    table = SplitTable(names, [[_column(words, rows[column])] for column, words in columns.items()])
     note = Text(f"all numbers: traces.csv, diagnostics.csv, stages.csv; {SCALE_NOTE}", style="dim")
-    return Group(Text(heading, style="bold"), table, foot, note)
+    return Group(Text(heading, style="bold"), table, context_line(traces.caption), note)
+
+
+def _column(head: str, cells: Iterable[str], right: bool = True) -> TextColumn:
+    """Texts with a space behind each."""
+    return TextColumn(Text(f"{head} "), [Text(f"{cell} ") for cell in cells], right)

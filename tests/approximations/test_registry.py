@@ -5,12 +5,14 @@ from typing import ClassVar
 
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from reference import relative
 from rich.console import Console
 from torch import Tensor
 
 import fisherlab as fl
 from fisherlab.approximations import base, create, create_all, registered
+from fisherlab.approximations.kfac import KFAC
 from fisherlab.errors import InputError, InputTypeError
 from fisherlab.operators import KroneckerOperator
 from fisherlab.statistics import LayerSums, Statistic
@@ -91,6 +93,40 @@ def test_a_third_party_appears_everywhere(categorical):
     assert "input-diagonal" in console.export_text()
 
 
+def test_a_third_party_is_called_and_coloured_as_its_class_says(categorical, tmp_path, monkeypatch):
+    class Named(InputDiagonal):
+        name, label, colour, own_scale = "named", "In-Diag²", "#123456", True
+
+    fl.register_approximation(Named)
+    monkeypatch.setattr("fisherlab.plots.workers.save", lambda figure, path: path.with_suffix(".png").touch())
+    c = fl.compare(categorical.model, categorical.data, ("kfac", "named"))
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(c.table())
+    assert "In-Diag²†" in console.export_text()
+    page = (c.save(tmp_path / "run") / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="row">In-Diag²†' in page
+    legend = fl.plots.errors(c.records, caption="here").legends[0]
+    looks = dict(zip([text.get_text() for text in legend.get_texts()], legend.get_patches(), strict=True))
+    assert to_hex(looks["In-Diag²"].get_facecolor()) == "#123456"
+    lines = fl.plots.directions(c.directions, caption="here").axes[0].lines
+    assert "#123456" in {line.get_color() for line in lines}
+    assert any("In-Diag²" in axes.get_title() for axes in c.heatmap("0", "named").axes)
+
+
+def test_a_class_does_not_go_by_the_label_of_the_one_it_derives_from():
+    class Mine(KFAC):
+        name = "mine"
+
+    class Part(KFAC):
+        """Without a name of its own."""
+
+    assert (Mine.label, Mine.colour) == ("mine", None)
+    assert (Part.label, Part.colour) == (KFAC.label, KFAC.colour) == ("KFAC", fl.plots.color("kfac"))
+    fl.register_approximation(Mine)
+    assert fl.plots.label("mine") == "mine"
+    assert fl.plots.color("mine") == fl.plots.color("a stranger")
+
+
 def test_statistics_of_a_third_party_are_saved(categorical, tmp_path):
     fl.register_approximation(InputDiagonal)
     statistics = fl.collect_statistics(
@@ -128,6 +164,9 @@ def test_classes_that_cannot_be_registered():
     class Comma(InputDiagonal):
         name = "a,b"
 
+    class Colourful(InputDiagonal):
+        colour = "blueish"
+
     class Half(fl.Approximation):
         name = formula = source = "half"
 
@@ -136,6 +175,8 @@ def test_classes_that_cannot_be_registered():
 
     with pytest.raises(InputError, match="Nameless needs a class attribute 'name'"):
         fl.register_approximation(Nameless)
+    with pytest.raises(InputError, match=r"Colourful\.colour is 'blueish'; give one such as"):
+        fl.register_approximation(Colourful)
     for cls in (Loud, Comma):
         with pytest.raises(InputError, match="in lower case and without commas"):
             fl.register_approximation(cls)

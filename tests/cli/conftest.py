@@ -126,7 +126,7 @@ def run() -> Run:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the pictures, which take most of the time of a small run."""
-    monkeypatch.setattr("fisherlab.comparison.pictures._pictures", lambda *arguments: iter(()))
+    monkeypatch.setattr("fisherlab.comparison.pictures.figures", lambda *arguments: iter(()))
 
 
 def _interruptible() -> None:

@@ -12,7 +12,7 @@ from fisherlab.figures.method_runs import MethodRun
 from fisherlab.figures.printed import TABLES
 from fisherlab.figures.quantities import common_target, quantity
 from fisherlab.figures.workshop import TABLE_COLUMNS, _as_printed, _cell
-from fisherlab.plots.methods import method_label
+from fisherlab.plots import label
 from fisherlab.runs.finished import FinishedRun
 
 
@@ -91,7 +91,7 @@ def test_a_printed_total_that_contradicts_its_factors_is_flagged() -> None:
         for method in table.methods:
             total = table.columns[printed.SECONDS][method]
             product = table.columns[printed.EPOCHS][method] * table.columns[printed.PER_EPOCH][method]
-            note = notes[f"{method_label(method)}: {printed.SECONDS}"]
+            note = notes[f"{label(method)}: {printed.SECONDS}"]
             assert ("reading 19" in note) == (abs(total - product) > 0.01 * total)
 
 

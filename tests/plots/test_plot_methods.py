@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 
 from fisherlab.errors import InputError
-from fisherlab.plots.methods import method_curves, method_label, printed_values
+from fisherlab.plots import label
+from fisherlab.plots.methods import method_curves, printed_values
 from fisherlab.plots.rates import error_bounds, quadratic_models
 
 WORDS = {"loss": "training loss", "metric": "test accuracy, %", "title": "t", "caption": "a caption"}
@@ -56,7 +57,7 @@ def test_a_frame_without_rows_is_refused(frame) -> None:
 
 
 def test_optimizers_have_their_written_names() -> None:
-    assert [method_label(name) for name in ("sgd", "adam", "lngd-lr", "mine")] == [
+    assert [label(name) for name in ("sgd", "adam", "lngd-lr", "mine")] == [
         "SGD",
         "Adam",
         "LNGD-lr",

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from fisherlab import plots
+from fisherlab.approximations import registered
 from fisherlab.plots import style
 from fisherlab.records import labels
 from fisherlab.records.labels import plain
@@ -162,7 +163,8 @@ def test_importing_plots_brings_no_seaborn():
 
 
 def test_colors_differ_and_are_fixed():
-    names = list(labels.APPROXIMATIONS)
+    names = [name for name in (*registered(), *labels.VARIANTS) if labels.named(name).colour]
+    assert {"kfac", "lngd-sample", "sgd"} < set(names)
     assert len({style.color(name) for name in names}) == len(names)
     assert style.color("kfac", ["mine", "kfac"]) == style.color("kfac")
 

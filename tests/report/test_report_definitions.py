@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fisherlab.plots import number
-from fisherlab.records.definitions import METRICS, THEOREMS, best_rows
+from fisherlab.records.columns import DIRECTION_COLUMNS, RECORD_COLUMNS
+from fisherlab.records.definitions import METRICS, THEOREMS, best_rows, defined, name_of
 
 VALUES = st.lists(st.floats(1e-6, 1e6) | st.just(math.nan), min_size=2, max_size=12)
 
@@ -52,3 +53,25 @@ def test_every_metric_is_explained():
     assert all(metric.formula and metric.meaning.endswith(".") for metric in METRICS)
     assert all(metric.name for metric in METRICS)
     assert any("EKFAC ≤ KFAC" in theorem for theorem in THEOREMS)
+
+
+RECORDS = """model,dataset,checkpoint,step,seed,dtype,layer,module,outputs,inputs,positions,groups,
+approximation,kind,target,samples,columns,method,relative_error,scaled_error,best_scale,population_error,
+population_error_se,gap_to_nearest,trace_exact,trace_approx,trace_ratio,diagonal_error,damping,direction_cosine,decrease_share,
+preconditioned_condition,seconds,bytes,note"""
+
+
+def test_the_registry_gives_the_columns_of_the_files_in_their_order():
+    assert ",".join(RECORD_COLUMNS) == RECORDS.replace("\n", "")
+    assert ",".join(DIRECTION_COLUMNS) == "layer,approximation,damping,direction_cosine,decrease_share"
+
+
+def test_one_entry_says_how_a_metric_is_called_and_written():
+    (metric,) = (metric for metric in METRICS if metric.column == "population_error")
+    assert metric.text(0.41234, 0.02134) == "0.412±0.021"
+    assert metric.text(0.41234, math.nan) == metric.text(0.41234) == "0.412"
+    assert metric.text(None, 0.1) == "–"
+    assert defined("population_error") == [metric]
+    assert name_of("population_error") == metric.name
+    assert name_of("effective_rank") == "effective rank"
+    assert name_of("no metric") == "no metric"

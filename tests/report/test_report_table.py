@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from fisherlab.errors import InputError
 from fisherlab.report import METRICS, console_table, html_table
+from fisherlab.report.console import SplitTable, TextColumn
 from fisherlab.report.overview import counted_notes
 
 
@@ -206,3 +208,25 @@ def test_what_the_notes_of_all_rows_share_is_said_once(records):
     assert text.count("drawn labels") == 1
     assert "all rows: drawn labels" in text
     assert "kfac is left out; drawn" not in text
+
+
+def split(width, least=None):
+    names = TextColumn(Text("layer"), [Text("encoder.layers.11.fc"), Text("head")], right=False)
+    parts = [[TextColumn(Text(head), [Text("1.23e4"), Text("0.1")]) for head in part] for part in ("ab", "c")]
+    return [line.rstrip() for line in printed(SplitTable([names], parts, least=least), width).splitlines()]
+
+
+def test_a_table_is_whole_where_it_fits_and_cut_between_its_parts_where_not():
+    wide, narrow = split(80), split(36)
+    assert wide[0].split() == ["layer", "a", "b", "c"]
+    assert [line.split() for line in narrow if "1.23e4" in line] == [
+        ["encoder.layers.11.fc", "1.23e4", "1.23e4"],
+        ["encoder.layers.11.fc", "1.23e4"],
+    ]
+    assert narrow.count("") == 1
+
+
+def test_names_of_rows_are_cut_before_a_table_is():
+    assert len([line for line in split(36, least=10) if "1.23e4" in line]) == 1
+    assert any(line.startswith("enc.lay.11.fc ") for line in split(36, least=10))
+    assert any(line.startswith("encoder.layers.11.fc ") for line in split(80, least=10))

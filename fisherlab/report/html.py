@@ -1,4 +1,4 @@
-"""The page ``report.html``: tables, pictures, definitions and provenance, readable offline."""
+"""The page ``report.html`` of a comparison, or of tables; readable offline."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,40 +12,21 @@ import pandas as pd
 
 from fisherlab.errors import InputError
 from fisherlab.plots.profiles import MANY
-from fisherlab.records.definitions import METRICS, SCALE_NOTE, STAND_IN, THEOREMS
+from fisherlab.records.definitions import METRICS, SCALE_NOTE, STAND_IN, THEOREMS, Column, Definition
 from fisherlab.records.frames import compared_layers
 from fisherlab.report.blocks import LayerTable, blocks, diagonal_block, runs
 from fisherlab.report.overview import Overview, diagonal_line, overview
-from fisherlab.report.values import flat, show, words
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture of the page.
-
-    Attributes:
-        path: The image file; a relative path starts at the page's folder. Where a ``.pdf`` of
-            the same name lies beside it, the page links to it.
-        caption: The sentence under it.
-        heading: The words above it.
-        layer: The layer that it shows, if it is one: on a page with many layers the picture then
-            stands in the layer's section.
-    """
-
-    path: str | Path
-    caption: str
-    heading: str
-    layer: str | None = None
+from fisherlab.runs.save import Picture
 
 
 @dataclass(frozen=True)
 class Image:
     """A picture as the page names it."""
 
-    source: str
-    pdf: str | None
-    caption: str
     heading: str
+    source: str
+    caption: str = ""
+    pdf: str | None = None
 
 
 @dataclass(frozen=True)
@@ -175,10 +156,10 @@ def image(picture: Picture, folder: Path) -> Image:
         raise InputError(f"there is no picture {file}; save it before the page is written.")
     pdf = file.with_suffix(".pdf")
     return Image(
-        source=_relative(file, folder),
-        pdf=_relative(pdf, folder) if pdf.is_file() else None,
-        caption=picture.caption,
-        heading=picture.heading,
+        picture.heading,
+        _relative(file, folder),
+        picture.caption,
+        _relative(pdf, folder) if pdf.is_file() else None,
     )
 
 
@@ -205,3 +186,115 @@ def _is_table(value: object) -> bool:
     return (
         isinstance(value, Mapping) and bool(value) and all(isinstance(row, Mapping) for row in value.values())
     )
+
+
+@dataclass(frozen=True)
+class Tabular:
+    """A table of a page.
+
+    Attributes:
+        heading: The words above it.
+        lead: A few sentences before it.
+        columns: Its columns.
+        rows: Texts.
+        notes: Remarks below it.
+    """
+
+    heading: str
+    lead: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        frame: pd.DataFrame,
+        columns: Sequence[Column],
+        heading: str,
+        lead: str,
+        notes: Sequence[str] = (),
+    ) -> "Tabular":
+        """The rows of a frame; columns without any value are left out."""
+        shown = tuple(column for column in columns if frame[column.key].replace("", None).notna().any())
+        cells = [map(column.cell, frame[column.key]) for column in shown]
+        return cls(heading, lead, shown, tuple(zip(*cells, strict=True)), tuple(notes))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a page of tables says beside its pictures.
+
+    Attributes:
+        title: Title of the page.
+        facts: What was run, in words.
+        tables: In the order of the page.
+        definitions: Of every number in the tables.
+    """
+
+    title: str
+    facts: Mapping[str, Any]
+    tables: Sequence[Tabular]
+    definitions: Sequence[Definition]
+
+
+def write_tables(
+    path: Path, contents: Contents, figures: Sequence[Picture], provenance: Mapping[str, Any]
+) -> Path:
+    """Write the page of one run; it looks, and is offline, like that of a comparison (`write_page`).
+
+    Args:
+        path: The ``.html`` file to write.
+        contents: What it says.
+        figures: In the order of the page.
+        provenance: What ``provenance.json`` holds.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: A picture does not exist.
+    """
+    text = template("tabular.html").render(
+        title=contents.title,
+        stand_ins=stand_ins(None, provenance),
+        facts=flat(contents.facts),
+        tables=contents.tables,
+        figures=[image(picture, path.parent) for picture in figures],
+        metrics=contents.definitions,
+        provenance=flat(provenance),
+    )
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """(name, value) of every leaf; names of nested mappings are joined by a dot."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        name = f"{prefix}{words(key)}"
+        if isinstance(value, Mapping):
+            pairs += flat(value, f"{name} · ")
+        else:
+            pairs.append((name, show(value)))
+    return pairs
+
+
+def show(value: object) -> str:
+    """The text of a value."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{words(key)} {show(one)}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(show, value)) or "–"
+    return str(value)
+
+
+def words(key: object) -> str:
+    """A key with spaces in the place of underscores."""
+    return str(key).replace("_", " ")
