@@ -93,7 +93,7 @@ def _compare(config: CompareConfig, prepared: "Prepared", progress: bool) -> "Co
 def _statistics(config: CompareConfig, prepared: "Prepared", common: dict[str, Any]) -> "Statistics | None":
     """The statistics of the file that the configuration names, collected now if there is none yet."""
     from fisherlab.approximations import collect_statistics, load_statistics
-    from fisherlab.comparison.passes import WATERFALL
+    from fisherlab.comparison.layer import WATERFALL
 
     if config.statistics is None:
         return None

@@ -12,7 +12,7 @@ from torch import nn
 import fisherlab as fl
 from fisherlab import metrics
 from fisherlab.collect.layer_batch import half_of
-from fisherlab.comparison import passes as experiment
+from fisherlab.comparison import layer as measured_layer
 from fisherlab.comparison.measure import Target
 from fisherlab.errors import InputError
 
@@ -336,7 +336,7 @@ def test_plans_are_told(wide):
 
 
 def test_blocks_are_handed_out_while_they_are_held(categorical, monkeypatch):
-    monkeypatch.setattr(experiment, "_LARGEST_KEPT", 0)
+    monkeypatch.setattr(measured_layer, "_LARGEST_DRAWN", 0)
     found = {}
 
     def take(name: str, target: Target) -> None:

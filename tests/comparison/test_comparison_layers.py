@@ -9,6 +9,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab import plots
+from fisherlab.comparison import layer as measured_layer
 from fisherlab.comparison import passes as experiment
 from fisherlab.comparison import run as comparison
 from fisherlab.errors import NotSupportedError
@@ -143,7 +144,7 @@ def test_a_layerwise_fisher_above_the_limit_is_an_empty_row_with_a_note(wide):
 
 
 def test_a_layerwise_fisher_of_too_many_operations_is_an_empty_row_with_a_note(wide, monkeypatch):
-    monkeypatch.setattr(experiment, "_LAYERWISE_OPERATIONS", 1.0)
+    monkeypatch.setattr(measured_layer, "_LAYERWISE_OPERATIONS", 1.0)
     c = compared(wide, spectra=False)
     numbers, notes = measured(c), c.records.set_index(KEY)["note"]
     assert numbers.loc["0", "lngd", "layerwise"].isna().all()

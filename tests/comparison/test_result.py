@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import fisherlab as fl
 from fisherlab import metrics
-from fisherlab.comparison import passes as experiment
+from fisherlab.comparison import layer as measured_layer
 from fisherlab.errors import InputError, InputTypeError, NotSupportedError
 
 NAMES = ("kfac", "ekfac", "tkfac", "lngd", "nearest-kronecker")
@@ -108,7 +108,7 @@ def test_save_writes_all_files(categorical, tmp_path):
 
 @pytest.mark.parametrize(("largest", "kept"), [(15, {"4/exact", "4/kfac"}), (0, set())])
 def test_matrices_of_layers_that_were_let_go_are_left_out(categorical, tmp_path, monkeypatch, largest, kept):
-    monkeypatch.setattr(experiment, "_LARGEST_KEPT", largest)
+    monkeypatch.setattr(measured_layer, "_LARGEST_DRAWN", largest)
     c = fl.compare(categorical.model, categorical.data, "kfac", spectra=False)
     assert {name for name, result in c.results.items() if result.operators} == {k.split("/")[0] for k in kept}
     folder = c.save(tmp_path / "run", matrices=True)
