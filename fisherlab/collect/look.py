@@ -19,7 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fisherlab.collect.agreement import MIXED, NOT_FINITE, came_back, close, is_mixed, why_not
+from fisherlab.collect.agreement import (
+    MIXED,
+    NOT_FINITE,
+    came_back,
+    close,
+    is_mixed,
+    random_column,
+    silent_samples,
+    why_not,
+)
 from fisherlab.collect.batches import ModelInputs, each, outputs_of_model
 from fisherlab.collect.hooks import Seen, backward, capture
 from fisherlab.collect.refusals import (
@@ -34,7 +43,6 @@ from fisherlab.collect.sample_gradients import SampleGradients
 from fisherlab.errors import FisherlabError, InputError, InputTypeError
 from fisherlab.layers import LayerView
 
-_SEED = 20240229
 _FEW = 2
 _CHANCES = 64  # calls of a model that draws random numbers
 _ALL = 2  # patterns of silent samples that together leave out none
@@ -161,13 +169,13 @@ class Looker:
         if swap and samples > 1:
             swapped, other = self._forward(layers, each(inputs, self._second_twice), samples)
             require_own_outputs(layers, (outputs, seen), (swapped, other), samples, self.batch_dim)
-        silent = _some(samples)
+        silent = silent_samples(samples)
         more = []
         if samples > _FEW and moves_rows(outputs):
             for quiet in _every_pair(samples):
-                column = _column(outputs, quiet)
+                column = random_column(outputs, quiet)
                 more.append((quiet, self._backward(layers, seen, outputs, column, keep=True)[0]))
-        column = _column(outputs, silent)
+        column = random_column(outputs, silent)
         at_calls, by_parameter = self._backward(layers, seen, outputs, column, keep=False)
         return Look(inputs, samples, silent, column, outputs, seen, other, at_calls, by_parameter, more)
 
@@ -197,9 +205,9 @@ class Looker:
             NumericalError: where what comes back to a layer is not finite; names it.
         """
         samples = len(outputs)
-        patterns = list(_every_pair(samples)) or [_some(samples)]
+        patterns = list(_every_pair(samples)) or [silent_samples(samples)]
         for place, quiet in enumerate(patterns if pairs else patterns[:_ALL]):
-            found = self._backward(layers, seen, outputs, _column(outputs, quiet), keep=True)
+            found = self._backward(layers, seen, outputs, random_column(outputs, quiet), keep=True)
             for name, view in layers.items():
                 reason = self._why_wrong(view, seen[name], *found, quiet, sums=place < _ALL)
                 if reason:
@@ -263,7 +271,7 @@ class Looker:
         edges: list[Any] = [call.edge for calls in seen.values() for call in calls]
         if not edges:
             return True
-        column = _column(outputs, torch.zeros(len(outputs), dtype=torch.bool))
+        column = random_column(outputs, torch.zeros(len(outputs), dtype=torch.bool))
         columns = torch.stack([column, column.flip(-1) + column.square()])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of slow ways of torch's: the pass itself says so
@@ -446,14 +454,6 @@ def _in_order(layers: Mapping[str, LayerView], look: Look) -> list[str]:
     return sorted(layers, key=place)
 
 
-def _some(samples: int) -> Tensor:
-    """Half of the samples, at random, the first but not the last; none of one. A bool [samples]."""
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(_SEED), device="cpu")
-    silent = order < samples // 2
-    silent[0], silent[-1] = samples > 1, False
-    return silent
-
-
 def _random_states(device: torch.device) -> list[Any]:
     """The random states of torch, numpy and Python."""
     states = [torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()]  # noqa: NPY002
@@ -468,14 +468,6 @@ def _every_pair(samples: int) -> Iterator[Tensor]:
     for bit in range((samples - 1).bit_length()):
         own = (places >> bit) % 2 == 0
         yield from (own, ~own)
-
-
-def _column(outputs: Tensor, silent: Tensor) -> Tensor:
-    """A random column, zero for the silent samples; from a generator of its own."""
-    generator = torch.Generator().manual_seed(_SEED)
-    column = torch.randn(outputs.shape, generator=generator, device="cpu")
-    column[silent] = 0
-    return column.to(outputs)
 
 
 def moves_rows(outputs: Tensor) -> bool:

@@ -324,7 +324,7 @@ def test_labels_of_layers_in_two_models_are_refused():
     [(x, y)] = batches("mlp")
     optimizer = KFAC(model)
     train(model, optimizer, [(x, y)])
-    optimizer._follower.count = 10
+    optimizer._cadence.count = 10
     optimizer.zero_grad()
     with pytest.raises(InputError, match=r"passes that end in module.*use source='empirical'"):
         cross_entropy(other(x), y).backward()
