@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fisherlab.base import distributed
 from fisherlab.collect.hooks import layerwise_draws
+from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.errors import InputError
-from fisherlab.optim.preconditioner import LayerPreconditioner
+from fisherlab.optim.preconditioner import LayerPreconditioner, Observation
 from fisherlab.optim.settings import Options
 
 
@@ -54,13 +55,15 @@ class Cadence:
             require_alike(list(names))
         return not wanting.isdisjoint(names)
 
+    def observe(self, name: str, batch: LayerBatch, waiting: Iterable[Observation]) -> Observation:
+        """What a batch says of a layer's statistics, of those that are due; see `LayerPreconditioner`."""
+        block = self._blocks[name]
+        sums, basis = self.sums_due(block), self.inverses or not block.bases
+        return block.observe(batch, self._options.decay, sums=sums, basis=basis, waiting=waiting)
+
     def sums_due(self, block: LayerPreconditioner) -> bool:
         """Whether the sums of a layer are due."""
         return self.statistics or not block.known
-
-    def basis_due(self, block: LayerPreconditioner) -> bool:
-        """Whether a layer's eigenbasis is to be made."""
-        return self.inverses or not block.bases
 
     def inverse_due(self, block: LayerPreconditioner) -> bool:
         """Whether this step has an inverse of its own of a layer."""

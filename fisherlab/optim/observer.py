@@ -19,46 +19,40 @@ from fisherlab.collect.hooks import (
 )
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.errors import InputError
-from fisherlab.layers import LayerView, Use, activations_from, nodes_behind
+from fisherlab.layers import Use, activations_from, nodes_behind
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.likelihoods.draws import normal
 from fisherlab.optim.cadence import Cadence
 from fisherlab.optim.gradients import ParameterMatrices
 from fisherlab.optim.passes import ForwardPass, KeptCall, Mark, Passes
 from fisherlab.optim.preconditioner import LayerPreconditioner, Observation
-from fisherlab.optim.settings import Options
 
 
 class Observer:
     """Makes the observations that the layers' statistics are averaged of.
 
     Args:
-        layers: the layers with a block.
         blocks: by layer.
-        dims: the dimension of each layer's inputs that counts samples.
-        options: see `Options`.
-        likelihood: what the output means.
         kind: the labels of the statistics.
         cadence: says what is due.
+        dims: the dimension of each layer's inputs that counts samples.
+        likelihood: what the output means.
         passes: the other passes, and the random state.
         gradients: knows the dtype of each layer.
     """
 
     def __init__(
         self,
-        layers: Mapping[str, LayerView],
         blocks: Mapping[str, LayerPreconditioner],
-        dims: Mapping[str, int],
-        options: Options,
-        likelihood: Likelihood,
         kind: str,
         cadence: Cadence,
+        dims: Mapping[str, int],
+        likelihood: Likelihood,
         passes: Passes,
         gradients: ParameterMatrices,
     ) -> None:
-        self._layers, self._blocks, self._dims, self._decay = layers, blocks, dims, options.decay
-        self._likelihood, self._kind, self._cadence = likelihood, kind, cadence
-        self._passes, self._gradients = passes, gradients
+        self._blocks, self._kind, self._cadence, self._dims = blocks, kind, cadence, dims
+        self._likelihood, self._passes, self._gradients = likelihood, passes, gradients
         self._marks = 0
         self._key = f"fisherlab calls {id(self)}"
 
@@ -104,12 +98,10 @@ class Observer:
         self, name: str, calls: list[KeptCall], samples: int, g: Tensor, waiting: Iterable[Observation]
     ) -> Observation:
         """What the g [c, n, t, m] of calls of a layer says of its statistics."""
-        view, dtype, dim = self._layers[name], self._gradients.dtype_of(name), self._dims[name]
+        view, dtype, dim = self._blocks[name].view, self._gradients.dtype_of(name), self._dims[name]
         uses = [Use(call.use.input.to(dtype), call.use.output) for call in calls]
         batch = LayerBatch(0, lambda: inputs_of(view, uses, samples, dim), {self._kind: g}, view.groups)
-        block = self._blocks[name]
-        sums, basis = self._cadence.sums_due(block), self._cadence.basis_due(block)
-        return block.observe(batch, self._decay, sums=sums, basis=basis, waiting=waiting)
+        return self._cadence.observe(name, batch, waiting)
 
     def _keep(self, record: ForwardPass, name: str, calls: list[KeptCall], g: Tensor) -> None:
         """The same, until the pass counts."""
@@ -122,7 +114,7 @@ class Observer:
 
     def _came_back(self, name: str, calls: list[KeptCall], samples: int, scale: float) -> Tensor:
         """What came back to a layer's outputs, times a number, as g [1, n, t, m]."""
-        view, dtype = self._layers[name], self._gradients.dtype_of(name)
+        view, dtype = self._blocks[name].view, self._gradients.dtype_of(name)
         pairs = [(call.use, call.g.unsqueeze(0).to(dtype)) for call in calls if call.g is not None]
         g = outputs_of(view, pairs, samples, self._dims[name])
         return g if scale == 1 else g * scale
@@ -154,7 +146,7 @@ class Observer:
                     call.output = ends.get((call.edge.node, call.edge.output_nr), call.output)
                     slope = layerwise_slope(call, activation, self._kind)
                 pairs.append((call.use, slope.detach().unsqueeze(0).to(self._gradients.dtype_of(name))))
-            g = outputs_of(self._layers[name], pairs, record.samples, self._dims[name])
+            g = outputs_of(self._blocks[name].view, pairs, record.samples, self._dims[name])
             if draws:
                 own, rows = _among_processes(g[0])
                 noise = normal(rows, draws, tuple(g.shape[2:]), generator)[:, own]
@@ -248,8 +240,8 @@ class Observer:
                     bare, kept = mark.call
                     call = Captured(bare.input, bare.output, GradientEdge(node, mark.place), bare.slope)
                     found.append((mark.order, mark.name, call, kept))
-        taken: dict[str, list[Captured]] = {name: [] for name in self._layers}
-        layers: dict[str, list[KeptCall]] = {name: [] for name in self._layers}
+        taken: dict[str, list[Captured]] = {name: [] for name in self._blocks}
+        layers: dict[str, list[KeptCall]] = {name: [] for name in self._blocks}
         for _, name, call, kept in sorted(found, key=lambda one: one[0]):
             taken[name].append(call)
             layers[name].append(kept)

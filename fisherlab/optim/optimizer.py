@@ -31,6 +31,7 @@ from fisherlab.optim.settings import (
     made_with,
     signature_of,
 )
+from fisherlab.optim.states import OWN, check_shapes, moved_to, own_of
 from fisherlab.optim.steps import StepMaker
 from fisherlab.optim.tap import TrainingTap
 from fisherlab.optim.turn import Step
@@ -38,7 +39,6 @@ from fisherlab.optim.turn import Step
 if TYPE_CHECKING:
     import pandas
 
-_OWN = "fisherlab"
 _NOT_COPIED = (
     "_tap",
     "_maker",
@@ -135,9 +135,9 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _follow(self) -> None:
         """Hooks on the model that tell what happens in training."""
-        parts = self._options, self._blocks, self._kind, self._cadence
-        self._tap = TrainingTap(*parts, self._likelihood, self._generator)
-        self._maker = StepMaker(*parts, self._tap, self._group_of, self._momentum)
+        parts = self._options, self._blocks, self._kind, self._cadence, self._likelihood, self._generator
+        self._tap = TrainingTap(*parts)
+        self._maker = StepMaker(self._tap, self._group_of, self._momentum)
         self._watch({name: p for name, p in self._parameters.items() if p.requires_grad})
 
     def _watch(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -267,8 +267,8 @@ class NaturalGradient(torch.optim.Optimizer):
             "steps": self._cadence.count,
             "generator": self._generator.get_state(),
         }
-        found[_OWN] = own
-        found["param_groups"][0][_OWN] = dict(own)  # what torch.distributed.checkpoint leaves of a state
+        found[OWN] = own
+        found["param_groups"][0][OWN] = dict(own)  # what torch.distributed.checkpoint leaves of a state
         return found
 
     def _with_blocks(self, kept: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,7 +285,7 @@ class NaturalGradient(torch.optim.Optimizer):
         Raises:
             InputError: for the state of another optimizer or model.
         """
-        saved_own = self._own_of(state_dict)
+        saved_own = own_of(state_dict, self._method)
         own = [group["layers"] for group in self.param_groups]
         if [group.get("layers", []) for group in state_dict["param_groups"]] != own:
             raise InputError("this is the state of a model with other layers, or of other groups")
@@ -294,9 +294,9 @@ class NaturalGradient(torch.optim.Optimizer):
         if len(places) != len(parameters):
             raise InputError("this is the state of a model with other parameters")
         saved = {p: state_dict["state"].get(place, {}) for place, p in zip(places, parameters, strict=True)}
-        self._check_shapes(saved, saved_own["steps"])
+        check_shapes(saved, self._blocks, saved_own["steps"])
         super().load_state_dict(state_dict)
-        self.param_groups[0].pop(_OWN, None)
+        self.param_groups[0].pop(OWN, None)
         for group in self.param_groups:
             group.setdefault("layers", [])  # an empty list does not survive every way
         self._find_groups()
@@ -307,7 +307,7 @@ class NaturalGradient(torch.optim.Optimizer):
         for p, values in saved.items():
             for name, kept in values.get("layers", {}).items():
                 # in their own dtype, which torch does not keep
-                own_values = _moved_to(kept, p.device)
+                own_values = moved_to(kept, p.device)
                 momentum[name] = own_values["momentum"]
                 self._blocks[name].load(own_values)
         self._take_momentum(momentum)
@@ -332,43 +332,6 @@ class NaturalGradient(torch.optim.Optimizer):
         for group in self.param_groups:
             self._add([p for p in group["params"] if id(p) not in known])
         self._maker.resume(self._cadence.count)
-
-    def _own_of(self, state_dict: Any) -> Mapping[str, Any]:
-        """What a state says of the optimizer itself.
-
-        Raises:
-            InputError: where it is no whole state of such an optimizer.
-        """
-        found = state_dict if isinstance(state_dict, Mapping) else {}
-        groups = found.get("param_groups") or [{}]
-        own = found.get(_OWN) or (groups[0].get(_OWN, {}) if isinstance(groups[0], Mapping) else {})
-        if own.get("method") != self._method:
-            raise InputError(f"this is the state of another optimizer; one of {self._method} is needed")
-        whole = isinstance(own.get("steps"), int) and isinstance(own.get("generator"), Tensor)
-        if not whole or not isinstance(found.get("state"), Mapping):
-            raise InputError("this state is damaged: its steps, random state or statistics are missing")
-        return own
-
-    def _check_shapes(self, saved: Mapping[Tensor, Mapping[str, Any]], steps: int) -> None:
-        """Whether a state after so many steps is that of this model's parameters."""
-        seen = set()
-        for p, values in saved.items():
-            for name, kept in values.get("layers", {}).items():
-                view = self._layers.get(name)
-                momentum = kept.get("momentum")
-                if view is None or momentum is None or momentum.shape != (view.outputs, view.inputs):
-                    raise InputError(
-                        f"layer {name!r} has another shape in this state; load that of this model"
-                    )
-                reason = self._blocks[name].why_not(kept)
-                if reason:
-                    raise InputError(f"the state of layer {name!r} is damaged: {reason}")
-                seen.add(name)
-            if "momentum" in values and values["momentum"].shape != p.shape:
-                raise InputError("a parameter has another shape in this state; load that of this model")
-        missing = set(self._layers) - seen
-        if missing and (seen or steps):
-            raise InputError(f"the state has nothing of layer {min(missing)!r}; load a whole one")
 
     # --- what can be looked at --------------------------------------------------------------------
 
@@ -416,11 +379,3 @@ def _read(values: Sequence[Tensor | float]) -> list[float]:
     tensors = [value for value in values if isinstance(value, Tensor)]
     read = iter(torch.stack([t.to(tensors[0].device) for t in tensors]).tolist() if tensors else ())
     return [next(read) if isinstance(value, Tensor) else value for value in values]
-
-
-def _moved_to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, copy=True)
-    if isinstance(value, dict):
-        return {key: _moved_to(one, device) for key, one in value.items()}
-    return [_moved_to(one, device) for one in value] if isinstance(value, list) else value

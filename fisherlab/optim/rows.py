@@ -376,10 +376,11 @@ def _changed(before: Tensor, after: Tensor) -> Tensor:
     """For each sample whether its numbers differ, a bool [n]."""
     if before.shape != after.shape:
         return torch.ones(len(before), dtype=torch.bool)
-    apart = (
-        (before.double() - after.double()).abs().flatten(1).amax(1) if before.numel() else before.new_zeros(1)
-    )
-    return (apart > _tolerance(before)).cpu()
+    if not before.numel():
+        return torch.zeros(1, dtype=torch.bool)
+    apart = (before.double() - after.double()).abs().flatten(1).amax(1)
+    eps = torch.finfo(before.dtype).eps if before.is_floating_point() else 0.0
+    return (apart > math.sqrt(eps) * _largest(before)).cpu()
 
 
 def comes_to_others(g: Tensor, silent: Tensor) -> bool:
@@ -393,11 +394,6 @@ def comes_to_others(g: Tensor, silent: Tensor) -> bool:
 
 def _largest(values: Tensor) -> float:
     return float(values.abs().max()) if values.numel() else 0.0
-
-
-def _tolerance(values: Tensor) -> float:
-    eps = torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
-    return math.sqrt(eps) * _largest(values)
 
 
 def _texts(shapes: Iterable[torch.Size]) -> str:

@@ -30,9 +30,12 @@ _CHOICES = {
     "weight_decay_mode": ("decoupled", "coupled"),
 }
 _COUNTS = ("statistics_every", "inverse_every", "rate_samples")
-_POSITIVE = ("lr", "other_lr", "max_rate")
+_RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("lr", "other_lr", "max_rate"), ("above 0", lambda value: value > 0)),
+    **dict.fromkeys(("weight_decay", "rate_damping"), ("0 or above", lambda value: value >= 0)),
+    **dict.fromkeys(("momentum", "decay"), ("from 0 to below 1", lambda value: 0 <= value < 1)),
+}
 _WHOLE = "a layer's weight must be whole in every process: use DistributedDataParallel"
-_NOT_NEGATIVE = ("weight_decay", "rate_damping")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +136,9 @@ def made_with(
             given.apply_defaults()
             init(self, options(*given.args, **given.kwargs))
 
-        with_options.options = options  # type: ignore[attr-defined]
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        shown = inspect.Signature([own, *inspect.signature(options).parameters.values()])
+        vars(with_options).update(__signature__=shown, options=options)
         return with_options
 
     return decorate
@@ -225,12 +230,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and not (type(value) is int and value > 0):
             raise InputError(f"{name} is {value!r}; give a whole number from 1 on")
-    for name in _POSITIVE:
-        _check(settings, name, 0, math.inf, "above 0", lambda value: value > 0)
-    for name in _NOT_NEGATIVE:
-        _check(settings, name, 0, math.inf, "0 or above", lambda value: value >= 0)
-    for name in ("momentum", "decay"):
-        _check(settings, name, 0, 1, "from 0 to below 1", lambda value: 0 <= value < 1)
+    for name, (words, fits) in _RANGES.items():
+        value = settings.get(name)
+        number = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
+        fine = number and not isinstance(value, bool) and math.isfinite(value) and fits(value)  # type: ignore[arg-type]
+        if value is not None and not fine:
+            raise InputError(f"{name} is {value!r}; give a finite number {words}")
 
 
 def check_batch_dim(batch_dim: Any, layers: Layers) -> int | dict[str, int]:
@@ -248,15 +253,6 @@ def check_batch_dim(batch_dim: Any, layers: Layers) -> int | dict[str, int]:
             )
     match_names(layers, [name for name in given if name])
     return given if isinstance(batch_dim, Mapping) else batch_dim
-
-
-def _check(settings: Mapping[str, Any], name: str, low: float, high: float, words: str, fits: Any) -> None:
-    value = settings.get(name)
-    if value is None:
-        return
-    number = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
-    if not number or isinstance(value, bool) or not math.isfinite(value) or not fits(value):
-        raise InputError(f"{name} is {value!r}; give a finite number {words}")
 
 
 def grouped(model: nn.Module, layers: Layers, options: Options) -> list[dict[str, Any]]:

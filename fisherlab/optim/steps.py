@@ -9,11 +9,10 @@ from torch import Tensor
 from fisherlab.base import distributed
 from fisherlab.damping import Damping
 from fisherlab.errors import InputError, NumericalError
-from fisherlab.optim.cadence import Cadence, require_alike
+from fisherlab.optim.cadence import require_alike
 from fisherlab.optim.gradients import check_contributions
 from fisherlab.optim.passes import ForwardPass, current_backward
 from fisherlab.optim.preconditioner import LayerPreconditioner
-from fisherlab.optim.settings import Options
 from fisherlab.optim.tap import ADD_LOSSES, TrainingTap
 from fisherlab.optim.turn import Step
 
@@ -24,27 +23,16 @@ class StepMaker:
     """Makes a `Step` of each layer as its gradient comes back, or at the step where it cannot be made before.
 
     Args:
-        options: see `Options`.
-        blocks: by layer.
-        kind: the labels of the statistics.
-        cadence: says what is due.
         tap: has what came, and keeps what is made of it.
         settings: by layer those of its group.
         momentum: by layer its m [m, d].
     """
 
     def __init__(
-        self,
-        options: Options,
-        blocks: Mapping[str, LayerPreconditioner],
-        kind: str,
-        cadence: Cadence,
-        tap: TrainingTap,
-        settings: Mapping[str, Mapping[str, Any]],
-        momentum: Mapping[str, Tensor],
+        self, tap: TrainingTap, settings: Mapping[str, Mapping[str, Any]], momentum: Mapping[str, Tensor]
     ) -> None:
-        self._options, self._blocks, self._kind = options, blocks, kind
-        self._cadence, self._tap = cadence, tap
+        self._tap, self._options, self._cadence = tap, tap.options, tap.cadence
+        self._blocks, self._kind = tap.blocks, tap.kind
         self._gradients, self._edits, self._products = tap.gradients, tap.edits, tap.products
         self._settings, self._momentum = settings, momentum
 

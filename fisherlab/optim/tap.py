@@ -79,9 +79,9 @@ class TrainingTap:
         likelihood: Likelihood,
         generator: torch.Generator,
     ) -> None:
-        self._options, self._blocks = options, blocks
+        self.options, self.blocks = options, blocks
         self._views = {name: block.view for name, block in blocks.items()}
-        self._likelihood, self._kind, self._cadence = likelihood, kind, cadence
+        self._likelihood, self.kind, self.cadence = likelihood, kind, cadence
         model = options.model
         sweep(model)
         self.gradients = ParameterMatrices(dict(model.named_parameters()), self._views)
@@ -93,15 +93,7 @@ class TrainingTap:
         self.products = SampleProducts(self._views, self._dims.by_layer, options.rate_samples)
         self.passes = Passes(generator)
         self.observer = Observer(
-            self._views,
-            blocks,
-            self._dims.by_layer,
-            options,
-            likelihood,
-            kind,
-            cadence,
-            self.passes,
-            self.gradients,
+            blocks, kind, cadence, self._dims.by_layer, likelihood, self.passes, self.gradients
         )
         self._open_now = False
         self._ends: dict[str, str] = {}
@@ -134,7 +126,7 @@ class TrainingTap:
 
     def start_at(self, count: int) -> None:
         """Goes on after so many steps; what was made for another is forgotten."""
-        self._cadence.count = count
+        self.cadence.count = count
         self.passes.forget()
         self._met.clear()
         self._forget()
@@ -143,7 +135,7 @@ class TrainingTap:
         """The backward passes since the last step belong to no step, nor what was observed in them."""
         if not self.turn.fresh:
             return
-        for block in self._blocks.values():
+        for block in self.blocks.values():
             block.drop()
         self.passes.take_back()
         self._forget()
@@ -200,7 +192,7 @@ class TrainingTap:
                 "the model has weights in float16 now, too few digits for statistics and steps; use "
                 "bfloat16, or float32 weights under torch.autocast"
             )
-        if self._options.scaler is None and _half_precision(first.device.type):
+        if self.options.scaler is None and _half_precision(first.device.type):
             raise InputError(
                 "the model runs in float16, whose gradients are scaled; give the GradScaler in use as "
                 "scaler=, or use bfloat16"
@@ -250,7 +242,7 @@ class TrainingTap:
             self._dims.settle(module, args, kwargs, samples, taken, look)
         before = self.passes.earlier(given)
         earlier = list(dict.fromkeys(one for one, _ in before))
-        refresh = self._cadence.refreshes(taken) or any(one.refresh for one in earlier)
+        refresh = self.cadence.refreshes(taken) or any(one.refresh for one in earlier)
         layers = {name: [KeptCall(call.use) for call in calls] for name, calls in taken.items()}
         kin = [t for t in (*given, *outputs) if t.dim() and len(t) == samples] or outputs
         record = ForwardPass(
@@ -262,7 +254,7 @@ class TrainingTap:
             self.passes.group_of(kin),
             before=self.passes.random_state(),
         )
-        listens, forward = self._cadence.listens(refresh), refresh and self._kind != "empirical"
+        listens, forward = self.cadence.listens(refresh), refresh and self.kind != "empirical"
         for name, calls in taken.items():
             for call, kept in zip(calls, layers[name], strict=True):
                 if listens:
@@ -281,7 +273,7 @@ class TrainingTap:
             self.observer.of_forward(record, taken, outputs, output, joined=bool(earlier))
         if not listens:
             record.layers.clear()
-        if self._cadence.checks and isinstance(output, Tensor):
+        if self.cadence.checks and isinstance(output, Tensor):
             record.outputs = output.detach()
         for tensor in outputs:
             tensor.register_hook(Hook(self._begins, record))
@@ -297,7 +289,7 @@ class TrainingTap:
         if not self.passes.begins(record, current_backward()):
             return
         self._abandon_cleared()
-        if not self._options.layerwise and self._cadence.looks_closely and not self.turn.fresh:
+        if not self.options.layerwise and self.cadence.looks_closely and not self.turn.fresh:
             self.turn.before = {name: self.gradients.matrix(name) for name in self.gradients.with_any()}
 
     def arrivals(self, parameter: str, layers: Sequence[str], p: nn.Parameter) -> Iterator[str]:
@@ -332,7 +324,7 @@ class TrainingTap:
         """Gradients of parameters arrive through a forward pass: it counts, once a step."""
         turn = self.turn
         if one.counted == turn.number:
-            if self._cadence.listens(one.refresh):
+            if self.cadence.listens(one.refresh):
                 raise InputError(ADD_LOSSES)
             return
         if one.spent:
@@ -345,7 +337,7 @@ class TrainingTap:
         keep = graph_is_kept()
         for name, observations in one.observed.items():
             for _, observation in observations:
-                self._blocks[name].count(observation, keep=keep)
+                self.blocks[name].count(observation, keep=keep)
             turn.prepared.discard(name)
         if not keep:
             one.spent, one.observed = bool(one.observed), {}
@@ -361,19 +353,19 @@ class TrainingTap:
         if all(group != one.group for group, _, _ in turn.groups):  # else of samples that count already
             turn.samples += one.samples or 0
         turn.groups.append((one.group, one.samples or 0, one.names))
-        if self._options.scaler is not None:
-            turn.scale = float(self._options.scaler.get_scale())
-        if self._cadence.checks and one.outputs is not None and one.output_gradient is not None:
+        if self.options.scaler is not None:
+            turn.scale = float(self.options.scaler.get_scale())
+        if self.cadence.checks and one.outputs is not None and one.output_gradient is not None:
             with torch.no_grad():
                 arrived = one.output_gradient / turn.scale
-                check_reduction(self._likelihood, one.outputs, arrived, self._options.loss_reduction)
+                check_reduction(self._likelihood, one.outputs, arrived, self.options.loss_reduction)
             one.outputs = None
 
     def _require_one_end(self, one: ForwardPass) -> None:
         """Refuses a pass without samples, and layers whose labels are drawn at outputs of several modules."""
         if one.samples is None:
             raise InputError("the model is called without a tensor whose first dimension could count samples")
-        for name in one.observed if self._kind == "drawn" else ():
+        for name in one.observed if self.kind == "drawn" else ():
             end = self._ends.setdefault(name, one.end)
             if end != one.end:
                 raise InputError(
