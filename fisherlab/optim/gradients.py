@@ -1,7 +1,7 @@
 """Gradients and weights of layers as matrices, and what became of gradients before the step."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -186,9 +186,8 @@ class GradientEdits:
         Raises:
             InputError: names the layer, or the way out.
         """
-        values = list(self._apart.values())
-        read = torch.stack([value.to(values[0].device) for value in values]).tolist() if values else []
-        bad = {name: apart for name, apart in zip(self._apart, read, strict=True) if apart > _APART}
+        read = zip(self._apart, numbers_in(list(self._apart.values())), strict=True)
+        bad = {name: apart for name, apart in read if apart > _APART}
         if bad:
             layer = max(bad, key=lambda name: bad[name])
             raise InputError(
@@ -266,3 +265,10 @@ def check_factor(factor: float) -> None:
             f"the gradients were divided by {2 ** round(power)} after their backward pass; give the "
             "GradScaler in use as scaler="
         )
+
+
+def numbers_in(values: Sequence[Tensor | float]) -> list[float]:
+    """The numbers, those of all tensors with one transfer."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    read = iter(torch.stack([t.to(tensors[0].device) for t in tensors]).tolist() if tensors else ())
+    return [next(read) if isinstance(value, Tensor) else value for value in values]

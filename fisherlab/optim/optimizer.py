@@ -17,6 +17,7 @@ from fisherlab.errors import InputError
 from fisherlab.layers import LayerView
 from fisherlab.likelihoods import as_likelihood
 from fisherlab.optim.cadence import Cadence
+from fisherlab.optim.gradients import numbers_in
 from fisherlab.optim.passes import Hook, removed_with
 from fisherlab.optim.preconditioner import NUMBERS, LayerPreconditioner
 from fisherlab.optim.settings import (
@@ -348,7 +349,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
         missing = dict.fromkeys(_NUMBERS, math.nan)
         rows = [missing | self._shown.get(name, {}) | block.numbers for name, block in self._blocks.items()]
-        read = iter(_read([row[column] for column in _NUMBERS for row in rows]))
+        read = iter(numbers_in([row[column] for column in _NUMBERS for row in rows]))
         columns = {column: [next(read) for _ in rows] for column in _NUMBERS}
         return pandas.DataFrame({"layer": list(self._blocks), **columns})
 
@@ -372,10 +373,3 @@ def _ready_torch() -> None:
     """
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     gc.collect()
-
-
-def _read(values: Sequence[Tensor | float]) -> list[float]:
-    """The numbers, those of all tensors with one transfer."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    read = iter(torch.stack([t.to(tensors[0].device) for t in tensors]).tolist() if tensors else ())
-    return [next(read) if isinstance(value, Tensor) else value for value in values]

@@ -48,7 +48,8 @@ class Hook:
 
 def removed_with(owner: Any, handles: Iterable[RemovableHandle]) -> None:
     """Removes hooks from the model when their owner ends."""
-    weakref.finalize(owner, _remove, list(handles)).atexit = False
+    for handle in handles:
+        weakref.finalize(owner, handle.remove).atexit = False
 
 
 def sweep(model: nn.Module) -> None:
@@ -63,11 +64,6 @@ def sweep(model: nn.Module) -> None:
                     module._forward_hooks_always_called,
                 ):
                     kept.pop(key, None)
-
-
-def _remove(handles: list[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
 
 
 @dataclass

@@ -10,7 +10,7 @@ from fisherlab.base import distributed
 from fisherlab.damping import Damping
 from fisherlab.errors import InputError, NumericalError
 from fisherlab.optim.cadence import require_alike
-from fisherlab.optim.gradients import check_contributions
+from fisherlab.optim.gradients import check_contributions, numbers_in
 from fisherlab.optim.passes import ForwardPass, current_backward
 from fisherlab.optim.preconditioner import LayerPreconditioner
 from fisherlab.optim.tap import ADD_LOSSES, TrainingTap
@@ -345,10 +345,7 @@ class StepMaker:
     def _check_gaps(self) -> None:
         """Whether the samples' parts of every gradient add up to it: one transfer for all layers."""
         gaps = self._tap.turn.gaps
-        values = [value for sums, _ in gaps.values() for value in sums]
-        if not values:
-            return
-        read = iter(torch.stack([value.to(values[0].device) for value in values]).tolist())
+        read = iter(numbers_in([value for sums, _ in gaps.values() for value in sums]))
         for name, (_, tolerance) in gaps.items():
             sums = next(read), next(read), next(read)
             check_contributions(name, *sums, tolerance, _least(self._gradients.dtype_of(name)))

@@ -274,7 +274,7 @@ def test_labels_are_not_drawn_from_the_middle_of_a_network():
     """The encoder's output is no model output where the decoder is called with it."""
     seen = {}
 
-    class Drawing(type(KFAC(nn.Linear(2, 2))._followed["likelihood"])):
+    class Drawing(type(KFAC(nn.Linear(2, 2))._likelihood)):
         def draw(self, outputs, draws, generator):
             seen.setdefault("shapes", []).append(tuple(outputs.shape))
             return super().draw(outputs, draws, generator)
