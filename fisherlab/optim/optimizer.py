@@ -86,8 +86,8 @@ class NaturalGradient(torch.optim.Optimizer):
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         options = getattr(cls.__init__, "options", None)
-        if options is not None:  # else it has an `__init__` of its own
-            cls.__signature__ = signature_of(cls, options)  # type: ignore[attr-defined]
+        shown = None if options is None else signature_of(cls, options)  # None: an `__init__` of its own
+        cls.__signature__ = shown  # type: ignore[attr-defined]
 
     def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:
         """The damping of a layer's F̂ from the settings of its group."""

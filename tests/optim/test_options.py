@@ -133,6 +133,16 @@ def test_a_class_attribute_is_the_default_of_its_option():
     assert (group["lr"], group["damping"]) == (0.7, 0.3)
 
 
+def test_a_class_with_an_init_of_its_own_shows_that():
+    class Own(Steady):
+        def __init__(self, model: torch.nn.Module, factor: float = 2.0) -> None:
+            super().__init__(model, damping=factor * self.damping)
+
+    assert list(inspect.signature(Own).parameters) == ["model", "factor"]
+    [group] = Own(network("mlp")).param_groups
+    assert (group["lr"], group["damping"]) == (0.5, 0.2)
+
+
 def test_a_default_of_a_class_is_checked_as_an_argument_is():
     class Wrong(KFAC):
         momentum = 1.5
