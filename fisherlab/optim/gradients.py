@@ -40,9 +40,8 @@ class ParameterMatrices:
 
     def has_come(self, name: str, came: Collection[str]) -> bool:
         """Whether one of the gradients that came is a layer's, or one is there and not zero."""
-        grads = {p: self.parameters[p].grad for p in self.trained(name)}
-        there = {p: grad for p, grad in grads.items() if grad is not None}
-        return any(p in came for p in there) or any(bool(grad.any()) for grad in there.values())
+        there = [p for p in self.trained(name) if self.parameters[p].grad is not None]
+        return any(p in came for p in there) or self.is_any(name)
 
     def are_cleared(self) -> bool:
         """Whether there is none."""
