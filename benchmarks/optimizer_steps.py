@@ -25,7 +25,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from fisherlab.optim import KFAC, LNGD
-from fisherlab.optim.follower import StepMaker
+from fisherlab.optim.steps import StepMaker
 
 CASES = {"cifar-resnet20": ("sgd", 128), "encoder": ("adam", 64)}
 EVERY = (100, 10)
@@ -98,14 +98,14 @@ def by_layer(case: str, steps: int = 5) -> list[list[str]]:
     _, batch = CASES[case]
     step = stepper("lngd", case, batch, NEVER)
     spent: dict[str, float] = defaultdict(float)
-    complete = StepMaker._complete
+    complete = StepMaker.complete
 
-    def timed(self, name: str, backward: int) -> None:
+    def timed(self, name: str, damping_of: Callable[[str], Any]) -> None:
         start = time.process_time()
-        complete(self, name, backward)
+        complete(self, name, damping_of)
         spent[name] += time.process_time() - start
 
-    with mock.patch.object(StepMaker, "_complete", timed):
+    with mock.patch.object(StepMaker, "complete", timed):
         for _ in range(steps):
             step()
     whole = sum(spent.values())

@@ -20,6 +20,7 @@ from fisherlab.layers import LayerCall, LayerView
 from fisherlab.linalg.numerics import spans
 
 _CHUNK_BYTES = 32 * 2**20  # of patches that are unfolded at a time: a choice, a few pieces for a look
+_SEED = 20240229  # of the looks' own columns and silent samples: any number, always the same
 _SINGLE = torch.finfo(torch.float32).eps
 
 NOT_ONE_SAMPLE = "the rows that it sees do not each belong to one sample"
@@ -74,7 +75,8 @@ def why_not(
         return f"it has {a.shape[1]} rows of inputs and {g.shape[1]} of outputs a sample"
     if other is not None and samples > 1 and not _own_rows(view, calls, other, a, samples, batch_dim):
         return NOT_ONE_SAMPLE
-    if _is_mixed(g, torch.arange(samples, device=g.device) < samples // 2 if silent is None else silent):
+    silent = torch.arange(samples, device=g.device) < samples // 2 if silent is None else silent
+    if reaches_silent(g, silent, rounding(g.dtype)):
         return MIXED
     expected = view.to_matrix({name: _dense(view, name, by_parameter[name]) for name in view.parameters})
     entering = 0.0
@@ -96,7 +98,8 @@ def is_mixed(
     batch_dim: int,
 ) -> bool:
     """Whether something comes back to the rows of silent samples; the arguments are those of `why_not`."""
-    return _is_mixed(_outputs(view, calls, gradients, samples, batch_dim), silent)
+    g = _outputs(view, calls, gradients, samples, batch_dim)
+    return reaches_silent(g, silent, rounding(g.dtype))
 
 
 def came_back(gradients: Sequence[Tensor | None], by_parameter: Mapping[str, Tensor | None]) -> bool:
@@ -128,11 +131,36 @@ def _outputs(
     return outputs_of(view, pairs, samples, batch_dim)[0]
 
 
-def _is_mixed(g: Tensor, silent: Tensor) -> bool:
+def silent_samples(samples: int) -> Tensor:
+    """Half of the samples, at random, the first but not the last; none of one. A bool [samples]."""
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(_SEED), device="cpu")
+    silent = order < samples // 2
+    silent[0], silent[-1] = samples > 1, False
+    return silent
+
+
+def random_column(
+    output: Tensor, silent: Tensor, generator: torch.Generator | None = None, dim: int | None = 0
+) -> Tensor:
+    """Random numbers shaped as an output, zero for the silent samples; without a generator the same ones.
+
+    Args:
+        output: of a model.
+        silent: a bool [n].
+        generator: draws on the CPU.
+        dim: the dimension that counts samples; None: no sample is silent.
+    """
+    generator = torch.Generator().manual_seed(_SEED) if generator is None else generator
+    column = torch.randn(output.shape, generator=generator, device="cpu")
+    if dim is not None:
+        column.movedim(dim, 0)[silent] = 0
+    return column.to(output)
+
+
+def reaches_silent(g: Tensor, silent: Tensor, share: float) -> bool:
+    """Whether more than a share of the largest number comes back to silent samples; g [n, …]."""
     quiet = g[silent.to(g.device)]
-    if not quiet.numel():
-        return False
-    return float(quiet.abs().max()) > rounding(g.dtype) * float(g.abs().max())
+    return bool(quiet.numel()) and float(quiet.abs().max()) > share * float(g.abs().max())
 
 
 def _own_rows(

@@ -183,7 +183,8 @@ def capture(
         for module, views in modules.values():
             keeper = _keeper(views, seen, outputs, samples)
             handles.append(module.register_forward_hook(keeper, with_kwargs=True))
-        stack.enter_context(spelled_out(list(attention.values()), record))
+        if attention:
+            stack.enter_context(spelled_out(list(attention.values()), record))
         try:
             yield seen
         finally:

@@ -14,7 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fisherlab.collect.agreement import MIXED, NOT_FINITE, came_back, close, is_mixed, why_not
+from fisherlab.collect.agreement import (
+    MIXED,
+    NOT_FINITE,
+    came_back,
+    close,
+    is_mixed,
+    random_column,
+    silent_samples,
+    why_not,
+)
 from fisherlab.collect.batches import each, outputs_of_model
 from fisherlab.collect.forms import ModelInputs
 from fisherlab.collect.hooks import backward, capture
@@ -30,7 +39,6 @@ from fisherlab.errors import FisherlabError, InputError, InputTypeError
 from fisherlab.layers import LayerCall, LayerView
 
 FEW = 2  # samples of the first look: the fewest of which one can stand in another's place
-_SEED = 20240229  # of the looks' own columns and silent samples: any number, always the same
 # Calls of a model that draws random numbers: one that half of its draws lead astray passes once in 2^64.
 _CHANCES = 64
 _ALL = 2  # patterns of silent samples that together leave out none: a set and its complement
@@ -136,13 +144,13 @@ class Looker:
         if swap and samples > 1:
             swapped, other = self._forward(layers, each(inputs, self._second_twice), samples)
             require_own_outputs(layers, (outputs, seen), (swapped, other), samples, self.batch_dim)
-        silent = _half_silent(samples)
+        silent = silent_samples(samples)
         more = []
         if samples > FEW and moves_rows(outputs):
             for quiet in _separating_sets(samples):
-                column = _random_column(outputs, quiet)
+                column = random_column(outputs, quiet)
                 more.append((quiet, self._backward(layers, seen, outputs, column, keep=True)[0]))
-        column = _random_column(outputs, silent)
+        column = random_column(outputs, silent)
         at_calls, by_parameter = self._backward(layers, seen, outputs, column, keep=False)
         return Look(inputs, samples, silent, column, outputs, seen, other, at_calls, by_parameter, more)
 
@@ -172,9 +180,9 @@ class Looker:
             NumericalError: where what comes back to a layer is not finite; names it.
         """
         samples = len(outputs)
-        patterns = list(_separating_sets(samples)) or [_half_silent(samples)]
+        patterns = list(_separating_sets(samples)) or [silent_samples(samples)]
         for place, quiet in enumerate(patterns if pairs else patterns[:_ALL]):
-            column = _random_column(outputs, quiet)
+            column = random_column(outputs, quiet)
             at_calls, by_parameter = self._backward(layers, seen, outputs, column, keep=True)
             for name, view in layers.items():
                 calls, found = seen[name], at_calls[name]
@@ -228,7 +236,7 @@ class Looker:
         edges: list[Any] = [call.edge for calls in seen.values() for call in calls]
         if not edges:
             return True
-        column = _random_column(outputs, torch.zeros(len(outputs), dtype=torch.bool))
+        column = random_column(outputs, torch.zeros(len(outputs), dtype=torch.bool))
         columns = torch.stack([column, column.flip(-1) + column.square()])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of slow ways of torch's: the pass itself says so
@@ -295,14 +303,6 @@ def _not_right(name: str, index: int, reason: str) -> FisherlabError:
     )
 
 
-def _half_silent(samples: int) -> Tensor:
-    """Half of the samples, at random, the first but not the last; none of one. A bool [samples]."""
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(_SEED), device="cpu")
-    silent = order < samples // 2
-    silent[0], silent[-1] = samples > 1, False
-    return silent
-
-
 def _random_states(device: torch.device) -> list[Any]:
     """The random states of torch, numpy and Python."""
     states = [torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()]  # noqa: NPY002
@@ -317,14 +317,6 @@ def _separating_sets(samples: int) -> Iterator[Tensor]:
     for bit in range((samples - 1).bit_length()):
         own = (places >> bit) % 2 == 0
         yield from (own, ~own)
-
-
-def _random_column(outputs: Tensor, silent: Tensor) -> Tensor:
-    """A random column, zero for the silent samples; from a generator of its own."""
-    generator = torch.Generator().manual_seed(_SEED)
-    column = torch.randn(outputs.shape, generator=generator, device="cpu")
-    column[silent] = 0
-    return column.to(outputs)
 
 
 def moves_rows(outputs: Tensor) -> bool:

@@ -165,6 +165,12 @@ class LayerView(BlockShape):
         units = torch.eye(d, dtype=dtype, device=device).repeat(1, self.groups)
         return units.expand(samples, *units.shape)
 
+    def sample_dim(self, batch_dim: int) -> int:
+        """The dimension that counts samples in the layer's tensors; `batch_dim` is that of its model."""
+        if self.adapter.sample_first:
+            return 0
+        return batch_dim if self.batch_dim is None else self.batch_dim
+
     def leading(self, call: LayerCall, samples: int, batch_dim: int = 0) -> int:
         """How many rows of a call's output one sample has in its first dimension; raises as `to_inputs`."""
         return self._rows_a_sample(self._rows_first(call.output, 0, batch_dim).shape, samples)
@@ -267,8 +273,8 @@ class LayerView(BlockShape):
 
     def _rows_first(self, x: Tensor, leading: int, batch_dim: int) -> Tensor:
         """The dimension that counts samples moved to the place after the leading ones."""
-        dim = batch_dim if self.batch_dim is None else self.batch_dim
-        if dim == 0 or self.adapter.sample_first or x.dim() - leading <= abs(dim):
+        dim = self.sample_dim(batch_dim)
+        if dim == 0 or x.dim() - leading <= abs(dim):
             return x
         return x.movedim(leading + dim if dim > 0 else dim, leading)
 

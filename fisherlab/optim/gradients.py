@@ -1,13 +1,17 @@
-"""The gradients and weights of layers as matrices, read from the parameters."""
+"""Gradients and weights of layers as matrices, and what became of gradients before the step."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fisherlab.errors import NumericalError
-from fisherlab.layers import Layers
+from fisherlab.errors import InputError, NumericalError
+from fisherlab.layers import LayerView
+from fisherlab.likelihoods import Categorical, Likelihood
+
+_APART = 1e-2  # share of a gradient that is no multiple of what came
 
 
 class ParameterMatrices:
@@ -16,17 +20,15 @@ class ParameterMatrices:
     Args:
         parameters: of the model by name, and those added later.
         layers: the layers with a block.
-        dtype_of: from a layer to the dtype of its matrices.
     """
 
-    def __init__(
-        self,
-        parameters: dict[str, nn.Parameter],
-        layers: Layers,
-        dtype_of: Callable[[str], torch.dtype],
-    ) -> None:
-        self.parameters, self._layers, self._dtype_of = parameters, layers, dtype_of
+    def __init__(self, parameters: dict[str, nn.Parameter], layers: Mapping[str, LayerView]) -> None:
+        self.parameters, self._layers = parameters, layers
         self.names = {name: view.parameters for name, view in layers.items()}
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """That of a layer's statistics, direction and momentum: float32, or its weights' with more digits."""
+        return torch.promote_types(self.parameters[self.names[name][0]].dtype, torch.float32)
 
     def trained(self, name: str) -> list[str]:
         """The parameters of a block that are not frozen."""
@@ -38,9 +40,8 @@ class ParameterMatrices:
 
     def has_come(self, name: str, came: Collection[str]) -> bool:
         """Whether one of the gradients that came is a layer's, or one is there and not zero."""
-        grads = {p: self.parameters[p].grad for p in self.trained(name)}
-        there = {p: grad for p, grad in grads.items() if grad is not None}
-        return any(p in came for p in there) or any(bool(grad.any()) for grad in there.values())
+        there = [p for p in self.trained(name) if self.parameters[p].grad is not None]
+        return any(p in came for p in there) or self.is_any(name)
 
     def are_cleared(self) -> bool:
         """Whether there is none."""
@@ -91,13 +92,13 @@ class ParameterMatrices:
         for parameter in self.names[name]:
             p = self.parameters[parameter]
             gradients[parameter] = p.grad if p.grad is not None and p.requires_grad else torch.zeros_like(p)
-        return view.to_matrix(gradients).to(self._dtype_of(name))
+        return view.to_matrix(gradients).to(self.dtype_of(name))
 
     def weights(self, name: str) -> Tensor:
         """A layer's W [m, d]."""
         view = self._layers[name]
         weights = view.to_matrix({p: self.parameters[p].detach() for p in view.parameters})
-        return weights.to(self._dtype_of(name))
+        return weights.to(self.dtype_of(name))
 
     def version(self, name: str) -> list[tuple[Tensor | None, int]]:
         """What changes where a layer's gradients do: the tensors, and how often they were written."""
@@ -113,3 +114,160 @@ class ParameterMatrices:
             p: torch.full_like(self.parameters[p], self.parameters[p].requires_grad) for p in view.parameters
         }
         return direction * view.to_matrix(trains).to(direction.dtype)
+
+
+class GradientEdits:
+    """Remembers gradients as they came; a layer-wise rate stays right under a factor, and only under one.
+
+    Args:
+        gradients: reads the gradients of layers.
+    """
+
+    def __init__(self, gradients: ParameterMatrices) -> None:
+        self._gradients = gradients
+        self.forget()
+
+    def forget(self) -> None:
+        """The gradients of the last step."""
+        self._versions: dict[str, list[tuple[Tensor | None, int]]] = {}
+        self._norms: dict[str, Tensor] = {}
+        self._factors: dict[str, Tensor] = {}
+        self._apart: dict[str, Tensor] = {}
+
+    def keep_version(self, name: str) -> None:
+        """Remembers how often a layer's gradients have been written."""
+        self._versions[name] = self._gradients.version(name)
+
+    def keep_norms(self, name: str, gradient: Tensor) -> None:
+        """Remembers the norms of a layer's ∇h [m, d]."""
+        self._norms[name] = _norms(gradient)
+
+    def is_unchanged(self, name: str) -> bool:
+        """Whether the gradients are those of `keep_version`."""
+        pairs = zip(self._versions.get(name, []), self._gradients.version(name), strict=False)
+        same = [then is now and old == new for (then, old), (now, new) in pairs]
+        return bool(same) and all(same)
+
+    def factor(self, name: str, gradient: Tensor) -> Tensor | None:
+        """From the norms that were kept to those of ∇h now; None where none were."""
+        if name not in self._norms:
+            return None
+        then, now = self._norms[name], _norms(gradient)
+        factor = (now[1] / then[1]).nan_to_num(nan=1.0)
+        self._note(name, factor, (now[0] / (factor * then[0]) - 1).abs().nan_to_num())
+        return factor
+
+    def note_factor(self, name: str, gradient: Tensor) -> None:
+        """Takes the factor from the norms that were kept to those of ∇h now, whatever else has changed."""
+        if name in self._norms:
+            self.note(name, (_norms(gradient)[1] / self._norms[name][1]).nan_to_num(nan=1.0))
+
+    def ratio(self, name: str, then: Tensor, now: Tensor) -> Tensor:
+        """From the direction D [m, d] of the gradient that came to that of the gradient now."""
+        ratio = (now * then).sum() / then.square().sum()
+        apart = (now - ratio * then).norm() / now.norm()
+        self._note(name, ratio, torch.where(now.norm() > 0, apart, 0.0))
+        return ratio
+
+    def note(self, name: str, factor: Tensor) -> None:
+        """Takes a factor for `check`."""
+        self._factors[name] = factor
+
+    def _note(self, name: str, factor: Tensor, apart: Tensor) -> None:
+        self._factors[name], self._apart[name] = factor, apart
+
+    def check(self, *, unscaled: bool) -> None:
+        """Whether all gradients were changed by a factor, if at all.
+
+        Args:
+            unscaled: whether factors of a `GradScaler` are refused too.
+
+        Raises:
+            InputError: names the layer, or the way out.
+        """
+        read = zip(self._apart, numbers_in(list(self._apart.values())), strict=True)
+        bad = {name: apart for name, apart in read if apart > _APART}
+        if bad:
+            layer = max(bad, key=lambda name: bad[name])
+            raise InputError(
+                f"the gradient of layer {layer!r} was changed after its backward pass by more than a factor, "
+                "so that the layer-wise rate no longer belongs to it; clip by norm, or use rate='fixed'"
+            )
+        for factor in self._factors.values() if unscaled else ():
+            check_factor(float(factor))
+
+
+def _norms(gradient: Tensor) -> Tensor:
+    """(‖∇h‖₁, ‖∇h‖₂): a factor changes both alike."""
+    return torch.stack([gradient.abs().sum(), gradient.norm()])
+
+
+def check_reduction(likelihood: Likelihood, outputs: Tensor, gradient: Tensor, reduction: str) -> None:
+    """Finds a softmax cross-entropy whose reduction is the other one.
+
+    Its gradient at the outputs of sample n is p_n − e_{y_n}, over N for a mean: with the right factor, what
+    is left without p is −1 in one place.
+
+    Raises:
+        InputError: where the gradient fits the other reduction and not the one named.
+    """
+    if not isinstance(likelihood, Categorical) or outputs.dim() != 2 or outputs.shape[0] < 2:
+        return
+    p = torch.softmax(outputs.double(), -1)
+    factors = {"mean": float(len(outputs)), "sum": 1.0}
+    other = "sum" if reduction == "mean" else "mean"
+    if _is_label(p - factors[other] * gradient.double()) and not _is_label(
+        p - factors[reduction] * gradient.double()
+    ):
+        raise InputError(
+            f"the loss is the {other} over the batch; give loss_reduction={other!r}, or take its {reduction}"
+        )
+
+
+def _is_label(rows: Tensor) -> bool:
+    ones = torch.nn.functional.one_hot(rows.argmax(-1), rows.shape[-1])
+    return bool(((rows - ones).abs() < 1e-2).all())
+
+
+def check_contributions(
+    layer: str, total: Any, whole: Any, size: Any, tolerance: float, least: float
+) -> None:
+    """Whether Σ_n ⟨D, contribution of sample n⟩ is ⟨D, ∇h⟩, to a tolerance in units of Σ_n |…| + |⟨D, ∇h⟩|.
+
+    Sums below `least` are not looked at.
+
+    Raises:
+        InputError: names the layer.
+    """
+    total, whole, size = float(total), float(whole), float(size)
+    if size + abs(whole) < least:  # products that lost their digits, of gradients that are next to nothing
+        return
+    if abs(total - whole) > tolerance * (size + abs(whole)):
+        raise InputError(
+            f"the gradient of layer {layer!r} is not made of what came back to its output ({total:.3g} of "
+            f"{whole:.3g}): it was kept from an earlier backward pass (call zero_grad() in every step) or "
+            "changed since; the loss has a penalty on weights (use weight_decay=) or derivatives of the "
+            "model (use rate='fixed' with drawn labels); the weight is used outside its module "
+            f"(exclude=({layer!r},)); or a GradScaler was not given as scaler="
+        )
+
+
+def check_factor(factor: float) -> None:
+    """Whether gradients were divided by a large power of two since they came, as a `GradScaler` does.
+
+    Raises:
+        InputError: with the way out.
+    """
+    power = -math.log2(factor) if factor > 0 else 0.0
+    if power > 6 and abs(power - round(power)) < 1e-4:
+        raise InputError(
+            f"the gradients were divided by {2 ** round(power)} after their backward pass; give the "
+            "GradScaler in use as scaler="
+        )
+
+
+def numbers_in(values: Sequence[Tensor | float]) -> list[float]:
+    """The numbers, those of all tensors with one transfer."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    read = iter(torch.stack([t.to(tensors[0].device) for t in tensors]).tolist() if tensors else ())
+    return [next(read) if isinstance(value, Tensor) else value for value in values]

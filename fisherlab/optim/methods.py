@@ -1,18 +1,19 @@
-"""LNGD and its rivals: an approximation and a damping each, on the one base."""
+"""LNGD and its rivals: an approximation and a damping each; and any approximation as a preconditioner."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from fisherlab import approximations
 from fisherlab.damping import Clip, Constant, Damping, Pi, Shift
-from fisherlab.errors import InputError, InputTypeError
+from fisherlab.errors import InputError, InputTypeError, known_name
 from fisherlab.layers import LayerView
-from fisherlab.likelihoods import Likelihood
 from fisherlab.optim.optimizer import NaturalGradient
-
-Bounds = tuple[float, float]
+from fisherlab.optim.settings import LNGDOptions, LossOptions, approximation_of, made_with
 
 
 class LNGD(NaturalGradient):
@@ -69,70 +70,12 @@ class LNGD(NaturalGradient):
         InputTypeError: for parameters in the place of the model.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        lr: float = 0.1,
-        *,
-        momentum: float = 0.9,
-        weight_decay: float = 0.004,
-        weight_decay_mode: str = "decoupled",
-        decay: float = 0.95,
-        statistics_every: int = 10,
-        inverse_every: int = 10,
-        damping: Bounds | Mapping[str, Bounds] = (1e-5, 1e-2),
-        rate: str = "layerwise",
-        rate_damping: float = 1e-3,
-        max_rate: float | None = None,
-        rate_samples: int | None = None,
-        scaler: Any = None,
-        source: str = "layerwise",
-        sampling: str | int = "expected",
-        momentum_on: str = "update",
-        loss_reduction: str = "mean",
-        likelihood: str | Likelihood = "categorical",
-        other_lr: float | None = None,
-        include: Iterable[str] = ("*",),
-        exclude: Iterable[str] = (),
-        activations: Mapping[str, str] | None = None,
-        last: str = "identity",
-        groups: Sequence[Mapping[str, Any]] = (),
-        batch_dim: int | Mapping[str, int] = 0,
-        seed: int = 0,
-    ) -> None:
-        method = (
-            approximations.LNGD(sampling, activations, last)
-            if source == "layerwise"
-            else approximations.create("lngd-lr")
-        )
-        super().__init__(
-            model,
-            method,
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            weight_decay_mode=weight_decay_mode,
-            decay=decay,
-            statistics_every=statistics_every,
-            inverse_every=inverse_every,
-            damping=damping,
-            rate=rate,
-            rate_damping=rate_damping,
-            max_rate=max_rate,
-            rate_samples=rate_samples,
-            scaler=scaler,
-            source=source,
-            momentum_on=momentum_on,
-            loss_reduction=loss_reduction,
-            likelihood=likelihood,
-            other_lr=other_lr,
-            include=include,
-            exclude=exclude,
-            activations=activations,
-            groups=groups,
-            batch_dim=batch_dim,
-            seed=seed,
-        )
+    @made_with(LNGDOptions)
+    def __init__(self, options: LNGDOptions) -> None:
+        method: approximations.Approximation = approximations.create("lngd-lr")
+        if options.source == "layerwise":
+            method = approximations.LNGD(options.sampling, options.activations, options.last)
+        self._start(options, method, options.activations)
 
     def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:
         """The mean eigenvalue of each factor, clipped."""
@@ -154,68 +97,14 @@ class LNGD(NaturalGradient):
 class _Loss(NaturalGradient):
     """A method with the labels of the loss and one λ."""
 
-    method: ClassVar[type[approximations.Approximation]]
-    options: ClassVar[Mapping[str, Any]] = {}
     sources: ClassVar[tuple[str, ...]] = ("predictive", "empirical")
 
-    def __init__(
-        self,
-        model: nn.Module,
-        lr: float = 0.03,
-        *,
-        momentum: float = 0.9,
-        weight_decay: float = 0.004,
-        weight_decay_mode: str = "decoupled",
-        decay: float = 0.95,
-        statistics_every: int = 10,
-        inverse_every: int = 10,
-        damping: float = 0.03,
-        rate: str = "fixed",
-        rate_damping: float = 1e-3,
-        max_rate: float | None = None,
-        rate_samples: int | None = None,
-        scaler: Any = None,
-        source: str | None = None,
-        momentum_on: str = "update",
-        loss_reduction: str = "mean",
-        likelihood: str | Likelihood = "categorical",
-        other_lr: float | None = None,
-        include: Iterable[str] = ("*",),
-        exclude: Iterable[str] = (),
-        groups: Sequence[Mapping[str, Any]] = (),
-        batch_dim: int | Mapping[str, int] = 0,
-        seed: int = 0,
-    ) -> None:
-        source = self.sources[0] if source is None else source
+    @made_with(LossOptions)
+    def __init__(self, options: LossOptions) -> None:
+        source = self.sources[0] if options.source is None else options.source
         if source not in self.sources:
             raise InputError(f"source is {source!r}; {type(self).__name__} takes {' or '.join(self.sources)}")
-        super().__init__(
-            model,
-            self.method(**self.options),
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            weight_decay_mode=weight_decay_mode,
-            decay=decay,
-            statistics_every=statistics_every,
-            inverse_every=inverse_every,
-            damping=damping,
-            rate=rate,
-            rate_damping=rate_damping,
-            max_rate=max_rate,
-            rate_samples=rate_samples,
-            scaler=scaler,
-            source=source,
-            momentum_on=momentum_on,
-            loss_reduction=loss_reduction,
-            likelihood=likelihood,
-            other_lr=other_lr,
-            include=include,
-            exclude=exclude,
-            groups=groups,
-            batch_dim=batch_dim,
-            seed=seed,
-        )
+        self._start(replace(options, source=source), approximation_of(self.approximation))
 
     def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:
         """λ shared between the factors by their traces."""
@@ -228,7 +117,7 @@ class KFAC(_Loss):
     Args: as for `LNGD`; `damping` is λ, `source` is `predictive` (one drawn label a sample) or `empirical`.
     """
 
-    method = approximations.KFAC
+    approximation = "kfac"
 
 
 class EKFAC(_Loss):
@@ -239,7 +128,7 @@ class EKFAC(_Loss):
     Args: as for `KFAC`.
     """
 
-    method = approximations.EKFAC
+    approximation = "ekfac"
 
     def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:
         """λ added to S."""
@@ -252,8 +141,7 @@ class TKFAC(_Loss):
     Args: as for `KFAC`.
     """
 
-    method = approximations.TKFAC
-    options: ClassVar[Mapping[str, Any]] = {"positions": "independent"}
+    approximation = approximations.TKFAC("independent")
 
 
 class NGPlus(_Loss):
@@ -262,7 +150,7 @@ class NGPlus(_Loss):
     Args: as for `KFAC`; the labels are always the data's.
     """
 
-    method = approximations.NGPlus
+    approximation = "ngplus"
     sources: ClassVar[tuple[str, ...]] = ("empirical",)
 
     def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:
@@ -275,3 +163,52 @@ def _number(damping: Any) -> float:
     if isinstance(damping, bool) or not isinstance(damping, (int, float)):
         raise InputTypeError(f"damping is a number λ, not {damping!r}")
     return float(damping)
+
+
+OPTIMIZERS: Mapping[str, Callable[..., NaturalGradient]] = {
+    "lngd": LNGD,
+    "lngd-lr": partial(LNGD, source="predictive"),
+    "kfac": KFAC,
+    "ekfac": EKFAC,
+    "tkfac": TKFAC,
+    "ngplus": NGPlus,
+}
+"""The approximations that have an optimizer of their own."""
+
+
+class Preconditioner:
+    """Puts D = F̂⁻¹ ∇h in the place of every layer's gradient.
+
+        preconditioner = fisherlab.optim.Preconditioner(model, "kfac", damping=0.1)
+        loss.backward()
+        preconditioner.step()
+        optimizer.step()
+
+    Args:
+        model: the network.
+        method: a registered approximation that is made of statistics: `lngd`, `kfac`, `ekfac`, `tkfac` and
+            `ngplus` with the damping of their optimizers, any other with λ added to F̂.
+        **options: those of the optimizer of that name, or of `NaturalGradient`; learning rates, momentum and
+            weight decay are left to the optimizer that follows.
+
+    Raises:
+        InputError: for an unknown method, one that is made from the exact block, and as the optimizer.
+    """
+
+    def __init__(self, model: nn.Module, method: str = "kfac", **options: Any) -> None:
+        name = known_name("method", method, approximations.registered())
+        make = OPTIMIZERS.get(name) or partial(NaturalGradient, approximation=name)
+        self._optimizer = make(model, **{"rate": "fixed", **options})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Changes the gradients in place; errors as the optimizer's `step`."""
+        self._optimizer.precondition()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Statistics, inverses and the random state."""
+        return self._optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state of the same kind."""
+        self._optimizer.load_state_dict(state_dict)

@@ -17,14 +17,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
-from fisherlab.collect.agreement import USED_ELSEWHERE, agree, came_back
+from fisherlab.collect.agreement import (
+    USED_ELSEWHERE,
+    agree,
+    came_back,
+    random_column,
+    reaches_silent,
+    silent_samples,
+)
 from fisherlab.collect.batches import is_finite
 from fisherlab.collect.hooks import capture, inputs_of, outputs_of, unchanged
 from fisherlab.collect.refusals import node_names, numbers_of
+from fisherlab.errors import InputError
 from fisherlab.gradients.inputs import Inputs
 from fisherlab.gradients.patches import Patches
-from fisherlab.layers import LayerCall, Layers, LayerView
+from fisherlab.layers import LayerCall, LayerView
+from fisherlab.optim.passes import ForwardPass, tensors_in
 
 ACT_ON_EACH_OTHER = (
     "what it sees of one sample, or what comes back to it, belongs to others too: the samples act on each "
@@ -74,7 +84,7 @@ class _Passes:
 
 
 @dataclass(frozen=True)
-class Look:
+class SampleLook:
     """A look at a few samples of a batch.
 
     Attributes:
@@ -109,7 +119,7 @@ class Look:
             return None
         first, second = passes.first[view.name], passes.second[view.name]
         if trusted:
-            rows = _Rows(view, first, second, sample_dim(view, declared), self.few, passes.silent)
+            rows = LayerRows(view, first, second, view.sample_dim(declared), self.few, passes.silent)
             return Found(rows.dim, True, self._elsewhere(view, first, rows) if rows.read else "")
         every = _dims(view, first, declared)
         dims = [dim for dim in every if self._counts(first.shapes, shapes, dim)]
@@ -121,7 +131,7 @@ class Look:
                 f"no dimension of its outputs counts samples: {self.few} and {self.samples} of them give the "
                 f"shapes {texts}",
             )
-        alike = [_Rows(view, first, second, dim, self.few, passes.silent) for dim in dims]
+        alike = [LayerRows(view, first, second, dim, self.few, passes.silent) for dim in dims]
         fitting = [rows for rows in alike if passes.mixes or rows.fit]
         if not fitting:
             return Found(dims[0], True, ACT_ON_EACH_OTHER)
@@ -130,7 +140,7 @@ class Look:
         reason = self._elsewhere(view, first, chosen)
         return Found(chosen.dim, bool(telling or reason), reason)
 
-    def _elsewhere(self, view: LayerView, first: _Calls, rows: "_Rows") -> str:
+    def _elsewhere(self, view: LayerView, first: _Calls, rows: "LayerRows") -> str:
         """Whether the weight acts through other ways than the layer's calls, in words."""
         told = came_back(first.g, first.by_parameter)
         frozen = any(first.by_parameter[p] is None for p in view.parameters)
@@ -144,7 +154,7 @@ class Look:
         return all(a[dim] * self.samples == b[dim] * self.few for a, b in pairs)
 
 
-class _Rows:
+class LayerRows:
     """A layer's rows in both calls, read along one dimension."""
 
     def __init__(
@@ -164,7 +174,7 @@ class _Rows:
         changed = _changed(*values)
         self.fit, self.tell = not bool(changed[1:].any()), bool(changed[0])
         if silent is not None:
-            self.fit = self.fit and not is_any(self._g, silent)
+            self.fit = self.fit and not comes_to_others(self._g, silent)
             self.tell = self.tell or _largest(self._g) > 0
 
     def give(self, by_parameter: Mapping[str, Tensor | None]) -> bool:
@@ -183,9 +193,9 @@ def look_at(
     samples: int,
     start: int,
     batch_dim: int,
-    layers: Layers,
+    layers: Mapping[str, LayerView],
     parameters: Mapping[str, nn.Parameter],
-) -> Look:
+) -> SampleLook:
     """Calls a module twice with a few samples of a batch; nothing is changed by it.
 
     Args:
@@ -207,7 +217,7 @@ def look_at(
     moves = False
     seen: set[str] = set()
     for training in (False, True) if module.training else (False,):
-        left = layers.select([name for name in layers if name not in seen])
+        left = {name: view for name, view in layers.items() if name not in seen}
         if not left:
             break
         found = []
@@ -217,36 +227,14 @@ def look_at(
                 try:
                     found.append(_called(module, inputs, few, left, parameters, batch_dim))
                 except Exception as error:  # in words: the exception would hold what it was made of
-                    return Look(few, samples, error=f"{type(error).__name__}: {error}")
+                    return SampleLook(few, samples, error=f"{type(error).__name__}: {error}")
         if any(one is None for one in found):
             break
         (first, silent, moved), (second, _, _) = (one for one in found if one is not None)
         passes.append(_Passes(first, second, silent, training and has_batch_norm(module)))
         moves = moves or moved
         seen |= first.keys()
-    return Look(few, samples, passes, moves)
-
-
-def sample_dim(view: LayerView, declared: int) -> int:
-    """The dimension that counts samples in a layer's inputs, where another is declared for its model."""
-    if view.adapter is not None and view.adapter.sample_first:
-        return 0
-    return declared if view.batch_dim is None else view.batch_dim
-
-
-def tensors_in(value: Any, depth: int = 3) -> list[Tensor]:
-    """The tensors in a model's argument or result, however nested; of plain objects those that they hold."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        parts: Iterable[Any] = value.values()
-    elif isinstance(value, (tuple, list, set, frozenset)):
-        parts = value
-    elif depth and hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module)):
-        parts, depth = vars(value).values(), depth - 1
-    else:
-        return []
-    return [tensor for part in parts for tensor in tensors_in(part, depth)]
+    return SampleLook(few, samples, passes, moves)
 
 
 def _cut(value: Any, samples: int, batch_dim: int, rows: list[int]) -> Any:
@@ -291,7 +279,7 @@ def _called(
     module: nn.Module,
     given: tuple[tuple[Any, ...], dict[str, Any]],
     few: int,
-    layers: Layers,
+    layers: Mapping[str, LayerView],
     parameters: Mapping[str, nn.Parameter],
     batch_dim: int,
 ) -> tuple[dict[str, _Calls], Tensor | None, bool] | None:
@@ -306,7 +294,7 @@ def _called(
     silent = silent_samples(few)
     generator = torch.Generator().manual_seed(0)
     ends = [t for t in outputs if _place(t, few, batch_dim) is not None]
-    columns = [column_at(t, _place(t, few, batch_dim), silent, generator) for t in ends or outputs]
+    columns = [random_column(t, silent, generator, _place(t, few, batch_dim)) for t in ends or outputs]
     edges = [call.edge for calls in seen.values() for call in calls]
     used = dict.fromkeys(p for name in seen for p in layers[name].parameters)
     trained = [p for p in used if parameters[p].requires_grad]
@@ -326,12 +314,31 @@ def _called(
     return calls, silent if ends else None, moves
 
 
-def silent_samples(few: int) -> Tensor:
-    """Half of the samples, the first but not the last, a bool [few]."""
-    order = torch.randperm(few, generator=torch.Generator().manual_seed(1), device="cpu")
-    silent = order < few // 2
-    silent[0], silent[-1] = True, False
-    return silent
+def check_joint(
+    name: str, before: Sequence[tuple[ForwardPass, GradientEdge]], outputs: Sequence[Tensor]
+) -> None:
+    """Whether what comes back from a sample's outputs belongs to its outputs before.
+
+    Args:
+        name: of the module that gives the outputs.
+        before: the passes that it was called with, and the places of their outputs.
+        outputs: those whose first dimension counts samples.
+
+    Raises:
+        InputError: where rows are in another order, or lie along another dimension.
+    """
+    silent = silent_samples(len(outputs[0]))
+    generator = torch.Generator().manual_seed(0)
+    columns = [random_column(t, silent, generator) for t in outputs]
+    edges = [edge for _, edge in before]
+    found = torch.autograd.grad(outputs, edges, columns, allow_unused=True, retain_graph=True)
+    for (one, _), g in zip(before, found, strict=True):
+        if g is not None and g.dim() and len(g) == len(silent) and comes_to_others(g, silent):
+            raise InputError(
+                f"what module {name!r} makes of one sample comes back to others at the output of "
+                f"module {one.end!r}: the rows are in another order or along another dimension; call "
+                "both inside one module's forward"
+            )
 
 
 def _place(output: Tensor, few: int, batch_dim: int) -> int | None:
@@ -340,18 +347,10 @@ def _place(output: Tensor, few: int, batch_dim: int) -> int | None:
     return own if output.dim() > own and output.shape[own] == few else None
 
 
-def column_at(output: Tensor, place: int | None, silent: Tensor, generator: torch.Generator) -> Tensor:
-    """Random numbers shaped as an output, zero for the silent samples."""
-    column = torch.randn(output.shape, generator=generator, device="cpu")
-    if place is not None:
-        column.movedim(place, 0)[silent] = 0
-    return column.to(output)
-
-
 def _dims(view: LayerView, calls: _Calls, declared: int) -> list[int]:
     """The dimensions that may count samples, the one in use first."""
-    own = sample_dim(view, declared)
-    if view.batch_dim is not None or (view.adapter is not None and view.adapter.sample_first):
+    own = view.sample_dim(declared)
+    if view.batch_dim is not None or view.adapter.sample_first:
         return [own]
     most = min(len(shape) for shape in calls.shapes) - 1
     return [own, *(dim for dim in range(most) if dim != own)]
@@ -377,24 +376,24 @@ def _changed(before: Tensor, after: Tensor) -> Tensor:
     """For each sample whether its numbers differ, a bool [n]."""
     if before.shape != after.shape:
         return torch.ones(len(before), dtype=torch.bool)
-    apart = (
-        (before.double() - after.double()).abs().flatten(1).amax(1) if before.numel() else before.new_zeros(1)
-    )
-    return (apart > _tolerance(before)).cpu()
+    if not before.numel():
+        return torch.zeros(1, dtype=torch.bool)
+    apart = (before.double() - after.double()).abs().flatten(1).amax(1)
+    eps = torch.finfo(before.dtype).eps if before.is_floating_point() else 0.0
+    return (apart > math.sqrt(eps) * _largest(before)).cpu()
 
 
-def is_any(g: Tensor, silent: Tensor) -> bool:
-    """Whether something comes back to silent samples; g [n, …]."""
-    return _largest(g[silent.to(g.device)]) > _tolerance(g)
+def comes_to_others(g: Tensor, silent: Tensor) -> bool:
+    """Whether something comes back to silent samples; g [n, …].
+
+    With more room than in `fisherlab.collect`, for the pass is in the user's precision: g may have come
+    through fewer digits (autocast, TF32) than its dtype has.
+    """
+    return reaches_silent(g, silent, math.sqrt(torch.finfo(g.dtype).eps))
 
 
 def _largest(values: Tensor) -> float:
     return float(values.abs().max()) if values.numel() else 0.0
-
-
-def _tolerance(values: Tensor) -> float:
-    eps = torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
-    return math.sqrt(eps) * _largest(values)
 
 
 def _texts(shapes: Iterable[torch.Size]) -> str:

@@ -188,7 +188,7 @@ def test_forward_passes_without_a_backward_pass_keep_nothing():
     """Their graphs go as in any training, and what the optimizer knows does not grow."""
     model, [(x, y)] = network("mlp"), batches("mlp")
     optimizer = LNGD(model)
-    recorder = optimizer._follower._recorder
+    passes = optimizer._tap.passes
     gc.disable()
     try:
         for _ in range(5):
@@ -199,8 +199,8 @@ def test_forward_passes_without_a_backward_pass_keep_nothing():
             assert alive() is not None
             del output
             assert alive() is None
-        assert len(recorder._passes) <= 1
-        assert sum(map(len, recorder._kin.values())) <= 2
+        assert len(passes._known) <= 1
+        assert sum(map(len, passes._kin.values())) <= 2
     finally:
         gc.enable()
     cross_entropy(model(x), y).backward()

@@ -65,8 +65,8 @@ def test_an_optimizer_ends_with_its_last_reference(method, used):
                 optimizer.zero_grad()
             gone = (
                 weakref.ref(optimizer),
-                weakref.ref(optimizer._follower),
-                weakref.ref(optimizer._follower._recorder),
+                weakref.ref(optimizer._maker),
+                weakref.ref(optimizer._tap),
             )
             del optimizer
             assert [ref() for ref in gone] == [None, None, None]

@@ -264,7 +264,7 @@ def test_a_layer_whose_output_is_thrown_away():
 
 def input_factor(optimizer: LNGD) -> Tensor:
     """What was summed up for Φ of the layer `first` since the last step."""
-    return optimizer._blocks["first"]._new["input-trace-independent/" + optimizer._follower._kind]
+    return optimizer._blocks["first"]._new["input-trace-independent/" + optimizer._kind]
 
 
 def test_experts_whose_last_micro_batch_did_not_use_them():
@@ -276,13 +276,13 @@ def test_experts_whose_last_micro_batch_did_not_use_them():
         for branch in (0, 1):
             model.branch = branch
             (cross_entropy(model(x.clone()), y) / 2).backward()  # another micro-batch
-        steps = optimizer._follower.steps()
+        steps = optimizer._steps()
         phi = input_factor(optimizer)
         reference = LNGD(model, source=source)
         reference.zero_grad()
         model.branch = 0
         (cross_entropy(model(x), y) / 2).backward()
-        alone = reference._follower.steps()["first"]
+        alone = reference._steps()["first"]
         if source == "layerwise":  # each ∇ℓ_n is twice as large, and those of the other half are zero
             ratio = (steps["first"].direction / alone.direction).mean()
             torch.testing.assert_close(steps["first"].direction, ratio * alone.direction)
@@ -416,18 +416,18 @@ def test_the_mean_of_products_is_the_product_of_the_mean(name):
     model, data = network(name), batches(name, 2)
     optimizer = LNGD(model)
     train(model, optimizer, data[:1])
-    follower, found = optimizer._follower, {}
-    plain = follower._contributions.along
+    products, found = optimizer._tap.products, {}
+    plain = products.along
 
     def kept(layer: str, direction: Tensor) -> tuple[Tensor, bool]:
         along, every = plain(layer, direction)
         found[layer] = along.sum()
         return along, every
 
-    follower._contributions.along = kept
+    products.along = kept
     optimizer.zero_grad()
     backward(model, data[1])
-    steps = follower.steps()
+    steps = optimizer._steps()
     assert set(found) == set(steps) == set(optimizer._layers)
     for layer, step in steps.items():
         torch.testing.assert_close(found[layer], step.gradient)
@@ -440,8 +440,10 @@ def test_a_rate_makes_the_step_that_the_quadratic_model_asks_for(name):
     model, [batch] = network(name), batches(name)
     optimizer = LNGD(model, rate_damping=1e-300)
     backward(model, batch)
-    for layer, step in optimizer._follower.steps().items():
-        rate = torch.tensor(float(optimizer._rate(layer, step)), dtype=torch.float64, requires_grad=True)
+    for layer, step in optimizer._steps().items():
+        rate = torch.tensor(
+            float(optimizer._maker.rate(layer, step)), dtype=torch.float64, requires_grad=True
+        )
         value = -rate * step.gradient + 0.5 * rate**2 * step.squares
         slope = torch.autograd.grad(value, rate)[0]
         assert abs(float(slope)) < 1e-9 * float(step.gradient)

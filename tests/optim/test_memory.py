@@ -182,7 +182,7 @@ def test_a_copy_of_the_model_has_nothing_of_the_optimizer():
 
 def test_an_optimizer_that_is_gone_follows_no_more():
     model, [(x, y)] = network("mlp"), batches("mlp")
-    first = weakref.ref(LNGD(model)._follower)
+    first = weakref.ref(LNGD(model)._tap)
     gc.collect()
     assert first() is None
     cross_entropy(model(x), y).backward()

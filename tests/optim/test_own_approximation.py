@@ -1,6 +1,8 @@
 """An approximation of the user's own as a preconditioner, on the base of all optimizers."""
 
+import inspect
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -8,9 +10,10 @@ import torch
 from optim.cases import assert_same, backward, batches, network, train, weights
 from torch import Tensor
 
+import fisherlab as fl
 from fisherlab import approximations
 from fisherlab.damping import Constant, Damping, Pi
-from fisherlab.errors import InputError, NotSupportedError
+from fisherlab.errors import InputError, InputTypeError, NotSupportedError
 from fisherlab.operators import DenseOperator, LinearOperator
 from fisherlab.optim import NaturalGradient
 
@@ -156,3 +159,89 @@ def test_a_damping_of_factors_that_are_not_there():
 def test_an_approximation_of_the_exact_block():
     with pytest.raises(InputError, match="nearest-kronecker is made from the exact Fisher block"):
         Own(network("mlp"), approximations.create("nearest-kronecker"))
+
+
+# --- from outside: a registered name, and three lines -------------------------------------------------
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    """`Diagonal` registered as a third party's, forgotten after the test."""
+    monkeypatch.setattr(approximations.base, "_REGISTRY", approximations.registered())
+    fl.register_approximation(Diagonal)
+
+
+class Mine(NaturalGradient):
+    approximation = "own"
+    damping = DAMPING
+
+
+PLAIN: dict[str, Any] = {
+    "lr": 0.1,
+    "momentum": 0.0,
+    "weight_decay": 0.0,
+    "decay": 0.5,
+    "statistics_every": 1,
+    "inverse_every": 1,
+    "source": "empirical",
+}
+
+
+@pytest.mark.parametrize("name", ["mlp", "grouped"])
+def test_three_lines_make_an_optimizer(mine, name):
+    """To the bit that with every option written out, and the base with the same arguments."""
+    data = batches(name, 3)
+    makes = [
+        lambda model: Own(model, Diagonal()),
+        lambda model: Mine(model, **PLAIN),
+        lambda model: NaturalGradient(model, "own", damping=DAMPING, **PLAIN),
+        lambda model: NaturalGradient(model, Diagonal(), damping=Constant(DAMPING), **PLAIN),
+        lambda model: NaturalGradient(model, approximation="own", damping=DAMPING, **PLAIN),
+    ]
+    first, *others = [train(model, make(model), data) for make in makes for model in [network(name)]]
+    for other in others:
+        assert_same(other, first)
+
+
+def test_three_lines_have_defaults_for_everything(mine):
+    model, [batch] = network("mlp"), batches("mlp")
+    optimizer = Mine(model)
+    [group] = optimizer.param_groups
+    assert (group["lr"], group["momentum"], group["damping"]) == (0.03, 0.9, DAMPING)
+    before = backward(model, batch).item()
+    train(model, optimizer, [batch] * 30)
+    assert backward(model, batch).item() < 0.8 * before
+    assert inspect.signature(Mine).parameters["damping"].default == DAMPING
+    assert inspect.signature(Mine).parameters["approximation"].default == "own"
+
+
+def test_three_lines_go_on_to_the_bit(mine):
+    model, usual, data = network("mlp"), network("mlp"), batches("mlp", 4)
+    before = Mine(model)
+    train(model, before, data[:2])
+    after = Mine(model)
+    after.load_state_dict(before.state_dict())
+    assert_same(train(model, after, data[2:]), train(usual, Mine(usual), data))
+    copied, again = deepcopy((model, after))
+    assert_same(train(copied, again, data), train(model, after, data))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((), "takes an approximation, as its second argument .* derives from it; known: diagonal, ekfac,"),
+        (("nearest-kronecker",), "made from the exact Fisher block.* another approximation: diagonal, ekfac"),
+        (("kfca",), "unknown approximation 'kfca'; did you mean kfac"),
+    ],
+)
+def test_what_cannot_precondition(given, words):
+    with pytest.raises(InputError, match=words):
+        NaturalGradient(network("mlp"), *given)
+
+
+def test_dampings_that_are_none():
+    for damping, words in (("0.1", "must be a number or a damping object"), ((0.1, 0.2), "not tuple")):
+        with pytest.raises(InputTypeError, match=words):
+            NaturalGradient(network("mlp"), "foof", damping=damping)
+    with pytest.raises(InputError, match="the damping is -1"):
+        NaturalGradient(network("mlp"), "foof", damping=-1)

@@ -274,7 +274,7 @@ def test_labels_are_not_drawn_from_the_middle_of_a_network():
     """The encoder's output is no model output where the decoder is called with it."""
     seen = {}
 
-    class Drawing(type(KFAC(nn.Linear(2, 2))._followed["likelihood"])):
+    class Drawing(type(KFAC(nn.Linear(2, 2))._likelihood)):
         def draw(self, outputs, draws, generator):
             seen.setdefault("shapes", []).append(tuple(outputs.shape))
             return super().draw(outputs, draws, generator)
@@ -324,7 +324,7 @@ def test_labels_of_layers_in_two_models_are_refused():
     [(x, y)] = batches("mlp")
     optimizer = KFAC(model)
     train(model, optimizer, [(x, y)])
-    optimizer._follower.count = 10
+    optimizer._cadence.count = 10
     optimizer.zero_grad()
     with pytest.raises(InputError, match=r"passes that end in module.*use source='empirical'"):
         cross_entropy(other(x), y).backward()

@@ -7,6 +7,9 @@ import pytest
 import torch
 from optim.cases import METHODS, assert_close, assert_same, backward, batches, network, train, weights
 
+import fisherlab as fl
+from fisherlab import approximations
+from fisherlab.damping import Clip, Constant, Pi, Shift
 from fisherlab.errors import InputError, InputTypeError
 from fisherlab.optim import EKFAC, KFAC, LNGD, Preconditioner
 
@@ -94,6 +97,48 @@ def test_its_state_goes_on_to_the_bit():
     adam_again.load_state_dict(deepcopy(adam.state_dict()))
     found = preconditioned(again, other, adam_again, data[2:])
     assert_same(found, preconditioned(model, preconditioner, adam, data[2:]))
+
+
+class Third(approximations.Approximation):
+    """Of a third party: the diagonal and a half more."""
+
+    name, formula, source = "third", "1.5 diag F", "this test"
+    statistics = approximations.create("diagonal").statistics
+
+    def build(self, layer, sums, kind):
+        return approximations.create("diagonal").build(layer, sums, kind) * 1.5
+
+
+DAMPINGS = {"kfac": Pi(0.03), "tkfac": Pi(0.03), "lngd": Clip(), "lngd-lr": Clip()}
+KNOWN = sorted(approximations.registered())
+
+
+@pytest.mark.parametrize("network_name", ["mlp", "grouped", "sequences"])
+@pytest.mark.parametrize("name", [*KNOWN, "third"])
+def test_every_approximation_preconditions_or_is_refused(name, network_name, monkeypatch):
+    """D = (F̂ + damping)⁻¹ ∇h with the very operator of `approximate`."""
+    monkeypatch.setattr(approximations.base, "_REGISTRY", approximations.registered())
+    fl.register_approximation(Third)
+    model, [batch] = network(network_name), batches(network_name)
+    if approximations.registered()[name].from_exact:
+        with pytest.raises(InputError, match=f"{name} is made from the exact .* diagonal, ekfac, .* third"):
+            Preconditioner(model, name)
+        return
+    source = {} if name in ("lngd", "ngplus") else {"source": "empirical"}
+    options = {"positions": "independent"} if name == "tkfac" else {}
+    operators = fl.approximate(name, network(network_name), batch, kind="empirical", **options)
+    preconditioner = Preconditioner(model, name, **source)
+    backward(model, batch)
+    before = {n: p.grad.clone() for n, p in model.named_parameters()}
+    preconditioner.step()
+    after = {n: p.grad for n, p in model.named_parameters()}
+    for layer, view in fl.find_layers(model).items():
+        damping = DAMPINGS.get(name, Constant(0.03))
+        if name == "ngplus":
+            damping = Shift(*((0, 0.03) if view.group.outputs <= view.group.inputs else (0.03, 0)))
+        gradient, found = (view.to_matrix({p: one[p] for p in view.parameters}) for one in (before, after))
+        expected = operators[layer].inverse(damping).apply(gradient)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_what_it_refuses():

@@ -38,7 +38,7 @@ def test_the_rate_is_that_of_explicit_gradients(name, rule):
     optimizer = LNGD(model, momentum=0.0, weight_decay=0.1, **rule)
     optimizer.zero_grad()
     backward(model, (x, y))
-    steps = optimizer._follower.steps()
+    steps = optimizer._steps()
     for layer, view in optimizer._layers.items():
         per_sample = view.to_matrix({p: V[p] for p in view.parameters})
         D = steps[layer].direction
@@ -47,7 +47,7 @@ def test_the_rate_is_that_of_explicit_gradients(name, rule):
         torch.testing.assert_close(steps[layer].gradient, along)
         torch.testing.assert_close(steps[layer].squares, products.square().mean())
         torch.testing.assert_close(
-            optimizer._rate(layer, steps[layer]), along / (products.square().mean() + 1e-3)
+            optimizer._maker.rate(layer, steps[layer]), along / (products.square().mean() + 1e-3)
         )
 
 
@@ -164,7 +164,7 @@ def test_attention(options, batch_first):
     V = torch.func.vmap(torch.func.grad(one_loss), (None, *[0] * 4))(parameters, y, *data)
     optimizer = LNGD(model, batch_dim=0 if batch_first else 1)
     cross_entropy(model(*(v if batch_first else v.transpose(0, 1) for v in data)), y).backward()
-    steps = optimizer._follower.steps()
+    steps = optimizer._steps()
     assert len(steps) == 4
     for layer, view in optimizer._layers.items():
         per_sample = torch.stack([view.to_matrix({p: V[p][i] for p in view.parameters}) for i in range(n)])
@@ -193,7 +193,7 @@ def test_samples_in_the_second_dimension(n, t):
     V = torch.func.vmap(torch.func.grad(one_loss), (None, 1, 0))(parameters, x, y)
     optimizer = LNGD(model, batch_dim=1)
     cross_entropy(model(x), y).backward()
-    steps = optimizer._follower.steps()
+    steps = optimizer._steps()
     assert len(steps) == 2
     for layer, view in optimizer._layers.items():
         per_sample = view.to_matrix({p: V[p] for p in view.parameters})
@@ -221,7 +221,7 @@ def test_weighted_losses_are_contributions():
     V = contributions(model, x, y)
     optimizer = LNGD(model, rate="layerwise")
     (cross_entropy(model(x), y, reduction="none") * share).sum().backward()
-    steps = optimizer._follower.steps()
+    steps = optimizer._steps()
     for layer, view in optimizer._layers.items():
         own = view.to_matrix({p: V[p] for p in view.parameters}) * (len(x) * share)[:, None, None]
         products = torch.einsum("md,nmd->n", steps[layer].direction, own)

@@ -1,13 +1,16 @@
-"""Which dimension of the inputs of each layer counts samples: declared, or found by looking at a few."""
+"""Samples: which dimension of a layer's inputs counts them, and what single ones add to its gradient."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import InputError
-from fisherlab.layers import LayerCall, Layers, match_names
-from fisherlab.optim.rows import ACT_ON_EACH_OTHER, Look, look_at, sample_dim, tensors_in
+from fisherlab.layers import LayerCall, LayerView, match_names
+from fisherlab.optim.passes import ForwardPass, KeptCall, tensors_in
+from fisherlab.optim.rows import ACT_ON_EACH_OTHER, SampleLook, look_at
 
 _MANY = 3  # layers, of which one reason is enough
 _LOOKS = 3  # at other samples each, before a layer that none of them reached is refused
@@ -27,7 +30,10 @@ class SampleDims:
     """
 
     def __init__(
-        self, layers: Layers, parameters: Mapping[str, nn.Parameter], batch_dim: int | Mapping[str, int]
+        self,
+        layers: Mapping[str, LayerView],
+        parameters: Mapping[str, nn.Parameter],
+        batch_dim: int | Mapping[str, int],
     ) -> None:
         self._layers, self._parameters = layers, parameters
         self._root, self.by_layer, self._declared = _dims_of(layers, batch_dim)
@@ -51,7 +57,7 @@ class SampleDims:
 
     def look(
         self, module: nn.Module, names: Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Look | None:
+    ) -> SampleLook | None:
         """A look at a few samples before the pass, whose traces are the last; None: nothing is unsure."""
         unsure = [name for name in names if self._unsure.get(name, _LOOKS) < _LOOKS]
         samples = self.count(tensors_in((args, kwargs)), ())
@@ -66,9 +72,9 @@ class SampleDims:
         kwargs: dict[str, Any],
         samples: int,
         names: Sequence[str],
-    ) -> Look:
+    ) -> SampleLook:
         start = max(self._unsure[name] for name in names)
-        layers = self._layers.select(names)
+        layers = {name: self._layers[name] for name in names}
         return look_at(module, args, kwargs, samples, start, self._root, layers, self._parameters)
 
     def settle(
@@ -78,7 +84,7 @@ class SampleDims:
         kwargs: dict[str, Any],
         samples: int,
         taken: Mapping[str, list[LayerCall]],
-        look: Look | None,
+        look: SampleLook | None,
     ) -> None:
         """Which dimension of each layer counts samples, from the look; layers of which it says nothing wait.
 
@@ -134,7 +140,7 @@ class SampleDims:
 
     def _is_alone(self, name: str, call: LayerCall, samples: int) -> bool:
         """Whether the dimension of samples is as long as there are samples."""
-        dim = sample_dim(self._layers[name], self.by_layer[name])
+        dim = self._layers[name].sample_dim(self.by_layer[name])
         return call.output.dim() > dim and call.output.shape[dim] == samples
 
 
@@ -157,7 +163,9 @@ def _refuse(reasons: Mapping[str, str]) -> None:
     raise InputError(f"{said}; {way_out}")
 
 
-def _dims_of(layers: Layers, batch_dim: int | Mapping[str, int]) -> tuple[int, dict[str, int], set[str]]:
+def _dims_of(
+    layers: Iterable[str], batch_dim: int | Mapping[str, int]
+) -> tuple[int, dict[str, int], set[str]]:
     """The dimension that counts samples of the model and of each layer, and the layers that were declared."""
     if not isinstance(batch_dim, Mapping):
         return batch_dim, dict.fromkeys(layers, batch_dim), set()
@@ -165,3 +173,97 @@ def _dims_of(layers: Layers, batch_dim: int | Mapping[str, int]) -> tuple[int, d
     dims = dict.fromkeys(layers, root)
     given = {name: dim for glob, dim in batch_dim.items() if glob for name in match_names(layers, [glob])}
     return root, dims | given, set(given)
+
+
+@dataclass
+class KeptSamples:
+    """Calls of one batch of samples; see `ForwardPass` for the group."""
+
+    samples: int
+    group: int
+    calls: list[KeptCall]
+
+
+class SampleProducts:
+    """Keeps the calls of layers, with the gradients of their outputs, until the step is made.
+
+    Args:
+        layers: the layers with a block.
+        dims: the dimension of each layer's inputs that counts samples.
+        most: the samples of a pass that are looked at; None: all.
+    """
+
+    def __init__(self, layers: Mapping[str, LayerView], dims: Mapping[str, int], most: int | None) -> None:
+        self._layers, self._dims, self._most = layers, dims, most
+        self._kept: dict[str, list[KeptSamples]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The layers with kept calls."""
+        return list(self._kept)
+
+    def keep(self, name: str, passes: Iterable[ForwardPass], backward: int) -> None:
+        """Takes the calls of a layer out of these passes, those to which this backward pass came.
+
+        Passes of the same samples are one.
+        """
+        kept: list[KeptSamples] = []
+        for one in passes:
+            calls = [call for call in one.layers.pop(name) if call.came_in(backward)]
+            same = next((known for known in kept if known.group == one.group), None)
+            if same is None:
+                kept.append(KeptSamples(one.samples or 0, one.group, calls))
+            else:
+                same.calls += calls
+        self._kept[name] = kept
+
+    def samples(self, name: str) -> int:
+        """How many samples the kept passes of a layer have."""
+        return sum(one.samples for one in self._kept[name])
+
+    def let_go(self, name: str) -> None:
+        """Drops what was kept of a layer."""
+        for one in self._kept.pop(name):
+            for call in one.calls:
+                call.slot.clear()
+
+    def let_all_go(self) -> None:
+        """Drops everything."""
+        for name in self.names:
+            self.let_go(name)
+
+    def along(self, name: str, direction: Tensor, *, every: bool = False) -> tuple[Tensor, bool]:
+        """⟨D, contribution of sample n to ∇h⟩ for samples of the kept passes [n], and whether for all.
+
+        Args:
+            name: the layer.
+            direction: D [m, d].
+            every: whether all samples are looked at, whatever the bound.
+        """
+        found, whole = [], True
+        view, dim = self._layers[name], self._dims[name]
+        for one in self._kept[name]:
+            samples = one.samples
+            seen = [(call.use, call.g) for call in one.calls if call.g is not None]
+            most = samples if every else min(samples, self._most or samples)
+            if view.sample_dim(dim) or any(
+                not use.input.shape[0] == samples == g.shape[0] for use, g in seen
+            ):
+                most = samples  # samples do not come first, or a call has several rows a sample
+            whole = whole and most == samples
+            products = torch.zeros((), dtype=direction.dtype, device=direction.device)
+            for use, g in seen:
+                if most < samples:
+                    use, g = LayerCall(use.input[:most], use.output[:most]), g[:most]
+                products = products + view.products(use, g, direction, most, dim)
+            found.append(products)
+        return torch.cat(found), whole
+
+    def tolerance(self, name: str, gradient: Tensor) -> float:
+        """How far Σ_n ⟨D, contribution of sample n⟩ may be from ⟨D, ∇h⟩, relative to what enters it.
+
+        Rounding leaves far less; products with fewer digits (TF32, bfloat16 on the way) have their say.
+        """
+        gradients = [call.g for one in self._kept[name] for call in one.calls]
+        least = min(g.dtype.itemsize for g in [*gradients, gradient] if g is not None)
+        return {8: 1e-8, 4: 1e-3}.get(least, 5e-2)

@@ -1,0 +1,357 @@
+"""From backward passes to each layer's direction D, its rate α, and the step of the weights."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherlab.base import distributed
+from fisherlab.damping import Damping
+from fisherlab.errors import InputError, NumericalError
+from fisherlab.likelihoods.labels import EMPIRICAL
+from fisherlab.optim.cadence import require_alike
+from fisherlab.optim.gradients import check_contributions, numbers_in
+from fisherlab.optim.passes import ForwardPass, current_backward
+from fisherlab.optim.preconditioner import LayerPreconditioner
+from fisherlab.optim.tap import ADD_LOSSES, TrainingTap
+from fisherlab.optim.turn import Step
+
+DampingOf = Callable[[str], Damping]
+
+
+class StepMaker:
+    """Makes a `Step` of each layer as its gradient comes back, or at the step where it cannot be made before.
+
+    Args:
+        tap: has what came, and keeps what is made of it.
+        settings: by layer those of its group.
+        momentum: by layer its m [m, d].
+    """
+
+    def __init__(
+        self, tap: TrainingTap, settings: Mapping[str, Mapping[str, Any]], momentum: Mapping[str, Tensor]
+    ) -> None:
+        self._tap, self._options, self._cadence = tap, tap.options, tap.cadence
+        self._blocks, self._kind = tap.blocks, tap.kind
+        self._gradients, self._edits, self._products = tap.gradients, tap.edits, tap.products
+        self._settings, self._momentum = settings, momentum
+
+    # --- the whole step ---------------------------------------------------------------------------
+
+    def steps(self, damping_of: DampingOf) -> dict[str, Step]:
+        """D of every layer with a gradient, and what its rate is made of.
+
+        Raises:
+            InputError: without a fresh backward pass, or where a gradient has changed since.
+            NumericalError: where a gradient or a layer's statistics are not finite; names the layer.
+        """
+        turn = self._tap.turn
+        if not turn.fresh or self._gradients.are_cleared():
+            raise InputError(
+                "step() without a backward pass since the last one; call loss.backward() first, through the "
+                "very model that this optimizer was made for (deepcopy a model and its optimizer together)"
+            )
+        if turn.refusal is not None:
+            raise turn.refusal
+        try:
+            self._gradients.check_finite()
+            self._settle(damping_of)
+            names = [name for name in self._blocks if self._gradients.has_come(name, turn.came)]
+            self._require_seen(names)
+            if distributed.size() > 1:
+                self._synchronise(names, damping_of)
+            steps = {name: self._step_of(name, damping_of) for name in names}
+        except NumericalError:
+            self._tap.abandon()
+            raise
+        self._check_edits()
+        self._check_gaps()
+        return steps
+
+    def go_on(self) -> None:
+        """Counts a step, and forgets what it was made of."""
+        for block in self._blocks.values():
+            block.average_in(self._options.decay, self._total)
+        self._cadence.checks = False
+        self._tap.start_at(self._cadence.count + 1)
+
+    def resume(self, count: int) -> None:
+        """Goes on after so many steps of another time, and checks the next one as a first step."""
+        self._cadence.checks = True
+        self._tap.start_at(count)
+
+    @property
+    def _total(self) -> int:
+        """N of all processes, once they have met; until then of those samples that came."""
+        turn = self._tap.turn
+        return turn.samples if turn.total is None else turn.total
+
+    def _require_seen(self, names: Sequence[str]) -> None:
+        """Refuses a layer whose gradient came, whose statistics are due, and from which nothing was seen."""
+        for name in names:
+            block, came = self._blocks[name], self._tap.turn.came
+            seen = block.observed or not self._cadence.sums_due(block)
+            if not seen and came.intersection(self._gradients.trained(name)) and self._gradients.is_any(name):
+                raise InputError(
+                    f"layer {name!r} has a gradient, but nothing to make its statistics of: "
+                    f"{self._tap.why_unseen(name)}; or leave it out with exclude=({name!r},)"
+                )
+
+    def _settle(self, damping_of: DampingOf) -> None:
+        """Layers whose last gradient came before the last backward pass: N was smaller then."""
+        turn = self._tap.turn
+        for name, count in turn.counts.items():
+            if count == turn.samples or not self._options.of_mean:
+                continue
+            ready = turn.ready.get(name)
+            if ready is not None and ready.squares is not None:
+                ready.squares *= (turn.samples / count) ** 2
+                ready.squares *= count / turn.samples  # the others have a part of zero
+            if self._kind == EMPIRICAL:
+                self._blocks[name].rescale(turn.samples / count)
+                if name in turn.prepared:  # the inverse of later steps; D of this one stays
+                    turn.prepared.remove(name)
+                    self._prepare(name, damping_of)
+
+    def _synchronise(self, names: Iterable[str], damping_of: DampingOf) -> None:
+        """With several processes: statistics over all of them, each inverting a share of the layers."""
+        turn, blocks = self._tap.turn, self._blocks
+        observed = [name for name, block in blocks.items() if block.observed]
+        require_alike(observed, self._products.names)
+        turn.total = LayerPreconditioner.add_up(blocks.values(), turn.samples)
+        due = [name for name in names if self._cadence.inverse_due(blocks[name])]
+        for name in due[distributed.rank() :: distributed.size()]:
+            self._prepare(name, damping_of)
+        mine = {name: blocks[name].on_cpu() for name in turn.prepared}
+        for share in distributed.gather_all(mine) if due else ():
+            for name, (tensors, numbers) in share.items():
+                blocks[name].load_inverse(tensors, numbers, self._gradients.device(name))
+                turn.prepared.add(name)
+
+    def _step_of(self, name: str, damping_of: DampingOf) -> Step:
+        """The step as it was made when the gradient came, or made anew where that has changed since.
+
+        ∇ℓ_n stay as they came: clipping changes ∇h and D.
+        """
+        ready, checks = self._tap.turn.ready.get(name), self._cadence.checks
+        if ready is not None and self._edits.is_unchanged(name):
+            if checks:  # unscaling does not count as a change
+                along = (ready.direction * self._gradient(name)).sum()
+                self._edits.note(name, along / ready.gradient)
+            return ready
+        if not self._options.layerwise and checks:
+            self._edits.note_factor(name, self._gradient(name))
+        step = self._make_step(name, self._gradient(name), damping_of)
+        if ready is not None and ready.squares is not None:
+            ratio = self._edits.ratio(name, ready.direction, step.direction)
+            step.squares = ratio.square().nan_to_num() * ready.squares
+        return step
+
+    def _check_edits(self) -> None:
+        self._edits.check(unscaled=self._cadence.checks and self._options.scaler is None)
+
+    # --- the weights ------------------------------------------------------------------------------
+
+    def rate(self, name: str, step: Step) -> Tensor | float:
+        """α_l."""
+        if not self._options.layerwise:
+            return 1.0
+        group = self._settings[name]
+        if step.squares is None and not bool(step.gradient):
+            return 0.0  # a layer that took no part, with a gradient that was set to zero
+        if step.squares is None:
+            raise InputError(
+                f"layer {name!r} has a gradient, but no samples to make its rate of: "
+                f"{self._tap.why_unseen(name)}; or leave it out with exclude=({name!r},)"
+            )
+        ratio = step.gradient / (step.squares + group["rate_damping"])
+        rate = ratio.nan_to_num(nan=0.0)  # 0/0: no gradient
+        return rate if group["max_rate"] is None else rate.clamp(max=group["max_rate"])
+
+    def apply(self, steps: Mapping[str, Step]) -> dict[str, dict[str, Tensor | float]]:
+        """Every layer's m ← τ m − lr α D and W ← W + m; or W ← W − lr α D with the momentum in D.
+
+        Returns:
+            By layer α, ‖D‖ and ‖∇h‖, as they are shown.
+        """
+        shown, targets, updates = {}, [], []
+        shrunk: dict[float, list[Tensor]] = {}
+        for name, step in steps.items():
+            group, rate = self._settings[name], self.rate(name, step)
+            shown[name] = {"rate": rate, "direction_norm": step.norms[0], "gradient_norm": step.norms[1]}
+            update = step.direction.mul_(-group["lr"] * rate)
+            momentum = self._momentum[name]
+            if step.driven is None:
+                update = momentum.mul_(group["momentum"]).add_(update)
+            else:
+                momentum.copy_(step.driven)
+            for parameter, rows, part in self._blocks[name].view.to_parameters(update):
+                p = self._gradients.parameters[parameter]
+                if p.grad is None or not p.requires_grad:
+                    continue
+                target = p if rows is None else p[rows]
+                targets.append(target)
+                updates.append(part.to(p.dtype))
+                if self._options.weight_decay_mode == "decoupled":
+                    shrunk.setdefault(1 - float(group["lr"]) * group["weight_decay"], []).append(target)
+        for factor, some in shrunk.items():
+            if factor != 1:
+                torch._foreach_mul_(some, factor)
+        if targets:
+            torch._foreach_add_(targets, updates)
+        return shown
+
+    def apply_to_others(self, groups: Iterable[Mapping[str, Any]], state: Mapping[Tensor, Any]) -> None:
+        """SGD with momentum for groups of parameters in no block."""
+        for group in groups:
+            some = [p for p in group["params"] if p.grad is not None and p.requires_grad]
+            if not some:
+                continue
+            grads: list[Any] = [p.grad for p in some]
+            if not self._options.of_mean:
+                grads = list(torch._foreach_div(grads, float(max(1, self._tap.turn.samples))))
+            buffers = [state[p].setdefault("momentum", torch.zeros_like(p)) for p in some]
+            torch._foreach_mul_(buffers, group["momentum"])
+            if self._options.momentum_on == "gradient":
+                torch._foreach_add_(buffers, grads)
+                torch._foreach_add_(some, buffers, alpha=-group["lr"])
+            else:
+                torch._foreach_add_(buffers, grads, alpha=-group["lr"])
+                torch._foreach_add_(some, buffers)
+
+    # --- as gradients come ------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def complete(self, name: str, damping_of: DampingOf) -> None:
+        """All gradients of a layer are there: its statistics, and its step where no process adds to it."""
+        backward, turn = current_backward(), self._tap.turn
+        came = self._tap.passes.came_back(name, backward)
+        if not came:
+            return
+        with torch.autocast(self._gradients.device(name).type, enabled=False):
+            if self._kind == EMPIRICAL:
+                self._observe_loss(name, [one for one in came if one.refresh])
+            known, groups = turn.groups_of.setdefault(name, set()), {one.group for one in came}
+            if known & groups:  # the samples' gradient came in an earlier backward pass of the step
+                raise InputError(ADD_LOSSES)
+            known |= groups
+            turn.counts[name] = turn.samples
+            self._products.keep(name, came, backward)
+            turn.through[name] = turn.through.get(name, 0) + self._products.samples(name)
+            for one in came:
+                one.spent = True
+            alone = distributed.size() == 1
+            if self._cadence.looks_closely and alone:
+                self._check_arrived(name)
+            if self._options.layerwise:
+                if alone:
+                    self._keep_step(name, damping_of)
+                return
+            if self._kind == EMPIRICAL and self._cadence.checks and alone:
+                self._edits.keep_norms(name, self._gradient(name) / turn.scale)
+            self._products.let_go(name)
+
+    def _observe_loss(self, name: str, passes: Sequence[ForwardPass]) -> None:
+        """Statistics of the loss: g_n is N times the derivative of a mean, with N of all passes so far."""
+        turn = self._tap.turn
+        if self._options.of_mean and name in turn.counts:
+            self._blocks[name].rescale(turn.samples / turn.counts[name])
+        if passes:
+            scale = (turn.samples if self._options.of_mean else 1) / turn.scale
+            self._tap.observer.of_loss(name, passes, scale)
+            turn.prepared.discard(name)
+
+    def _check_arrived(self, name: str) -> None:
+        """Whether what a backward pass added to a gradient is made of what came back; the step refuses it."""
+        turn, gradient = self._tap.turn, self._gradients.matrix(name)
+        added = gradient - turn.before[name] if name in turn.before else gradient
+        turn.before[name] = gradient.clone()
+        along, _ = self._products.along(name, added, every=True)
+        tolerance = self._products.tolerance(name, added)
+        try:
+            sums = along.sum(), added.square().sum(), along.abs().sum()
+            check_contributions(name, *sums, tolerance, _least(added.dtype))
+        except InputError as error:  # the step says so, unless the gradients are thrown away before it
+            turn.refusal = turn.refusal or error.with_traceback(None)
+
+    def _keep_step(self, name: str, damping_of: DampingOf) -> None:
+        """The step, where it depends on nothing else to come; else the norms of the gradient."""
+        gradient = self._gradient(name) / self._tap.turn.scale
+        if not self._options.eager:
+            self._edits.keep_norms(name, gradient)
+            return
+        try:
+            self._tap.turn.ready[name] = self._make_step(name, gradient, damping_of)
+        except NumericalError:  # `step()` says so, unless a GradScaler leaves it out
+            return
+        self._edits.keep_version(name)
+        self._products.let_go(name)
+
+    # --- directions -------------------------------------------------------------------------------
+
+    def _gradient(self, name: str) -> Tensor:
+        """∇h [m, d]."""
+        gradient = self._gradients.matrix(name)
+        return gradient if self._options.of_mean else gradient / max(1, self._tap.turn.samples)
+
+    def _prepare(self, name: str, damping_of: DampingOf) -> None:
+        """The inverse of this step."""
+        block, prepared = self._blocks[name], self._tap.turn.prepared
+        if name not in prepared and self._cadence.inverse_due(block):
+            block.invert(damping_of(name), self._options.decay, self._total)
+            prepared.add(name)
+
+    def _make_step(self, name: str, gradient: Tensor, damping_of: DampingOf) -> Step:
+        """D, ⟨D, ∇h⟩ and the mean of ⟨D, ∇ℓ_n⟩² from a layer's gradient and its last samples."""
+        self._prepare(name, damping_of)
+        block, group = self._blocks[name], self._settings[name]
+        driven = gradient
+        if self._options.weight_decay_mode == "coupled":
+            driven = gradient + group["weight_decay"] * self._gradients.weights(name)
+        if self._options.momentum_on == "gradient":
+            driven = self._momentum[name].mul(group["momentum"]).add_(driven)
+        direction = driven if block.inverse is None else block.inverse.apply(driven)
+        direction = self._gradients.of_trained(name, direction)
+        along = (direction * gradient).sum()
+        known = name in self._products.names
+        squares = self._squares(name, direction, gradient, along) if known else None
+        kept = driven if self._options.momentum_on == "gradient" else None
+        return Step(direction, along, squares, kept, torch._foreach_norm([direction, gradient]))
+
+    def _squares(self, name: str, direction: Tensor, gradient: Tensor, projection: Tensor) -> Tensor:
+        """(1/N) Σ_n ⟨D, ∇ℓ_n⟩² with ∇ℓ_n := N times the contribution of sample n to ∇h as it came."""
+        turn = self._tap.turn
+        along, every = self._products.along(name, direction)
+        along = along / turn.scale
+        factor = self._edits.factor(name, gradient)
+        if self._cadence.checks:
+            self._check_edits()
+        total, size = along.sum(), along.abs().sum()
+        if not every and self._cadence.sums_due(self._blocks[name]):  # all samples now and then
+            whole_batch = self._products.along(name, direction, every=True)[0] / turn.scale
+            total, size, every = whole_batch.sum(), whole_batch.abs().sum(), True
+        squares = (along * turn.samples if self._options.of_mean else along).square()
+        share = turn.through[name] / max(1, turn.samples)  # other samples of the step have a part of zero
+        if distributed.size() > 1:  # the gradient may be clipped by now: nothing to compare it with
+            totals = torch.stack([squares.sum(), squares.new_tensor(len(squares) / share)])
+            distributed.add_up([totals])
+            return totals[0] / totals[1]
+        if every and len(turn.backwards) == 1:
+            whole = projection if factor is None else projection / factor
+            whole = whole if self._options.of_mean else whole * turn.samples
+            turn.gaps[name] = (total, whole, size), self._products.tolerance(name, gradient)
+        return squares.mean() * share if share != 1 else squares.mean()
+
+    def _check_gaps(self) -> None:
+        """Whether the samples' parts of every gradient add up to it: one transfer for all layers."""
+        gaps = self._tap.turn.gaps
+        read = iter(numbers_in([value for sums, _ in gaps.values() for value in sums]))
+        for name, (_, tolerance) in gaps.items():
+            sums = next(read), next(read), next(read)
+            check_contributions(name, *sums, tolerance, _least(self._gradients.dtype_of(name)))
+
+
+def _least(dtype: torch.dtype) -> float:
+    """Where products of small numbers begin to lose digits, with room for the sums that they are in."""
+    return torch.finfo(dtype).tiny * 1e9
