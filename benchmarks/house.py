@@ -1,6 +1,7 @@
 """Counts what a reader walks through: files, functions, circles, names and lines of this checkout.
 
     python benchmarks/house.py
+    python benchmarks/house.py --map    # the folders in the order of the import contract, for CONTRIBUTING.md
 
 Prints the files that `compare` closes over (imports of imports, at the head of files), the circles between
 modules (imports within functions too), the class names that stand in two files, the lines, and the files and
@@ -9,6 +10,7 @@ functions that one KFAC approximation, one comparison and one step of LNGD enter
 
 import ast
 import sys
+import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,8 +107,29 @@ def entered(work: Callable[[], object]) -> tuple[int, int]:
     return len({file for file, _ in named}), len(named)
 
 
+def drawing() -> str:
+    """The folders and loose files, the highest first, as the import contract has them, each with what it is.
+
+    Those that are joined by `│` do not know each other.
+    """
+    settings = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))
+    places = modules()
+    rows = []
+    for floor in settings["tool"]["importlinter"]["contracts"][0]["layers"]:
+        for place, name in enumerate(floor.split(" | ")):
+            path = places[f"fisherlab.{name}"]
+            folder = path.parent.relative_to(HERE) if path.name == "__init__.py" else path.relative_to(HERE)
+            shown = f"{folder}{'/' if path.name == '__init__.py' else ''}"
+            words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            rows.append(f"{'│' if place else '├'} {shown:27}{words.splitlines()[0]}")
+    return "\n".join(rows)
+
+
 def main() -> None:
-    """Prints the numbers."""
+    """Prints the numbers, or the map."""
+    if sys.argv[1:] == ["--map"]:
+        print(drawing())
+        return
     known = modules()
     loose = [name for name, path in known.items() if name.count(".") == 1 and path.name != "__init__.py"]
     _say("files", len(known))

@@ -14,6 +14,7 @@ from fisherlab import metrics
 from fisherlab.comparison.population import PopulationEstimate
 from fisherlab.errors import FisherlabError, MemoryLimitError, bytes_text
 from fisherlab.operators import DenseOperator, LinearOperator, PackedOperator, blocks_of
+from fisherlab.records.columns import PLAIN
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Dampings of the sweep, in units of the mean eigenvalue of F."""
@@ -153,6 +154,9 @@ def measure(
             values["gap_to_nearest"] = values["scaled_error"] / nearest_error - 1
         elif nearest_error is not None:
             notes.append("the block is a Kronecker product to rounding: no gap to the nearest")
+    for column in PLAIN:
+        with _noted(notes):
+            values[column] = float(getattr(metrics, column)(F, approximation))
     if target.halves is not None and fits is not None:
         error, standard_error, note = target.halves.error(fits)
         values["population_error"], values["population_error_se"] = error, standard_error

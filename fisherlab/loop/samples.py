@@ -6,8 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from fisherlab.collect.batches import each
-from fisherlab.datasets import Dataset
-from fisherlab.datasets.dataset import Inputs
+from fisherlab.datasets.dataset import Dataset, Inputs
 
 
 @dataclass(frozen=True, eq=False)

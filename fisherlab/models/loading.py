@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from fisherlab import datasets
 from fisherlab.collect.batches import NamedPair, called, each, hash_of
 from fisherlab.collect.forms import ModelInputs, tensors_of
-from fisherlab.datasets import Dataset
-from fisherlab.datasets.dataset import Inputs
+from fisherlab.datasets.dataset import Dataset, Inputs
 from fisherlab.errors import InputError, InputTypeError, unknown, whole_number
 from fisherlab.layers import Mask, find_layers
 from fisherlab.models import registry

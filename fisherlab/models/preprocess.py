@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fisherlab.datasets import Dataset
+from fisherlab.datasets.dataset import Dataset
 from fisherlab.errors import InputError
 
 IGNORED = -100

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from fisherlab.datasets import Dataset
-from fisherlab.datasets.dataset import Inputs
+from fisherlab.datasets.dataset import Dataset, Inputs
 from fisherlab.errors import InputError, unknown
 from fisherlab.layers import Mask
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.base.writing import write
-from fisherlab.datasets import Dataset, cache_dir
+from fisherlab.datasets.dataset import Dataset
+from fisherlab.datasets.places import cache_dir
 from fisherlab.errors import InputError
 from fisherlab.loop.objectives import objective
 from fisherlab.loop.order import Order

@@ -41,6 +41,8 @@ class Metric(Definition):
         error: Column of its standard error, if it has one; it follows its own.
         before: Columns that stand before its own in `records.csv`: what it is made of.
         needs_targets: Whether it is empty where the data have no targets.
+        plain: Whether it is of F and F̂ alone: ``fisherlab.metrics`` has a function of the column's name that
+            takes the two operators, and a comparison calls it. Its column stands before the note.
     """
 
     column: str
@@ -49,6 +51,7 @@ class Metric(Definition):
     error: str | None = None
     before: tuple[str, ...] = ()
     needs_targets: bool = False
+    plain: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:

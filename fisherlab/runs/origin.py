@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fisherlab.collect.batches import NamedPair
-from fisherlab.datasets import Dataset
+from fisherlab.datasets.dataset import Dataset
 
 _DISTRIBUTIONS = ("fisherlab", "torch", "numpy", "scipy", "pandas", "matplotlib", "lightning-fabric")
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fisherlab.datasets import Dataset
+from fisherlab.datasets.dataset import Dataset
 from fisherlab.models.preprocess import images
 from fisherlab.models.registry import ModelSpec
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fisherlab.datasets import Dataset
+from fisherlab.datasets.dataset import Dataset
 from fisherlab.models.nets.blocks import TransformerBlock, places
 from fisherlab.models.preprocess import next_tokens, text, vocabulary
 from fisherlab.models.registry import ModelSpec

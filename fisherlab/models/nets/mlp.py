@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from fisherlab.datasets import Dataset
+from fisherlab.datasets.dataset import Dataset
 from fisherlab.models.preprocess import classes, images
 from fisherlab.models.registry import ModelSpec, Recipe
 

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fisherlab.datasets import Dataset
+from fisherlab.datasets.dataset import Dataset
 from fisherlab.models.preprocess import next_tokens, text_pairs, vocabulary
 from fisherlab.models.registry import ModelSpec
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fisherlab.base.writing import beside
-from fisherlab.datasets import Dataset
+from fisherlab.datasets.dataset import Dataset
 from fisherlab.runs.directory import write_json
 from fisherlab.runs.origin import provenance
 from fisherlab.train.run.log import finite

@@ -11,7 +11,7 @@ from torch import nn
 
 from fisherlab import datasets, models
 from fisherlab.collect.batches import each
-from fisherlab.datasets import Dataset
+from fisherlab.datasets.dataset import Dataset
 from fisherlab.errors import InputError
 from fisherlab.loop.samples import Samples
 from fisherlab.models.loading import converted

@@ -7,7 +7,7 @@ import torch
 
 from fisherlab.base import distributed
 from fisherlab.base.writing import beside
-from fisherlab.datasets import random_indices
+from fisherlab.datasets.dataset import random_indices
 from fisherlab.datasets.spelling import spelled
 from fisherlab.loop.samples import Samples
 from fisherlab.models.decoding import Translator, translate
