@@ -50,7 +50,8 @@ def _table(layers: pd.DataFrame, assumption: pd.DataFrame) -> SplitTable:
     outputs = outputs.assign(zeros=activated.reindex(names).fillna(outputs["zeros"]))
     outputs["activation"] = outputs["activation"].replace("identity", "–")
     layer = TextColumn(Text("layer"), [Text(name) for name in names], right=False)
-    parts = [list(_columns(outputs, MARGINALS)), list(_columns(assumption, ASSUMPTION))]
+    marginals = sorted(MARGINALS, key=lambda column: column.key == "zeros")  # which are those of φ(s): last
+    parts = [list(_columns(outputs, marginals)), list(_columns(assumption, ASSUMPTION))]
     return SplitTable([layer], parts, least=_LEAST_NAME)
 
 

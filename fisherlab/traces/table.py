@@ -42,14 +42,16 @@ def console_table(traces: "Traces") -> RenderableType:
     columns |= {"scaled_error": name_of("scaled_error")} if by_layer else {}
     rows = first_to_last(frame, [key, "approximation"], list(columns), traces.ends)
     names = [
-        _column(key, [short(name, _NAME) for name in rows[key]], right=False),
+        _column(f"{key} ", [f"{short(name, _NAME)} " for name in rows[key]], right=False),
         _column("approximation", map(label, rows["approximation"]), right=False),
     ]
-    table = SplitTable(names, [[_column(words, rows[column])] for column, words in columns.items()])
+    parts = [
+        [_column(f" {words}", (f" {text}" for text in rows[column]))] for column, words in columns.items()
+    ]
+    table = SplitTable(names, parts)
     note = Text(f"all numbers: traces.csv, diagnostics.csv, stages.csv; {SCALE_NOTE}", style="dim")
     return Group(Text(heading, style="bold"), table, context_line(traces.caption), note)
 
 
 def _column(head: str, cells: Iterable[str], right: bool = True) -> TextColumn:
-    """Texts with a space behind each."""
-    return TextColumn(Text(f"{head} "), [Text(f"{cell} ") for cell in cells], right)
+    return TextColumn(Text(head), list(map(Text, cells)), right)
