@@ -1,7 +1,8 @@
 """LNGD and its rivals: an approximation and a damping each; and any approximation as a preconditioner."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,6 +15,8 @@ from fisherlab.errors import InputError, InputTypeError, known_name
 from fisherlab.layers import LayerView
 from fisherlab.optim.optimizer import NaturalGradient
 from fisherlab.optim.settings import LNGDOptions, LossOptions, approximation_of, made_with
+
+_OF_THE_LOOP = ("model", "params", "scaler", "likelihood", "loss_reduction", "seed", "groups", "batch_dim")
 
 
 class LNGD(NaturalGradient):
@@ -165,15 +168,65 @@ def _number(damping: Any) -> float:
     return float(damping)
 
 
-OPTIMIZERS: Mapping[str, Callable[..., NaturalGradient]] = {
-    "lngd": LNGD,
-    "lngd-lr": partial(LNGD, source="predictive"),
-    "kfac": KFAC,
-    "ekfac": EKFAC,
-    "tkfac": TKFAC,
-    "ngplus": NGPlus,
+@dataclass(frozen=True)
+class NamedOptimizer:
+    """An optimizer that training knows by name.
+
+    Attributes:
+        name: as given to `--optimizer`.
+        make: the class.
+        fixed: arguments that belong to the name.
+        description: one line for listings.
+        source: a paper, or where it comes from.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    fixed: Mapping[str, Any]
+    description: str
+    source: str
+
+    @property
+    def own(self) -> bool:
+        """Whether it is one of fisherlab, which takes the model and its likelihood."""
+        return isinstance(self.make, type) and issubclass(self.make, NaturalGradient)
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether it has a rate a layer by default."""
+        return self.options().get("rate") == "layerwise" and "rate" not in self.fixed
+
+    def options(self) -> dict[str, Any]:
+        """Its options with their defaults."""
+        found = inspect.signature(self.make).parameters
+        return {
+            name: parameter.default
+            for name, parameter in found.items()
+            if name not in (*_OF_THE_LOOP, *self.fixed) and parameter.kind != parameter.VAR_KEYWORD
+        }
+
+
+_LNGD = "Liu et al. 2024 (NeurIPS)"
+
+OPTIMIZERS: Mapping[str, NamedOptimizer] = {
+    one.name: one
+    for one in (
+        NamedOptimizer("lngd", LNGD, {}, "layer-wise sampling and rates", f"{_LNGD}, algorithm 1"),
+        NamedOptimizer(
+            "lngd-lr", LNGD, {"source": "predictive"}, "rates, gradients of the loss", f"{_LNGD}, t. 5"
+        ),
+        NamedOptimizer(
+            "lngd-sample", LNGD, {"rate": "fixed"}, "layer-wise sampling, one rate", f"{_LNGD}, t. 5"
+        ),
+        NamedOptimizer("kfac", KFAC, {}, "A ⊗ B", "Martens and Grosse 2015 (1503.05671)"),
+        NamedOptimizer(
+            "ekfac", EKFAC, {}, "rescaled in KFAC's eigenbasis", "George et al. 2018 (1806.03884)"
+        ),
+        NamedOptimizer("tkfac", TKFAC, {}, "factors that keep the trace", "Gao et al. 2021 (2011.10741)"),
+        NamedOptimizer("ngplus", NGPlus, {}, "second moments of gradients", "Yang et al. 2021 (2106.07454)"),
+    )
 }
-"""The approximations that have an optimizer of their own."""
+"""Those of fisherlab, for `train` and `Preconditioner`."""
 
 
 class Preconditioner:
@@ -197,7 +250,8 @@ class Preconditioner:
 
     def __init__(self, model: nn.Module, method: str = "kfac", **options: Any) -> None:
         name = known_name("method", method, approximations.registered())
-        make = OPTIMIZERS.get(name) or partial(NaturalGradient, approximation=name)
+        known = OPTIMIZERS.get(name)
+        make = partial(known.make, **known.fixed) if known else partial(NaturalGradient, approximation=name)
         self._optimizer = make(model, **{"rate": "fixed", **options})
 
     @torch.no_grad()

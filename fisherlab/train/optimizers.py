@@ -1,8 +1,6 @@
 """The optimizers that `train` knows by name: those of fisherlab, and those of torch.optim."""
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,47 +8,9 @@ from torch import nn
 
 from fisherlab import optim
 from fisherlab.errors import InputError, unknown
+from fisherlab.optim.methods import OPTIMIZERS, NamedOptimizer
 
 _NO = ("LBFGS", "SparseAdam")  # one needs closures, the other sparse gradients
-_OF_THE_LOOP = ("model", "params", "scaler", "likelihood", "loss_reduction", "seed", "groups", "batch_dim")
-
-
-@dataclass(frozen=True)
-class NamedOptimizer:
-    """A named optimizer.
-
-    Attributes:
-        name: as given to `--optimizer`.
-        make: the class.
-        fixed: arguments that belong to the name.
-        description: one line for listings.
-        source: a paper, or where it comes from.
-    """
-
-    name: str
-    make: Callable[..., torch.optim.Optimizer]
-    fixed: Mapping[str, Any]
-    description: str
-    source: str
-
-    @property
-    def own(self) -> bool:
-        """Whether it is one of fisherlab, which takes the model and its likelihood."""
-        return isinstance(self.make, type) and issubclass(self.make, optim.NaturalGradient)
-
-    @property
-    def layerwise(self) -> bool:
-        """Whether it has a rate a layer by default."""
-        return self.options().get("rate") == "layerwise" and "rate" not in self.fixed
-
-    def options(self) -> dict[str, Any]:
-        """Its options with their defaults."""
-        found = inspect.signature(self.make).parameters
-        return {
-            name: parameter.default
-            for name, parameter in found.items()
-            if name not in (*_OF_THE_LOOP, *self.fixed) and parameter.kind != parameter.VAR_KEYWORD
-        }
 
 
 def named_optimizer(name: str) -> NamedOptimizer:
@@ -67,27 +27,7 @@ def named_optimizer(name: str) -> NamedOptimizer:
 
 def named_optimizers() -> dict[str, NamedOptimizer]:
     """All optimizers by name, fisherlab's own first."""
-    lngd = "Liu et al. 2024 (NeurIPS)"
-    own = [
-        NamedOptimizer("lngd", optim.LNGD, {}, "layer-wise sampling and rates", f"{lngd}, algorithm 1"),
-        NamedOptimizer(
-            "lngd-lr", optim.LNGD, {"source": "predictive"}, "rates, gradients of the loss", f"{lngd}, t. 5"
-        ),
-        NamedOptimizer(
-            "lngd-sample", optim.LNGD, {"rate": "fixed"}, "layer-wise sampling, one rate", f"{lngd}, t. 5"
-        ),
-        NamedOptimizer("kfac", optim.KFAC, {}, "A ⊗ B", "Martens and Grosse 2015 (1503.05671)"),
-        NamedOptimizer(
-            "ekfac", optim.EKFAC, {}, "rescaled in KFAC's eigenbasis", "George et al. 2018 (1806.03884)"
-        ),
-        NamedOptimizer(
-            "tkfac", optim.TKFAC, {}, "factors that keep the trace", "Gao et al. 2021 (2011.10741)"
-        ),
-        NamedOptimizer(
-            "ngplus", optim.NGPlus, {}, "second moments of gradients", "Yang et al. 2021 (2106.07454)"
-        ),
-    ]
-    return {one.name: one for one in own} | _of_torch()
+    return {**OPTIMIZERS, **_of_torch()}
 
 
 def _of_torch() -> dict[str, NamedOptimizer]:

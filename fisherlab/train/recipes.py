@@ -11,7 +11,7 @@ from fisherlab.train.config import DEFAULT_EPOCHS, SETTINGS, TrainConfig
 if TYPE_CHECKING:
     from torch import nn
 
-    from fisherlab.train.optimizers import NamedOptimizer
+    from fisherlab.optim.methods import NamedOptimizer
     from fisherlab.train.task.prepare import Task
 
 log = logging.getLogger("fisherlab")
