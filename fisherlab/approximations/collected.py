@@ -21,6 +21,7 @@ from fisherlab.approximations.base import (
 from fisherlab.approximations.saved import PartialFile, Statistics, load_statistics, model_hash
 from fisherlab.base import distributed
 from fisherlab.base.writing import as_path
+from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.errors import MemoryLimitError, bytes_text
 from fisherlab.exact.fisher import exact_fisher, no_layerwise
@@ -70,7 +71,9 @@ def collect_statistics(
     given = completed(AnalysisOptions, options, "collect_statistics")
     methods = [method for method in create_all(approximations) if not method.from_exact]
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
-    chosen = select_layers(model, layers, bias=given["bias"], activations=named_activations(methods))
+    chosen = select_layers(
+        model, layers, bias=given["bias"], activations=named_activations(methods), masks=masks_of(data)
+    )
     collector = Collector(model, chosen, data, likelihood, **of_pass(given))
     if kind == LAYERWISE:
         collector.leave_out(no_layerwise(collector))
@@ -112,6 +115,7 @@ def _identity(collector: Collector, work: Mapping[str, PassRequest], kind: str) 
     for name, task in sorted(work.items()):
         view = collector.layers[name]
         keys = [*(statistic.key for statistic in task.statistics), *task.bases]
+        keys += [] if view.mask is None else ["positions that count"]
         wanted.append((view.shape, view.activation, keys))
     return {
         "kind": kind,
@@ -179,7 +183,9 @@ def approximate(
         exact = exact_fisher(model, data, likelihood, kind, layers, **given)
         return {name: build_from_block(method, block) for name, block in exact.items()}
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
-    chosen = select_layers(model, layers, bias=given["bias"], activations=named_activations([method]))
+    chosen = select_layers(
+        model, layers, bias=given["bias"], activations=named_activations([method]), masks=masks_of(data)
+    )
     collector = Collector(model, chosen, data, likelihood, **of_pass(given))
     without = {name: why for name, view in collector.layers.items() if (why := why_not_built(method, view))}
     if kind == LAYERWISE:

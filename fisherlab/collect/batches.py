@@ -285,6 +285,11 @@ class NamedPair(tuple[Inputs, Tensor]):
         return pair
 
 
+def masks_of(data: Any) -> Mapping[str, Mask]:
+    """The valid positions that data know of, by layer; of a plain pair or of batches none."""
+    return data.masks if isinstance(data, NamedPair) else {}
+
+
 class _Rest:
     """A generator whose first batches were taken from it already."""
 

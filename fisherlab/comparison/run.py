@@ -13,7 +13,7 @@ from fisherlab.approximations import (
     create_all,
     named_activations,
 )
-from fisherlab.collect.batches import NamedPair
+from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.comparison.measure import Target
 from fisherlab.comparison.passes import Experiment
@@ -78,9 +78,8 @@ def compare(
     given = completed(AnalysisOptions, options, "compare")
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
     methods = create_all(approximations)
-    masks = data.masks if isinstance(data, NamedPair) else None
     chosen = select_layers(
-        model, layers, bias=given["bias"], activations=named_activations(methods), masks=masks
+        model, layers, bias=given["bias"], activations=named_activations(methods), masks=masks_of(data)
     )
     collector = Collector(model, chosen, data, likelihood, **of_pass(given))
     if kind == LAYERWISE:

@@ -12,7 +12,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from fisherlab.collect.batches import called
+from fisherlab.collect.batches import called, masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.hooks import unchanged
 from fisherlab.collect.layer_batch import LayerBatch
@@ -77,7 +77,7 @@ def exact_fisher(
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    chosen = select_layers(model, layers, bias=given["bias"])
+    chosen = select_layers(model, layers, bias=given["bias"], masks=masks_of(data))
     collector = Collector(model, chosen, data, likelihood, **of_pass(given))
     if kind == LAYERWISE:
         collector.leave_out(no_layerwise(collector))

@@ -6,7 +6,7 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from fisherlab.collect.batches import NamedPair
+from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.errors import InputError
 from fisherlab.exact.options import ReadingOptions, completed, takes
@@ -63,8 +63,7 @@ def represent(
         NumericalError: where the model's output is not finite.
     """
     given = completed(ReadingOptions, options, "represent")
-    masks = data.masks if isinstance(data, NamedPair) else None
-    chosen = select_layers(model, layers, masks=masks)
+    chosen = select_layers(model, layers, masks=masks_of(data))
     names = [name for name, view in chosen.items() if view.weight is not None and not view.vector]
     if not names:
         raise InputError("the layers chosen are norms or biases, which have no representation vector")

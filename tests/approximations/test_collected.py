@@ -4,10 +4,14 @@ import json
 
 import pytest
 import torch
+from reference import relative
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 import fisherlab as fl
+from fisherlab.collect.batches import NamedPair
+from fisherlab.datasets import Dataset
 from fisherlab.errors import InputError, MemoryLimitError
 
 NAMES = ("kfac", "ekfac", "tkfac", "tekfac", "lngd", "lngd-lr", "ngplus", "foof", "diagonal")
@@ -192,3 +196,29 @@ def test_only_labels_that_a_method_needs_count_against_the_memory_limit():
         fl.approximate("lngd-lr", model, data, memory="1MB")
     with pytest.raises(MemoryLimitError, match="399 label columns a sample"):
         fl.approximate("diagonal", model, data, memory="1MB")
+
+
+def test_the_padding_that_data_know_of_counts_for_no_function():
+    """Every function takes the valid positions of a pair from the data that know them, as `compare` does."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 6, 3, generator=generator, dtype=torch.float64)
+    y = torch.randint(2, (5, 6), generator=generator)
+    lengths = torch.tensor([6, 2, 4, 1, 3])
+    valid = torch.arange(6) < lengths.unsqueeze(1)
+    x, y = x * valid.unsqueeze(2), y.where(valid, -100)
+    dataset = Dataset("padded", x, y, "train", "", stand_in="", source="this test", classes=())
+    pair = NamedPair(x, y, dataset, {"*": lambda inputs: inputs.abs().sum(2) > 0})
+    arguments = {"likelihood": "token-categorical", "kind": "empirical"}
+    found = fl.approximate("kfac", model, pair, **arguments)
+    exact = fl.exact_fisher(model, pair, **arguments)
+    built = fl.collect_statistics(model, pair, **arguments, approximations="kfac").build("kfac")
+    compared = fl.compare(model, pair, "kfac", **arguments)
+    as_plain = fl.approximate("kfac", model, tuple(pair), **arguments)
+    assert compared.results
+    for name in compared.results:
+        own = compared.operators(name)
+        assert relative(found[name].dense(), own["kfac"].dense()) < 1e-13
+        assert relative(built[name].dense(), own["kfac"].dense()) < 1e-13
+        assert relative(exact[name].dense(), own["exact"].dense()) < 1e-12
+        assert relative(as_plain[name].dense(), own["kfac"].dense()) > 0.1
