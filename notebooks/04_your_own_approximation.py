@@ -166,8 +166,8 @@ comparison.heatmap("2", ("shampoo", "shampoo-2"), trace_matched=True)
 # %% [markdown]
 # ## As an optimizer
 #
-# A step is $D = \hat F_\lambda^{-1} \nabla h$. Deriving from `fl.optim.KFAC` and naming the class gives an
-# optimizer with its damping, moving averages, momentum and state. The operator must be a Kronecker product,
+# A step is $D = \hat F_\lambda^{-1} \nabla h$. Deriving from `fl.optim.KFAC` and naming the approximation
+# gives an optimizer with its damping, moving averages, momentum and state. The operator must be a Kronecker product,
 # or one in an eigenbasis as EKFAC's; that is what its inverse and its `state_dict` know. (This is a
 # natural-gradient step with Shampoo's $\hat F$. The optimizer called Shampoo uses $\hat F^{-1/2}$.)
 
@@ -176,7 +176,7 @@ comparison.heatmap("2", ("shampoo", "shampoo-2"), trace_matched=True)
 class ShampooStep(fl.optim.KFAC):
     """D = F̂_λ⁻¹ ∇h with Shampoo's F̂ without the roots."""
 
-    method = SquaredShampoo
+    approximation = "shampoo-2"
 
 
 def train(make):

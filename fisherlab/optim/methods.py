@@ -100,13 +100,15 @@ class LNGD(NaturalGradient):
 class _Loss(NaturalGradient):
     """A method with the labels of the loss and one λ."""
 
-    sources: ClassVar[tuple[str, ...]] = ("predictive", "empirical")
+    _sources: ClassVar[tuple[str, ...]] = ("predictive", "empirical")
 
     @made_with(LossOptions)
     def __init__(self, options: LossOptions) -> None:
-        source = self.sources[0] if options.source is None else options.source
-        if source not in self.sources:
-            raise InputError(f"source is {source!r}; {type(self).__name__} takes {' or '.join(self.sources)}")
+        source = self._sources[0] if options.source is None else options.source
+        if source not in self._sources:
+            raise InputError(
+                f"source is {source!r}; {type(self).__name__} takes {' or '.join(self._sources)}"
+            )
         self._start(replace(options, source=source), approximation_of(self.approximation))
 
     def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:
@@ -154,7 +156,7 @@ class NGPlus(_Loss):
     """
 
     approximation = "ngplus"
-    sources: ClassVar[tuple[str, ...]] = ("empirical",)
+    _sources: ClassVar[tuple[str, ...]] = ("empirical",)
 
     def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:
         """λ on the side of the second moment."""

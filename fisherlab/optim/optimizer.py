@@ -25,6 +25,7 @@ from fisherlab.optim.settings import (
     AnyOptions,
     Options,
     approximation_of,
+    check_attributes,
     check_batch_dim,
     check_model,
     check_settings,
@@ -87,6 +88,8 @@ class NaturalGradient(torch.optim.Optimizer):
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         options = getattr(cls.__init__, "options", None)
+        if options is not None:
+            check_attributes(cls, options)
         shown = None if options is None else signature_of(cls, options)  # None: an `__init__` of its own
         cls.__signature__ = shown  # type: ignore[attr-defined]
 

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -35,6 +36,7 @@ _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("weight_decay", "rate_damping"), ("0 or above", lambda value: value >= 0)),
     **dict.fromkeys(("momentum", "decay"), ("from 0 to below 1", lambda value: 0 <= value < 1)),
 }
+_ALIKE = 0.8  # of difflib: one or two letters of a name of ten: a choice
 _WHOLE = "a layer's weight must be whole in every process: use DistributedDataParallel"
 
 
@@ -151,6 +153,21 @@ def signature_of(optimizer: type, options: Callable[..., Any]) -> inspect.Signat
         one.replace(default=getattr(optimizer, name, one.default)) for name, one in known.parameters.items()
     ]
     return inspect.Signature(parameters)
+
+
+def check_attributes(cls: type, options: Callable[..., Any]) -> None:
+    """Refuses attributes of a class that look like an option and are none: they would change nothing.
+
+    Raises:
+        InputError: with the option that is meant.
+    """
+    known = inspect.signature(options).parameters
+    for name, value in vars(cls).items():
+        if name.startswith("_") or name in known or callable(value) or isinstance(value, property):
+            continue
+        meant = ["approximation"] if name == "method" else get_close_matches(name, known, 1, _ALIKE)
+        if meant:
+            raise InputError(f"{cls.__name__}.{name} is no option of an optimizer; write {meant[0]} = …")
 
 
 def approximation_of(given: str | Approximation | None) -> Approximation:

@@ -245,3 +245,23 @@ def test_dampings_that_are_none():
             NaturalGradient(network("mlp"), "foof", damping=damping)
     with pytest.raises(InputError, match="the damping is -1"):
         NaturalGradient(network("mlp"), "foof", damping=-1)
+
+
+def test_an_attribute_that_looks_like_an_option_is_refused():
+    with pytest.raises(InputError, match="Mine.method is no option of an optimizer; write approximation"):
+
+        class Mine(fl.optim.KFAC):
+            method = "foof"
+
+    with pytest.raises(InputError, match="Mine.momentun is no option of an optimizer; write momentum"):
+
+        class Mine(NaturalGradient):
+            approximation = "foof"
+            momentun = 0.5
+
+    class Ours(fl.optim.KFAC):
+        approximation = "foof"
+        momentum = 0.5
+        remark = "an attribute of one's own"
+
+    assert inspect.signature(Ours).parameters["momentum"].default == 0.5

@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgba
 from fisherlab import plots
 from fisherlab.plots import style
 from fisherlab.records.frames import compared_layers, numbers
+from fisherlab.records.labels import ordinal
 
 STEPS = ("nearest-kronecker", "kfac", "lngd-lr", "lngd")
 COUNTS = [30, 200]
@@ -78,7 +79,7 @@ def test_the_rule_of_the_named_layers_is_written_below(make):
     places = np.round(axes.get_xticks()).astype(int)
     step = places[1]
     np.testing.assert_array_equal(places, np.arange(0, 161, step))
-    assert axes.get_xlabel() == f"161 layers, every {plots.labels.ordinal(step)} named"
+    assert axes.get_xlabel() == f"161 layers, every {ordinal(step)} named"
     assert make(names(19)).axes[-1].get_xlabel().startswith("19 layers")
 
 
