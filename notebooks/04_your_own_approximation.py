@@ -167,8 +167,8 @@ comparison.heatmap("2", ("shampoo", "shampoo-2"), trace_matched=True)
 # ## As an optimizer
 #
 # A step is $D = \hat F_\lambda^{-1} \nabla h$. Deriving from `fl.optim.KFAC` and naming the approximation
-# gives an optimizer with its damping, moving averages, momentum and state. The operator must be a Kronecker product,
-# or one in an eigenbasis as EKFAC's; that is what its inverse and its `state_dict` know. (This is a
+# gives an optimizer with its damping, moving averages, momentum and state. The operator must be a Kronecker
+# product, or one in an eigenbasis as EKFAC's; that is what its inverse and its `state_dict` know. (This is a
 # natural-gradient step with Shampoo's $\hat F$. The optimizer called Shampoo uses $\hat F^{-1/2}$.)
 
 

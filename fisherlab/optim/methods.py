@@ -106,9 +106,8 @@ class _Loss(NaturalGradient):
     def __init__(self, options: LossOptions) -> None:
         source = self._sources[0] if options.source is None else options.source
         if source not in self._sources:
-            raise InputError(
-                f"source is {source!r}; {type(self).__name__} takes {' or '.join(self._sources)}"
-            )
+            known = " or ".join(self._sources)
+            raise InputError(f"source is {source!r}; {type(self).__name__} takes {known}")
         self._start(replace(options, source=source), approximation_of(self.approximation))
 
     def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:

@@ -248,12 +248,12 @@ def test_dampings_that_are_none():
 
 
 def test_an_attribute_that_looks_like_an_option_is_refused():
-    with pytest.raises(InputError, match="Mine.method is no option of an optimizer; write approximation"):
+    with pytest.raises(InputError, match=r"Mine\.method is no option of an optimizer; write approximation"):
 
         class Mine(fl.optim.KFAC):
             method = "foof"
 
-    with pytest.raises(InputError, match="Mine.momentun is no option of an optimizer; write momentum"):
+    with pytest.raises(InputError, match=r"Mine\.momentun is no option of an optimizer; write momentum"):
 
         class Mine(NaturalGradient):
             approximation = "foof"
