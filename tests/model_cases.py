@@ -25,6 +25,42 @@ def states_equal(first: nn.Module, second: nn.Module) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def state_of(model: nn.Module) -> dict:
+    """All of a model and of torch that a measurement leaves as it is."""
+    return {
+        "state": {k: v.clone() for k, v in model.state_dict().items()},
+        "gradients": {
+            n: None if p.grad is None else (id(p.grad), p.grad.clone()) for n, p in model.named_parameters()
+        },
+        "free": [p.requires_grad for p in model.parameters()],
+        "modes": [m.training for m in model.modules()],
+        "hooks": [
+            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+            for m in model.modules()
+        ],
+        "random": torch.get_rng_state(),
+        "tf32": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
+        "grad": torch.is_grad_enabled(),
+        "attributes": [sorted(vars(m)) for m in model.modules()],
+    }
+
+
+def assert_same(one: object, two: object) -> None:
+    """Equal to the bit, however deep."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_same(one[key], two[key])
+    elif isinstance(one, Tensor):
+        assert torch.equal(one, two)
+    elif isinstance(one, (tuple, list)):
+        assert len(one) == len(two)
+        for left, right in zip(one, two, strict=True):
+            assert_same(left, right)
+    else:
+        assert one == two
+
+
 def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
