@@ -1,12 +1,33 @@
 """What several test files ask of a model."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fisherlab.datasets import Dataset
 from fisherlab.models.seeding import seeded
+
+
+class Net(nn.Module):
+    """Parts under their names, and a forward pass that is a function of the network and its inputs."""
+
+    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self._forward = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self._forward(self, *inputs, **named)
+
+
+class Mean(nn.Module):
+    """[n, t, d] to [n, d]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
 
 
 def made(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
