@@ -1,9 +1,11 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from model_cases import Mean
 from reference import NLL, Case
-from torch import Tensor, nn
+from torch import nn
 
 torch.set_num_threads(1)  # small tensors: threads cost more than they give
 
@@ -16,6 +18,33 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, no data directory, no network; returns the cache directory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("FISHERLAB_OFFLINE", "1")
+    monkeypatch.delenv("FISHERLAB_DATA", raising=False)
+    return tmp_path / "xdg" / "fisherlab"
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, also in processes that are started; this process has afterwards as many as before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """New tensors are of float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="session", params=LIKELIHOODS)
@@ -35,7 +64,7 @@ def sequences() -> Case:
     """A trained network on sequences [n, 4, 3]; its last layer sees the mean over positions."""
     torch.manual_seed(1)
     model = nn.Sequential(
-        nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), MeanOverPositions(), nn.Linear(3, 3)
+        nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), Mean(), nn.Linear(3, 3)
     ).double()
     inputs = torch.randn(24, 4, 3, dtype=torch.float64)
     values = 3 * (inputs.sum(1).tanh() + inputs.square().mean(1))
@@ -47,11 +76,6 @@ def sequences() -> Case:
 def any_case(request: pytest.FixtureRequest, categorical: Case, sequences: Case) -> Case:
     """A network on vectors, and one on sequences."""
     return categorical if request.param == "vectors" else sequences
-
-
-class MeanOverPositions(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(1)
 
 
 def _trained(likelihood: str) -> Case:

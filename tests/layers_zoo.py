@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+from model_cases import Net
 from torch import Tensor, nn
 from torch.nn import functional
 from zoo_reference import Case, Sample, samples_of
@@ -11,28 +12,15 @@ from zoo_reference import Case, Sample, samples_of
 # --- networks -----------------------------------------------------------------------------------------
 
 
-class Mean(nn.Module):
+def mean(channels_last: bool = False) -> Net:
     """The mean over positions: dimensions 2, 3, … of images, dimensions 1, … of sequences."""
-
-    def __init__(self, channels_last: bool = False) -> None:
-        super().__init__()
-        self.channels_last = channels_last
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1, -2).mean(1) if self.channels_last else x.flatten(2).mean(2)
+    return Net(lambda net, x: x.flatten(1, -2).mean(1) if channels_last else x.flatten(2).mean(2))
 
 
-class Frames(nn.Module):
+def frames(net: Net, x: Tensor) -> Tensor:
     """Sequences of images [n, k, c, h, w]: each image by itself, as one batch of n·k."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2, 3, 2)
-        self.head = nn.Linear(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        each = self.conv(x.flatten(0, 1)).tanh().flatten(2).mean(2)
-        return self.head(each.unflatten(0, x.shape[:2]).square().sum(1))
+    each = net.conv(x.flatten(0, 1)).tanh().flatten(2).mean(2)
+    return net.head(each.unflatten(0, x.shape[:2]).square().sum(1))
 
 
 class Recurrent(nn.Module):
@@ -61,21 +49,20 @@ class Tied(nn.Module):
         self.second.weight = self.first.weight
         if share_bias:
             self.second.bias = self.first.bias
-        self.pool = Mean() if convolution else nn.Identity()
+        self.pool = mean() if convolution else nn.Identity()
         self.head = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.pool(self.second(self.first(x).tanh()).sigmoid()))
 
 
-class TwoInputs(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = nn.Linear(3, 4), nn.Conv1d(2, 4, 2)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.head(self.left(x).tanh() * self.right(z).tanh().mean(2))
+def two_inputs() -> Net:
+    return Net(
+        lambda net, x, z: net.head(net.left(x).tanh() * net.right(z).tanh().mean(2)),
+        left=nn.Linear(3, 4),
+        right=nn.Conv1d(2, 4, 2),
+        head=nn.Linear(4, 3),
+    )
 
 
 class Attending(nn.Module):
@@ -111,16 +98,13 @@ class Attending(nn.Module):
         return self.head(out.tanh().mean(0))
 
 
-class Encoder(nn.Module):
+def encoder() -> Net:
     """PyTorch's own encoder layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, batch_first=True, norm_first=True)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layer(x).tanh().mean(1))
+    return Net(
+        lambda net, x: net.head(net.layer(x).tanh().mean(1)),
+        layer=nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, batch_first=True, norm_first=True),
+        head=nn.Linear(4, 3),
+    )
 
 
 class LanguageModel(nn.Module):
@@ -150,7 +134,7 @@ TIED = {"first": torch.tanh, "second": torch.sigmoid}
 
 def images(*layers: nn.Module, width: int, shape: tuple[int, ...], **options) -> Case:
     """Layers on images, the mean over positions, and a last Linear."""
-    return finished(nn.Sequential(*layers, Mean(), nn.Linear(width, 3)), numbers(*shape), **options)
+    return finished(nn.Sequential(*layers, mean(), nn.Linear(width, 3)), numbers(*shape), **options)
 
 
 def finished(model: nn.Module, *inputs: Tensor, **options) -> Case:
@@ -190,7 +174,7 @@ def normed(norm: nn.Module, *shape: int) -> Case:
 
 
 def sequence(*layers: nn.Module, width: int, inputs: Tensor, **options) -> Case:
-    return finished(nn.Sequential(*layers, Mean(True), nn.Linear(width, 3)), inputs, **options)
+    return finished(nn.Sequential(*layers, mean(True), nn.Linear(width, 3)), inputs, **options)
 
 
 def attending(model: nn.Module, *inputs: Tensor) -> Case:
@@ -285,7 +269,11 @@ ZOO: dict[str, Callable[[], Case]] = {
     "grid": lambda: sequence(
         nn.Linear(3, 4), nn.GELU(), width=4, inputs=numbers(2, 3, 3), activations={"0": functional.gelu}
     ),
-    "frames": lambda: finished(Frames(), numbers(3, 2, 3, 3), activations={"conv": torch.tanh}),
+    "frames": lambda: finished(
+        Net(frames, conv=nn.Conv2d(2, 3, 2), head=nn.Linear(3, 3)),
+        numbers(3, 2, 3, 3),
+        activations={"conv": torch.tanh},
+    ),
     "embedding": lambda: sequence(
         nn.Embedding(6, 4),
         nn.Tanh(),
@@ -324,7 +312,7 @@ ZOO: dict[str, Callable[[], Case]] = {
     "attention kdim": lambda: attending(
         Attending("padding", batch_first=True, kdim=3, vdim=2), numbers(2, 4), numbers(3, 3)
     ),
-    "encoder": lambda: finished(Encoder(), numbers(3, 4), activations={"layer.linear1": torch.relu}),
+    "encoder": lambda: finished(encoder(), numbers(3, 4), activations={"layer.linear1": torch.relu}),
     "recurrent": lambda: finished(Recurrent(), numbers(3, 2), activations={"step": torch.tanh}),
     "tied": lambda: finished(Tied(share_bias=True), numbers(4), activations=TIED),
     "tied weights": lambda: finished(Tied(share_bias=False), numbers(4), activations=TIED),
@@ -332,7 +320,7 @@ ZOO: dict[str, Callable[[], Case]] = {
         Tied(share_bias=True, convolution=True), numbers(4, 4), activations=TIED
     ),
     "two inputs": lambda: finished(
-        TwoInputs(), numbers(3), numbers(2, 4), activations={"left": torch.tanh, "right": torch.tanh}
+        two_inputs(), numbers(3), numbers(2, 4), activations={"left": torch.tanh, "right": torch.tanh}
     ),
     "language model": lambda: finished(
         LanguageModel(),

@@ -1,12 +1,33 @@
 """What several test files ask of a model."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fisherlab.datasets import Dataset
 from fisherlab.models.seeding import seeded
+
+
+class Net(nn.Module):
+    """Parts under their names, and a forward pass that is a function of the network and its inputs."""
+
+    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self._forward = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self._forward(self, *inputs, **named)
+
+
+class Mean(nn.Module):
+    """[n, t, d] to [n, d]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
 
 
 def made(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
@@ -23,6 +44,42 @@ def made(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
 def states_equal(first: nn.Module, second: nn.Module) -> bool:
     a, b = first.state_dict(), second.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def state_of(model: nn.Module) -> dict:
+    """All of a model and of torch that a measurement leaves as it is."""
+    return {
+        "state": {k: v.clone() for k, v in model.state_dict().items()},
+        "gradients": {
+            n: None if p.grad is None else (id(p.grad), p.grad.clone()) for n, p in model.named_parameters()
+        },
+        "free": [p.requires_grad for p in model.parameters()],
+        "modes": [m.training for m in model.modules()],
+        "hooks": [
+            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+            for m in model.modules()
+        ],
+        "random": torch.get_rng_state(),
+        "tf32": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
+        "grad": torch.is_grad_enabled(),
+        "attributes": [sorted(vars(m)) for m in model.modules()],
+    }
+
+
+def assert_same(one: object, two: object) -> None:
+    """Equal to the bit, however deep."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_same(one[key], two[key])
+    elif isinstance(one, Tensor):
+        assert torch.equal(one, two)
+    elif isinstance(one, (tuple, list)):
+        assert len(one) == len(two)
+        for left, right in zip(one, two, strict=True):
+            assert_same(left, right)
+    else:
+        assert one == two
 
 
 def parameters(model: nn.Module) -> int:

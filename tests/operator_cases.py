@@ -20,6 +20,8 @@ from fisherlab.operators import (
     packed_size,
 )
 
+CLOSE = {"rtol": 1e-10, "atol": 1e-12}
+
 
 class Case(NamedTuple):
     operator: LinearOperator

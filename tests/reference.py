@@ -104,6 +104,13 @@ def rearranged(F: Tensor, outputs: int, inputs: int) -> Tensor:
     return by_entry.permute(0, 2, 1, 3).reshape(inputs**2, outputs**2)
 
 
+def partial_traces(operator: LinearOperator) -> tuple[Tensor, Tensor]:
+    """The trace of a block over outputs, [d, d], and over inputs, [m, m]."""
+    m, d = operator.outputs, operator.inputs
+    block = operator.dense().reshape(d, m, d, m)
+    return torch.einsum("ijkj->ik", block), torch.einsum("ijil->jl", block)
+
+
 def relative(found: Tensor, expected: Tensor) -> float:
     """‖found − expected‖ / ‖expected‖."""
     return float(torch.linalg.norm(found - expected) / torch.linalg.norm(expected))

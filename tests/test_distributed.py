@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from model_cases import Mean
 from torch import Tensor, nn
 
 import fisherlab as fl
@@ -32,11 +33,6 @@ SAMPLES = 13  # 6 and 7 for two processes, neither at the end of a batch
 TOLERANCE = 1e-10
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-
-
-class Mean(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(1)
 
 
 def case(name: str) -> tuple[nn.Module, Any]:

@@ -1,7 +1,5 @@
 """Two other libraries compute the same matrices."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from reference import Case, relative
@@ -13,13 +11,6 @@ from fisherlab.operators import LinearOperator
 LOSSES = {"categorical": nn.CrossEntropyLoss, "bernoulli": nn.BCEWithLogitsLoss, "gaussian": nn.MSELoss}
 MEAN_TO_SUM = {"categorical": 1.0, "bernoulli": 3.0, "gaussian": 1.5}
 """Both of the last two losses take a mean over the K = 3 outputs; MSE has no ½."""
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def flat(operator: LinearOperator, bias: bool) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from model_cases import Mean
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,11 +18,6 @@ from fisherlab.errors import InputError
 NAMES = tuple(name for name, cls in registered().items() if not cls.from_exact)
 KINDS = ("predictive", "empirical", "monte-carlo")
 SAMPLES = 12
-
-
-class Mean(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(1)
 
 
 def images(seed: int = 0) -> nn.Module:

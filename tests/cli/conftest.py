@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
 from fisherlab.cli import main
@@ -93,21 +92,14 @@ MODELS = """
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(tmp_path: Path, home: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a module of small models, an empty cache and no network."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     work = tmp_path / "work"
     work.mkdir()
     (work / "small_nets.py").write_text(textwrap.dedent(MODELS))
     monkeypatch.chdir(work)
     monkeypatch.delitem(sys.modules, "small_nets", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("FISHERLAB_OFFLINE", "1")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.delenv("FISHERLAB_DATA", raising=False)
-    yield work
-    torch.set_num_threads(threads)
+    return work
 
 
 Run = Callable[..., Result]
@@ -115,10 +107,26 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run() -> Run:
-    """Runs the command line in this process."""
+    """Runs the command line in this process; it ends with the exit code that is given, if one is."""
 
-    def invoke(*arguments: str) -> Result:
-        return CliRunner().invoke(main, list(arguments))
+    def invoke(*arguments: str, code: int | None = None) -> Result:
+        result = CliRunner().invoke(main, list(arguments))
+        assert code in (None, result.exit_code), result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def refused(run: Run) -> Callable[..., str]:
+    """Runs the command line on bad input; gives its one line on stderr, where nothing else is printed."""
+
+    def invoke(*arguments: str) -> str:
+        result = run(*arguments, code=2)
+        assert not result.stdout
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("fisherlab: error: ")
+        return line
 
     return invoke
 

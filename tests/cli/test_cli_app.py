@@ -45,8 +45,7 @@ assert not heavy, heavy
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_names_the_command(run, command):
-    result = run(*command, "--help")
-    assert result.exit_code == 0
+    result = run(*command, "--help", code=0)
     assert result.stdout.startswith(f"Usage: main {' '.join(command)}".rstrip())
     assert not result.stderr
 
@@ -73,23 +72,20 @@ def failing(monkeypatch) -> None:
 
 
 def test_unexpected_failure_is_one_line_with_exit_code_1(run, place, failing):
-    result = run("compare", "--model", "small_nets:small")
-    assert result.exit_code == 1
+    result = run("compare", "--model", "small_nets:small", code=1)
     assert result.stderr == ("fisherlab: error: ZeroDivisionError: in the work; -v shows the traceback\n")
     assert not result.stdout
     assert not (place / "runs").exists()
 
 
 def test_verbose_shows_the_traceback_of_a_failure(run, failing):
-    result = run("compare", "--model", "small_nets:small", "-v")
-    assert result.exit_code == 1
+    result = run("compare", "--model", "small_nets:small", "-v", code=1)
     assert "Traceback" in result.stderr
     assert result.stderr.endswith("fisherlab: error: ZeroDivisionError: in the work\n")
 
 
 def test_a_model_that_raises_is_bad_input(run, place):
-    result = run("compare", "--model", "small_nets:broken")
-    assert result.exit_code == 2
+    result = run("compare", "--model", "small_nets:broken", code=2)
     assert result.stderr.startswith("fisherlab: error: the model fails on inputs")
     assert "ZeroDivisionError: in the model" in result.stderr
     assert result.stderr.count("\n") == 1
@@ -97,8 +93,7 @@ def test_a_model_that_raises_is_bad_input(run, place):
 
 
 def test_verbose_shows_what_lies_behind_bad_input(run):
-    result = run("compare", "--model", "small_nets:narrow", "-v")
-    assert result.exit_code == 2
+    result = run("compare", "--model", "small_nets:narrow", "-v", code=2)
     assert "RuntimeError: mat1 and mat2" in result.stderr.partition("fisherlab: error:")[0]
 
 
@@ -133,8 +128,7 @@ def test_interruption_while_files_are_written_removes_them(run, place, no_pictur
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fisherlab.report.write_page", interrupted)
-    result = run("compare", "--model", "small_nets:small", "--no-spectra", "--out", "run")
-    assert result.exit_code == 130
+    result = run("compare", "--model", "small_nets:small", "--no-spectra", "--out", "run", code=130)
     assert result.stderr.split() == ["fisherlab:", "interrupted"]
     assert not list(place.glob("run*"))
 

@@ -3,20 +3,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import Result
 from torch import nn
 
 SMALL = ("compare", "--model", "small_nets:small")
 
 
-def _refused(result: Result, place: Path, before: set[str]) -> str:
-    """The one line on stderr of a command that refuses its input and writes nothing."""
-    assert result.exit_code == 2, result.output
-    assert not result.stdout
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("fisherlab: error: ")
-    assert _files(place) == before
-    return line
+@pytest.fixture
+def refused(refused, place):
+    """That of all commands, which also writes nothing."""
+
+    def invoke(*arguments: str) -> str:
+        before = _files(place)
+        line = refused(*arguments)
+        assert _files(place) == before
+        return line
+
+    return invoke
 
 
 def _files(place: Path) -> set[str]:
@@ -71,15 +73,13 @@ def _files(place: Path) -> set[str]:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line(run, place, arguments, words):
-    before = _files(place)
-    assert words in _refused(run(*arguments), place, before)
+def test_bad_input_is_one_line(refused, arguments, words):
+    assert words in refused(*arguments)
 
 
-def test_notices_before_an_error_are_dropped(run, place):
-    before = _files(place)
+def test_notices_before_an_error_are_dropped(run, refused):
     assert "a notice" in run("compare", "--model", "small_nets:warns", "-v").stderr
-    _refused(run("compare", "--model", "mnist-mlp", "--samples", "5000"), place, before)
+    refused("compare", "--model", "mnist-mlp", "--samples", "5000")
 
 
 def _network(outputs: int = 3) -> nn.Sequential:
@@ -120,36 +120,32 @@ def _not_finite(path: Path) -> str:
 
 
 @pytest.mark.parametrize("make", [_other_network, _truncated, _pickled, _whole_module, _not_finite])
-def test_bad_checkpoint(run, place, make):
+def test_bad_checkpoint(refused, make):
     words = make(Path("weights.pt"))
-    before = _files(place)
-    line = _refused(run(*SMALL, "--checkpoint", "weights.pt"), place, before)
+    line = refused(*SMALL, "--checkpoint", "weights.pt")
     assert "weights.pt" in line
     assert words in line
 
 
 @pytest.mark.parametrize("out", [".", "..", "/"])
-def test_the_working_directory_is_never_replaced(run, place, monkeypatch, out):
+def test_the_working_directory_is_never_replaced(refused, place, monkeypatch, out):
     (place / "inside").mkdir()
-    before = _files(place)
     monkeypatch.chdir("inside")
-    assert "working directory" in _refused(run(*SMALL, "--out", out, "--force"), place, before)
+    assert "working directory" in refused(*SMALL, "--out", out, "--force")
 
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
-def test_a_directory_with_other_things_is_never_replaced(run, place, force):
+def test_a_directory_with_other_things_is_never_replaced(refused, place, force):
     (place / "thesis").mkdir()
     (place / "thesis" / "chapter.tex").write_text("years of work")
-    before = _files(place)
-    assert "thesis" in _refused(run(*SMALL, "--out", "thesis", *force), place, before)
+    assert "thesis" in refused(*SMALL, "--out", "thesis", *force)
 
 
-def test_a_finished_run_is_refused_before_any_work(run, place, monkeypatch):
+def test_a_finished_run_is_refused_before_any_work(refused, place, monkeypatch):
     (place / "run").mkdir()
     (place / "run" / "provenance.json").write_text("{}")
-    before = _files(place)
     monkeypatch.setattr("fisherlab.models.prepare", lambda *args, **options: pytest.fail("work was done"))
-    assert "--force" in _refused(run(*SMALL, "--out", "run"), place, before)
+    assert "--force" in refused(*SMALL, "--out", "run")
 
 
 @pytest.mark.parametrize(
@@ -169,14 +165,13 @@ def test_a_finished_run_is_refused_before_any_work(run, place, monkeypatch):
         ('command = "compare"\nmodel = "small_nets:small"\n[layers]\na = 1', "layers must be a list"),
     ],
 )
-def test_bad_configuration_file(run, place, text, words):
+def test_bad_configuration_file(refused, place, text, words):
     (place / "config.toml").write_text(text)
-    before = _files(place)
-    line = _refused(run("run", "config.toml"), place, before)
+    line = refused("run", "config.toml")
     assert words in line
     assert "config.toml" in line
 
 
-def test_configuration_file_that_is_no_text(run, place):
+def test_configuration_file_that_is_no_text(refused, place):
     (place / "config.toml").write_bytes(b"\xff\xfe\x00")
-    assert "UTF-8" in _refused(run("run", "config.toml"), place, _files(place))
+    assert "UTF-8" in refused("run", "config.toml")

@@ -87,9 +87,8 @@ def test_json_is_the_summary_and_alone_on_stdout(run, model):
 
 def test_run_repeats_a_run_with_drawn_labels_and_samples(run):
     arguments = ("--samples", "20", "--seed", "5", "--kind", "mc", "--draws", "3", "--dtype", "float64")
-    assert run(*SMALL, *arguments, "--approximations", "kfac,lngd", "--out", "one").exit_code == 0
-    result = run("run", "one/config.toml", "--out", "two")
-    assert result.exit_code == 0, result.output
+    run(*SMALL, *arguments, "--approximations", "kfac,lngd", "--out", "one", code=0)
+    run("run", "one/config.toml", "--out", "two", code=0)
     assert_frame_equal(_records("one"), _records("two"), check_exact=True)
     assert Path("one/config.toml").read_text() == Path("two/config.toml").read_text()
     assert set(_records("two")["kind"]) == {"monte-carlo"}
@@ -106,8 +105,8 @@ def test_run_takes_another_device_and_refuses_one_that_is_missing(run):
     Path("config.toml").write_text(
         'command = "compare"\nmodel = "small_nets:small"\nlayers = ["2"]\ndevice = "cuda:7"\n'
     )
-    assert run("run", "config.toml", "--out", "run").exit_code == 2
-    assert run("run", "config.toml", "--device", "cpu", "--out", "run").exit_code == 0
+    run("run", "config.toml", "--out", "run", code=2)
+    run("run", "config.toml", "--device", "cpu", "--out", "run", code=0)
     assert tomllib.loads(Path("run/config.toml").read_text())["device"] == "cpu"
 
 
@@ -147,23 +146,23 @@ def test_save_matrices(run):
 def test_default_directories_do_not_collide(run, place, monkeypatch):
     monkeypatch.setattr("time.strftime", lambda form: "20250102-030405")
     for _ in range(3):
-        assert run(*SMALL, "--layers", "2").exit_code == 0
+        run(*SMALL, "--layers", "2", code=0)
     name = "compare-small_nets-small-20250102-030405"
     assert {path.name for path in (place / "runs").iterdir()} == {name, f"{name}-2", f"{name}-3"}
 
 
 def test_force_replaces_a_finished_run(run):
-    assert run(*SMALL, "--layers", "2", "--out", "run").exit_code == 0
+    run(*SMALL, "--layers", "2", "--out", "run", code=0)
     Path("run/old").touch()
-    assert run(*SMALL, "--layers", "2", "--out", "run").exit_code == 2
+    run(*SMALL, "--layers", "2", "--out", "run", code=2)
     assert Path("run/old").exists()
-    assert run(*SMALL, "--layers", "2", "--out", "run", "--force").exit_code == 0
+    run(*SMALL, "--layers", "2", "--out", "run", "--force", code=0)
     assert not Path("run/old").exists()
 
 
 def test_an_empty_directory_is_used(run):
     Path("run").mkdir()
-    assert run(*SMALL, "--layers", "2", "--out", "run").exit_code == 0
+    run(*SMALL, "--layers", "2", "--out", "run", code=0)
     assert Path("run/records.csv").is_file()
 
 
@@ -195,8 +194,7 @@ MLP = ("compare", "--model", "mnist-mlp", "--samples", "16", "--layers", "6", "-
 
 
 def test_notices_say_stand_in_and_training(run, untrained):
-    result = run(*MLP)
-    assert result.exit_code == 0, result.output
+    result = run(*MLP, code=0)
     assert re.search(r"digits stand in .*stand-in: digits", result.stderr)
     assert "the weights of mnist-mlp were trained on the spot (not at all)" in result.stderr
     assert "stand-in: digits" in result.stdout
@@ -206,8 +204,7 @@ def test_notices_say_stand_in_and_training(run, untrained):
 
 
 def test_quiet_says_nothing_but_the_result(run, untrained):
-    result = run(*MLP, "-q")
-    assert result.exit_code == 0
+    result = run(*MLP, "-q", code=0)
     assert not result.stderr
     assert "stand-in: digits" in result.stdout
 

@@ -56,8 +56,7 @@ def test_verify_fails_for_a_damaged_file(run, only):
 
 
 def test_verify_prints_a_table(run, only):
-    result = run("data", "verify")
-    assert result.exit_code == 0
+    result = run("data", "verify", code=0)
     assert "images.gz" in result.stdout
     assert "missing" in result.stdout
 
@@ -70,14 +69,12 @@ def test_get_prints_the_files(run, only, monkeypatch):
 
 
 def test_get_fails_where_no_mirror_answers(run, only):
-    result = run("data", "get", "only", "-q")
-    assert result.exit_code == 1
+    result = run("data", "get", "only", "-q", code=1)
     assert len(result.stderr.splitlines()) == 1
     assert "could not be downloaded" in result.stderr
     assert not result.stdout
 
 
 def test_get_suggests_near_names(run, only):
-    result = run("data", "get", "onyl")
-    assert result.exit_code == 2
+    result = run("data", "get", "onyl", code=2)
     assert "did you mean only?" in result.stderr

@@ -38,6 +38,9 @@ def own_net(place, monkeypatch, no_pictures):
     monkeypatch.delitem(sys.modules, "own_net", raising=False)
 
 
+OPTIONS = ("--approximations", "twin,kfac", "--device", "cpu", "-q")
+
+
 def values(table: Path, column: str) -> dict[str, list[str]]:
     """The values of every approximation."""
     found: dict[str, list[str]] = {}
@@ -54,39 +57,29 @@ def forget() -> None:
 
 
 def test_compare_knows_it(run, place):
-    result = run(
-        "compare", "--model", "own_net:net", "--approximations", "twin,kfac", "--device", "cpu", "--out", "c"
-    )
-    assert result.exit_code == 0, result.output
+    run("compare", "--model", "own_net:net", *OPTIONS, "--out", "c", code=0)
     found = values(place / "c" / "records.csv", "scaled_error")
     assert found["twin"] == found["kfac"]
     forget()
-    again = run("run", "c/config.toml", "--out", "again")
-    assert again.exit_code == 0, again.output
+    run("run", "c/config.toml", "--out", "again", code=0)
     assert values(place / "again" / "records.csv", "scaled_error") == found
 
 
-OPTIONS = ("--approximations", "twin,kfac", "--device", "cpu", "-q")
-
-
 def test_trace_knows_it_of_a_model(run, place):
-    result = run("trace", "--model", "own_net:net", *OPTIONS, "--out", "t")
-    assert result.exit_code == 0, result.output
+    run("trace", "--model", "own_net:net", *OPTIONS, "--out", "t", code=0)
     found = values(place / "t" / "traces.csv", "trace_approx")
     assert found["twin"] == found["kfac"]
 
 
 def test_trace_knows_it_of_a_run_whose_data_are_of_its_seed(run, place):
     training = ("--steps", "2", "--batch", "8", "--seed", "5", "--device", "cpu", "-q")
-    assert run("train", "--model", "own_net:net", *training, "--out", "r").exit_code == 0
+    run("train", "--model", "own_net:net", *training, "--out", "r", code=0)
     forget()
-    result = run("trace", "--run", "r", *OPTIONS, "--out", "t")
-    assert result.exit_code == 0, result.output
+    run("trace", "--run", "r", *OPTIONS, "--out", "t", code=0)
     found = values(place / "t" / "traces.csv", "trace_approx")
     assert found["twin"] == found["kfac"]
 
 
 def test_without_that_module_it_is_unknown(run):
-    result = run("compare", "--model", "small_nets:small", "--approximations", "twin", "--device", "cpu")
-    assert result.exit_code == 2
+    result = run("compare", "--model", "small_nets:small", *OPTIONS, code=2)
     assert "unknown approximation 'twin'" in result.stderr

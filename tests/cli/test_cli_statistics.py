@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from model_cases import Net
 from pandas.testing import assert_frame_equal
 from torch import Tensor, nn
 
@@ -17,19 +18,14 @@ TOLERANCE = 1e-9
 NOTE = "approximation from saved statistics of {} samples"
 
 
-class Pooled(nn.Module):
+def pooled(images: bool) -> Net:
     """Convolutions, one of them grouped, or an embedding, each with a dense layer on top."""
-
-    def __init__(self, images: bool) -> None:
-        super().__init__()
-        self.images = images
-        convolutions = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 2, groups=2), nn.Tanh())
-        self.first = convolutions if images else nn.Embedding(6, 4)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = self.first(x)
-        return self.head((found.flatten(2).mean(2) if self.images else found.mean(1)).tanh())
+    convolutions = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 2, groups=2), nn.Tanh())
+    return Net(
+        lambda net, x: net.head((net.first(x).flatten(2).mean(2) if images else net.first(x).mean(1)).tanh()),
+        first=convolutions if images else nn.Embedding(6, 4),
+        head=nn.Linear(4, 3),
+    )
 
 
 @pytest.fixture(params=["images", "texts"])
@@ -37,7 +33,7 @@ def case(request) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
     images = request.param == "images"
     inputs = torch.randn(20, 2, 5, 5, dtype=torch.float64) if images else torch.randint(6, (20, 4))
-    return Pooled(images).double(), (inputs, torch.arange(20) % 3)
+    return pooled(images).double(), (inputs, torch.arange(20) % 3)
 
 
 def first(data: tuple[Tensor, Tensor], samples: int) -> tuple[Tensor, Tensor]:
@@ -129,8 +125,7 @@ def done(run):
     """Runs that must end well."""
 
     def invoke(*arguments: str):
-        result = run(*arguments)
-        assert result.exit_code == 0, result.stderr
+        result = run(*arguments, code=0)
         return result
 
     return invoke
@@ -174,7 +169,6 @@ def test_a_file_that_does_not_fit_is_one_line(run, done, place):
         assert message in result.stderr
         assert result.stderr.count("\n") == 1
     (place / "sums.safetensors").write_text("no statistics")
-    result = run(*SMALL, *FILE, "--out", "two")
-    assert result.exit_code == 2
+    result = run(*SMALL, *FILE, "--out", "two", code=2)
     assert "is damaged or no safetensors file" in result.stderr
     assert not (place / "two").exists()

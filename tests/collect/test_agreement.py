@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from model_cases import Net
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -106,15 +107,18 @@ def kinds(model: nn.Module, x: Tensor, likelihood: str = "gaussian") -> dict[str
 # --- kind 1: parameters that act elsewhere than through their module's call ---------------------------
 
 
-class Lookup(nn.Module):
+def inner_and_head(forward: Callable[[Net, Tensor], Tensor]) -> Net:
+    """Two layers, to be used in some way of its own."""
+    return Net(forward, inner=nn.Linear(D, 4), head=nn.Linear(4, 3))
+
+
+def lookup() -> Net:
     """A language model whose head is its embedding's weight, by a function."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.inner = nn.Embedding(7, D), nn.Linear(D, D)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(self.inner(self.table(x)).tanh().mean(1), self.table.weight)
+    return Net(
+        lambda net, x: functional.linear(net.inner(net.table(x)).tanh().mean(1), net.table.weight),
+        table=nn.Embedding(7, D),
+        inner=nn.Linear(D, D),
+    )
 
 
 class Tied(nn.Module):
@@ -128,60 +132,40 @@ class Tied(nn.Module):
         return functional.linear(self.enc(x).tanh(), self.enc.weight.t())
 
 
-class Normed(nn.Module):
+def normed() -> Net:
     """An output divided by the norm of its weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.head = nn.Linear(D, 4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.inner(x).tanh()) / self.head.weight.norm()
+    return inner_and_head(lambda net, x: net.head(net.inner(x).tanh()) / net.head.weight.norm())
 
 
-class Decayed(nn.Module):
+def decayed() -> Net:
     """A convolution whose weight is used a second time, on what it gave."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.head = nn.Conv1d(2, 2, 3, padding=1), nn.Linear(2, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = functional.conv1d(self.conv(x).tanh(), self.conv.weight, padding=1)
-        return self.head(h.mean(2))
+    return Net(
+        lambda net, x: net.head(functional.conv1d(net.conv(x).tanh(), net.conv.weight, padding=1).mean(2)),
+        conv=nn.Conv1d(2, 2, 3, padding=1),
+        head=nn.Linear(2, 3),
+    )
 
 
-class Grouped(nn.Module):
+def grouped() -> Net:
     """A grouped convolution whose bias is added again at the end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(4, 6, 3, groups=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.conv(x).tanh() + self.conv.bias[:, None]).mean(2)
+    conv = nn.Conv1d(4, 6, 3, groups=2)
+    return Net(lambda net, x: (net.conv(x).tanh() + net.conv.bias[:, None]).mean(2), conv=conv)
 
 
-class NeverCalled(nn.Module):
+def never_called() -> Net:
     """A layer that holds its weight, and is never called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.head = nn.Linear(D, 4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(functional.linear(x, self.inner.weight, self.inner.bias).tanh())
+    return inner_and_head(
+        lambda net, x: net.head(functional.linear(x, net.inner.weight, net.inner.bias).tanh())
+    )
 
 
-class ScaleTwice(nn.Module):
+def scale_twice() -> Net:
     """A norm whose scale also weighs the features at the end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.head = nn.LayerNorm(D), nn.Linear(D, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(x).tanh() * self.norm.weight)
+    return Net(
+        lambda net, x: net.head(net.norm(x).tanh() * net.norm.weight),
+        norm=nn.LayerNorm(D),
+        head=nn.Linear(D, 3),
+    )
 
 
 def hooked(kind: str) -> nn.Module:
@@ -200,13 +184,13 @@ X, SEQUENCES = torch.randn(N, D).double(), torch.randn(N, T, D).double()
 IDS, SIGNALS = torch.randint(7, (N, T)), torch.randn(N, 2, 8).double()
 
 ELSEWHERE: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
-    "the embedding is the head too": (Lookup, IDS, "table"),
+    "the embedding is the head too": (lookup, IDS, "table"),
     "the decoder is the encoder transposed": (Tied, X, "enc"),
-    "the output is divided by the weight's norm": (Normed, X, "head"),
-    "a convolution's weight is used again": (Decayed, SIGNALS, "conv"),
-    "a grouped convolution's bias is used again": (Grouped, torch.randn(N, 4, 8).double(), "conv"),
-    "the module is never called": (NeverCalled, X, "inner"),
-    "a norm's scale is used again": (ScaleTwice, X, "norm"),
+    "the output is divided by the weight's norm": (normed, X, "head"),
+    "a convolution's weight is used again": (decayed, SIGNALS, "conv"),
+    "a grouped convolution's bias is used again": (grouped, torch.randn(N, 4, 8).double(), "conv"),
+    "the module is never called": (never_called, X, "inner"),
+    "a norm's scale is used again": (scale_twice, X, "norm"),
     "a hook changes the output": (lambda: hooked("output"), X, "0"),
     "a hook changes the input by the weight": (lambda: hooked("input"), X, "0"),
 }
@@ -238,16 +222,12 @@ def test_a_backward_hook_that_changes_nothing_changes_nothing():
 
 
 def test_the_in_projection_of_an_attention_is_used_elsewhere():
-    class Attentive(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+    def attentive(net: Net, x: Tensor) -> Tensor:
+        h = net.attention(x, x, x, need_weights=False)[0]
+        return net.head(functional.linear(h, net.attention.in_proj_weight[:4]).mean(1))
 
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.attention(x, x, x, need_weights=False)[0]
-            return self.head(functional.linear(h, self.attention.in_proj_weight[:4]).mean(1))
-
-    model, x = Attentive().double(), torch.randn(N, T, 4).double()
+    attention, head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+    model, x = Net(attentive, attention=attention, head=head).double(), torch.randn(N, T, 4).double()
     F = fl.exact_fisher(model, (x, None), "gaussian")
     assert kinds(model, x) == {
         "attention.q": "gradients",
@@ -269,18 +249,12 @@ def test_the_in_projection_of_an_attention_is_used_elsewhere():
 
 
 def test_a_weight_that_only_some_samples_use_twice():
-    class Sometimes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.head = nn.Linear(D, D), nn.Linear(D, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.inner(x).tanh()
-            again = functional.linear(h, self.inner.weight)
-            return self.head(torch.where(x[:, :1] > 0, again, h))
+    def sometimes(net: Net, x: Tensor) -> Tensor:
+        h = net.inner(x).tanh()
+        return net.head(torch.where(x[:, :1] > 0, functional.linear(h, net.inner.weight), h))
 
     x = torch.cat([-X[:2].abs(), X[:4].abs()])
-    model = Sometimes().double()
+    model = Net(sometimes, inner=nn.Linear(D, D), head=nn.Linear(D, 3)).double()
     check(model, x)
     assert kinds(model, x)["inner"] == "gradients"
 
@@ -322,18 +296,14 @@ def test_what_vmap_cannot_do_is_done_sample_by_sample():
 # --- kind 2: which rows are samples -------------------------------------------------------------------
 
 
-class Encoder(nn.Module):
+def encoder(batch_first: bool = False) -> Net:
     """torch's encoder layer with positions first, in a model with samples first."""
-
-    def __init__(self, batch_first: bool = False) -> None:
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=batch_first, dropout=0.0)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.layer.self_attn.batch_first:
-            return self.head(self.layer(x)[:, 0])
-        return self.head(self.layer(x.transpose(0, 1))[0])
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=batch_first, dropout=0.0)
+    return Net(
+        lambda net, x: net.head(net.layer(x)[:, 0] if batch_first else net.layer(x.transpose(0, 1))[0]),
+        layer=layer,
+        head=nn.Linear(4, 3),
+    )
 
 
 class PositionsFirst(nn.Module):
@@ -376,7 +346,7 @@ def test_positions_before_samples(case, last, frozen):
 
 @pytest.mark.parametrize(("samples", "positions"), [(4, 4), (4, 8), (2, 4), (5, 3)])
 def test_an_encoder_layer_with_positions_first_in_a_model_with_samples_first(samples, positions):
-    model, other = Encoder().double().eval(), Encoder(batch_first=True).double().eval()
+    model, other = encoder().double().eval(), encoder(batch_first=True).double().eval()
     other.load_state_dict(model.state_dict())
     x = torch.randn(samples, positions, 4).double()
     found = fl.exact_fisher(model, (x, None), "gaussian")
@@ -428,16 +398,10 @@ def test_biases_of_a_frozen_network_with_positions_first():
 
 
 def test_a_model_whose_output_mixes_samples_is_refused():
-    class Mixing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=False)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x).mean(1)
-
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=False)
+    model = Net(lambda net, x: net.layer(x).mean(1), layer=layer).double()
     with pytest.raises(InputError, match="mixes samples"):
-        fl.exact_fisher(Mixing().double(), (torch.randn(4, 4, 4).double(), None), "gaussian")
+        fl.exact_fisher(model, (torch.randn(4, 4, 4).double(), None), "gaussian")
 
 
 # --- kind 7: one layer does not stop the others -------------------------------------------------------
@@ -528,25 +492,18 @@ def test_a_table_of_positions_in_code_with_positions_first():
     assert kinds(model, IDS)["places"] == "expanded"
 
 
-class Relative(nn.Module):
+def relative(net: Net, x: Tensor) -> Tensor:
     """Attention with a learned bias by the (clipped) distance of two positions, as T5 has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.distances = nn.Linear(D, D), nn.Embedding(3, 1)
-        self.head = nn.Linear(D, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        places = torch.arange(x.shape[1])
-        ids = (places[:, None] - places).clamp(-1, 1) + 1
-        bias = self.distances(ids).permute(2, 0, 1)[0]
-        scores = x @ x.mT + bias
-        return self.head((scores.softmax(-1) @ self.inner(x)).mean(1))
+    places = torch.arange(x.shape[1])
+    ids = (places[:, None] - places).clamp(-1, 1) + 1
+    scores = x @ x.mT + net.distances(ids).permute(2, 0, 1)[0]
+    return net.head((scores.softmax(-1) @ net.inner(x)).mean(1))
 
 
 @pytest.mark.parametrize("positions", [T, N, 2])
 def test_a_table_of_distances_between_positions(positions):
-    model, x = Relative().double(), torch.randn(N, positions, D).double()
+    layers = {"inner": nn.Linear(D, D), "distances": nn.Embedding(3, 1), "head": nn.Linear(D, 3)}
+    model, x = Net(relative, **layers).double(), torch.randn(N, positions, D).double()
     F = check(model, x)
     assert list(F) == ["inner", "distances", "head"]
 
@@ -642,19 +599,15 @@ def test_an_expert_that_sees_no_rows_is_left_out():
 
 
 def test_layers_that_take_no_part_are_left_out_together():
-    class Spare(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.head = nn.Linear(D, 4), nn.Linear(4, 3)
-            self.spare, self.aside, self.frozen = nn.Linear(2, 2), nn.Linear(D, 2), nn.Linear(D, 4)
+    def sparing(net: Net, x: Tensor) -> Tensor:
+        net.aside(x)
+        with torch.no_grad():
+            shift = net.frozen(x)
+        return net.head(net.inner(x).tanh() + shift)
 
-        def forward(self, x: Tensor) -> Tensor:
-            self.aside(x)
-            with torch.no_grad():
-                shift = self.frozen(x)
-            return self.head(self.inner(x).tanh() + shift)
-
-    model = Spare().double()
+    model = inner_and_head(sparing)
+    model.spare, model.aside, model.frozen = nn.Linear(2, 2), nn.Linear(D, 2), nn.Linear(D, 4)
+    model = model.double()
     with pytest.warns(UserWarning, match="'spare': .*'aside': it does not reach .*'frozen': ") as caught:
         c = fl.compare(model, (X, torch.arange(N) % 3), ("kfac",))
     assert len([w for w in caught if "not measured" in str(w.message)]) == 1
@@ -667,17 +620,9 @@ def test_layers_that_take_no_part_are_left_out_together():
 
 
 def test_no_layer_left_is_refused_with_the_reasons():
-    class Away(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(D, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.inner(x)
-            return x * 2
-
+    model = Net(lambda net, x: (net.inner(x), x * 2)[1], inner=nn.Linear(D, 3)).double()
     with pytest.raises(InputError, match="no layer can be measured: layer 'inner': it does not reach"):
-        fl.exact_fisher(Away().double(), (X, None), "gaussian")
+        fl.exact_fisher(model, (X, None), "gaussian")
 
 
 def test_a_layer_to_which_nothing_comes_back_is_named_in_the_note():
@@ -695,35 +640,22 @@ def test_a_layer_that_only_later_samples_reach_is_checked_on_them():
     with torch.no_grad():
         model[0].enc.bias.zero_()
     x = torch.cat([torch.zeros(5, D), torch.randn(20, D)]).double()
-
-    class Gated(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x) * (x.abs().sum(1, keepdim=True) > 0)
-
-    gated = Gated(model)
+    gated = Net(lambda net, x: net.inner(x) * (x.abs().sum(1, keepdim=True) > 0), inner=model)
     check(gated, x)
     assert kinds(gated, x)["inner.0.enc"] == "gradients"
 
 
 @pytest.mark.parametrize("where", ["everywhere", "one block", "on the data"])
 def test_reentrant_checkpointing_is_refused_by_name(where):
-    class Saving(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.inner, self.head = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, 3)
+    def saving(net: Net, x: Tensor) -> Tensor:
+        if where == "on the data":
+            return net.head(checkpoint(lambda x: net.inner(net.first(x)), x, use_reentrant=True))
+        h = checkpoint(net.inner, net.first(x).tanh(), use_reentrant=True)
+        return net.head(h) if where == "one block" else checkpoint(net.head, h, use_reentrant=True)
 
-        def forward(self, x: Tensor, reentrant: bool = True) -> Tensor:
-            if where == "on the data":
-                return self.head(checkpoint(lambda x: self.inner(self.first(x)), x, use_reentrant=reentrant))
-            h = checkpoint(self.inner, self.first(x).tanh(), use_reentrant=reentrant)
-            return self.head(h) if where == "one block" else checkpoint(self.head, h, use_reentrant=reentrant)
-
+    model = Net(saving, first=nn.Linear(D, D), inner=nn.Linear(D, D), head=nn.Linear(D, 3)).double()
     with pytest.raises(InputError, match="use_reentrant=False"):
-        fl.exact_fisher(Saving().double(), (X, None), "gaussian")
+        fl.exact_fisher(model, (X, None), "gaussian")
 
 
 def test_checkpointing_that_is_not_reentrant():
@@ -948,27 +880,25 @@ def test_the_command_line_says_what_was_not_measured(tmp_path, monkeypatch):
 # --- rows that are moved about, and other odd calls -----------------------------------------------------
 
 
-class Sorted(nn.Module):
+def sorts() -> Net:
     """Rows sorted by a length before a layer, and put back behind it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.head = nn.Linear(D, 4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(net: Net, x: Tensor) -> Tensor:
         order = x[:, 0].round().argsort(stable=True)
-        return self.head(self.inner(x[order]).tanh()[order.argsort()])
+        return net.head(net.inner(x[order]).tanh()[order.argsort()])
+
+    return inner_and_head(forward)
 
 
 def test_rows_that_are_sorted_and_put_back():
-    check(Sorted(), X)
-    assert kinds(Sorted().double(), X)["inner"] == "gradients"
+    check(sorts(), X)
+    assert kinds(sorts().double(), X)["inner"] == "gradients"
 
 
 def test_rows_that_are_moved_only_among_later_samples_are_refused():
     x = torch.randn(100, D).double()
     x[:70, 0] = 0
-    model = Sorted().double()
+    model = sorts().double()
     with pytest.raises(
         InputError, match="layer 'inner' was right for the first samples and is not in batch 0"
     ):
@@ -978,44 +908,33 @@ def test_rows_that_are_moved_only_among_later_samples_are_refused():
 
 
 def test_pairs_of_a_sample_one_half_after_the_other():
-    class Siamese(Sorted):
-        def forward(self, x: Tensor) -> Tensor:
-            one, other = self.inner(torch.cat([x, -x])).tanh().chunk(2)
-            return self.head(one * other)
+    def siamese(net: Net, x: Tensor) -> Tensor:
+        one, other = net.inner(torch.cat([x, -x])).tanh().chunk(2)
+        return net.head(one * other)
 
-    check(Siamese(), X)
+    check(inner_and_head(siamese), X)
 
 
 def test_a_layer_called_sample_by_sample():
-    class Loop(Sorted):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.stack([self.head(self.inner(row).tanh()) for row in x])
-
-    check(Loop(), X)
+    check(inner_and_head(lambda net, x: torch.stack([net.head(net.inner(row).tanh()) for row in x])), X)
 
 
 def test_an_encoder_that_sees_learned_prototypes_too():
-    class Prototypes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.enc, self.prototypes = nn.Linear(D, 4), nn.Parameter(torch.randn(3, D))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return -(self.enc(x)[:, None] - self.enc(self.prototypes)).square().sum(-1)
-
-    check(Prototypes(), X)
+    model = Net(
+        lambda net, x: -(net.enc(x)[:, None] - net.enc(net.prototypes)).square().sum(-1),
+        enc=nn.Linear(D, 4),
+        prototypes=nn.Parameter(torch.randn(3, D)),
+    )
+    check(model, X)
 
 
 def test_attention_without_a_batch_is_measured_by_gradients():
-    class Single(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention, self.head = nn.MultiheadAttention(4, 2), nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(torch.stack([self.attention(s, s, s)[0].mean(0) for s in x]))
-
-    model, x = Single().double(), torch.randn(N, T, 4).double()
+    model = Net(
+        lambda net, x: net.head(torch.stack([net.attention(s, s, s)[0].mean(0) for s in x])),
+        attention=nn.MultiheadAttention(4, 2),
+        head=nn.Linear(4, 3),
+    ).double()
+    x = torch.randn(N, T, 4).double()
     found, expected = (
         fl.exact_fisher(model, (x, None), "gaussian", method=m) for m in ("auto", "per-sample")
     )
@@ -1025,17 +944,10 @@ def test_attention_without_a_batch_is_measured_by_gradients():
     assert agree(found["head"].dense(), block(model, x, "gaussian", "head"))
 
 
-@pytest.mark.parametrize("made", [Tied, NeverCalled], ids=["tied", "never called"])
+@pytest.mark.parametrize("made", [Tied, never_called], ids=["tied", "never called"])
 def test_samples_in_the_second_dimension_of_the_data(made):
-    class Second(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = made()
-
-        def forward(self, x: Tensor) -> Tensor:  # [2, n, d]
-            return self.inner(x[0] * x[1])
-
-    model, x = Second().double(), torch.randn(2, N, D).double()
+    model = Net(lambda net, x: net.inner(x[0] * x[1]), inner=made()).double()
+    x = torch.randn(2, N, D).double()
     found = fl.exact_fisher(model, (x, None), "gaussian", batch_dim=1)
     for name in found:
         expected = block(model.inner, x[0] * x[1], "gaussian", name.removeprefix("inner."))
@@ -1064,42 +976,33 @@ def test_samples_gradients_come_in_pieces_where_memory_is_short(monkeypatch):
 # --- batches that are unlike the first samples ----------------------------------------------------------
 
 
-class Lengths(nn.Module):
+def multiplied(net: Net, x: Tensor) -> Tensor:
     """Any number of positions, which are multiplied at the end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.head = nn.Linear(D, 4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.inner(x).tanh().prod(1))
+    return net.head(net.inner(x).tanh().prod(1))
 
 
-class Words(Lengths):
+def lengths() -> Net:
+    return inner_and_head(multiplied)
+
+
+def words() -> Net:
     """Any number of words, looked up in a table."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Embedding(7, 4)
+    return Net(multiplied, inner=nn.Embedding(7, 4), head=nn.Linear(4, 3))
 
 
-class Pictures(Lengths):
+def pictures() -> Net:
     """Pictures of any size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Conv2d(2, 4, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.inner(x).tanh().mean((2, 3)))
+    return Net(
+        lambda net, x: net.head(net.inner(x).tanh().mean((2, 3))),
+        inner=nn.Conv2d(2, 4, 3, padding=1),
+        head=nn.Linear(4, 3),
+    )
 
 
-class Chunks(Lengths):
+def chunks(net: Net, x: Tensor) -> Tensor:
     """Rows of one chunk of all samples after those of another; as declared where there is one chunk."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.inner(torch.cat(x.split(2, 1))).tanh()
-        return self.head(torch.stack(h.chunk(x.shape[1] // 2)).prod(0).prod(1))
+    h = net.inner(torch.cat(x.split(2, 1))).tanh()
+    return net.head(torch.stack(h.chunk(x.shape[1] // 2)).prod(0).prod(1))
 
 
 def mean_block(model: nn.Module, data: list, name: str) -> Tensor:
@@ -1109,11 +1012,11 @@ def mean_block(model: nn.Module, data: list, name: str) -> Tensor:
 
 
 UNLIKE: dict[str, tuple[Callable[[], nn.Module], list[Tensor]]] = {
-    "longer first": (Lengths, [torch.randn(3, n, D).double() for n in (5, 1, 2)]),
-    "a single position first": (Lengths, [torch.randn(3, n, D).double() for n in (1, 5, 2)]),
-    "longer later": (Lengths, [torch.randn(3, n, D).double() for n in (2, 5, 3)]),
-    "words": (Words, [torch.randint(7, (3, n)) for n in (2, 5, 1)]),
-    "pictures": (Pictures, [torch.randn(3, 2, n, n + 1).double() for n in (4, 6, 3)]),
+    "longer first": (lengths, [torch.randn(3, n, D).double() for n in (5, 1, 2)]),
+    "a single position first": (lengths, [torch.randn(3, n, D).double() for n in (1, 5, 2)]),
+    "longer later": (lengths, [torch.randn(3, n, D).double() for n in (2, 5, 3)]),
+    "words": (words, [torch.randint(7, (3, n)) for n in (2, 5, 1)]),
+    "pictures": (pictures, [torch.randn(3, 2, n, n + 1).double() for n in (4, 6, 3)]),
 }
 
 
@@ -1143,7 +1046,7 @@ def test_a_comparison_on_batches_of_other_lengths_or_sizes(case, monkeypatch):
 
 
 def test_a_generator_of_single_positions_before_longer_ones_is_refused():
-    model, data = Lengths().double(), [(torch.randn(3, n, D).double(), None) for n in (1, 5)]
+    model, data = lengths().double(), [(torch.randn(3, n, D).double(), None) for n in (1, 5)]
     with pytest.raises(InputError, match=r"'inner' has one position .* and 5 in batch 1, .* longest length"):
         fl.exact_fisher(model, iter(data), "gaussian")
     for method in ("gram", "per-sample"):
@@ -1152,7 +1055,7 @@ def test_a_generator_of_single_positions_before_longer_ones_is_refused():
 
 
 def test_inputs_of_another_shape_are_looked_at_anew():
-    model, data = Chunks().double(), [(torch.randn(4, n, D).double(), None) for n in (2, 4)]
+    model, data = inner_and_head(chunks).double(), [(torch.randn(4, n, D).double(), None) for n in (2, 4)]
     with pytest.raises(InputError, match=r"'inner' was right .* not in batch 1, whose inputs have another"):
         fl.exact_fisher(model, data, "gaussian")
     F = fl.exact_fisher(model, data, "gaussian", method="per-sample")["inner"]
@@ -1175,17 +1078,11 @@ class Later(nn.Module):
         return self.head(h)
 
 
-class Sets(nn.Module):
+def sets(net: Net, x: Tensor) -> Tensor:
     """Sets of any size, cut by a split: no index tells that the rows move."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.head = nn.Linear(D, 4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        counts = x[:, 0, 0].long().tolist()
-        rows = torch.cat([sample[:count] for sample, count in zip(x, counts, strict=True)])
-        return self.head(torch.stack([own.sum(0) for own in self.inner(rows).tanh().split(counts)]))
+    counts = x[:, 0, 0].long().tolist()
+    rows = torch.cat([sample[:count] for sample, count in zip(x, counts, strict=True)])
+    return net.head(torch.stack([own.sum(0) for own in net.inner(rows).tanh().split(counts)]))
 
 
 def quiet_at_first(count: int, rest: int) -> Tensor:
@@ -1214,7 +1111,7 @@ LATER: dict[str, tuple[Callable[[], nn.Module], list[Tensor], str]] = {
     "a weight, of one sample": (lambda: Later("weight"), [quiet_at_first(64, 1)], "0: its module's calls"),
     "a hook": (lambda: Later("hook"), [quiet_at_first(4, 0), quiet_at_first(0, 5) * 9], "1: its module's"),
     "rows of sets": (
-        Sets,
+        lambda: inner_and_head(sets),
         [sets_of(3, 3, 3, 3, 3), sets_of(4, 2, 4, 2, 3)],
         "1: what comes back to the rows",
     ),
@@ -1233,15 +1130,13 @@ def test_what_only_later_samples_do_is_refused_in_their_batch(case):
     assert agree(F.dense(), mean_block(model, data, "inner"))
 
 
-class Root(nn.Module):
+def root() -> Net:
     """A norm, which has no slope at zero."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.head = nn.Linear(D, 4, bias=False), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.inner(x).square().sum(1, keepdim=True).sqrt().expand(-1, 4))
+    return Net(
+        lambda net, x: net.head(net.inner(x).square().sum(1, keepdim=True).sqrt().expand(-1, 4)),
+        inner=nn.Linear(D, 4, bias=False),
+        head=nn.Linear(4, 3),
+    )
 
 
 @pytest.mark.parametrize("method", ["auto", "per-sample"])
@@ -1251,14 +1146,14 @@ def test_gradients_that_are_not_finite_for_a_later_sample_are_named(place, metho
     x[place, 1] = 0
     data = [(own, None) for own in x]
     with pytest.raises(NumericalError, match=f"to layer 'inner' is not finite in batch {place}"):
-        fl.exact_fisher(Root().double(), data, "gaussian", method=method, layers=["inner"])
+        fl.exact_fisher(root().double(), data, "gaussian", method=method, layers=["inner"])
 
 
 def test_gradients_that_are_not_finite_for_a_first_sample_leave_the_layer_out():
     x = torch.randn(N, D).double()
     x[0] = 0
     with pytest.warns(UserWarning, match="not measured: layer 'inner': what comes back to it is not finite"):
-        assert list(fl.exact_fisher(Root().double(), (x, None), "gaussian")) == ["head"]
+        assert list(fl.exact_fisher(root().double(), (x, None), "gaussian")) == ["head"]
 
 
 # --- models of which the first samples tell little ------------------------------------------------------
@@ -1393,12 +1288,11 @@ def test_networks_in_half_precision_are_read_as_declared(case, dtype):
 
 
 def test_positions_and_samples_in_one_dimension_in_half_precision():
-    class Flat(Lengths):
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.inner(x.transpose(0, 1).flatten(0, 1)).tanh()
-            return self.head(h.unflatten(0, (x.shape[1], len(x))).sum(0))
+    def flat(net: Net, x: Tensor) -> Tensor:
+        h = net.inner(x.transpose(0, 1).flatten(0, 1)).tanh()
+        return net.head(h.unflatten(0, (x.shape[1], len(x))).sum(0))
 
-    model, x = Flat().bfloat16(), torch.randn(12, 3, D).bfloat16()
+    model, x = inner_and_head(flat).bfloat16(), torch.randn(12, 3, D).bfloat16()
     found = fl.exact_fisher(model, (x, None), "gaussian")["inner"].dense().double()
     expected = block(model.double(), x.double(), "gaussian", "inner")
     assert torch.linalg.norm(found - expected) < 0.02 * torch.linalg.norm(expected)
@@ -1413,15 +1307,13 @@ def test_random_numbers_in_half_precision_are_refused():
 # --- columns that cannot go backwards together ----------------------------------------------------------
 
 
-class Distances(nn.Module):
+def distances() -> Net:
     """Distances to a table of prototypes: torch's vmap of their slope is wrong for two columns and more."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.table = nn.Linear(D, 4), nn.Embedding(5, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return -torch.cdist(self.inner(x).tanh(), self.table(torch.arange(5)))
+    return Net(
+        lambda net, x: -torch.cdist(net.inner(x).tanh(), net.table(torch.arange(5))),
+        inner=nn.Linear(D, 4),
+        table=nn.Embedding(5, 4),
+    )
 
 
 class OneColumn(torch.autograd.Function):
@@ -1447,7 +1339,7 @@ def logged() -> nn.Module:
 @pytest.mark.parametrize(
     "made",
     [
-        Distances,
+        distances,
         logged,
         lambda: Mixing(OneColumn.apply),
         lambda: Mixing(lambda x: x, lambda x, h: OneColumn.apply(h)),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from model_cases import Net
 from reference import Case
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -25,16 +26,10 @@ def one_pass(case: Case, kind: str, **options) -> dict[str, LayerBatch]:
 # --- masks ----------------------------------------------------------------------------------------------
 
 
-class MeanOfSome(nn.Module):
+def mean_of_some(net: Net, x: Tensor) -> Tensor:
     """The mean over the positions [n, t, 3] whose last entry is positive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = valid_of(x).to(x.dtype).unsqueeze(-1)
-        return self.head((self.inner(x).tanh() * weights).sum(1) / 4)
+    weights = valid_of(x).to(x.dtype).unsqueeze(-1)
+    return net.head((net.inner(x).tanh() * weights).sum(1) / 4)
 
 
 def valid_of(x: Tensor) -> Tensor:
@@ -43,7 +38,8 @@ def valid_of(x: Tensor) -> Tensor:
 
 @pytest.fixture
 def some() -> Case:
-    return Case(MeanOfSome().double(), torch.randn(6, 4, 3).double(), Y, "categorical")
+    model = Net(mean_of_some, inner=nn.Linear(3, 4), head=nn.Linear(4, 2)).double()
+    return Case(model, torch.randn(6, 4, 3).double(), Y, "categorical")
 
 
 def test_masked_positions_are_zero_and_not_counted(some):
@@ -116,34 +112,23 @@ def test_ignored_tokens_have_no_gradient_of_their_own():
 # --- several inputs ---------------------------------------------------------------------------------------
 
 
-class Gated(nn.Module):
+def passing(net: Net, x: Tensor, scale: Tensor) -> Tensor:
     """Two inputs: what passes, and how much of it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.gate, self.head = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
-        return self.head(self.inner(x).tanh() * self.gate(scale).sigmoid())
+    return net.head(net.inner(x).tanh() * net.gate(scale).sigmoid())
 
 
-class Joined(nn.Module):
+def joined(model: Net) -> Net:
     """The same network with its inputs side by side."""
-
-    def __init__(self, model: Gated) -> None:
-        super().__init__()
-        self.inner, self.gate, self.head = model.inner, model.gate, model.head
-
-    def forward(self, x: Tensor) -> Tensor:
-        return Gated.forward(self, x[:, :3], x[:, 3:])
+    parts = dict(model.named_children())
+    return Net(lambda net, x: passing(net, x[:, :3], x[:, 3:]), **parts)
 
 
 @pytest.fixture(scope="module")
-def gated() -> tuple[Gated, Tensor, Tensor, dict[str, Tensor]]:
+def gated() -> tuple[Net, Tensor, Tensor, dict[str, Tensor]]:
     torch.manual_seed(0)
-    model = Gated().double()
+    model = Net(passing, inner=nn.Linear(3, 4), gate=nn.Linear(2, 4), head=nn.Linear(4, 2)).double()
     x, scale = torch.randn(6, 3).double(), torch.randn(6, 2).double()
-    F = fl.exact_fisher(Joined(model), (torch.cat([x, scale], 1), Y))
+    F = fl.exact_fisher(joined(model), (torch.cat([x, scale], 1), Y))
     return model, x, scale, {name: block.dense() for name, block in F.items()}
 
 
@@ -169,8 +154,8 @@ def test_models_with_several_inputs(gated, form, method):
 
 def test_every_function_takes_several_inputs(gated):
     model, x, scale, _ = gated
-    joined = fl.compare(Joined(model), (torch.cat([x, scale], 1), Y), ("kfac", "ekfac"), spectra=False)
+    whole = fl.compare(joined(model), (torch.cat([x, scale], 1), Y), ("kfac", "ekfac"), spectra=False)
     for data in (((x, scale), Y), ({"x": x, "scale": scale}, Y)):
         records = fl.compare(model, data, ("kfac", "ekfac"), spectra=False).records
         for column in ("relative_error", "direction_cosine"):
-            assert records[column].tolist() == pytest.approx(joined.records[column].tolist(), rel=1e-10)
+            assert records[column].tolist() == pytest.approx(whole.records[column].tolist(), rel=1e-10)

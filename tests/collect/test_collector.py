@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from model_cases import Net
 from reference import Case, gradients, jacobian, names_of
 from torch import Tensor, nn
 
@@ -162,15 +163,7 @@ def test_integer_inputs_stay_integers():
 
 
 def test_a_module_called_by_keyword_is_seen():
-    class Keyword(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(3, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.inner(input=x)
-
-    model, x = Keyword(), torch.randn(4, 3)
+    model, x = Net(lambda net, x: net.inner(input=x), inner=nn.Linear(3, 2)), torch.randn(4, 3)
     expected = fl.exact_fisher(nn.Sequential(model.inner), (x, None))["0"]
     assert torch.equal(fl.exact_fisher(model, (x, None))["inner"].dense(), expected.dense())
 
@@ -200,10 +193,8 @@ def test_analysis_works_where_gradients_are_off(categorical):
 X, Y = torch.randn(6, 3), torch.arange(6) % 2
 
 
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.spare = nn.Linear(3, 3), nn.Linear(3, 2), nn.Linear(3, 3)
+def three_layers(forward) -> Net:
+    return Net(forward, one=nn.Linear(3, 3), two=nn.Linear(3, 2), spare=nn.Linear(3, 3))
 
 
 def refuses(model: nn.Module, error: type[Exception], message: str, data=(X, Y), **options) -> None:
@@ -212,11 +203,8 @@ def refuses(model: nn.Module, error: type[Exception], message: str, data=(X, Y),
 
 
 def test_a_model_that_returns_a_tuple_is_refused():
-    class Tuple(Model):
-        def forward(self, x):
-            return self.two(self.one(self.spare(x))), x
-
-    refuses(Tuple(), InputTypeError, "the model returns a tuple; wrap it")
+    model = three_layers(lambda net, x: (net.two(net.one(net.spare(x))), x))
+    refuses(model, InputTypeError, "the model returns a tuple; wrap it")
 
 
 @pytest.mark.parametrize(
@@ -241,24 +229,22 @@ def test_a_compiled_model_is_refused():
         refuses(model, InputError, "the model is compiled, which hides its layers; give it without")
 
 
-class Unused(Model):
-    def forward(self, x):
-        return self.two(self.one(x))
-
-
-class Aside(Model):
-    def forward(self, x):
-        self.spare(x)
-        return self.two(self.one(x))
+def spare_aside(net: Net, x: Tensor) -> Tensor:
+    net.spare(x)
+    return net.two(net.one(x))
 
 
 @pytest.mark.parametrize("method", ["auto", "per-sample"])
 @pytest.mark.parametrize(
-    ("model", "reason"),
-    [(Unused(), "takes no part in the forward pass of the first 6"), (Aside(), "does not reach the model's")],
+    ("forward", "reason"),
+    [
+        (lambda net, x: net.two(net.one(x)), "takes no part in the forward pass of the first 6"),
+        (spare_aside, "does not reach the model's"),
+    ],
     ids=["not called", "aside"],
 )
-def test_a_layer_that_has_no_gradient_is_left_out_by_name(model, reason, method):
+def test_a_layer_that_has_no_gradient_is_left_out_by_name(forward, reason, method):
+    model = three_layers(forward)
     with pytest.warns(UserWarning, match=f"not measured: layer 'spare': it {reason}"):
         F = fl.exact_fisher(model, (X, Y), method=method)
     assert list(F) == ["one", "two"]
@@ -266,11 +252,8 @@ def test_a_layer_that_has_no_gradient_is_left_out_by_name(model, reason, method)
 
 
 def test_the_calls_of_a_layer_are_its_positions():
-    class Twice(Model):
-        def forward(self, x):
-            return self.two(self.one(self.one(self.spare(x)).tanh()))
-
-    case = Case(Twice().double(), torch.randn(6, 3).double(), Y, "categorical")
+    model = three_layers(lambda net, x: net.two(net.one(net.one(net.spare(x)).tanh())))
+    case = Case(model.double(), torch.randn(6, 3).double(), Y, "categorical")
     for layer, (batch,) in one_pass(case, "empirical").items():
         assert batch.a.shape[1] == (2 if layer == "one" else 1)
         expected = gradients(case, names_of(layer, case.model))
@@ -280,44 +263,27 @@ def test_the_calls_of_a_layer_are_its_positions():
     assert torch.allclose(one_pass(case, "empirical")["one"][0].a[..., :3], calls)
 
 
-class Centred(nn.Module):
-    """Batch norm in training mode, for ever."""
-
-    def forward(self, x):
-        return x - x.mean(0)
+CENTRED = Net(lambda net, x: x - x.mean(0))
+"""Batch norm in training mode, for ever."""
+RANDOM = Net(lambda net, x: x + torch.randn_like(x))
 
 
-class Random(nn.Module):
-    def forward(self, x):
-        return x + torch.randn_like(x)
-
-
-@pytest.mark.parametrize("mixing", [Centred(), Random()])
+@pytest.mark.parametrize("mixing", [CENTRED, RANDOM], ids=["centred", "random"])
 def test_a_model_that_mixes_samples_is_refused(mixing):
     model = nn.Sequential(nn.Linear(3, 3), mixing, nn.Linear(3, 2))
     refuses(model, InputError, "layer '2' sees do not each belong to one sample: the model mixes samples")
 
 
 def test_mixing_after_the_last_layer_is_refused():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2), Centred())
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2), CENTRED)
     refuses(model, InputError, "mixes samples")
 
 
 def test_another_dimension_of_samples_is_found():
-    class First(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            return self.inner(x.transpose(0, 1)).mean(0)
-
-    class Second(First):
-        def forward(self, x):
-            return self.inner(x).mean(1)
-
     inner, x = nn.Linear(3, 2).double(), torch.randn(6, 4, 3).double()
-    found, expected = (fl.exact_fisher(model(inner), (x, Y))["inner"].dense() for model in (First, Second))
+    first = Net(lambda net, x: net.inner(x.transpose(0, 1)).mean(0), inner=inner)
+    second = Net(lambda net, x: net.inner(x).mean(1), inner=inner)
+    found, expected = (fl.exact_fisher(model, (x, Y))["inner"].dense() for model in (first, second))
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-15)
 
 
@@ -345,11 +311,7 @@ def test_an_overflow_is_found_by_layer_and_batch():
 
 
 def test_an_overflow_outside_the_layers_is_found():
-    class Huge(nn.Module):
-        def forward(self, x):
-            return torch.exp(x * 1e6)
-
-    model = nn.Sequential(nn.Linear(3, 2), Huge())
+    model = nn.Sequential(nn.Linear(3, 2), Net(lambda net, x: torch.exp(x * 1e6)))
     with torch.no_grad():
         model[0].weight.fill_(1.0)
     refuses(model, NumericalError, "the model's output is not finite in batch 0", data=(X.abs() + 1, Y))

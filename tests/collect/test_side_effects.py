@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pandas as pd
 import pytest
 import torch
+from model_cases import assert_same, state_of
 from torch import Tensor, nn
 
 import fisherlab as fl
@@ -30,40 +31,6 @@ def busy() -> nn.Module:
     model[6].weight.requires_grad_(False)
     model[4].weight.grad = torch.full_like(model[4].weight, 7.0)
     return model
-
-
-def state_of(model: nn.Module) -> dict:
-    return {
-        "state": {k: v.clone() for k, v in model.state_dict().items()},
-        "gradients": {
-            n: None if p.grad is None else (id(p.grad), p.grad.clone()) for n, p in model.named_parameters()
-        },
-        "free": [p.requires_grad for p in model.parameters()],
-        "modes": [m.training for m in model.modules()],
-        "hooks": [
-            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
-            for m in model.modules()
-        ],
-        "random": torch.get_rng_state(),
-        "tf32": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
-        "grad": torch.is_grad_enabled(),
-        "attributes": [sorted(vars(m)) for m in model.modules()],
-    }
-
-
-def assert_same(one: object, two: object) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == two.keys()
-        for key in one:
-            assert_same(one[key], two[key])
-    elif isinstance(one, Tensor):
-        assert torch.equal(one, two)
-    elif isinstance(one, (tuple, list)):
-        assert len(one) == len(two)
-        for left, right in zip(one, two, strict=True):
-            assert_same(left, right)
-    else:
-        assert one == two
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from model_cases import Net
 from reference import Case, ggn, names_of, relative
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -208,25 +209,19 @@ def test_kronecker_accumulation_refuses_several_positions_by_name(sequences):
     assert issubclass(NotSupportedError, NotImplementedError)
 
 
-class OverFirst(nn.Module):
+def over_first() -> Net:
     """Sequences with the samples in dimension 1: [t, n, d] to [n, K]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(3, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x).tanh().mean(0)
+    return Net(lambda net, x: net.inner(x).tanh().mean(0), inner=nn.Linear(3, 4))
 
 
 @pytest.mark.parametrize("method", ["per-sample", "gram", "auto"])
 def test_the_dimension_of_the_samples_can_be_named(method):
-    model = OverFirst().double()
+    model = over_first().double()
     x = torch.randn(5, 7, 3, dtype=torch.float64)
     rows = torch.stack(
         [
             ggn(
-                Case(Turned(model), x[:, n][None], torch.zeros(1).long(), "categorical"),
+                Case(turned(model), x[:, n][None], torch.zeros(1).long(), "categorical"),
                 ("model.inner.weight", "model.inner.bias"),
             )
             for n in range(7)
@@ -236,15 +231,9 @@ def test_the_dimension_of_the_samples_can_be_named(method):
     assert relative(F.dense(), rows.mean(0)) < 1e-12
 
 
-class Turned(nn.Module):
+def turned(model: nn.Module) -> Net:
     """A model of [t, n, d] that takes [n, t, d]."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.transpose(0, 1))
+    return Net(lambda net, x: net.model(x.transpose(0, 1)), model=model)
 
 
 def test_the_layerwise_block_is_stored_by_units(categorical):

@@ -1,9 +1,8 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from fisherlab.figures.method_runs import MethodRuns
 from fisherlab.figures.scales import SMOKE, Scale
@@ -11,19 +10,13 @@ from fisherlab.figures.workshop import Workshop
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(tmp_path: Path, home: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory and cache, and no data but the stand-in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("FISHERLAB_OFFLINE", "1")
-    monkeypatch.delenv("FISHERLAB_DATA", raising=False)
     monkeypatch.setattr(
         "fisherlab.train.run.training.write_curves", lambda *given, **named: []
     )  # most of a short run
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(threads)
+    return tmp_path
 
 
 @pytest.fixture

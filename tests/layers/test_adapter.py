@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from model_cases import Net
 from reference import Case, exact, relative
 from torch import Tensor, nn
 
@@ -34,13 +35,8 @@ class PointwiseAdapter(fl.Adapter):
         return g.flatten(2, -2)
 
 
-class Network(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner, self.head = inner, nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.inner(x).tanh().mean((1, 2)))
+def network(inner: nn.Module) -> Net:
+    return Net(lambda net, x: net.head(net.inner(x).tanh().mean((1, 2))), inner=inner, head=nn.Linear(4, 3))
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +48,7 @@ def own_registry(monkeypatch):
 @pytest.fixture
 def case() -> Case:
     x = torch.randn(9, 2, 3, 5, dtype=torch.float64)
-    return Case(Network(Pointwise(5, 4)).double(), x, torch.arange(9) % 3, "categorical")
+    return Case(network(Pointwise(5, 4)).double(), x, torch.arange(9) % 3, "categorical")
 
 
 @pytest.fixture
@@ -60,7 +56,7 @@ def linear(case) -> Case:
     """The same network with a layer that fisherlab knows."""
     inner = nn.Linear(5, 4, bias=False)
     inner.weight = case.model.inner.weight
-    model = Network(inner).double()
+    model = network(inner).double()
     model.head = case.model.head
     return Case(model, case.inputs, case.targets, case.likelihood)
 
@@ -104,8 +100,8 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_it(case):
         pass
 
     fl.register_layer(PointwiseAdapter())
-    assert list(fl.find_layers(Network(Doubled(5, 4)))) == ["head"]
-    assert list(fl.find_layers(Network(Named(5, 4)))) == ["inner", "head"]
+    assert list(fl.find_layers(network(Doubled(5, 4)))) == ["head"]
+    assert list(fl.find_layers(network(Named(5, 4)))) == ["inner", "head"]
 
 
 def test_an_adapter_can_refuse_a_module(case):

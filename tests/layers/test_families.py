@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from layers_zoo import Attending, Encoder, LanguageModel, Recurrent, Tied
+from layers_zoo import Attending, LanguageModel, Recurrent, Tied, encoder
+from model_cases import Net
 from torch import Tensor, nn
 
 import fisherlab as fl
@@ -127,7 +128,7 @@ def test_further_keys_of_attention_have_no_block():
 
 
 def test_blocks_of_an_encoder_layer():
-    found = sizes(Encoder())
+    found = sizes(encoder())
     assert list(found) == [
         *(f"layer.self_attn.{part}" for part in ("q", "k", "v", "out_proj")),
         "layer.linear1",
@@ -194,20 +195,18 @@ def test_a_weight_that_another_module_holds_has_no_block():
 # --- refusals -------------------------------------------------------------------------------------------
 
 
-class OwnPositions(nn.Module):
+def own_positions() -> Net:
     """Positions are looked up once, without the samples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.token, self.position = nn.Embedding(5, 4), nn.Embedding(3, 4)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head((self.token(x) + self.position(torch.arange(3))).tanh().mean(1))
+    return Net(
+        lambda net, x: net.head((net.token(x) + net.position(torch.arange(3))).tanh().mean(1)),
+        token=nn.Embedding(5, 4),
+        position=nn.Embedding(3, 4),
+        head=nn.Linear(4, 3),
+    )
 
 
 def test_an_output_without_samples_is_that_of_every_sample():
-    model, x = OwnPositions().double(), torch.randint(5, (4, 3))
+    model, x = own_positions().double(), torch.randint(5, (4, 3))
     F = fl.exact_fisher(model, (x, None))
     expected = fl.exact_fisher(model, (x, None), method="per-sample")
     assert list(F) == ["token", "position", "head"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_cases import Net
 from reference import names_of, relative, seed
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, vmap
@@ -224,22 +225,17 @@ def test_samples_of_which_no_token_counts_are_accepted():
 # --- the Fisher of a network ----------------------------------------------------------------------------
 
 
-class Sequence(nn.Module):
-    """Tokens mix before the last layer, so that samples' positions are not samples of their own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.tanh(self.first(x))
-        return self.last(h + h.cumsum(1))
-
-
 @pytest.fixture
 def masked() -> tuple[nn.Module, Tensor, Tensor]:
+    """Tokens mix before the last layer, so that samples' positions are not samples of their own."""
+
+    def mixing(net: Net, x: Tensor) -> Tensor:
+        h = torch.tanh(net.first(x))
+        return net.last(h + h.cumsum(1))
+
+    model = Net(mixing, first=nn.Linear(3, 4), last=nn.Linear(4, 3)).double()
     targets = torch.tensor([[0, 2, 1], [1, IGNORE, 0], [IGNORE] * 3, [2, 2, IGNORE]])
-    return Sequence().double(), torch.randn(4, 3, 3, dtype=torch.float64), targets
+    return model, torch.randn(4, 3, 3, dtype=torch.float64), targets
 
 
 def ggn(model: nn.Module, inputs: Tensor, targets: Tensor, layer: str) -> Tensor:

@@ -128,10 +128,7 @@ def test_a_registered_model_can_be_loaded(linear, monkeypatch) -> None:
         models.register(linear)
 
 
-def test_results_name_built_in_data(monkeypatch, tmp_path):
-    monkeypatch.setenv("FISHERLAB_OFFLINE", "1")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("FISHERLAB_DATA", raising=False)
+def test_results_name_built_in_data():
     model, data, likelihood = models.load("mnist-mlp", samples=20)
     comparison = compare(model, data, "kfac", likelihood, layers="6", spectra=False)
     assert set(comparison.records["dataset"]) == {"mnist (stand-in: digits)"}
@@ -140,10 +137,7 @@ def test_results_name_built_in_data(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mnist-mlp", "cifar-resnet8", "transformer-small", "charlm"])
-def test_the_default_device_of_torch_does_not_matter(monkeypatch, tmp_path, name):
-    monkeypatch.setenv("FISHERLAB_OFFLINE", "1")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("FISHERLAB_DATA", raising=False)
+def test_the_default_device_of_torch_does_not_matter(name):
     expected = models.load(name, samples=3)
     with torch.device("meta"):
         model, data, _ = models.load(name, samples=3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from operator_cases import column_vec, positive, tensor
+from operator_cases import CLOSE, column_vec, positive, tensor
 
 from fisherlab.gradients.contractions import rotated_squares
 from fisherlab.operators import (
@@ -15,7 +15,6 @@ from fisherlab.operators import (
     OneHot,
 )
 
-close = {"rtol": 1e-10, "atol": 1e-12}
 SHAPES = [(5, 2, 2, 4, 3), (4, 3, 7, 3, 2), (3, 1, 30, 2, 3)]  # n, c, t, d, m
 COSTS = [0.0, 50.0, 1e12]  # V free, as they are, V never made
 
@@ -59,10 +58,10 @@ def test_kronecker_and_eigenkronecker_forms(shape, one_hot, diagonal):
     kronecker = KroneckerOperator(A, B)
     for op in (kronecker, kronecker.inverse(0.1), kronecker.power(0.5, 0.1)):
         matrix = op.dense().numpy()
-        assert_allclose(op.quadratics(a, g), np.einsum("cnx,xy,cny->n", J, matrix, J), **close)
-        assert_allclose(gram.inner(op), np.sum(F * matrix), **close)
+        assert_allclose(op.quadratics(a, g), np.einsum("cnx,xy,cny->n", J, matrix, J), **CLOSE)
+        assert_allclose(gram.inner(op), np.sum(F * matrix), **CLOSE)
         flat = J.reshape(-1, m * d)
-        assert_allclose(op.gram_products(gram), flat @ matrix @ flat.T / n, **close)
+        assert_allclose(op.gram_products(gram), flat @ matrix @ flat.T / n, **CLOSE)
 
 
 @pytest.mark.usefixtures("cost")
@@ -77,20 +76,20 @@ def test_gram_operators(shape, one_hot):
     gram = GramOperator(a, g)
     A, B, S = positive(rng, d), positive(rng, m), rng.uniform(0.1, 2.0, (m, d))
     by_entry = F.reshape(d, m, d, m)
-    assert_allclose(gram.trace(), np.trace(F), **close)
-    assert_allclose(gram.diagonal(), np.diag(F), **close)
-    assert_allclose(gram.gram(), J @ J.T / n, **close)
-    assert_allclose(gram.contract_output(tensor(B)), np.einsum("ijkl,jl->ik", by_entry, B), **close)
-    assert_allclose(gram.contract_input(tensor(A)), np.einsum("ijkl,ik->jl", by_entry, A), **close)
-    assert_allclose(gram.inner(DiagonalOperator(tensor(S))), np.diag(F) @ column_vec(S), **close)
+    assert_allclose(gram.trace(), np.trace(F), **CLOSE)
+    assert_allclose(gram.diagonal(), np.diag(F), **CLOSE)
+    assert_allclose(gram.gram(), J @ J.T / n, **CLOSE)
+    assert_allclose(gram.contract_output(tensor(B)), np.einsum("ijkl,jl->ik", by_entry, B), **CLOSE)
+    assert_allclose(gram.contract_input(tensor(A)), np.einsum("ijkl,ik->jl", by_entry, A), **CLOSE)
+    assert_allclose(gram.inner(DiagonalOperator(tensor(S))), np.diag(F) @ column_vec(S), **CLOSE)
     X = rng.standard_normal((40, m, d))
     flat = X.transpose(0, 2, 1).reshape(40, -1)
-    assert_allclose(gram.rows(tensor(X)).flatten(1), flat @ J.T, **close)
+    assert_allclose(gram.rows(tensor(X)).flatten(1), flat @ J.T, **CLOSE)
     w = rng.standard_normal((40, *g.shape[:2]))
-    assert_allclose(gram.combine(tensor(w)).mT.flatten(1), w.reshape(40, -1) @ J, **close)
+    assert_allclose(gram.combine(tensor(w)).mT.flatten(1), w.reshape(40, -1) @ J, **CLOSE)
     other = parts((6, 2, 4, d, m), seed=3)
     V = jacobian(*other)
-    assert_allclose(gram.quadratics(*other), np.einsum("cnx,xy,cny->n", V, F, V), **close)
+    assert_allclose(gram.quadratics(*other), np.einsum("cnx,xy,cny->n", V, F, V), **CLOSE)
 
 
 def test_a_diagonal_factor_of_a_large_vocabulary_makes_no_matrix():
@@ -111,13 +110,13 @@ def test_a_diagonal_factor_of_a_large_vocabulary_makes_no_matrix():
     dense = GramOperator(few, g)
     small = KroneckerOperator(F.A[known], F.B)
     small_rotated = EigenKroneckerOperator(None, rotated.U_B, rotated.S[:, known])
-    assert_allclose(gram.inner(F), dense.inner(small), **close)
-    assert_allclose(gram.inner(rotated), dense.inner(small_rotated), **close)
-    assert_allclose(gram.frobenius_norm(), dense.frobenius_norm(), **close)
-    assert_allclose(gram.trace(), dense.trace(), **close)
-    assert_allclose(gram.diagonal_matrix()[:, known], dense.diagonal_matrix(), **close)
-    assert_allclose(F.inverse(0.1).gram_products(gram), small.inverse(0.1).gram_products(dense), **close)
-    assert_allclose(F.inner(rotated), (F.diagonal_in_basis(None, rotated.U_B) * rotated.S).sum(), **close)
+    assert_allclose(gram.inner(F), dense.inner(small), **CLOSE)
+    assert_allclose(gram.inner(rotated), dense.inner(small_rotated), **CLOSE)
+    assert_allclose(gram.frobenius_norm(), dense.frobenius_norm(), **CLOSE)
+    assert_allclose(gram.trace(), dense.trace(), **CLOSE)
+    assert_allclose(gram.diagonal_matrix()[:, known], dense.diagonal_matrix(), **CLOSE)
+    assert_allclose(F.inverse(0.1).gram_products(gram), small.inverse(0.1).gram_products(dense), **CLOSE)
+    assert_allclose(F.inner(rotated), (F.diagonal_in_basis(None, rotated.U_B) * rotated.S).sum(), **CLOSE)
     assert F.inverse(0.1).solve(torch.ones(m, d).double()).shape == (m, d)
 
 
@@ -130,12 +129,12 @@ def test_kept_numbers_survive_many_pieces(monkeypatch):
     a, g = parts((5, 2, 30, 4, 3))
     J = jacobian(a, g).reshape(-1, 12)
     F = GramOperator(a, g)
-    assert_allclose(F.gram(), J @ J.T / 5, **close)
-    assert_allclose(F.diagonal(), np.diag(J.T @ J / 5), **close)
+    assert_allclose(F.gram(), J @ J.T / 5, **CLOSE)
+    assert_allclose(F.diagonal(), np.diag(J.T @ J / 5), **CLOSE)
     assert_allclose(
-        F.contract_output(torch.eye(3).double()), F.contract_output(torch.ones(3).double()), **close
+        F.contract_output(torch.eye(3).double()), F.contract_output(torch.ones(3).double()), **CLOSE
     )
-    assert_allclose(F.dense(), J.T @ J / 5, **close)
+    assert_allclose(F.dense(), J.T @ J / 5, **CLOSE)
 
 
 @pytest.mark.usefixtures("cost")
@@ -153,4 +152,4 @@ def test_squares_of_rotated_gradients(shape, one_hot, identity, large, monkeypat
     rotated = V if "A" in identity else V @ U_A
     rotated = rotated if "B" in identity else U_B.T @ rotated
     found = rotated_squares(a, g, None if "A" in identity else U_A, None if "B" in identity else U_B)
-    assert_allclose(found, rotated.square().sum((0, 1)), **close)
+    assert_allclose(found, rotated.square().sum((0, 1)), **CLOSE)

@@ -4,19 +4,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from operator_cases import column_vec, positive, tensor
+from operator_cases import CLOSE, column_vec, positive, tensor
 
 from fisherlab.damping import Clip, Pi
 from fisherlab.errors import InputError
 from fisherlab.operators import GramOperator, GroupedOperator, KroneckerOperator, OneHot
 
 G, M, D = 3, 2, 4
-close = {"rtol": 1e-10, "atol": 1e-12}
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
 
 
 @pytest.fixture
@@ -38,13 +32,13 @@ def test_the_rows_of_a_weight_belong_to_the_groups_in_order(rng, products):
     matrix = whole(products)
     op = GroupedOperator(products)
     assert (op.outputs, op.inputs) == (G * M, D)
-    assert_allclose(op.dense(), matrix, **close)
-    assert_allclose(column_vec(op.apply(tensor(X)).numpy()), matrix @ column_vec(X), **close)
-    assert_allclose(op.eigenvalues(), np.linalg.eigvalsh(matrix), **close)
+    assert_allclose(op.dense(), matrix, **CLOSE)
+    assert_allclose(column_vec(op.apply(tensor(X)).numpy()), matrix @ column_vec(X), **CLOSE)
+    assert_allclose(op.eigenvalues(), np.linalg.eigvalsh(matrix), **CLOSE)
     U_A, U_B = rng.standard_normal((D, D)), rng.standard_normal((G * M, G * M))
     U = np.kron(U_A, U_B)
     expected = np.diag(U.T @ matrix @ U).reshape(D, G * M).T
-    assert_allclose(op.diagonal_in_basis(tensor(U_A), tensor(U_B)), expected, **close)
+    assert_allclose(op.diagonal_in_basis(tensor(U_A), tensor(U_B)), expected, **CLOSE)
 
 
 def test_every_sample_gives_its_groups_own_gradients(rng, products):
@@ -62,13 +56,13 @@ def test_every_sample_gives_its_groups_own_gradients(rng, products):
     ]
     expected = np.einsum("cnx,xy,cny->n", rows, whole(products), rows)
     op = GroupedOperator(products)
-    assert_allclose(op.quadratics(tensor(a), tensor(g)), expected, **close)
+    assert_allclose(op.quadratics(tensor(a), tensor(g)), expected, **CLOSE)
     grams = [
         GramOperator(tensor(a[..., k * D : k * D + D]), tensor(g[..., k * M : k * M + M])) for k in range(G)
     ]
     exact = GroupedOperator(grams)
-    assert_allclose(exact.inner(op), expected.mean(), **close)
-    assert_allclose(exact.difference_norm(op), np.linalg.norm(whole(grams) - whole(products)), **close)
+    assert_allclose(exact.inner(op), expected.mean(), **CLOSE)
+    assert_allclose(exact.difference_norm(op), np.linalg.norm(whole(grams) - whole(products)), **CLOSE)
 
 
 @pytest.mark.parametrize("damping", [0.3, Pi(0.3), Clip(0.1, 0.5)])
@@ -76,9 +70,9 @@ def test_damping_is_that_of_each_group(rng, products, damping):
     op = GroupedOperator(products)
     gradient = tensor(rng.standard_normal((G * M, D)))
     solved = [block.solve(gradient[k * M : k * M + M], damping) for k, block in enumerate(products)]
-    assert_allclose(op.solve(gradient, damping), torch.cat(solved), **close)
-    assert_allclose(op.inverse(damping).apply(gradient), torch.cat(solved), **close)
-    assert_allclose(op.logdet(damping), sum(block.logdet(damping) for block in products), **close)
+    assert_allclose(op.solve(gradient, damping), torch.cat(solved), **CLOSE)
+    assert_allclose(op.inverse(damping).apply(gradient), torch.cat(solved), **CLOSE)
+    assert_allclose(op.logdet(damping), sum(block.logdet(damping) for block in products), **CLOSE)
 
 
 def test_blocks_and_inputs_that_do_not_fit_are_refused(rng, products):
@@ -98,5 +92,5 @@ def test_groups_of_another_number_are_compared_as_matrices(products):
     others = [KroneckerOperator(block.A, block.B[:1, :1]) for block in products for _ in range(M)]
     other = GroupedOperator(others)
     expected = op.dense() - other.dense()
-    assert_allclose(op.difference_norm(other), np.linalg.norm(expected), **close)
-    assert_allclose(op.inner(other), (op.dense() * other.dense()).sum(), **close)
+    assert_allclose(op.difference_norm(other), np.linalg.norm(expected), **CLOSE)
+    assert_allclose(op.inner(other), (op.dense() * other.dense()).sum(), **CLOSE)

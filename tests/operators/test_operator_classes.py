@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from operator_cases import column_vec, positive, tensor
+from operator_cases import CLOSE, column_vec, positive, tensor
 
 from fisherlab.damping import Clip, Constant, Pi
 from fisherlab.errors import InputError, NotSupportedError, NumericalError
@@ -19,12 +19,6 @@ from fisherlab.operators import (
 )
 
 M, D = 3, 4
-close = {"rtol": 1e-10, "atol": 1e-12}
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
 
 
 @pytest.fixture
@@ -55,8 +49,8 @@ def test_factors_are_given_back(product):
     A, B = product.factors
     assert A.shape == (D, D)
     assert B.shape == (M, M)
-    assert_allclose(product.dense(), np.kron(A, B), **close)
-    assert_allclose(product.dense(vec="row"), np.kron(B, A), **close)
+    assert_allclose(product.dense(), np.kron(A, B), **CLOSE)
+    assert_allclose(product.dense(vec="row"), np.kron(B, A), **CLOSE)
 
 
 def test_the_exact_inverse_is_not_the_factored_one(product):
@@ -74,16 +68,16 @@ def test_factored_damping(product, damping, rng):
     expected = np.kron(A_hat, B_hat)
     gradient = rng.standard_normal((M, D))
     direction = np.linalg.inv(B_hat) @ gradient @ np.linalg.inv(A_hat)
-    assert_allclose(product.damped(damping).dense(), expected, **close)
-    assert_allclose(product.inverse(damping).dense(), np.linalg.inv(expected), **close)
-    assert_allclose(product.solve(tensor(gradient), damping), direction, **close)
-    assert_allclose(product.logdet(damping), np.linalg.slogdet(expected)[1], **close)
+    assert_allclose(product.damped(damping).dense(), expected, **CLOSE)
+    assert_allclose(product.inverse(damping).dense(), np.linalg.inv(expected), **CLOSE)
+    assert_allclose(product.solve(tensor(gradient), damping), direction, **CLOSE)
+    assert_allclose(product.logdet(damping), np.linalg.slogdet(expected)[1], **CLOSE)
     root = product.power(0.5, damping).dense()
-    assert_allclose(root @ root, expected, **close)
+    assert_allclose(root @ root, expected, **CLOSE)
 
 
 def test_a_constant_damping_object_is_its_number(product):
-    assert_allclose(product.inverse(Constant(0.3)).dense(), product.inverse(0.3).dense(), **close)
+    assert_allclose(product.inverse(Constant(0.3)).dense(), product.inverse(0.3).dense(), **CLOSE)
 
 
 def test_factored_damping_needs_factors(rng):
@@ -127,7 +121,7 @@ def test_rank_deficient_factors(rng):
     with pytest.raises(NumericalError, match="larger damping"):
         F.inverse(0.0)
     expected = np.linalg.inv(np.kron(a @ a.T, g @ g.T) + 0.1 * np.eye(M * D))
-    assert_allclose(F.inverse(0.1).dense(), expected, **close)
+    assert_allclose(F.inverse(0.1).dense(), expected, **CLOSE)
 
 
 def test_single_precision_cholesky_is_repeated_in_double():
@@ -154,8 +148,8 @@ def test_a_fractional_power_of_negative_eigenvalues_is_refused():
 
 def test_dense_accepts_the_row_order(product):
     by_rows = DenseOperator(product.dense(vec="row"), M, D, vec="row")
-    assert_allclose(by_rows.dense(), product.dense(), **close)
-    assert_allclose(by_rows.dense(vec="row"), product.dense(vec="row"), **close)
+    assert_allclose(by_rows.dense(), product.dense(), **CLOSE)
+    assert_allclose(by_rows.dense(vec="row"), product.dense(vec="row"), **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -195,15 +189,15 @@ def test_gram_matrix_rows_and_combinations(rng, positions, budget, monkeypatch):
     F = gram(rng, positions=positions, samples=5)
     J = jacobian(F)
     assert F.columns == 10
-    assert_allclose(F.frobenius_norm(), np.linalg.norm(J @ J.T / 5), **close)
+    assert_allclose(F.frobenius_norm(), np.linalg.norm(J @ J.T / 5), **CLOSE)
     assert F.gram().dtype == torch.float64
-    assert_allclose(F.gram(), J @ J.T / 5, **close)
-    assert_allclose(F.frobenius_norm(), np.linalg.norm(J @ J.T / 5), **close)
+    assert_allclose(F.gram(), J @ J.T / 5, **CLOSE)
+    assert_allclose(F.frobenius_norm(), np.linalg.norm(J @ J.T / 5), **CLOSE)
     X, w = rng.standard_normal((2, M, D)), rng.standard_normal((2, 2, 5))
-    assert_allclose(F.rows(tensor(X)).flatten(1), X.transpose(0, 2, 1).reshape(2, -1) @ J.T, **close)
+    assert_allclose(F.rows(tensor(X)).flatten(1), X.transpose(0, 2, 1).reshape(2, -1) @ J.T, **CLOSE)
     combined = F.combine(tensor(w)).mT.flatten(1)
-    assert_allclose(combined, w.reshape(2, -1) @ J, **close)
-    assert_allclose(F.vectors(3, 8).mT.flatten(1), J[3:8], **close)
+    assert_allclose(combined, w.reshape(2, -1) @ J, **CLOSE)
+    assert_allclose(F.vectors(3, 8).mT.flatten(1), J[3:8], **CLOSE)
 
 
 @pytest.mark.parametrize("positions", [1, 3])
@@ -215,22 +209,22 @@ def test_combination_keeps_its_digits_at_a_tiny_damping(rng, positions):
     direction = F.solve_combination(tensor(w), 1e-13)
     assert_allclose(direction.T.flatten(), pseudo, rtol=1e-8)
     damped = np.linalg.solve(J.T @ J / 4 + 0.1 * np.eye(M * D), J.T @ w.flatten())
-    assert_allclose(F.solve_combination(tensor(w), 0.1).T.flatten(), damped, **close)
-    assert_allclose(F.solve(F.combine(tensor(w)), 0.1).T.flatten(), damped, **close)
+    assert_allclose(F.solve_combination(tensor(w), 0.1).T.flatten(), damped, **CLOSE)
+    assert_allclose(F.solve(F.combine(tensor(w)), 0.1).T.flatten(), damped, **CLOSE)
 
 
 def test_eigenvalues_of_few_columns_are_the_nonzero_ones(rng):
     F = gram(rng, classes=1, samples=5)
     expected = np.linalg.eigvalsh(jacobian(F).T @ jacobian(F) / 5)
     assert F.eigenvalues().shape == (5,)
-    assert_allclose(F.eigenvalues(), expected[-5:], **close)
+    assert_allclose(F.eigenvalues(), expected[-5:], **CLOSE)
 
 
 def test_the_number_of_samples_sets_the_scale(rng):
     F = gram(rng, samples=5)
     scaled = GramOperator(F.a, F.g, samples=20)
     for method in ("dense", "trace", "frobenius_norm", "gram", "eigenvalues"):
-        assert_allclose(getattr(scaled, method)(), getattr(F, method)() / 4, **close)
+        assert_allclose(getattr(scaled, method)(), getattr(F, method)() / 4, **CLOSE)
 
 
 def test_gram_refuses_what_it_cannot_do(rng):
@@ -272,14 +266,14 @@ def test_packed_never_expands_for_its_numbers(rng, monkeypatch):
     monkeypatch.setattr("fisherlab.operators.packed.unpack_rows", refuse)
     monkeypatch.setattr("fisherlab.operators.base.unpack", refuse)
     U_A, U_B = torch.eye(D, dtype=torch.float64), torch.eye(M, dtype=torch.float64)
-    assert_allclose(F.trace(), source.trace(), **close)
-    assert_allclose(F.frobenius_norm(), source.frobenius_norm(), **close)
-    assert_allclose(F.diagonal(), source.diagonal(), **close)
-    assert_allclose(F.contract_output(U_B), source.contract_output(U_B), **close)
-    assert_allclose(F.contract_input(U_A), source.contract_input(U_A), **close)
-    assert_allclose(F.unit_blocks(), source.unit_blocks(), **close)
-    assert_allclose(F.inner(source), source.frobenius_norm() ** 2, **close)
-    assert_allclose(F.diagonal_in_basis(U_A, U_B), source.diagonal_matrix(), **close)
+    assert_allclose(F.trace(), source.trace(), **CLOSE)
+    assert_allclose(F.frobenius_norm(), source.frobenius_norm(), **CLOSE)
+    assert_allclose(F.diagonal(), source.diagonal(), **CLOSE)
+    assert_allclose(F.contract_output(U_B), source.contract_output(U_B), **CLOSE)
+    assert_allclose(F.contract_input(U_A), source.contract_input(U_A), **CLOSE)
+    assert_allclose(F.unit_blocks(), source.unit_blocks(), **CLOSE)
+    assert_allclose(F.inner(source), source.frobenius_norm() ** 2, **CLOSE)
+    assert_allclose(F.diagonal_in_basis(U_A, U_B), source.diagonal_matrix(), **CLOSE)
     assert float(F.difference_norm(source)) < 1e-12
 
 

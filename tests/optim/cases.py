@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from model_cases import Mean, Net
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -14,22 +15,13 @@ Batch = tuple[Tensor, Tensor]
 CLASSES = 3
 
 
-class Mean(nn.Module):
-    """[n, t, d] to [n, d]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(1)
-
-
-class Twice(nn.Module):
+def twice() -> Net:
     """One module called twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.same, self.last = nn.Linear(6, 6), nn.Linear(6, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.same(self.same(x).tanh()).relu())
+    return Net(
+        lambda net, x: net.last(net.same(net.same(x).tanh()).relu()),
+        same=nn.Linear(6, 6),
+        last=nn.Linear(6, CLASSES),
+    )
 
 
 class Block(nn.Module):
@@ -91,7 +83,7 @@ _BUILT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (_mlp, _VECTOR),
     "cnn": (_cnn, _IMAGE),
     "transformer": (_transformer, _SEQUENCE),
-    "twice": (Twice, _VECTOR),
+    "twice": (twice, _VECTOR),
     "grouped": (_grouped, _IMAGE),
     "transposed": (_transposed, _IMAGE),
     "sequences": (_sequences, _SEQUENCE),

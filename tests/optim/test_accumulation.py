@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from model_cases import Net
 from optim.cases import METHODS, Batch, assert_close, assert_same, backward, batches, network, train, weights
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -167,18 +168,16 @@ def test_several_forward_passes_before_one_backward_pass(method):
 def test_a_rate_of_some_samples_of_a_module_called_with_different_rows():
     """Where a call has several rows a sample all samples are kept."""
 
-    class Rows(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.same = nn.Linear(6, 6)
-
-        def forward(self, x):  # [n, 4, 6]
-            return self.same(self.same(x.reshape(-1, 6)).tanh().reshape(x.shape).mean(1))
+    def rows() -> Net:
+        return Net(
+            lambda net, x: net.same(net.same(x.reshape(-1, 6)).tanh().reshape(x.shape).mean(1)),
+            same=nn.Linear(6, 6),
+        )
 
     [(x, y)] = batches("sequences")
     torch.manual_seed(0)
-    model = Rows().double()
-    other = Rows().double()
+    model = rows().double()
+    other = rows().double()
     other.load_state_dict(model.state_dict())
     some, every = LNGD(model, rate_samples=3), LNGD(other)
     assert_close(train(model, some, [(x, y)]), train(other, every, [(x, y)]))

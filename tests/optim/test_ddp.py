@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from model_cases import Net
 from optim.cases import METHODS, assert_close, batches, network, weights
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -113,15 +114,14 @@ def everything(own: slice, wrap) -> dict:
     return found | {"accumulated": accumulated(own, wrap), "resumed": resumed(own, wrap)}
 
 
-class Branches(nn.Module):
+def branches(branch: int) -> Net:
     """One of two layers, another in each process."""
-
-    def __init__(self, branch: int) -> None:
-        super().__init__()
-        self.first, self.second, self.branch = nn.Linear(6, 3), nn.Linear(6, 3), branch
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.first if self.branch == 0 else self.second)(x)
+    return Net(
+        lambda net, x: (net.first if net.branch == 0 else net.second)(x),
+        first=nn.Linear(6, 3),
+        second=nn.Linear(6, 3),
+        branch=branch,
+    )
 
 
 def unlike(rank: int) -> list[str]:
@@ -130,7 +130,7 @@ def unlike(rank: int) -> list[str]:
     for method in ("lngd", "kfac", "ekfac"):  # the last two wait for the other process during the passes
         for steps in (0, 1):  # of both processes alike, before
             torch.manual_seed(0)
-            model = Branches(0).double()
+            model = branches(0).double()
             module = DistributedDataParallel(model, find_unused_parameters=True)
             optimizer = METHODS[method](module)
             x, y = batches("mlp")[0]

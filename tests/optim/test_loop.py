@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from model_cases import Mean, Net
 from optim.cases import (
     METHODS,
     NETWORKS,
     Block,
-    Mean,
     assert_close,
     assert_same,
     backward,
@@ -246,17 +246,12 @@ def test_a_batch_without_samples(method):
 
 
 def test_a_layer_whose_output_is_thrown_away():
-    class Wasteful(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.used, self.wasted = nn.Linear(6, 3), nn.Linear(6, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.wasted(x)
-            return self.used(x)
+    def wasteful(net: Net, x: Tensor) -> Tensor:
+        net.wasted(x)
+        return net.used(x)
 
     for make in METHODS.values():
-        model = Wasteful().double()
+        model = Net(wasteful, used=nn.Linear(6, 3), wasted=nn.Linear(6, 3)).double()
         before = weights(model.wasted)
         train(model, make(model), batches("mlp", 2))
         assert_same(weights(model.wasted), before)
@@ -347,13 +342,8 @@ def test_gradients_cleared_between_the_forward_and_the_backward_pass(method, cle
     assert_same(weights(model), train(usual, METHODS[method](usual, **DUE), data))
 
 
-class Checkpointed(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self.inner, x, use_reentrant=False)
+def checkpointed(inner: nn.Module) -> Net:
+    return Net(lambda net, x: checkpoint(net.inner, x, use_reentrant=False), inner=inner)
 
 
 def nested(name: str, wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -381,7 +371,7 @@ def nested(name: str, wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
 def test_activation_checkpointing(method, name):
     """The second forward pass adds nothing."""
     data = batches("mlp" if name == "layers" else "transformer", 3)
-    model, usual = nested(name, Checkpointed), nested(name, lambda module: module)
+    model, usual = nested(name, checkpointed), nested(name, lambda module: module)
     found = train(model, METHODS[method](model, **DUE), data)
     expected = train(usual, METHODS[method](usual, **DUE), data)
     assert_same({key.replace("inner.", ""): value for key, value in found.items()}, expected)
@@ -392,15 +382,8 @@ def test_dropout_of_attention_stays():
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(4, 2, dropout=0.9, batch_first=True)
 
-    class Attending(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention = attention
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.attention(x, x, x)[0]
-
-    model, x = Attending().double(), torch.randn(3, 5, 4, dtype=torch.float64)
+    model = Net(lambda net, x: net.attention(x, x, x)[0], attention=attention).double()
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
     optimizer = LNGD(model)
     first, second = model(x), model(x)
     assert not torch.allclose(first, second)

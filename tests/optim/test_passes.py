@@ -1,12 +1,14 @@
 """Which passes count: those through which gradients of parameters arrive, whoever is called."""
 
+import copy
 import gc
 import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
-from optim.cases import METHODS, Mean, assert_close, assert_same, batches, network, train, weights
+from model_cases import Mean, Net
+from optim.cases import METHODS, assert_close, assert_same, batches, network, train, weights
 from optim.identity import EXACT, assert_identity, assert_identity_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -191,41 +193,39 @@ class Holder(nn.Module):
         return self.net[self.cut :](self.net[: self.cut](x))
 
 
-class Pair(nn.Module):
+def never_called(net: nn.Module, *inputs: Tensor) -> Tensor:
+    raise NotImplementedError
+
+
+def pair() -> Net:
     """An encoder and a decoder, called one after the other, an activation between them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.encoder = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
-        self.decoder = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
-        self.double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.decoder(torch.tanh(self.encoder(x)))
+    torch.manual_seed(0)
+    return Net(
+        never_called,
+        encoder=nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)),
+        decoder=nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)),
+    ).double()
 
 
-class Steps(nn.Module):
+def cell_and_head() -> Net:
     """A cell that a loop outside calls for every step, as recurrent code does."""
+    torch.manual_seed(0)
+    cell = nn.Sequential(nn.Linear(12, 6), nn.Tanh())
+    return Net(never_called, cell=cell, head=nn.Linear(6, 3)).double()
 
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.cell, self.head = nn.Sequential(nn.Linear(12, 6), nn.Tanh()), nn.Linear(6, 3)
-        self.double()
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.zeros_like(x[:, 0])
-        for t in range(x.shape[1]):
-            h = self.cell(torch.cat([x[:, t], h], 1))
-        return self.head(h)
+def step_by_step(net: nn.Module, x: Tensor) -> Tensor:
+    h = torch.zeros_like(x[:, 0])
+    for t in range(x.shape[1]):
+        h = net.cell(torch.cat([x[:, t], h], 1))
+    return net.head(h)
 
 
 CALLED: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Tensor], str]] = {
     "self.net(x)": (lambda: Holder("mlp"), lambda m, x: m.net(x), "mlp"),
     "one layer after the other": (lambda: Holder("mlp"), lambda m, x: _each(m.net, x), "mlp"),
-    "encoder, then decoder": (Pair, lambda m, x: Pair.forward(m, x), "mlp"),
-    "a loop over a cell": (Steps, lambda m, x: Steps.forward(m, x), "sequences"),
+    "encoder, then decoder": (pair, lambda m, x: m.decoder(torch.tanh(m.encoder(x))), "mlp"),
+    "a loop over a cell": (cell_and_head, step_by_step, "sequences"),
 }
 
 
@@ -235,23 +235,12 @@ def _each(net: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
-class Whole(nn.Module):
-    """The same function with one call of the root."""
-
-    def __init__(self, inner: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.inner, self.call = inner, call
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.call(self.inner, x)
-
-
 @pytest.mark.parametrize("case", CALLED)
 @pytest.mark.parametrize("method", METHODS)
 def test_whoever_is_called(method, case):
     """The steps are those of a call of the whole model: one pass, of the same samples, with its outputs."""
     make, call, data = CALLED[case]
-    model, usual = make(), Whole(make(), call)
+    model, usual = make(), Net(lambda net, x: call(net.inner, x), inner=make())
     optimizer, reference = METHODS[method](model), METHODS[method](usual)
     for x, y in batches(data, 3):
         for one, output in ((optimizer, lambda x=x: call(model, x)), (reference, lambda x=x: usual(x))):
@@ -279,7 +268,7 @@ def test_labels_are_not_drawn_from_the_middle_of_a_network():
             seen.setdefault("shapes", []).append(tuple(outputs.shape))
             return super().draw(outputs, draws, generator)
 
-    model = Pair()
+    model = pair()
     optimizer = KFAC(model, likelihood=Drawing())
     [(x, y)] = batches("mlp")
     cross_entropy(model.decoder(torch.tanh(model.encoder(x))), y).backward()
@@ -289,7 +278,7 @@ def test_labels_are_not_drawn_from_the_middle_of_a_network():
 
 def test_modules_called_with_other_numbers_of_samples_are_refused():
     """One after the other, the second with rows of several samples."""
-    model = Pair()
+    model = pair()
     optimizer = LNGD(model)
     x, y = torch.randn(4, 2, 6, dtype=torch.float64), torch.arange(8) % 3
     with pytest.raises(InputError, match=r"with 4 and 8 samples.*call them inside one module's forward"):
@@ -428,6 +417,9 @@ def two_calls(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return one_call(model, x, y) + cross_entropy(model(x[:3]), y[:3])
 
 
+NO_PARTS = "not made of what came back to its output|not part of the pass that the gradient came through"
+
+
 @pytest.mark.parametrize("loss", [penalty, of_inputs, one_call, two_calls])
 @pytest.mark.parametrize("since", ["the start", "some steps", "a loaded state"])
 def test_a_gradient_that_is_not_made_of_the_samples_parts_is_refused_in_every_step(since, loss):
@@ -446,9 +438,8 @@ def test_a_gradient_that_is_not_made_of_the_samples_parts_is_refused_in_every_st
         loss(model, *batches("mlp")[0]).backward()
         optimizer.step()
 
-    said = "not made of what came back to its output|not part of the pass that the gradient came through"
     for _ in range(2):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=NO_PARTS):
             step()
         assert_same(weights(model), before)
 
@@ -463,8 +454,7 @@ def test_statistics_of_a_loss_with_derivatives_are_refused(loss, make):
         loss(model, *batches("mlp")[0]).backward()
         optimizer.step()
 
-    said = "not made of what came back to its output|not part of the pass that the gradient came through"
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=NO_PARTS):
         step()
 
 
@@ -477,11 +467,10 @@ def test_statistics_of_such_a_loss_are_refused_wherever_they_are_due(loss, make)
     train(model, optimizer, batches("mlp", 10))
     other = make(model)
     other.load_state_dict(optimizer.state_dict())
-    said = "not made of what came back to its output|not part of the pass that the gradient came through"
     for one in (optimizer, other):
         one.zero_grad()
         loss(model, *batches("mlp")[0]).backward()
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=NO_PARTS):
             one.step()
 
 
@@ -524,44 +513,37 @@ def test_a_gradient_kept_from_the_step_before_is_refused():
 # --- no optimizer without statistics -----------------------------------------------------------------------
 
 
-class Direct(nn.Module):
+def direct() -> Net:
     """Uses the weight of a layer without calling it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(x @ self.layer.weight.T + self.layer.bias))
+    return Net(
+        lambda net, x: net.last(torch.tanh(x @ net.layer.weight.T + net.layer.bias)),
+        layer=nn.Linear(6, 5),
+        last=nn.Linear(5, 3),
+    )
 
 
-class Reentrant(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.inner, self.last = nn.Linear(6, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+def reentrant() -> Net:
+    return Net(
+        lambda net, x: net.last(checkpoint(net.inner, net.first(x), use_reentrant=True).tanh()),
+        first=nn.Linear(6, 6),
+        inner=nn.Linear(6, 5),
+        last=nn.Linear(5, 3),
+    )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(checkpoint(self.inner, self.first(x), use_reentrant=True).tanh())
 
-
-class Bare(nn.Module):
+def bare() -> Net:
     """An attention module that is called by itself."""
+    return Net(never_called, attention=nn.MultiheadAttention(6, 2, batch_first=True), last=nn.Linear(6, 3))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention, self.last = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def encode(self, x: Tensor) -> Tensor:
-        return self.last(self.attention(x, x, x)[0].mean(1))
+def encode(net: nn.Module, x: Tensor) -> Tensor:
+    return net.last(net.attention(x, x, x)[0].mean(1))
 
 
 UNSEEN = {
-    "its weight is used outside the module": (Direct, lambda m, x: m(x), "mlp"),
-    "use_reentrant=False": (Reentrant, lambda m, x: m(x), "mlp"),
-    "its attention module was called by itself": (Bare, lambda m, x: m.encode(x), "transformer"),
+    "its weight is used outside the module": (direct, lambda m, x: m(x), "mlp"),
+    "use_reentrant=False": (reentrant, lambda m, x: m(x), "mlp"),
+    "its attention module was called by itself": (bare, encode, "transformer"),
 }
 
 
@@ -609,25 +591,14 @@ def test_a_layer_that_thaws_is_named_once():
         train(model, optimizer, data[2:])
 
 
-class Trunk(nn.Module):
-    """Dropout and batch norm: evaluation mode is another function, with its own passes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
-        )
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_passes_of_both_modes_take_turns(method):
-    """A validation pass with gradients between steps changes nothing."""
-    torch.manual_seed(0)
-    model, usual = Trunk().double(), Trunk().double()
-    usual.load_state_dict(model.state_dict())
-    optimizer, reference = METHODS[method](model.net), METHODS[method](usual.net)
+    """A validation pass with gradients between steps changes nothing, though it is another function."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+    usual = copy.deepcopy(model.double())
+    optimizer, reference = METHODS[method](model), METHODS[method](usual)
     for step, (x, y) in enumerate(batches("mlp", 3)):
-        for net, one, look in ((model.net, optimizer, True), (usual.net, reference, False)):
+        for net, one, look in ((model, optimizer, True), (usual, reference, False)):
             torch.manual_seed(step)
             one.zero_grad()
             cross_entropy(net(x), y).backward()
@@ -642,10 +613,10 @@ def test_passes_of_both_modes_take_turns(method):
 
 def test_a_mean_over_positions_is_no_second_count():
     """A layer called for every position of a loop has N samples, not N a call."""
-    model = Steps()
+    model = cell_and_head()
     [(x, y)] = batches("sequences")
     optimizer = LNGD(model, **EXACT, source="empirical")
-    assert_identity(model, optimizer, x, y, call=lambda inputs: Steps.forward(model, inputs))
+    assert_identity(model, optimizer, x, y, call=lambda inputs: step_by_step(model, inputs))
     assert isinstance(Mean()(x), Tensor)
 
 
@@ -726,32 +697,31 @@ def test_statistics_of_a_layer_that_some_of_the_samples_go_through():
     torch.testing.assert_close(average, (V @ V.mT).mean(0))
 
 
-class Actor(nn.Module):
-    """Two functions of the same samples, each through the trunk."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.trunk = nn.Sequential(nn.Linear(6, 5), nn.Tanh())
-        self.policy_head, self.value_head = nn.Linear(5, 3), nn.Linear(5, 3)
-        self.double()
-
-    def policy(self, x: Tensor) -> Tensor:
-        return self.policy_head(self.trunk(x))
-
-    def value(self, x: Tensor) -> Tensor:
-        return self.value_head(self.trunk(x))
-
-    def heads(self, x: Tensor) -> Tensor:
-        z = self.trunk(x)
-        return self.policy_head(z) + self.value_head(z)
+def actor() -> Net:
+    """Two heads of the same samples behind one trunk."""
+    torch.manual_seed(0)
+    return Net(
+        never_called,
+        trunk=nn.Sequential(nn.Linear(6, 5), nn.Tanh()),
+        policy_head=nn.Linear(5, 3),
+        value_head=nn.Linear(5, 3),
+    ).double()
 
 
-@pytest.mark.parametrize("call", [lambda m, x: m.policy(x) + m.value(x), lambda m, x: m.heads(x)])
+def two_encodings(net: nn.Module, x: Tensor) -> Tensor:
+    return net.policy_head(net.trunk(x)) + net.value_head(net.trunk(x))
+
+
+def one_encoding(net: nn.Module, x: Tensor) -> Tensor:
+    z = net.trunk(x)
+    return net.policy_head(z) + net.value_head(z)
+
+
+@pytest.mark.parametrize("call", [two_encodings, one_encoding])
 @pytest.mark.parametrize("method", ["lngd", "ngplus", "kfac-empirical"])
 def test_two_heads_of_the_same_samples(method, call):
     """Called by hand, on one tensor or on one encoding: N samples, not twice as many."""
-    model = Actor()
+    model = actor()
     [(x, y)] = batches("mlp")
     optimizer = METHODS[method](model, **EXACT)
     assert_identity(model, optimizer, x, y, call=lambda inputs: call(model, inputs))
@@ -759,24 +729,17 @@ def test_two_heads_of_the_same_samples(method, call):
 
 def test_statistics_of_a_head_that_is_called_twice_by_hand():
     """Those of one call of the whole."""
-    model, usual = Actor(), Actor()
+    model, usual = actor(), actor()
     optimizer = LNGD(model, rate="fixed", exclude=["value_head"])
 
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = usual
+    def twice(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = net.trunk(x)
+        return net.policy_head(z), net.policy_head(z.relu())
 
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            z = self.inner.trunk(x)
-            return self.inner.policy_head(z), self.inner.policy_head(z.relu())
-
-    whole = Both()
+    whole = Net(lambda net, x: twice(net.inner, x), inner=usual)
     reference = LNGD(whole, rate="fixed", exclude=["inner.value_head"])
     [(x, y)] = batches("mlp")
-    z = model.trunk(x)
-    by_hand = model.policy_head(z), model.policy_head(z.relu())
-    for outputs in (by_hand, whole(x)):
+    for outputs in (twice(model, x), whole(x)):
         sum(cross_entropy(output, y) for output in outputs).backward()
     optimizer.step()
     reference.step()
@@ -787,11 +750,11 @@ def test_statistics_of_a_head_that_is_called_twice_by_hand():
 
 
 def test_labels_of_two_heads_called_by_hand_are_refused():
-    model = Actor()
+    model = actor()
     optimizer = KFAC(model)
     [(x, y)] = batches("mlp")
     with pytest.raises(InputError, match=r"labels can be drawn at one output only; use source='empirical'"):
-        cross_entropy(model.heads(x), y).backward()
+        cross_entropy(one_encoding(model, x), y).backward()
     assert optimizer.param_groups
 
 
@@ -847,7 +810,7 @@ def test_the_same_samples_in_two_backward_passes_are_refused():
     "call", [lambda m, z: m.policy_head(z.roll(1, 0)), lambda m, z: m.policy_head(z.flip(0))]
 )
 def test_rows_in_another_order_between_modules_called_by_hand_are_refused(call):
-    model = Actor()
+    model = actor()
     optimizer = LNGD(model)
     [(x, y)] = batches("mlp")
     with pytest.raises(InputError, match="the rows are in another order or along another dimension"):
@@ -857,7 +820,7 @@ def test_rows_in_another_order_between_modules_called_by_hand_are_refused(call):
 
 def test_positions_first_between_modules_called_by_hand_are_refused():
     """As many positions as samples."""
-    model = Actor()
+    model = actor()
     optimizer = LNGD(model)
     x, y = torch.randn(4, 4, 6, dtype=torch.float64), torch.arange(4) % 3
     with pytest.raises(InputError, match="the rows are in another order or along another dimension"):

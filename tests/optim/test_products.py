@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from model_cases import Net
 from optim.cases import METHODS, NETWORKS, assert_close, backward, batches, network, weights
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -137,16 +138,12 @@ def test_parts_of_a_matrix_are_shaped_as_the_parameters(module):
 def test_attention(options, batch_first):
     """Whichever dimension counts samples, projections have the products of explicit gradients."""
 
-    class Attending(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention = nn.MultiheadAttention(4, 2, batch_first=batch_first, **options)
-
-        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self.attention(q, k, v, need_weights=False)[0].mean(1 if batch_first else 0)
-
     torch.manual_seed(0)
-    model, n = Attending().double(), 5
+    n, positions = 5, 1 if batch_first else 0
+    model = Net(
+        lambda net, q, k, v: net.attention(q, k, v, need_weights=False)[0].mean(positions),
+        attention=nn.MultiheadAttention(4, 2, batch_first=batch_first, **options),
+    ).double()
     shapes = [(3, 4), (6, options.get("kdim", 4)), (6, options.get("vdim", 4))]
     data = [torch.randn(n, *shape, dtype=torch.float64) for shape in shapes]
     y = torch.arange(n) % 4
@@ -174,16 +171,9 @@ def test_attention(options, batch_first):
 
 @pytest.mark.parametrize(("n", "t"), [(6, 4), (5, 5)])
 def test_samples_in_the_second_dimension(n, t):
-    class Positions(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layers(x).mean(0)
-
     torch.manual_seed(0)
-    model = Positions().double()
+    layers = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    model = Net(lambda net, x: net.layers(x).mean(0), layers=layers).double()
     x, y = torch.randn(t, n, 4, dtype=torch.float64), torch.arange(n) % 3
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 

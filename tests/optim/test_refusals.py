@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.distributed as dist
+from model_cases import Net
 from optim.cases import METHODS, assert_same, backward, batches, network, train, weights
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -94,18 +95,6 @@ def test_a_rate_of_zero_is_fine_in_a_schedule():
 # --- models ---------------------------------------------------------------------------------------------
 
 
-class Complex(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.turn, self.last = nn.Parameter(torch.ones(3, dtype=torch.complex64)), nn.Linear(3, 2)
-
-
-class Sparse(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.mask, self.last = nn.Parameter(torch.eye(3).to_sparse()), nn.Linear(3, 2)
-
-
 @pytest.mark.parametrize(
     "what",
     [lambda m: m.parameters(), lambda m: list(m.parameters()), lambda m: m.state_dict(), lambda m: None],
@@ -116,9 +105,13 @@ def test_anything_but_a_model(make, what):
         make(what(network("mlp")))
 
 
+def holding(**other: nn.Parameter) -> Net:
+    return Net(lambda net, x: net.last(x), **other, last=nn.Linear(3, 2))
+
+
 MODELS = {
-    "parameter 'turn' is complex": Complex,
-    "parameter 'mask' is sparse": Sparse,
+    "parameter 'turn' is complex": lambda: holding(turn=nn.Parameter(torch.ones(3, dtype=torch.complex64))),
+    "parameter 'mask' is sparse": lambda: holding(mask=nn.Parameter(torch.eye(3).to_sparse())),
     "embedding '0' has sparse gradients; set sparse=False": lambda: nn.Sequential(
         nn.Embedding(4, 3, sparse=True), nn.Linear(3, 2)
     ),
@@ -244,24 +237,16 @@ def test_inputs_that_are_not_finite(method):
     refused(model, optimizer, lambda: backward(model, (x * float("nan"), y)), "not finite", NumericalError)
 
 
-class Detour(nn.Module):
-    """A second layer, called without gradients inside a pass with gradients."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.main, self.side = nn.Linear(6, 3), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            weight = self.side(x).sigmoid()
-        return self.main(x) * weight
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_layer_called_without_gradients_takes_no_part(method):
     """As a teacher or a target network inside the model does; the rest is as if it were no layer."""
-    torch.manual_seed(0)
-    model, usual = Detour().double(), Detour().double()
+
+    def detour(net: Net, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            weight = net.side(x).sigmoid()
+        return net.main(x) * weight
+
+    model, usual = (Net(detour, main=nn.Linear(6, 3), side=nn.Linear(6, 3)).double() for _ in range(2))
     usual.load_state_dict(model.state_dict())
     data = batches("mlp", 3)
     side = weights(model.side)
@@ -270,21 +255,11 @@ def test_a_layer_called_without_gradients_takes_no_part(method):
     assert_same(weights(model.side), side)
 
 
-class Outside(nn.Module):
-    """Uses a weight outside its module too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) + x[:, :3] * self.layer.weight.sum()
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_weight_used_outside_its_module(method):
     """No method's statistics would be of the whole weight."""
-    model, [batch] = Outside().double(), batches("mlp")
+    [batch], layer = batches("mlp"), nn.Linear(6, 3)
+    model = Net(lambda net, x: net.layer(x) + x[:, :3] * net.layer.weight.sum(), layer=layer).double()
     optimizer = METHODS[method](model)
     message = "layer 'layer': its module's calls do not give the gradient of its parameters"
     refused(model, optimizer, lambda: backward(model, batch), message)
@@ -299,15 +274,7 @@ def test_a_gradient_from_before():
 
 
 def test_a_model_without_tensors_to_count():
-    class Constant(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(2, 2)
-
-        def forward(self, number: float) -> Tensor:
-            return self.layer(torch.full((1, 2), number))
-
-    model = Constant()
+    model = Net(lambda net, number: net.layer(torch.full((1, 2), number)), layer=nn.Linear(2, 2))
     optimizer = LNGD(model)
     with pytest.raises(InputError, match="without a tensor whose first dimension could count samples"):
         model(1.0).sum().backward()
@@ -315,15 +282,7 @@ def test_a_model_without_tensors_to_count():
 
 
 def test_the_wrong_dimension_for_samples():
-    class Flat(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(6, 3)
-
-        def forward(self, x: Tensor) -> Tensor:  # [t, n, 6]
-            return self.layer(x.flatten(0, 1)[:-1])
-
-    model = Flat()
+    model = Net(lambda net, x: net.layer(x.flatten(0, 1)[:-1]), layer=nn.Linear(6, 3))
     optimizer = LNGD(model, batch_dim=1)
     with pytest.raises(InputError, match=r"no dimension of its outputs counts samples: 3 and 4 .*exclude="):
         model(torch.randn(5, 4, 6))
@@ -331,20 +290,11 @@ def test_the_wrong_dimension_for_samples():
 
 
 def test_labels_are_drawn_from_one_tensor():
-    class Pair(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(6, 3)
-
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return self.layer(x), x
-
-    model = Pair()
+    model, empirical = (Net(lambda net, x: (net.layer(x), x), layer=nn.Linear(6, 3)) for _ in range(2))
     optimizer = KFAC(model)
     with pytest.raises(InputError, match="must be one tensor; use source='empirical'"):
         model(torch.randn(2, 6))
     assert optimizer.param_groups
-    empirical = Pair()
     other = KFAC(empirical, source="empirical")
     cross_entropy(empirical(torch.randn(2, 6))[0], torch.tensor([0, 1])).backward()
     other.step()

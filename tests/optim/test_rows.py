@@ -1,8 +1,11 @@
 """Which rows of a layer are samples: found in the first step, declared, or refused."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from optim.cases import METHODS, Mean, assert_close, assert_same, batches, train, weights
+from model_cases import Mean, Net
+from optim.cases import METHODS, assert_close, assert_same, batches, train, weights
 from optim.identity import EXACT, assert_identity
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -14,50 +17,31 @@ from fisherlab.optim import KFAC, LNGD, NGPlus
 SIZE, CLASSES = 6, 3
 
 
-class SequenceFirst(nn.Module):
-    """Turns [n, t, d] to [t, n, d], runs what is inside, and takes the mean over t."""
-
-    def __init__(self, *inside: nn.Module) -> None:
-        super().__init__()
-        self.inside, self.last = nn.Sequential(*inside), nn.Linear(SIZE, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.inside(x.transpose(0, 1)).mean(0))
+def square() -> nn.Linear:
+    return nn.Linear(SIZE, SIZE)
 
 
-class Recurrence(nn.Module):
+def recurrence() -> Net:
     """A hand-written recurrence over [t, n, d]: every step sees [n, d]."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.state, self.last = (nn.Linear(SIZE, SIZE) for _ in range(3))
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(net: Net, x: Tensor) -> Tensor:
         h = torch.zeros_like(x[0])
-        for inputs in self.inner(x):
-            h = torch.tanh(inputs + self.state(h))
-        return self.last(h.expand_as(x)) + x
+        for inputs in net.inner(x):
+            h = torch.tanh(inputs + net.state(h))
+        return net.last(h.expand_as(x)) + x
+
+    return Net(forward, inner=square(), state=square(), last=square())
 
 
-class Half(nn.Module):
+def half() -> Net:
     """The weight frozen: the block is of the bias alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(SIZE, SIZE)
-        self.layer.weight.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x).tanh() * x
+    layer = square()
+    layer.weight.requires_grad_(False)
+    return Net(lambda net, x: net.layer(x).tanh() * x, layer=layer)
 
 
-class Attention(nn.Module):
-    def __init__(self, **options) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(SIZE, 2, **options)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x, x, x)[0]
+def attention() -> Net:
+    return Net(lambda net, x: net.attention(x, x, x)[0], attention=nn.MultiheadAttention(SIZE, 2))
 
 
 def encoder(**options) -> nn.Module:
@@ -65,12 +49,12 @@ def encoder(**options) -> nn.Module:
 
 
 INSIDE = {
-    "linear layers": lambda: (nn.Linear(SIZE, SIZE), nn.Tanh(), nn.Linear(SIZE, SIZE)),
+    "linear layers": lambda: (square(), nn.Tanh(), square()),
     "an encoder layer": lambda: (encoder(),),
     "an encoder layer, norm first": lambda: (encoder(norm_first=True),),
-    "attention": lambda: (Attention(),),
-    "a recurrence": lambda: (Recurrence(),),
-    "a bias alone": lambda: (Half(), nn.Linear(SIZE, SIZE)),
+    "attention": lambda: (attention(),),
+    "a recurrence": lambda: (recurrence(),),
+    "a bias alone": lambda: (half(), square()),
 }
 
 
@@ -80,9 +64,14 @@ def sequences(samples: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor]
     return x, torch.randint(CLASSES, (samples,), generator=generator)
 
 
-def sequence_first(inside: str) -> nn.Module:
+def sequence_first(inside: str) -> Net:
+    """Turns [n, t, d] to [t, n, d], runs what is inside, and takes the mean over t."""
     torch.manual_seed(0)
-    return SequenceFirst(*INSIDE[inside]()).double()
+    return Net(
+        lambda net, x: net.last(net.inside(x.transpose(0, 1)).mean(0)),
+        inside=nn.Sequential(*INSIDE[inside]()),
+        last=nn.Linear(SIZE, CLASSES),
+    ).double()
 
 
 @pytest.mark.parametrize("length", [4, 8, 2, 3, 1])
@@ -103,19 +92,8 @@ def test_sequence_first_code_with_every_method(make):
 @pytest.mark.parametrize("inside", ["linear layers", "a recurrence"])
 def test_sequence_first_code_trains_as_samples_first_code(inside, method):
     """To the last digits: the same function, turned back and forth, in some steps."""
-
-    class Turned(nn.Module):
-        def __init__(self, module: nn.Module) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.module(x.transpose(0, 1)).transpose(0, 1)
-
     model = sequence_first("linear layers")
-    usual = nn.Sequential(
-        nn.Linear(SIZE, SIZE), nn.Tanh(), nn.Linear(SIZE, SIZE), Mean(), nn.Linear(SIZE, CLASSES)
-    )
+    usual = nn.Sequential(square(), nn.Tanh(), square(), Mean(), nn.Linear(SIZE, CLASSES))
     for p, q in zip(usual.double().parameters(), model.parameters(), strict=True):
         p.data.copy_(q.data)
     data = [sequences(4, 8, seed) for seed in range(3)]
@@ -124,45 +102,38 @@ def test_sequence_first_code_trains_as_samples_first_code(inside, method):
     assert_close(dict(enumerate(found.values())), dict(enumerate(expected.values())), 1e-9)
 
 
-class Flattened(nn.Module):
-    """Rows of all samples at one time, time after time: no dimension counts samples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.last = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = self.layer(x.transpose(0, 1).reshape(-1, SIZE)).tanh()
-        return self.last(rows.view(x.shape[1], x.shape[0], SIZE).mean(0))
-
-
-class Queries(Flattened):
-    """A learned table that is the same for all samples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.queries = nn.Parameter(torch.randn(4, SIZE))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last((x * self.layer(self.queries).mean(0)).mean(1))
-
-
-class Ragged(Flattened):
-    """An expert that sees some rows of some samples."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, SIZE)
-        chosen = rows[:, 0] > 0
-        out = torch.zeros_like(rows)
-        out[chosen] = self.layer(rows[chosen]).tanh()
-        return self.last(out.view_as(x).mean(1))
-
-
-@pytest.mark.parametrize("make", [Flattened, Queries, Ragged])
-@pytest.mark.parametrize("method", ["lngd", "kfac", "ngplus"])
-def test_rows_that_are_no_samples_are_refused(method, make):
+def layer_and_last(forward: Callable[..., object]) -> Net:
+    """Two layers from one random state, to be used in some way of its own."""
     torch.manual_seed(0)
-    model = make().double()
+    return Net(forward, layer=square(), last=nn.Linear(SIZE, CLASSES)).double()
+
+
+def flattened(net: Net, x: Tensor) -> Tensor:
+    """Rows of all samples at one time, time after time: no dimension counts samples."""
+    rows = net.layer(x.transpose(0, 1).reshape(-1, SIZE)).tanh()
+    return net.last(rows.view(x.shape[1], x.shape[0], SIZE).mean(0))
+
+
+def queries(net: Net, x: Tensor) -> Tensor:
+    """A learned table that is the same for all samples."""
+    return net.last((x * net.layer(net.queries).mean(0)).mean(1))
+
+
+def ragged(net: Net, x: Tensor) -> Tensor:
+    """An expert that sees some rows of some samples."""
+    rows = x.reshape(-1, SIZE)
+    chosen = rows[:, 0] > 0
+    out = torch.zeros_like(rows)
+    out[chosen] = net.layer(rows[chosen]).tanh()
+    return net.last(out.view_as(x).mean(1))
+
+
+@pytest.mark.parametrize("forward", [flattened, queries, ragged])
+@pytest.mark.parametrize("method", ["lngd", "kfac", "ngplus"])
+def test_rows_that_are_no_samples_are_refused(method, forward):
+    model = layer_and_last(forward)
+    if forward is queries:
+        model.queries = nn.Parameter(torch.randn(4, SIZE, dtype=torch.float64))
     optimizer, before = METHODS[method](model), weights(model)
     x, y = sequences(4, 4)
     with pytest.raises(InputError, match=r"layer 'layer': .*exclude=\('layer',\)"):
@@ -176,19 +147,13 @@ def test_rows_that_are_no_samples_are_refused(method, make):
 def test_rows_that_the_user_declares_are_taken_as_they_are():
     """By layer; the model's own dimension stands under the empty name."""
 
-    class Told(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer, self.last = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, CLASSES)
+    def for_four(net: Net, x: Tensor) -> Tensor:
+        if x.shape[0] != 4:
+            raise ValueError("only for four")
+        return net.last(net.layer(x.transpose(0, 1)).tanh().mean(0))
 
-        def forward(self, x: Tensor) -> Tensor:
-            if x.shape[0] != 4:
-                raise ValueError("only for four")
-            return self.last(self.layer(x.transpose(0, 1)).tanh().mean(0))
-
-    torch.manual_seed(0)
     x, y = sequences(4, 8)
-    model = Told().double()
+    model = layer_and_last(for_four)
     untold = LNGD(model, **EXACT)
     with pytest.raises(InputError, match=r"the model raises ValueError: only for four; batch_dim="):
         model(x)
@@ -207,7 +172,8 @@ def test_rows_that_the_user_declares_are_taken_as_they_are():
 
 
 def test_a_model_of_sequences_first_is_declared():
-    model = nn.Sequential(nn.Linear(SIZE, SIZE), nn.Tanh(), Turning(), nn.Linear(SIZE, CLASSES)).double()
+    turning = Net(lambda net, x: x.mean(0))  # [t, n, d] to [n, d]
+    model = nn.Sequential(square(), nn.Tanh(), turning, nn.Linear(SIZE, CLASSES)).double()
     x, y = sequences(4, 5)
     optimizer = LNGD(model, **EXACT, batch_dim=1)
     optimizer.zero_grad()
@@ -216,43 +182,29 @@ def test_a_model_of_sequences_first_is_declared():
     assert optimizer.rates()["rate"].gt(0).all()
 
 
-class Turning(nn.Module):
-    """[t, n, d] to [n, d]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(0)
-
-
 @pytest.mark.parametrize("wrong", [-1, 0.5, True, "1", {"0": -1}, {"nowhere": 1}, {0: 1}, None])
 def test_a_batch_dim_that_is_none(wrong):
     with pytest.raises(InputError, match=r"batch_dim|unknown layer"):
         LNGD(nn.Linear(3, 2), batch_dim=wrong)
 
 
-class Normed(nn.Module):
+def normed() -> Net:
     """Batch norm mixes the samples of a batch in training; a loss of pairs mixes them too."""
+    return Net(
+        lambda net, x: net.last(net.norm(net.first(x)).relu()),
+        first=nn.Linear(SIZE, 8),
+        norm=nn.BatchNorm1d(8),
+        last=nn.Linear(8, CLASSES),
+    )
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm, self.last = nn.Linear(SIZE, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.norm(self.first(x)).relu())
-
-
-class Scalar(nn.Module):
+def scalar() -> Net:
     """Gives the loss itself, and runs its layers over [t, n, d]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = sequence_first("an encoder layer")
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return cross_entropy(self.net(x), y)
+    return Net(lambda net, x, y: cross_entropy(net.net(x), y), net=sequence_first("an encoder layer"))
 
 
 def test_a_model_that_gives_its_loss():
-    model = Scalar()
+    model = scalar()
     x, y = sequences(4, 4)
     optimizer = LNGD(model, **EXACT)
 
@@ -266,7 +218,7 @@ def test_a_model_that_gives_its_loss():
 def test_what_the_look_leaves_behind():
     """Buffers, modes, random state and gradients are as after a plain pass."""
     torch.manual_seed(0)
-    model, usual = Normed(), Normed()
+    model, usual = normed(), normed()
     usual.load_state_dict(model.state_dict())
     x = torch.randn(5, SIZE)
     optimizer = LNGD(model)
@@ -284,7 +236,7 @@ def test_what_the_look_leaves_behind():
 
 
 def test_a_look_costs_a_few_samples_in_the_first_step_only():
-    model, rows = Normed().double(), []
+    model, rows = normed().double(), []
     model.first.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     train(model, LNGD(model), batches("mlp", 3, 32))
     assert rows == [8, 8, 32, 32, 32]
@@ -302,22 +254,21 @@ def test_small_first_batches(samples):
 # --- which argument counts samples ----------------------------------------------------------------------
 
 
-class Conditioned(nn.Module):
+def first_and_last(forward: Callable[..., object], **kept: object) -> Net:
+    """Two layers from one random state, to be used in some way of its own."""
+    torch.manual_seed(0)
+    return Net(forward, first=nn.Linear(SIZE, 5), last=nn.Linear(5, CLASSES), **kept)
+
+
+def conditioned(net: Net, other: Tensor, x: Tensor) -> Tensor:
     """Takes something else before its samples: a time, a condition, a mask."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(SIZE, 5), nn.Linear(5, CLASSES)
-
-    def forward(self, other: Tensor, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.first(x) + other.mean()))
+    return net.last(torch.tanh(net.first(x) + other.mean()))
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 5), (1, 4, 4), (7,), (2, 3), (4, 4)])
 @pytest.mark.parametrize("samples", [4, 6])
 def test_arguments_before_the_samples(samples, shape):
-    torch.manual_seed(0)
-    model, other = Conditioned().double(), torch.full(shape, 0.3, dtype=torch.float64)
+    model, other = first_and_last(conditioned).double(), torch.full(shape, 0.3, dtype=torch.float64)
     [(x, y)] = batches("mlp", 1, samples)
     assert_identity(model, LNGD(model, **EXACT), x, y, call=lambda inputs: model(other, inputs))
 
@@ -325,42 +276,31 @@ def test_arguments_before_the_samples(samples, shape):
 # --- rows in another order, and ragged ones -------------------------------------------------------------
 
 
-class Copies(nn.Module):
+def copies(net: Net, x: Tensor) -> Tensor:
     """Several copies of every sample, copy after copy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.last = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.layer(x.repeat(3, 1)).tanh().view(3, -1, SIZE).mean(0))
+    return net.last(net.layer(x.repeat(3, 1)).tanh().view(3, -1, SIZE).mean(0))
 
 
-class Sorted(Copies):
-    def forward(self, x: Tensor) -> Tensor:
-        order = x[:, 0].argsort()
-        return self.last(self.layer(self.layer(x).tanh()[order]).tanh()[order.argsort()])
+def sorts(net: Net, x: Tensor) -> Tensor:
+    order = x[:, 0].argsort()
+    return net.last(net.layer(net.layer(x).tanh()[order]).tanh()[order.argsort()])
 
 
-class Shuffled(Copies):
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.layer(x).tanh()
-        return self.last(z) + self.last(z.roll(1, 0)).roll(-1, 0)
+def shuffles(net: Net, x: Tensor) -> Tensor:
+    z = net.layer(x).tanh()
+    return net.last(z) + net.last(z.roll(1, 0)).roll(-1, 0)
 
 
-class Masked(Copies):
+def masked(net: Net, x: Tensor, y: Tensor) -> Tensor:
     """The loss of a head on chosen rows."""
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        z, chosen = self.last(x), x[:, 0] > 0
-        return cross_entropy(z, y) + self.layer(x[chosen]).tanh().square().sum() / len(x)
+    z, chosen = net.last(x), x[:, 0] > 0
+    return cross_entropy(z, y) + net.layer(x[chosen]).tanh().square().sum() / len(x)
 
 
-@pytest.mark.parametrize("make", [Copies, Sorted, Shuffled])
+@pytest.mark.parametrize("forward", [copies, sorts, shuffles])
 @pytest.mark.parametrize("method", ["lngd", "kfac", "ngplus"])
-def test_rows_in_another_order_are_refused(method, make):
-    torch.manual_seed(0)
-    model = make().double()
+def test_rows_in_another_order_are_refused(method, forward):
+    model = layer_and_last(forward)
     optimizer = METHODS[method](model)
     [(x, y)] = batches("mlp", 1, 12)
     with pytest.raises(
@@ -373,8 +313,7 @@ def test_rows_in_another_order_are_refused(method, make):
 @pytest.mark.parametrize("seed", range(8))
 def test_rows_that_fit_by_chance_are_right_or_refused(seed):
     """In every step: the rows of another batch may fit too."""
-    torch.manual_seed(0)
-    model = Masked().double()
+    model = layer_and_last(masked)
     optimizer = LNGD(model, **EXACT)
     for step, samples in enumerate((2, 4, 2)):
         x, y = batches("mlp", 1, samples, seed=10 * seed + step)[0]
@@ -391,18 +330,11 @@ def test_rows_that_fit_by_chance_are_right_or_refused(seed):
 def test_another_layout_in_a_later_step():
     """A layer that begins to see positions first is looked at again."""
 
-    class Turned(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer, self.last, self.turned = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, CLASSES), False
+    def may_turn(net: Net, x: Tensor) -> Tensor:
+        return net.last(net.layer(x.transpose(0, 1) if net.turned else x).tanh().mean(0 if net.turned else 1))
 
-        def forward(self, x: Tensor) -> Tensor:
-            if self.turned:
-                return self.last(self.layer(x.transpose(0, 1)).tanh().mean(0))
-            return self.last(self.layer(x).tanh().mean(1))
-
-    torch.manual_seed(0)
-    model = Turned().double()
+    model = layer_and_last(may_turn)
+    model.turned = False
     optimizer = LNGD(model, **EXACT)
     train(model, optimizer, [sequences(4, 8, seed) for seed in range(2)])
     model.turned = True
@@ -412,39 +344,25 @@ def test_another_layout_in_a_later_step():
 # --- models that are no plain functions -----------------------------------------------------------------
 
 
-class Noisy(nn.Module):
+def noisy(net: Net, x: Tensor) -> Tensor:
     """Random numbers in both modes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(SIZE, 5), nn.Linear(5, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.tanh(self.first(x))
-        return self.last(h + 0.1 * torch.randn_like(h))
+    h = torch.tanh(net.first(x))
+    return net.last(h + 0.1 * torch.randn_like(h))
 
 
-class Keeping(Noisy):
+def keeping(net: Net, x: Tensor) -> Tensor:
     """Keeps a loss, a state, a list and a count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count, self.state, self.losses = 0, None, []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.count += 1
-        h = torch.tanh(self.first(x))
-        if self.state is not None:
-            h = h + self.state.detach()
-        self.state = h
-        self.losses.append(h.square().mean())
-        return self.last(h)
+    net.count += 1
+    h = torch.tanh(net.first(x))
+    if net.state is not None:
+        h = h + net.state.detach()
+    net.state = h
+    net.losses.append(h.square().mean())
+    return net.last(h)
 
 
 def test_a_model_with_noise_in_both_modes_is_followed():
-    torch.manual_seed(0)
-    model, usual = Noisy().double(), Noisy().double()
-    usual.load_state_dict(model.state_dict())
+    model, usual = first_and_last(noisy).double(), first_and_last(noisy).double()
     [(x, y)] = batches("mlp")
     optimizer = LNGD(model)
     torch.manual_seed(1)
@@ -462,9 +380,7 @@ def test_what_a_model_keeps_is_that_of_the_real_pass(method):
 
     import numpy as np
 
-    torch.manual_seed(0)
-    model, usual = Keeping().double(), Keeping().double()
-    usual.load_state_dict(model.state_dict())
+    model, usual = (first_and_last(keeping, count=0, state=None, losses=[]).double() for _ in range(2))
     optimizer = METHODS[method](model)
     [(x, y)] = batches("mlp")
     taken, drawn = {}, {}
@@ -485,38 +401,32 @@ def test_what_a_model_keeps_is_that_of_the_real_pass(method):
 
 
 def test_a_model_that_gives_a_distribution():
-    class Policy(Noisy):
-        def forward(self, x: Tensor) -> torch.distributions.Categorical:
-            return torch.distributions.Categorical(logits=self.last(torch.tanh(self.first(x))))
+    def policy(net: Net, x: Tensor) -> torch.distributions.Categorical:
+        return torch.distributions.Categorical(logits=net.last(torch.tanh(net.first(x))))
 
-    torch.manual_seed(0)
-    model = Policy().double()
+    model = first_and_last(policy).double()
     [(x, y)] = batches("mlp")
     optimizer = LNGD(model, **EXACT)
     assert_identity(model, optimizer, x, y, call=lambda inputs: model(inputs).logits)
 
 
 def test_autocast_inside_a_model():
-    class Cast(Noisy):
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
-                return self.last(torch.tanh(self.first(x))).float()
+    def cast(net: Net, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return net.last(torch.tanh(net.first(x))).float()
 
-    torch.manual_seed(0)
-    model = Cast()
+    model = first_and_last(cast)
     train(model, LNGD(model), batches("mlp", 2, dtype=torch.float32))
 
 
 def test_a_model_whose_samples_act_on_each_other():
     """Refused, unless its rows are declared to be the samples."""
 
-    class Similar(Noisy):
-        def forward(self, x: Tensor) -> Tensor:
-            z = torch.tanh(self.first(x))
-            return z @ z.T + self.last(z).sum()
+    def similar(net: Net, x: Tensor) -> Tensor:
+        z = torch.tanh(net.first(x))
+        return z @ z.T + net.last(z).sum()
 
-    torch.manual_seed(0)
-    model = Similar().double()
+    model = first_and_last(similar).double()
     x, y = torch.randn(6, SIZE, dtype=torch.float64), torch.arange(6)
     optimizer = LNGD(model)
     with pytest.raises(InputError, match=r"act on each other.*batch_dim=\{'\*': 0\}"):
@@ -527,17 +437,10 @@ def test_a_model_whose_samples_act_on_each_other():
     declared.step()
 
 
-class Mirrored(nn.Module):
+def mirrored(net: Net, x: Tensor) -> Tensor:
     """An auto-encoder whose decoder is the encoder, transposed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.last = nn.Linear(SIZE, 5), nn.Linear(5, 4), nn.Linear(SIZE, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.second(torch.tanh(self.first(x)))
-        back = torch.tanh(z @ self.second.weight) @ self.first.weight
-        return self.last(back)
+    z = net.second(torch.tanh(net.first(x)))
+    return net.last(torch.tanh(z @ net.second.weight) @ net.first.weight)
 
 
 @pytest.mark.parametrize("declared", [0, {"*": 0}])
@@ -545,7 +448,8 @@ class Mirrored(nn.Module):
 def test_all_layers_whose_weight_is_used_elsewhere_are_named_at_once(method, declared):
     """Also where their rows are declared; leaving them out works."""
     torch.manual_seed(0)
-    model, [(x, y)] = Mirrored().double(), batches("mlp")
+    layers = {"first": nn.Linear(SIZE, 5), "second": nn.Linear(5, 4), "last": nn.Linear(SIZE, CLASSES)}
+    model, [(x, y)] = Net(mirrored, **layers).double(), batches("mlp")
     optimizer = METHODS[method](model, batch_dim=declared)
     with pytest.raises(InputError, match=r"'first': .*'second': .*exclude=\('first', 'second'\) leaves them"):
         cross_entropy(model(x), y).backward()

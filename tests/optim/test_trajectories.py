@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import settings as with_settings
+from model_cases import Net
 from optim.networks import Array, from_torch
 from optim.reference import Options, trajectory
 from torch import Tensor, nn
@@ -34,16 +35,13 @@ LNGD_FAMILY = ("lngd", "lngd-sample", "lngd-lr")
 DRAWS = ("lngd-lr", "kfac", "ekfac", "tkfac")
 
 
-class ScaleShift(nn.Module):
+def scale_shift(channels: int) -> Net:
     """A layer with parameters and no block, as a norm's are."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, channels))
-        self.bias = nn.Parameter(torch.linspace(-0.2, 0.3, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight[:, None, None] + self.bias[:, None, None]
+    return Net(
+        lambda net, x: x * net.weight[:, None, None] + net.bias[:, None, None],
+        weight=nn.Parameter(torch.linspace(0.5, 1.5, channels)),
+        bias=nn.Parameter(torch.linspace(-0.2, 0.3, channels)),
+    )
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Case:
         else:
             layers = [
                 nn.Conv2d(2, 3, 3, padding=1, stride=2),
-                *([ScaleShift(3)] if self.kind == "cnn-affine" else []),
+                *([scale_shift(3)] if self.kind == "cnn-affine" else []),
                 nn.ReLU(),
                 nn.Conv2d(3, 4, 2, bias=False, padding=0),
                 nn.Tanh(),

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from model_cases import Net
 from pandas.testing import assert_frame_equal
 from scipy import stats
 from torch import Tensor, nn
@@ -339,20 +340,19 @@ def test_the_default_device_of_torch_does_not_matter(images):
 
 
 def test_attention_embeddings_and_masks():
-    class Tokens(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embedding = nn.Embedding(9, 4, padding_idx=0)
-            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
-            self.output = nn.Linear(4, 9)
-
-        def forward(self, x):
-            h = self.embedding(x)
-            h = h + self.attention(h, h, h, key_padding_mask=x == 0, need_weights=False)[0]
-            return self.output(h).masked_fill((x == 0).unsqueeze(-1), 0.0)
+    def forward(net: Net, x: Tensor) -> Tensor:
+        h = net.embedding(x)
+        h = h + net.attention(h, h, h, key_padding_mask=x == 0, need_weights=False)[0]
+        return net.output(h).masked_fill((x == 0).unsqueeze(-1), 0.0)
 
     torch.manual_seed(4)
-    model, x = Tokens().double(), torch.randint(1, 9, (12, 5))
+    model = Net(
+        forward,
+        embedding=nn.Embedding(9, 4, padding_idx=0),
+        attention=nn.MultiheadAttention(4, 2, batch_first=True),
+        output=nn.Linear(4, 9),
+    ).double()
+    x = torch.randint(1, 9, (12, 5))
     x[:4, 3:] = 0
     masks = {"attention*": lambda inputs: inputs != 0, "output": lambda inputs: inputs != 0}
     layers = fl.find_layers(model, masks=masks)
@@ -400,11 +400,8 @@ def test_an_activation_that_is_named_but_not_there_has_no_gradient():
 
 
 def test_an_activation_out_of_reach_is_refused_by_name():
-    class Hidden(nn.Module):
-        def forward(self, x):
-            return torch.jit.script(_scripted)(x)
-
-    model = nn.Sequential(nn.Linear(4, 3), Hidden(), nn.Linear(3, 2))
+    hidden = Net(lambda net, x: torch.jit.script(_scripted)(x))
+    model = nn.Sequential(nn.Linear(4, 3), hidden, nn.Linear(3, 2))
     with pytest.raises(NotSupportedError, match=r"'0'.*activations="):
         fl.represent(model, (torch.randn(9, 4), None))
 

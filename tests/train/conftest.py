@@ -1,10 +1,9 @@
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fisherlab.train import TrainConfig, train
 
@@ -17,18 +16,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(tmp_path: Path, home: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory and cache, one thread, no network, no pictures."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("FISHERLAB_OFFLINE", "1")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.delenv("FISHERLAB_DATA", raising=False)
     monkeypatch.setattr("fisherlab.train.run.training.write_curves", lambda *arguments, **options: [])
-    yield tmp_path
-    torch.set_num_threads(threads)
+    return tmp_path
 
 
 @pytest.fixture

@@ -39,21 +39,12 @@ def images():
     return model, (inputs, inputs.mean((2, 3)).argmax(1)), "categorical"
 
 
-class Tokens(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.head = nn.Embedding(7, 5), nn.Linear(5, 7)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.head(self.embed(tokens))
-
-
 def tokens():
     generator = torch.Generator().manual_seed(7)
     text = torch.randint(7, (40, 6), generator=generator)
     targets = text.roll(-1, 1)
     targets[::3, 4:] = -100
-    return Tokens(), (text, targets), "token-categorical"
+    return nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 7)), (text, targets), "token-categorical"
 
 
 def pixels():

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from layers_zoo import ZOO, seen, zoo
-from test_side_effects import assert_same, state_of
+from model_cases import assert_same, state_of
 from zoo_reference import (
     as_matrix,
     blocks_of,

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from layers_zoo import ONE_BASIS, SAMPLES, ZOO, finished, numbers, seen, tokens, zoo
+from model_cases import Net
 from reference import seed
 from torch import Tensor, nn
 from zoo_reference import Case, blocks_of, distance, exact_block, factored, gradient_matrices, groups_of
@@ -54,26 +55,14 @@ def test_one_sample_makes_every_kronecker_method_exact(name):
 # --- 2: linear networks under a Gaussian ----------------------------------------------------------------
 
 
-class Total(nn.Module):
+def total(channels: int) -> Net:
     """The sum over positions, the channels first or last."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.movedim(self.channels, -1).flatten(1, -2).sum(1)
+    return Net(lambda net, x: x.movedim(channels, -1).flatten(1, -2).sum(1))
 
 
-class Twice(nn.Module):
+def twice() -> Net:
     """One layer called on both halves of its input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(2, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.layer(x[:, :2]), self.layer(x[:, 2:])], 1)
+    return Net(lambda net, x: torch.cat([net.layer(x[:, :2]), net.layer(x[:, 2:])], 1), layer=nn.Linear(2, 3))
 
 
 def linear(*layers: nn.Module, inputs: Tensor) -> Case:
@@ -95,7 +84,7 @@ LAST = {
     "transposed 2d": (lambda: nn.ConvTranspose2d(4, 2, 2, groups=2, dilation=2), (4, 2, 2)),
     "transposed 3d": (lambda: nn.ConvTranspose3d(1, 2, 2), (1, 2, 1, 2)),
     "linear": (lambda: nn.Linear(3, 2), (4, 3)),
-    "twice": (Twice, (4,)),
+    "twice": (twice, (4,)),
 }
 
 
@@ -127,7 +116,7 @@ def chain(kind: str, end: str) -> Case:
         ),
         "embedding": ((nn.Embedding(5, 3), nn.Linear(3, 2)), tokens(4, 5)),
     }[kind]
-    last = Total(-1 if kind == "embedding" else 1) if end == "sum" else nn.Flatten()
+    last = total(-1 if kind == "embedding" else 1) if end == "sum" else nn.Flatten()
     model = nn.Sequential(*layers, last).double()
     return finished(model, inputs, likelihood="gaussian", targets=torch.zeros_like(model(inputs).detach()))
 
@@ -282,20 +271,15 @@ WIDE = {
 }
 
 
-class Wide(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-        self.head = nn.Linear(layer.out_channels, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layer(x).tanh().flatten(2).mean(2))
+def wide(layer: nn.Module) -> Net:
+    head = nn.Linear(layer.out_channels, 3)
+    return Net(lambda net, x: net.head(net.layer(x).tanh().flatten(2).mean(2)), layer=layer, head=head)
 
 
 @pytest.mark.parametrize("name", WIDE)
 def test_a_comparison_under_a_small_limit_has_the_numbers_of_a_large_one(name):
     layer, shape = WIDE[name]
-    case = finished(Wide(layer), numbers(*shape, samples=10))
+    case = finished(wide(layer), numbers(*shape, samples=10))
     options = {"approximations": ("kfac", "ekfac", "tkfac", "lngd"), "spectra": False, "layers": "layer"}
     small, large = (
         fl.compare(case.model, case.data, memory=memory, **options).records.set_index(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from layers_zoo import ONE_BASIS, ZOO, finished, numbers, seen, zoo
+from model_cases import Net
 from reference import rearranged
 from torch import Tensor, nn
 from zoo_reference import (
@@ -279,19 +280,18 @@ def positive(x: Tensor) -> Tensor:
     return (x[..., 0] > 0) | (torch.arange(x.shape[1]) == 0)
 
 
-class MeanOfSome(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
+def mean_of_some() -> Case:
+    def forward(net: Net, x: Tensor) -> Tensor:
         weights = positive(x).to(x.dtype).unsqueeze(-1)
-        return self.head((self.layer(x).tanh() * weights).sum(1) / weights.sum(1))
+        return net.head((net.layer(x).tanh() * weights).sum(1) / weights.sum(1))
+
+    model = Net(forward, layer=nn.Linear(3, 4), head=nn.Linear(4, 3))
+    return finished(model, numbers(3, 3), activations={"layer": torch.tanh})
 
 
 @pytest.mark.parametrize("method", ["kfac", "ekfac", "tkfac", "lngd", "lngd-lr"])
 def test_masked_positions_leave_the_factors(method):
-    case = finished(MeanOfSome(), numbers(3, 3), activations={"layer": torch.tanh})
+    case = mean_of_some()
     layers = fl.find_layers(case.model, masks={"layer": positive})
     found = case.approximate(method, layers=layers)["layer"]
     (block,) = (b for b in factored(case) if b.name == "layer")
@@ -308,7 +308,7 @@ def test_masked_positions_leave_the_factors(method):
 
 
 def test_reduced_means_are_over_the_positions_that_count():
-    case = finished(MeanOfSome(), numbers(3, 3), activations={"layer": torch.tanh})
+    case = mean_of_some()
     layers = fl.find_layers(case.model, masks={"layer": positive})
     A, B = case.approximate("kfac", layers=layers, sharing="reduce")["layer"].factors
     (block,) = (b for b in factored(case) if b.name == "layer")

@@ -1,7 +1,5 @@
 """Two other libraries compute the same matrices of convolutions, sequences, embeddings and norms."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from layers_zoo import ZOO, finished, numbers, zoo
@@ -107,13 +105,6 @@ def test_empirical_kfac_of_curvlinops(name):
 
 
 # --- nngeometry -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def nngeometry_matrix(case: Case, representation: str):
