@@ -1,6 +1,6 @@
 """The exactness ladder: identities between the exact blocks and every approximation.
 
-Rung 7 is in operators/, rung 9 in test_layerwise.py, rung 10 in test_side_effects.py.
+Rung 7 is in operators/, rung 9 in approximations/test_layerwise.py, rung 10 in collect/test_side_effects.py.
 """
 
 import copy
