@@ -29,12 +29,16 @@ def recipes() -> dict[str, list[tuple[str, str, str]]]:
 
 
 def edited(path: Path, diff: str) -> None:
-    """Adds the lines with a plus after those without, which must stand in the file once."""
-    context = "".join(line[1:] for line in diff.splitlines(keepends=True) if line.startswith(" "))
-    added = "".join(line[1:] for line in diff.splitlines(keepends=True) if line.startswith("+"))
+    """Puts the lines with a plus in the place of those with a minus, after those with neither.
+
+    What is there before must stand in the file once.
+    """
+    lines = diff.splitlines(keepends=True)
+    before = "".join(line[1:] for line in lines if not line.startswith("+"))
+    after = "".join(line[1:] for line in lines if not line.startswith("-"))
     text = path.read_text(encoding="utf-8")
-    assert text.count(context) == 1, f"{path}:\n{context}"
-    path.write_text(text.replace(context, context + added), encoding="utf-8")
+    assert text.count(before) == 1, f"{path}:\n{before}"
+    path.write_text(text.replace(before, after), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +82,21 @@ def test_a_recipe_touches_two_files():
     assert all(len(paths) == 2 for paths in touched.values())
 
 
+def test_what_is_added_is_as_tidy_as_the_rest(copy):
+    ruff = Path(sys.executable).with_name("ruff")
+    if not ruff.exists():
+        pytest.skip("ruff comes with the dev extra")
+    touched = sorted({path for blocks in recipes().values() for _, path, _ in blocks})
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [ruff, *command, "--config", ROOT / "pyproject.toml", *touched],
+            cwd=copy,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_approximation(said):
     assert "kfac-diagonal True" in said("""
 plain, made = (fl.approximate(name, model, data) for name in ("kfac", "kfac-diagonal"))
@@ -106,7 +125,7 @@ for name in "02":
         [old[f"{name}.weight"], old[f"{name}.bias"][:, None]], 1
     )
     decayed = 0.01 * 0.004 * torch.cat([old[f"{name}.weight"], old[f"{name}.bias"][:, None]], 1)
-    good.append(torch.allclose(-moved, 0.01 * F[name].solve(gradients[name], 0.03) + decayed, rtol=1e-8))
+    good.append(torch.allclose(-moved, 0.01 * F[name].solve(gradients[name], 0.01) + decayed, rtol=1e-8))
 print(all(good), optimizer.diagnostics().shape[0] * 2)
 """)
 
