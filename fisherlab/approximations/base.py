@@ -46,13 +46,6 @@ class Approximation(ABC):
     for_vectors: ClassVar[bool] = False
     of_gradients: bool = False
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        """A class with a name of its own has no label and colour of the one it derives from."""
-        super().__init_subclass__(**options)
-        if "name" in vars(cls):
-            cls.label = vars(cls).get("label", cls.name)
-            cls.colour = vars(cls).get("colour")
-
     @abstractmethod
     def statistics(self, layer: BlockShape, kind: str) -> tuple[Statistic, ...]:
         """The sums over samples that `build` reads, with labels of this kind."""
@@ -132,11 +125,12 @@ def register_approximation(cls: type[Approximation]) -> type[Approximation]:
             "register_approximation takes a class that derives from Approximation and defines "
             "statistics and build"
         )
-    for attribute in ("name", "label", "formula", "source"):
+    for attribute in ("name", "formula", "source"):
         if not isinstance(getattr(cls, attribute, None), str):
             raise InputError(f"{cls.__name__} needs a class attribute {attribute!r} (a string)")
     if cls.name != cls.name.lower() or not cls.name or "," in cls.name:
         raise InputError(f"the name {cls.name!r} must be in lower case and without commas")
+    _settle_looks(cls)
     if cls.colour is not None and not _COLOUR.fullmatch(str(cls.colour)):
         raise InputError(f"{cls.__name__}.colour is {cls.colour!r}; give one such as '#0072b2'")
     known = _REGISTRY.get(cls.name)
@@ -144,6 +138,15 @@ def register_approximation(cls: type[Approximation]) -> type[Approximation]:
         raise InputError(f"the name {cls.name!r} is taken by {known.__name__}; choose another")
     _REGISTRY[cls.name] = cls
     return cls
+
+
+def _settle_looks(cls: type[Approximation]) -> None:
+    """Label and colour belong to the class that gives the name: one that derives from it has them with it."""
+    giver = next(place for place, one in enumerate(cls.__mro__) if "name" in vars(one))
+    own = {key: value for one in reversed(cls.__mro__[: giver + 1]) for key, value in vars(one).items()}
+    cls.label, cls.colour = own.get("label", cls.name), own.get("colour")
+    if not isinstance(cls.label, str):
+        raise InputError(f"{cls.__name__}.label is {cls.label!r}; give a string, as tables are to show it")
 
 
 def registered() -> dict[str, type[Approximation]]:

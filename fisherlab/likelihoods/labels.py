@@ -5,7 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from fisherlab.errors import InputError, known_name
+from fisherlab.errors import InputError, InputTypeError, known_name
 from fisherlab.likelihoods.base import Likelihood
 
 
@@ -29,11 +29,20 @@ class LabelKind(str):
     draws: int
 
     def __new__(cls, text: str) -> Self:
-        """Reads a kind's text; any other text is of a kind of one's own, which is not layer-wise."""
+        """Reads a kind's text; any other text is of a kind of one's own, which is not layer-wise.
+
+        Raises:
+            InputTypeError: for what is no text.
+            InputError: for draws of layer-wise sampling that are no number.
+        """
+        if not isinstance(text, str):
+            raise InputTypeError(f"a kind of labels is a string, not {type(text).__name__}")
         self = super().__new__(cls, text)
         name, _, draws = text.partition(":")
         self.layerwise = name.startswith("layerwise")
         self.categorical = name == "layerwise+categorical"
+        if self.layerwise and draws and not draws.isdecimal():
+            raise InputError(f"{text!r} is no kind of labels; layerwise:k has a whole number k of draws")
         self.draws = int(draws) if self.layerwise and draws else 0
         return self
 

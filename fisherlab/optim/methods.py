@@ -73,6 +73,13 @@ class LNGD(NaturalGradient):
         InputTypeError: for parameters in the place of the model.
     """
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "approximation" in vars(cls):
+            raise InputError(
+                f"{cls.__name__}.approximation: LNGD has its own; for another derive from NaturalGradient"
+            )
+
     @made_with(LNGDOptions)
     def __init__(self, options: LNGDOptions) -> None:
         method: approximations.Approximation = approximations.create("lngd-lr")
@@ -240,8 +247,8 @@ class Preconditioner:
 
     Args:
         model: the network.
-        method: a registered approximation that is made of statistics: `lngd`, `kfac`, `ekfac`, `tkfac` and
-            `ngplus` with the damping of their optimizers, any other with λ added to F̂.
+        method: a registered approximation that is made of statistics: `lngd`, `lngd-lr`, `kfac`, `ekfac`,
+            `tkfac` and `ngplus` with the damping of their optimizers, any other with λ added to F̂.
         **options: those of the optimizer of that name, or of `NaturalGradient`; learning rates, momentum and
             weight decay are left to the optimizer that follows.
 
@@ -250,9 +257,11 @@ class Preconditioner:
     """
 
     def __init__(self, model: nn.Module, method: str = "kfac", **options: Any) -> None:
-        name = known_name("method", method, approximations.registered())
-        known = OPTIMIZERS.get(name)
-        make = partial(known.make, **known.fixed) if known else partial(NaturalGradient, approximation=name)
+        every = approximations.registered()
+        able = [name for name, one in every.items() if not one.from_exact]
+        name = known_name("method", method, every if method in [*every] else able)
+        named = OPTIMIZERS.get(name)
+        make = partial(named.make, **named.fixed) if named else partial(NaturalGradient, approximation=name)
         self._optimizer = make(model, **{"rate": "fixed", **options})
 
     @torch.no_grad()

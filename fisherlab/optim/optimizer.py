@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fisherlab.approximations import Approximation
 from fisherlab.damping import Damping, as_damping
@@ -99,6 +99,11 @@ class NaturalGradient(torch.optim.Optimizer):
 
     @made_with(AnyOptions)
     def __init__(self, options: AnyOptions) -> None:
+        if options.source == "layerwise":
+            raise InputError(
+                f"source is 'layerwise'; {type(self).__name__} takes predictive or empirical (layer-wise "
+                "sampling is a matter of the approximation)"
+            )
         self._start(options, approximation_of(options.approximation), options.activations)
 
     def _start(
@@ -132,17 +137,17 @@ class NaturalGradient(torch.optim.Optimizer):
             groups=(),
         )
         self._cadence = Cadence(self._options, self._blocks, self._kind)
-        self._momentum: dict[str, Tensor] = {}
         self._follow()
         for p in dict.fromkeys(p for group in self.param_groups for p in group["params"]):
             self.state[p] = {}
-        self._take_momentum({})
+        for name in layers:
+            self._maker.momentum(name)
 
     def _follow(self) -> None:
         """Hooks on the model that tell what happens in training."""
         parts = self._options, self._blocks, self._kind, self._cadence, self._likelihood, self._generator
         self._tap = TrainingTap(*parts)
-        self._maker = StepMaker(self._tap, self._group_of, self._momentum)
+        self._maker = StepMaker(self._tap, self._group_of, self.state)
         self._watch({name: p for name, p in self._parameters.items() if p.requires_grad})
 
     def _watch(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -167,7 +172,7 @@ class NaturalGradient(torch.optim.Optimizer):
         return self._tap.gradients.parameters
 
     def _damping(self, name: str) -> Damping:
-        return self.damping_of(self._group_of[name], self._layers[name])
+        return as_damping(self.damping_of(self._group_of[name], self._layers[name]))
 
     def _find_groups(self) -> None:
         self._group_of.clear()
@@ -215,7 +220,7 @@ class NaturalGradient(torch.optim.Optimizer):
                 loss = closure()
         self._shown |= self._maker.apply(self._steps())
         self._name_thawed()
-        self._maker.apply_to_others([group for group in self.param_groups if not group["layers"]], self.state)
+        self._maker.apply_to_others([group for group in self.param_groups if not group["layers"]])
         self._maker.go_on()
         return loss
 
@@ -250,16 +255,6 @@ class NaturalGradient(torch.optim.Optimizer):
                 "momentum; make the optimizer after they are thawed to give them a block",
                 stacklevel=2,
             )
-
-    def _take_momentum(self, given: Mapping[str, Tensor]) -> None:
-        """Every layer's m [m, d] as given, or zero; the state of its first parameter keeps it."""
-        for name, view in self._layers.items():
-            first = self._parameters[view.parameters[0]]
-            m = given.get(name)
-            if m is None:
-                m = first.new_zeros(view.outputs, view.inputs, dtype=self._tap.gradients.dtype_of(name))
-            self.state[first].setdefault("layers", {})[name] = {"momentum": m}
-            self._momentum[name] = m
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -308,15 +303,13 @@ class NaturalGradient(torch.optim.Optimizer):
         self._shown.clear()
         for block in self._blocks.values():
             block.forget()
-        momentum = {}
         for p, values in saved.items():
             for name, kept in values.get("layers", {}).items():
                 # in their own dtype, which torch does not keep
                 own_values = moved_to(kept, p.device)
-                momentum[name] = own_values["momentum"]
+                self.state[p]["layers"][name] = {"momentum": own_values["momentum"]}
                 self._blocks[name].load(own_values)
-        self._take_momentum(momentum)
-        self._maker.resume(saved_own["steps"])
+        self._maker.resume(saved_own["steps"], self.state)
         self._generator.set_state(saved_own["generator"].cpu())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -336,7 +329,7 @@ class NaturalGradient(torch.optim.Optimizer):
         known = {id(p) for p in self._parameters.values()}
         for group in self.param_groups:
             self._add([p for p in group["params"] if id(p) not in known])
-        self._maker.resume(self._cadence.count)
+        self._maker.resume(self._cadence.count, self.state)
 
     # --- what can be looked at --------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("weight_decay", "rate_damping"), ("0 or above", lambda value: value >= 0)),
     **dict.fromkeys(("momentum", "decay"), ("from 0 to below 1", lambda value: 0 <= value < 1)),
 }
+_OLDER = ("method", "options")  # by which classes named their approximation before
 _ALIKE = 0.8  # of difflib: one or two letters of a name of ten: a choice
 _WHOLE = "a layer's weight must be whole in every process: use DistributedDataParallel"
 
@@ -165,7 +166,7 @@ def check_attributes(cls: type, options: Callable[..., Any]) -> None:
     for name, value in vars(cls).items():
         if name.startswith("_") or name in known or callable(value) or isinstance(value, property):
             continue
-        meant = ["approximation"] if name == "method" else get_close_matches(name, known, 1, _ALIKE)
+        meant = ["approximation"] if name in _OLDER else get_close_matches(name, known, 1, _ALIKE)
         if meant:
             raise InputError(f"{cls.__name__}.{name} is no option of an optimizer; write {meant[0]} = …")
 

@@ -1,6 +1,6 @@
 """From backward passes to each layer's direction D, its rate α, and the step of the weights."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -26,16 +26,16 @@ class StepMaker:
     Args:
         tap: has what came, and keeps what is made of it.
         settings: by layer those of its group.
-        momentum: by layer its m [m, d].
+        state: the optimizer's, which keeps momentum.
     """
 
     def __init__(
-        self, tap: TrainingTap, settings: Mapping[str, Mapping[str, Any]], momentum: Mapping[str, Tensor]
+        self, tap: TrainingTap, settings: Mapping[str, Mapping[str, Any]], state: MutableMapping[Tensor, Any]
     ) -> None:
         self._tap, self._options, self._cadence = tap, tap.options, tap.cadence
         self._blocks, self._kind = tap.blocks, tap.kind
         self._gradients, self._edits, self._products = tap.gradients, tap.edits, tap.products
-        self._settings, self._momentum = settings, momentum
+        self._settings, self._state = settings, state
 
     # --- the whole step ---------------------------------------------------------------------------
 
@@ -76,10 +76,21 @@ class StepMaker:
         self._cadence.checks = False
         self._tap.start_at(self._cadence.count + 1)
 
-    def resume(self, count: int) -> None:
+    def resume(self, count: int, state: MutableMapping[Tensor, Any]) -> None:
         """Goes on after so many steps of another time, and checks the next one as a first step."""
+        self._state = state
         self._cadence.checks = True
         self._tap.start_at(count)
+
+    def momentum(self, name: str) -> Tensor:
+        """A layer's m [m, d], in the state of its first parameter; zero where that has none."""
+        view = self._blocks[name].view
+        first = self._gradients.parameters[view.parameters[0]]
+        layers = self._state[first].setdefault("layers", {})
+        if name not in layers:
+            dtype = self._gradients.dtype_of(name)
+            layers[name] = {"momentum": first.new_zeros(view.outputs, view.inputs, dtype=dtype)}
+        return layers[name]["momentum"]
 
     @property
     def _total(self) -> int:
@@ -181,7 +192,7 @@ class StepMaker:
             group, rate = self._settings[name], self.rate(name, step)
             shown[name] = {"rate": rate, "direction_norm": step.norms[0], "gradient_norm": step.norms[1]}
             update = step.direction.mul_(-group["lr"] * rate)
-            momentum = self._momentum[name]
+            momentum = self.momentum(name)
             if step.driven is None:
                 update = momentum.mul_(group["momentum"]).add_(update)
             else:
@@ -202,7 +213,7 @@ class StepMaker:
             torch._foreach_add_(targets, updates)
         return shown
 
-    def apply_to_others(self, groups: Iterable[Mapping[str, Any]], state: Mapping[Tensor, Any]) -> None:
+    def apply_to_others(self, groups: Iterable[Mapping[str, Any]]) -> None:
         """SGD with momentum for groups of parameters in no block."""
         for group in groups:
             some = [p for p in group["params"] if p.grad is not None and p.requires_grad]
@@ -211,7 +222,7 @@ class StepMaker:
             grads: list[Any] = [p.grad for p in some]
             if not self._options.of_mean:
                 grads = list(torch._foreach_div(grads, float(max(1, self._tap.turn.samples))))
-            buffers = [state[p].setdefault("momentum", torch.zeros_like(p)) for p in some]
+            buffers = [self._state[p].setdefault("momentum", torch.zeros_like(p)) for p in some]
             torch._foreach_mul_(buffers, group["momentum"])
             if self._options.momentum_on == "gradient":
                 torch._foreach_add_(buffers, grads)
@@ -310,7 +321,7 @@ class StepMaker:
         if self._options.weight_decay_mode == "coupled":
             driven = gradient + group["weight_decay"] * self._gradients.weights(name)
         if self._options.momentum_on == "gradient":
-            driven = self._momentum[name].mul(group["momentum"]).add_(driven)
+            driven = self.momentum(name).mul(group["momentum"]).add_(driven)
         direction = driven if block.inverse is None else block.inverse.apply(driven)
         direction = self._gradients.of_trained(name, direction)
         along = (direction * gradient).sum()

@@ -120,9 +120,9 @@ def test_a_class_does_not_go_by_the_label_of_the_one_it_derives_from():
     class Part(KFAC):
         """Without a name of its own."""
 
+    fl.register_approximation(Mine)
     assert (Mine.label, Mine.colour) == ("mine", None)
     assert (Part.label, Part.colour) == (KFAC.label, KFAC.colour) == ("KFAC", fl.plots.color("kfac"))
-    fl.register_approximation(Mine)
     assert fl.plots.label("mine") == "mine"
     assert fl.plots.color("mine") == fl.plots.color("a stranger")
 
@@ -222,3 +222,32 @@ def test_lists_of_names():
         create_all(["kfac", "ekfac", "kfac"])
     with pytest.raises(InputError, match="name at least one approximation; known: diagonal"):
         create_all([])
+
+
+def test_label_and_colour_come_with_the_class_that_gives_the_name():
+    class Named:
+        name: ClassVar[str] = "by-mixin"
+
+    class Mixed(Named, KFAC):
+        pass
+
+    class Late(KFAC):
+        pass
+
+    Late.name = "late"
+
+    class Bare(fl.Approximation):
+        statistics, build = KFAC.statistics, KFAC.build
+
+    Bare.name, Bare.formula, Bare.source = "bare", "A ⊗ B", "this test"
+    for cls in (Mixed, Late, Bare):
+        fl.register_approximation(cls)
+        assert (cls.label, cls.colour) == (cls.name, None)
+        assert fl.plots.label(cls.name) == cls.name
+
+    class Unwritable(KFAC):
+        name: ClassVar[str] = "unwritable"
+        label = 4
+
+    with pytest.raises(InputError, match="give a string, as tables are to show it"):
+        fl.register_approximation(Unwritable)

@@ -6,6 +6,7 @@ import pickle
 import pytest
 
 from fisherlab.approximations import LNGD
+from fisherlab.errors import InputError, InputTypeError
 from fisherlab.likelihoods.labels import KINDS, LabelKind, check_kind
 from fisherlab.statistics import Statistic, moments
 
@@ -51,3 +52,11 @@ def test_which_columns_and_which_fisher_belong_to_a_kind():
 def test_texts_are_read_at_the_door():
     assert isinstance(check_kind("type-2"), LabelKind)
     assert isinstance(Statistic("own", moments.output_moment, "layerwise:2").kind, LabelKind)
+
+
+def test_what_is_no_kind_is_refused():
+    with pytest.raises(InputTypeError, match="a kind of labels is a string, not int"):
+        LabelKind(4)
+    with pytest.raises(InputError, match="a whole number k of draws"):
+        LabelKind("layerwise:many")
+    assert LabelKind("own:many").draws == 0

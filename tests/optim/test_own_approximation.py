@@ -265,3 +265,28 @@ def test_an_attribute_that_looks_like_an_option_is_refused():
         remark = "an attribute of one's own"
 
     assert inspect.signature(Ours).parameters["momentum"].default == 0.5
+
+
+def test_a_number_is_a_damping_that_a_class_gives():
+    class Numbered(NaturalGradient):
+        approximation = "diagonal"
+
+        def damping_of(self, group: Mapping[str, Any], view: Any) -> float:
+            return DAMPING
+
+    found = []
+    for make in (Numbered, lambda model: NaturalGradient(model, "diagonal", damping=DAMPING)):
+        model = network("mlp")
+        train(model, make(model), batches("mlp", 2))
+        found.append(weights(model))
+    assert_same(*found)
+
+
+def test_what_would_have_no_effect_is_refused():
+    with pytest.raises(InputError, match="for another derive from NaturalGradient"):
+
+        class Mine(fl.optim.LNGD):
+            approximation = "kfac"
+
+    with pytest.raises(InputError, match="takes predictive or empirical"):
+        NaturalGradient(network("mlp"), "kfac", source="layerwise")

@@ -212,3 +212,30 @@ def test_the_random_state_is_kept():
     ]
     assert_same(runs[0], runs[1])
     assert any(not torch.equal(runs[0][name], runs[2][name]) for name in islice(runs[0], 3))
+
+
+@pytest.mark.parametrize("method", ["lngd", "kfac"])
+@pytest.mark.parametrize("momentum_on", ["update", "gradient"])
+def test_the_state_is_where_momentum_is(method, momentum_on):
+    """What a user clears or puts there is what the next step is made of, and what is saved."""
+    data = batches("mlp", 4)
+    made = []
+    for clear in (True, False):
+        model = network("mlp")
+        optimizer = METHODS[method](model, momentum_on=momentum_on, **DUE)
+        train(model, optimizer, data[:2])
+        if clear:
+            optimizer.state.clear()
+        else:
+            for kept in optimizer.state.values():
+                for values in kept.get("layers", {}).values():
+                    values["momentum"] = torch.zeros_like(values["momentum"])
+        train(model, optimizer, data[2:])
+        again = METHODS[method](deepcopy(model), momentum_on=momentum_on, **DUE)
+        again.load_state_dict(through_a_file(optimizer.state_dict()))
+        assert len(again.state) > 0
+        made.append(weights(model))
+    assert_same(*made)
+    plain = network("mlp")
+    going_on = train(plain, METHODS[method](plain, momentum_on=momentum_on, **DUE), data)
+    assert any(not torch.equal(made[0][name], going_on[name]) for name in going_on)
