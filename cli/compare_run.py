@@ -7,14 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from fisherlab.comparison.config import CompareConfig
 
 from . import preparing, rundirs
 from .messages import accept, log
 from .options import Output
-from .printing import print_json, print_rich
+from .printing import print_result
 
 if TYPE_CHECKING:
     from fisherlab.approximations import Statistics
@@ -50,11 +48,7 @@ def _perform(config: CompareConfig, output: Output, first: bool) -> None:
 
         more = partial(write_matrices, comparison) if config.save_matrices else None
         summary = rundirs.write(config, comparison, out, output, started, more)
-    if output.as_json:
-        print_json(summary)
-        return
-    print_rich(comparison.table())
-    click.echo(f"run directory: {out}\nreport: {out / 'report.html'}")
+    print_result(comparison, summary, out, as_json=output.as_json)
 
 
 def _compare(config: CompareConfig, prepared: "Prepared", progress: bool) -> "Comparison":

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +11,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
+
+    from fisherlab.runs.save import Result
 
 _PIPED_WIDTH = 100  # columns where there is no terminal: the width of the help
 
@@ -25,6 +28,15 @@ def print_rich(content: "RenderableType") -> None:
 
     width = None if sys.stdout.isatty() else _PIPED_WIDTH
     Console(file=sys.stdout, width=width, highlight=False, markup=False).print(content)
+
+
+def print_result(result: "Result", summary: Mapping[str, Any], out: Path, *, as_json: bool) -> None:
+    """Prints a finished run: its table and where its directory is, or its summary as JSON."""
+    if as_json:
+        print_json(summary)
+        return
+    print_rich(result.table())
+    click.echo(f"run directory: {out}\nreport: {out / 'report.html'}")
 
 
 def print_rows(

@@ -5,14 +5,12 @@ import time
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
-import click
-
 from fisherlab.representations.config import DEFAULT_SAMPLES, RepresentConfig
 
 from . import preparing, rundirs
 from .messages import accept
 from .options import Output
-from .printing import print_json, print_rich
+from .printing import print_result
 
 if TYPE_CHECKING:
     from fisherlab.models import Prepared
@@ -46,11 +44,7 @@ def _perform(config: RepresentConfig, output: Output, first: bool) -> None:
         dtype = str(next(prepared.model.parameters()).dtype).removeprefix("torch.")
         used = preparing.as_used(config, prepared, dtype)
         summary = rundirs.write(used, result, out, output, started)
-    if output.as_json:
-        print_json(summary)
-        return
-    print_rich(result.table())
-    click.echo(f"run directory: {out}\nreport: {out / 'report.html'}")
+    print_result(result, summary, out, as_json=output.as_json)
 
 
 def _represent(config: RepresentConfig, prepared: "Prepared", progress: bool) -> "Representations":

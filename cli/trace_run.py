@@ -6,14 +6,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from fisherlab.traces.config import TraceConfig
 
 from . import rundirs
 from .messages import accept, log
 from .options import Output
-from .printing import print_json, print_rich
+from .printing import print_result
 
 if TYPE_CHECKING:
     from fisherlab.exact.plans import BlockPlan
@@ -43,11 +41,7 @@ def _perform(config: TraceConfig, output: Output, first: bool) -> None:
         if not first:
             return
         summary = rundirs.write(source.config, traces, out, output, started)
-    if output.as_json:
-        print_json(summary)
-        return
-    print_rich(traces.table())
-    click.echo(f"run directory: {out}\nreport: {out / 'report.html'}")
+    print_result(traces, summary, out, as_json=output.as_json)
 
 
 def _source(config: TraceConfig, progress: bool) -> "Subject":

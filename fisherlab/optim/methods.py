@@ -11,10 +11,10 @@ from torch import nn
 
 from fisherlab import approximations
 from fisherlab.damping import Clip, Constant, Damping, Pi, Shift
-from fisherlab.errors import InputError, InputTypeError, known_name
+from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.layers import LayerView
 from fisherlab.optim.optimizer import NaturalGradient
-from fisherlab.optim.settings import LNGDOptions, LossOptions, approximation_of, made_with
+from fisherlab.optim.settings import LNGDOptions, LossOptions, approximation_of, made_with, trainable
 
 _OF_THE_LOOP = ("model", "params", "scaler", "likelihood", "loss_reduction", "seed", "groups", "batch_dim")
 
@@ -257,11 +257,10 @@ class Preconditioner:
     """
 
     def __init__(self, model: nn.Module, method: str = "kfac", **options: Any) -> None:
-        every = approximations.registered()
-        able = [name for name, one in every.items() if not one.from_exact]
-        name = known_name("method", method, every if method in [*every] else able)
-        named = OPTIMIZERS.get(name)
-        make = partial(named.make, **named.fixed) if named else partial(NaturalGradient, approximation=name)
+        if not isinstance(method, str) or method not in approximations.registered():
+            raise unknown("method", method, trainable())
+        named = OPTIMIZERS.get(method)
+        make = partial(named.make, **named.fixed) if named else partial(NaturalGradient, approximation=method)
         self._optimizer = make(model, **{"rate": "fixed", **options})
 
     @torch.no_grad()

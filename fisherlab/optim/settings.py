@@ -171,13 +171,18 @@ def check_attributes(cls: type, options: Callable[..., Any]) -> None:
             raise InputError(f"{cls.__name__}.{name} is no option of an optimizer; write {meant[0]} = …")
 
 
+def trainable() -> list[str]:
+    """The names of the approximations that training can keep the statistics of."""
+    return sorted(name for name, one in registered().items() if not one.from_exact)
+
+
 def approximation_of(given: str | Approximation | None) -> Approximation:
     """The approximation of a name, or the instance itself, that training can keep the statistics of.
 
     Raises:
         InputError: where there is none, or one that is made from the exact block.
     """
-    able = ", ".join(sorted(name for name, one in registered().items() if not one.from_exact))
+    able = ", ".join(trainable())
     if given is None:
         raise InputError(
             "NaturalGradient takes an approximation, as its second argument or an attribute of a class that "

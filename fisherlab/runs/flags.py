@@ -34,9 +34,8 @@ class FlaggedField(NamedTuple):
     flag: Flag
 
 
-_FLAGGED: dict[
-    type, Mapping[str, FlaggedField]
-] = {}  # a configuration is made often, its hints are read once
+# A configuration is made often, its hints are read once; mypy takes no class for hashable, as `cache` asks.
+_FLAGGED: dict[type, Mapping[str, FlaggedField]] = {}
 
 
 def flagged(config: type) -> Mapping[str, FlaggedField]:
