@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fisherlab.errors import NotSupportedError
-from fisherlab.runs.save import Plate, file_name
+from fisherlab.runs.names import file_names
+from fisherlab.runs.save import Plate
 
 if TYPE_CHECKING:
     from fisherlab.comparison.result import Comparison
@@ -51,20 +52,23 @@ def figures(comparison: "Comparison") -> Iterator[Plate]:
             "Coupling between layers",
             "‖F_lk‖²/(‖F_l‖‖F_k‖): zero off the diagonal where the block-diagonal assumption holds.",
         )
-    for layer in _drawn_layers(comparison):
-        yield from _layer_figures(comparison, layer)
+    for layer, name in layer_files(comparison).items():
+        yield from _layer_figures(comparison, layer, name)
 
 
-def _drawn_layers(comparison: "Comparison") -> list[str]:
-    """The layers with pictures of their own: all, or the first few that are no norms where there are many."""
+def layer_files(comparison: "Comparison") -> dict[str, str]:
+    """The layers with pictures of their own, and what stands for them in the names of these.
+
+    All, or the first few that are no norms where there are many.
+    """
     names = list(comparison.results)
-    if len(names) <= _MOST_DRAWN:
-        return names
-    return [name for name in names if not comparison.results[name].view.vector][:_MOST_DRAWN]
+    if len(names) > _MOST_DRAWN:
+        names = [name for name in names if not comparison.results[name].view.vector][:_MOST_DRAWN]
+    return file_names(names)
 
 
-def _layer_figures(comparison: "Comparison", layer: str) -> Iterator[Plate]:
-    name, result = file_name(layer), comparison.results[layer]
+def _layer_figures(comparison: "Comparison", layer: str, name: str) -> Iterator[Plate]:
+    result = comparison.results[layer]
     for matched, scale, ending in ((False, "as computed", ""), (True, "trace-matched", "-matched")):
         try:
             figure = comparison.heatmap(layer, trace_matched=matched)

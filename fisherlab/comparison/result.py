@@ -245,7 +245,12 @@ class Comparison(Result):
         )
 
     def summary(self) -> dict[str, Any]:
-        """For each layer the best approximation by each metric; under `not_measured` why others have none."""
+        """For each layer the best approximation by each metric, and what names its pictures' files.
+
+        Under `not_measured` stands why other layers have none.
+        """
+        from fisherlab.comparison.pictures import layer_files
+
         best: dict[str, dict[str, Any]] = {}
         main = self.records
         for name, result in self.results.items():
@@ -259,6 +264,7 @@ class Comparison(Result):
             "dtype": self.dtype,
             "device": self.device,
             "layers": best,
+            "file_names": layer_files(self),
             **({"not_measured": dict(self.layers.left_out)} if self.layers.left_out else {}),
         }
 
@@ -286,7 +292,7 @@ class Comparison(Result):
         return write_page(
             path,
             title=f"Fisher comparison: {self.about.model}",
-            summary={key: value for key, value in summary.items() if key != "layers"},
+            summary={key: value for key, value in summary.items() if key not in ("layers", "file_names")},
             records=self.records,
             figures=pictures,
             provenance=origin,

@@ -20,7 +20,7 @@ from fisherlab.runs.origin import provenance
 
 _MOST_ROWS = 60
 _LARGEST_WHOLE = 1e15  # of the numbers that are written as whole ones: beyond it float64 has no fractions
-_UNSHOWN = ("command", "inputs", "layers", "checkpoints", "trace_ratio")
+_UNSHOWN = ("command", "inputs", "layers", "file_names", "checkpoints", "trace_ratio")
 _LOG = "log.jsonl"
 _FIRST = {"represent": "moments.csv", "trace": "traces.csv"}  # tables that stand before the others
 
@@ -114,7 +114,7 @@ def _part(name: str, run: FinishedRun) -> Part:
         facts=flat({key: value for key, value in run.summary.items() if key not in _UNSHOWN}),
         records=[] if records is None else [run_tables(one, {}) for one in runs(records)],
         tables=list(_tables(run)),
-        drawings=[_drawing(path) for path in sorted(run.folder.glob("*.png"))],
+        drawings=[_drawing(path, run) for path in sorted(run.folder.glob("*.png"))],
         config=flat({key: value for key, value in run.config.items() if key != "command"}),
         provenance=flat(run.provenance),
     )
@@ -124,12 +124,22 @@ def _stands_in(run: FinishedRun) -> bool:
     return bool(run.provenance.get("stand_in")) or STAND_IN in str(run.provenance.get("dataset"))
 
 
-def _drawing(path: Path) -> Image:
+def _drawing(path: Path, run: FinishedRun) -> Image:
     try:
         payload = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    return Image(path.stem.replace("-", " "), _data_uri(payload))
+    return Image(_heading(path.stem, run.summary.get("file_names", {})), _data_uri(payload))
+
+
+def _heading(stem: str, files: Mapping[str, str]) -> str:
+    """What a picture is called: where it shows a layer, with the layer's name as the model has it."""
+    what, _, rest = stem.partition("-")
+    shown = [(name, layer) for layer, name in files.items() if rest == name or rest.startswith(f"{name}-")]
+    if not shown:
+        return stem.replace("-", " ")
+    name, layer = max(shown, key=lambda one: len(one[0]))  # "a-0123abcd" begins with "a-" too
+    return " ".join(filter(None, (what, layer or name, rest.removeprefix(name).lstrip("-"))))
 
 
 def _data_uri(payload: bytes) -> str:

@@ -10,8 +10,9 @@ import pandas as pd
 from fisherlab.errors import unknown
 from fisherlab.records.columns import ORIGIN
 from fisherlab.representations.vectors import ACTIVATED, INPUT, OUTPUT
+from fisherlab.runs.names import file_names
 from fisherlab.runs.origin import Origin
-from fisherlab.runs.save import Picture, Plate, Result, file_name
+from fisherlab.runs.save import Picture, Plate, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,6 +102,7 @@ class Representations(Result):
                 }
                 for name in self.names
             },
+            "file_names": file_names(self.names[:_MOST_DRAWN]),
         }
 
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -133,11 +135,12 @@ class Representations(Result):
             "Is the assumption true?",
             "Isotropy of what layer-wise sampling takes for I; 1 is consistent with it.",
         )
-        drawn = self.layers[self.layers["layer"].isin(self.names[:_MOST_DRAWN])]
+        files = file_names(self.names[:_MOST_DRAWN])
+        drawn = self.layers[self.layers["layer"].isin(files)]
         for layer, vector in zip(drawn["layer"], drawn["vector"], strict=True):
             if vector != INPUT:
                 yield Plate(
-                    f"histogram-{file_name(layer)}" + ("" if vector == OUTPUT else f"-{vector}"),
+                    f"histogram-{files[layer]}" + ("" if vector == OUTPUT else f"-{vector}"),
                     self.histogram(layer, vector),
                     f"Layer {layer}: {'outputs' if vector == OUTPUT else 'activated outputs'}",
                     "Coordinates from the least to the largest kurtosis, and the norms, with their fits.",

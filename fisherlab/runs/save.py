@@ -1,7 +1,6 @@
 """One writer for every result: tables, summary, pictures, provenance and the page of a run's directory."""
 
 import gc
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,11 +157,6 @@ def save_result(
         write_json(folder / "provenance.json", origin)
         result.write_page(folder / "report.html", summary, pictures, origin)
     return summary
-
-
-def file_name(layer: str) -> str:
-    """A layer's name as a part of the name of a file."""
-    return re.sub(r"[^\w.-]", "_", layer) or "root"
 
 
 def _written(plates: Iterator[Plate], folder: Path) -> Iterator[Plate]:
