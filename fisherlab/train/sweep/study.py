@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fisherlab.train.sweep.config import SweepConfig
 
@@ -36,8 +36,7 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         _drop_cut_line(path)
-        path.with_name(path.name + ".lock").unlink(missing_ok=True)
-        backend = journal.JournalFileBackend(str(path))
+        backend = journal.JournalFileBackend(str(path), cast(Any, _Unlocked()))
         self._config = config
         self._ranges = {name: getattr(config, name) for name in PARAMS if getattr(config, name)}
         self._study = optuna.create_study(
@@ -96,6 +95,17 @@ class Study:
         if config.sampler == "random":
             return samplers.RandomSampler(seed)
         return samplers.TPESampler(seed=seed, constant_liar=config.jobs > 1)
+
+
+class _Unlocked:
+    """A lock that is none: the directory has one, and the journal's own file would outlive its process."""
+
+    def acquire(self) -> bool:
+        """At once."""
+        return True
+
+    def release(self) -> None:
+        """Nothing to let go of."""
 
 
 def _drop_cut_line(path: Path) -> None:
