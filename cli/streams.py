@@ -31,8 +31,15 @@ def _instead(character: str) -> str:
     return _PLAIN.get(character) or found or ("" if unicodedata.combining(character) else "?")
 
 
-_HANDLER = "fisherlab-plain"
+def _ascii(name: str) -> codecs.CodecInfo | None:
+    """ASCII by a name of its own; under its usual one click would write UTF-8 in its place."""
+    found = codecs.lookup("ascii")
+    return codecs.CodecInfo(found.encode, found.decode, name=_ASCII) if name == _ASCII else None
+
+
+_HANDLER, _ASCII = "fisherlab-plain", "fisherlab_ascii"
 codecs.register_error(_HANDLER, _plain)
+codecs.register(_ascii)
 
 
 class Printable:
@@ -42,24 +49,21 @@ class Printable:
     reader that is gone), the first error is kept and what is printed is dropped from then on.
 
     Attributes:
+        encoding: the stream's.
         error: the first error; None so far.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        known = getattr(stream, "encoding", None) or "utf-8"
+        self.encoding = _ASCII if codecs.lookup(known).name == "ascii" else known
         self.error: OSError | None = None
-
-    @property
-    def encoding(self) -> str:
-        """The stream's; ASCII by a name that click does not know, which would put UTF-8 in its place."""
-        return "plain" if codecs.lookup(self._encoding).name == "ascii" else self._encoding
 
     def write(self, text: str) -> int:
         """Writes what can be."""
         if self.error is None:
             try:
-                self._stream.write(text.encode(self._encoding, _HANDLER).decode(self._encoding))
+                self._stream.write(text.encode(self.encoding, _HANDLER).decode(self.encoding))
             except OSError as error:
                 self._fail(error)
         return len(text)
