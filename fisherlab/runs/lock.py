@@ -110,5 +110,8 @@ def _signature(path: Path) -> list[str]:
 def _named(path: Path) -> str:
     """The holder of a lock in words."""
     pid, host, *_ = [*_signature(path), "", ""]
-    where = f" on {host}" if host and host != platform.node() else ""
-    return f"another process ({pid}{where})" if pid else "another process"
+    if not pid:
+        return "another process"
+    if host in ("", platform.node()):
+        return f"another process ({pid})"
+    return f"another process ({pid} on {host}; if that one is dead, delete {str(path)!r})"

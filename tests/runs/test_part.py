@@ -101,7 +101,8 @@ def test_of_names_every_process_has_its_own(place):
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_of_processes_that_want_one_directory_one_has_it(place, force):
+def test_of_processes_that_want_one_directory_one_has_it(place, monkeypatch, force):
+    monkeypatch.setattr(lock, "_WAIT", 1.0)  # so long, the one that has it has signed
     if force:
         finished(place / "run")
 
@@ -289,10 +290,18 @@ def test_where_there_are_no_locks_the_file_is_one(place, monkeypatch):
             (folder / "file").touch()
     assert files(place) == {"run", "run/file"}
 
+    lock.lock_of(place / "far").write_text("1\nelsewhere\n")
+    with pytest.raises(
+        InputError, match=r"\(1 on elsewhere; if that one is dead, delete '.*far\.part\.lock'\)"
+    ):
+        RunPart.claim(place / "far")
+    lock.lock_of(place / "far").unlink()
+
     held = fork.Process(target=lambda: (RunPart.claim(place / "other"), os.kill(os.getpid(), signal.SIGKILL)))
     held.start()
     held.join()
     assert lock.lock_of(place / "other").is_file()
+    monkeypatch.setattr(lock, "_WAIT", 1.0)  # one look finds that it is dead, the next one takes it
     finished(place / "other")
     assert files(place) == {"run", "run/file", "other", "other/provenance.json"}
 

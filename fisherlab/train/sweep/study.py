@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fisherlab.train.sweep.config import SweepConfig
 
@@ -36,7 +36,11 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         _drop_cut_line(path)
-        backend = journal.JournalFileBackend(str(path), cast(Any, _Unlocked()))
+        for left in path.parent.glob(
+            f"{path.name}.lock*"
+        ):  # of a killed process: the directory is ours alone
+            left.unlink()
+        backend = journal.JournalFileBackend(str(path))
         self._config = config
         self._ranges = {name: getattr(config, name) for name in PARAMS if getattr(config, name)}
         self._study = optuna.create_study(
@@ -95,17 +99,6 @@ class Study:
         if config.sampler == "random":
             return samplers.RandomSampler(seed)
         return samplers.TPESampler(seed=seed, constant_liar=config.jobs > 1)
-
-
-class _Unlocked:
-    """A lock that is none: the directory has one, and the journal's own file would outlive its process."""
-
-    def acquire(self) -> bool:
-        """At once."""
-        return True
-
-    def release(self) -> None:
-        """Nothing to let go of."""
 
 
 def _drop_cut_line(path: Path) -> None:
