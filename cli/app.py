@@ -23,8 +23,10 @@ from fisherlab.errors import (
 
 from .groups import LazyGroup
 from .messages import messages
+from .streams import Printable, printable
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # 128 + SIGINT, as shells have it
+FAILED, BAD_INPUT = 1, 2
+INTERRUPTED, UNREAD = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as shells have it
 _COMMANDS = ("compare", "data", "figures", "list", "report", "represent", "run", "sweep", "trace", "train")
 
 _BAD_INPUT = (InputError, InputTypeError, MemoryLimitError, NotSupportedError, NumericalError)
@@ -34,11 +36,12 @@ class Root(LazyGroup):
     """The command `fisherlab`: every error is one line on stderr and an exit code."""
 
     def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **options: Any) -> Any:  # type: ignore[override]
-        """Runs the command line and exits: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+        """Runs the command line and exits: 0 done, 1 failed, 2 bad input, 130 interrupted, 141 not read."""
         if not standalone_mode:
             return super().main(args, standalone_mode=False, **options)
-        with _terminable(), messages():
-            sys.exit(self._code(args, options))
+        with _terminable(), printable() as stdout, messages():
+            code = self._code(args, options) or _unprinted(stdout)
+        sys.exit(code)
 
     def _code(self, args: Sequence[str] | None, options: dict[str, Any]) -> int:
         try:
@@ -79,6 +82,16 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _unprinted(stdout: Printable) -> int:
+    """The exit code where all is done; whether it could be printed decides."""
+    stdout.flush()
+    if stdout.error is None:
+        return 0
+    if isinstance(stdout.error, BrokenPipeError):  # of a reader that has seen enough, such as `head`
+        return UNREAD
+    return _fail(f"the output could not be printed: {stdout.error.strerror or stdout.error}", FAILED)
 
 
 def _fail(message: str, code: int) -> int:

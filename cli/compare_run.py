@@ -34,8 +34,10 @@ def perform(config: CompareConfig, output: Output) -> None:
 
 def _perform(config: CompareConfig, output: Output, first: bool) -> None:
     started = time.perf_counter()
-    out = rundirs.choose(output.out, "compare", config.model, force=output.force)
-    with redirect_stdout(sys.stderr):  # a model of the user's own may print
+    with (
+        rundirs.claimed(output, "compare", config.model) as part,
+        redirect_stdout(sys.stderr),  # a model of the user's own may print
+    ):
         config = config.resolved()
         prepared = preparing.prepare(
             config, samples=config.samples, bias=config.bias, progress=output.progress and first
@@ -47,8 +49,8 @@ def _perform(config: CompareConfig, output: Output, first: bool) -> None:
         from fisherlab.comparison.pictures import write_matrices
 
         more = partial(write_matrices, comparison) if config.save_matrices else None
-        summary = rundirs.write(config, comparison, out, output, started, more)
-    print_result(comparison, summary, out, as_json=output.as_json)
+        summary = rundirs.write(config, comparison, part, output, started, more)
+    print_result(comparison, summary, part.out, as_json=output.as_json)
 
 
 def _compare(config: CompareConfig, prepared: "Prepared", progress: bool) -> "Comparison":

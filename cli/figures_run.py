@@ -32,7 +32,7 @@ def make_config(config: FiguresConfig, output: Output) -> None:
     """Makes what a configuration says."""
     from fisherlab.figures.run import make
 
-    out = rundirs.choose(output.out, "figures", config.scale, force=output.force)
+    out = rundirs.names(output.out, "figures", config.scale)
     with redirect_stdout(sys.stderr), bars(output.progress) as report:
         summary = make(config, out, force=output.force, report=report, accepted=accept)
     if output.as_json:

@@ -19,7 +19,8 @@ _PIPED_WIDTH = 100  # columns where there is no terminal: the width of the help
 
 def print_json(content: Any) -> None:
     """Prints JSON that any reader accepts."""
-    click.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+    escaped = not sys.stdout.encoding.lower().startswith("utf")  # no replaced character in what machines read
+    click.echo(json.dumps(content, indent=2, ensure_ascii=escaped, allow_nan=False))
 
 
 def print_rich(content: "RenderableType") -> None:

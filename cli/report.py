@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -13,6 +13,9 @@ from fisherlab.runs.config import Config
 from . import options, rundirs
 from .messages import accept
 from .printing import print_json
+
+if TYPE_CHECKING:
+    from fisherlab.runs.part import RunPart
 
 _PAGE = "report.html"
 
@@ -68,29 +71,30 @@ def perform(config: ReportConfig, output: options.Output) -> None:
     """
     started = time.perf_counter()
     runs = [Path(run).absolute() for run in config.runs]
-    out = rundirs.choose(output.out, "report", "-".join(run.name for run in runs[:3]), force=output.force)
-    if out.resolve() in [run.resolve() for run in runs]:
-        raise InputError(f"{str(out)!r} is one of the runs; choose another --out")
-    summary = _write(ReportConfig(runs=tuple(map(str, runs)), title=config.title), out, output, started)
+    with rundirs.claimed(output, "report", "-".join(run.name for run in runs[:3])) as part:
+        out = part.out
+        if out.resolve() in [run.resolve() for run in runs]:
+            raise InputError(f"{str(out)!r} is one of the runs; choose another --out")
+        summary = _write(ReportConfig(runs=tuple(map(str, runs)), title=config.title), part, output, started)
     if output.as_json:
         print_json(summary)
         return
     click.echo(f"run directory: {out}\nreport: {out / _PAGE}")
 
 
-def _write(config: ReportConfig, out: Path, output: options.Output, started: float) -> dict[str, Any]:
+def _write(config: ReportConfig, part: "RunPart", output: options.Output, started: float) -> dict[str, Any]:
     """Writes the directory; returns what `summary.json` holds."""
     from fisherlab.base.progress import bar
     from fisherlab.report.runs import origin, write_report
-    from fisherlab.runs.directory import run_directory, write_json
+    from fisherlab.runs.directory import write_json
     from fisherlab.runs.finished import read_run
 
     found = [read_run(Path(run)) for run in config.runs]
     accept()
-    summary = {"command": config.command, "inputs": config.to_dict(), "directory": str(out)}
-    with run_directory(out, force=output.force) as part, bar(output.progress, "page", None):
-        (part / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-        write_report(part / _PAGE, found, title=config.title or ", ".join(run.name for run in found))
-        write_json(part / "summary.json", summary)
-        write_json(part / "provenance.json", origin(found, time.perf_counter() - started))
+    summary = {"command": config.command, "inputs": config.to_dict(), "directory": str(part.out)}
+    with part.written() as folder, bar(output.progress, "page", None):
+        (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        write_report(folder / _PAGE, found, title=config.title or ", ".join(run.name for run in found))
+        write_json(folder / "summary.json", summary)
+        write_json(folder / "provenance.json", origin(found, time.perf_counter() - started))
     return summary

@@ -31,8 +31,10 @@ def perform(config: RepresentConfig, output: Output) -> None:
 
 def _perform(config: RepresentConfig, output: Output, first: bool) -> None:
     started = time.perf_counter()
-    out = rundirs.choose(output.out, config.command, config.model, force=output.force)
-    with redirect_stdout(sys.stderr):  # a model of the user's own may print
+    with (
+        rundirs.claimed(output, config.command, config.model) as part,
+        redirect_stdout(sys.stderr),  # a model of the user's own may print
+    ):
         config = config.resolved()
         own_data = ":" in config.model and config.data is None
         samples = config.samples or (None if own_data else DEFAULT_SAMPLES)
@@ -43,8 +45,8 @@ def _perform(config: RepresentConfig, output: Output, first: bool) -> None:
             return
         dtype = str(next(prepared.model.parameters()).dtype).removeprefix("torch.")
         used = preparing.as_used(config, prepared, dtype)
-        summary = rundirs.write(used, result, out, output, started)
-    print_result(result, summary, out, as_json=output.as_json)
+        summary = rundirs.write(used, result, part, output, started)
+    print_result(result, summary, part.out, as_json=output.as_json)
 
 
 def _represent(config: RepresentConfig, prepared: "Prepared", progress: bool) -> "Representations":

@@ -1,46 +1,51 @@
 """The directory that a run asks for."""
 
-import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fisherlab.errors import InputError
 from fisherlab.runs.config import Config
-from fisherlab.runs.directory import check_free
-from fisherlab.runs.part import numbered
+from fisherlab.runs.directory import numbered
 
 from .options import Output
 
 if TYPE_CHECKING:
+    from fisherlab.runs.part import RunPart
     from fisherlab.runs.save import Result
 
 
-def choose(out: Path | None, command: str, model: str, *, force: bool) -> Path:
-    """The run's directory, checked before any work.
+def names(out: Path | None, command: str, model: str) -> Path | Iterable[Path]:
+    """The directory as asked for; else `runs/<command>-<model>-<time>`, or the same with a number.
 
     Args:
-        out: as asked for; None: `runs/<command>-<model>-<time>`, which does not exist yet.
+        out: as asked for, or None.
         command: the name of the command.
         model: the name of the model.
-        force: whether a finished run in `out` may be replaced.
+    """
+    if out is not None:
+        return out
+    name = f"{command}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', model)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return numbered(Path("runs", name))
+
+
+def claimed(output: Output, command: str, model: str) -> "RunPart":
+    """The run's directory, claimed before any work; of several processes the first writes it.
 
     Raises:
-        InputError: where `out` cannot be made, or holds something that may not be replaced.
+        InputError: where it cannot be made, holds something that may not be replaced, or is being written.
     """
-    if out is None:
-        return _new(f"{command}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', model)}-{time.strftime('%Y%m%d-%H%M%S')}")
-    check_free(out, force=force)
-    _check_writable(out)
-    return out
+    from fisherlab.runs.part import RunPart, together
+
+    out = names(output.out, command, model)
+    return together(lambda: RunPart.claim(out, force=output.force))
 
 
 def write(
     config: Config,
     result: "Result",
-    out: Path,
+    part: "RunPart",
     output: Output,
     started: float,
     more: Callable[[Path], None] | None = None,
@@ -50,7 +55,7 @@ def write(
     Args:
         config: what was done, as `config.toml` says it.
         result: what came out; its `summary()` goes into the summary.
-        out: the directory.
+        part: the directory.
         output: see `Output`.
         started: `time.perf_counter()` at the start of the run.
         more: writes further files into the directory.
@@ -58,19 +63,5 @@ def write(
     from fisherlab.base.progress import bar
     from fisherlab.runs.save import save_result
 
-    options: dict[str, Any] = {"config": config, "force": output.force, "started": started, "more": more}
     with bar(output.progress, "pictures", None) as report:
-        return save_result(result, out, **options, report=report)
-
-
-def _new(name: str) -> Path:
-    out = next(path for path in numbered(Path("runs", name)) if not path.exists())
-    _check_writable(out)
-    return out
-
-
-def _check_writable(out: Path) -> None:
-    parents = out.absolute().parents
-    above = next((path for path in parents if path.exists()), None)
-    if above is None or not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"cannot make the directory {str(out)!r} in {str(above)!r}; choose another --out")
+        return save_result(result, part, config=config, started=started, more=more, report=report)

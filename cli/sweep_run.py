@@ -32,7 +32,7 @@ def perform(
 
 def sweep_config(config: SweepConfig, output: Output) -> None:
     """Sweeps as a configuration says."""
-    out = rundirs.choose(output.out, "sweep", config.base().model, force=output.force)
+    out = rundirs.names(output.out, "sweep", config.base().model)
     from fisherlab.train import sweep
 
     with redirect_stdout(sys.stderr):  # a model of the user's own may print

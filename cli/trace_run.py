@@ -33,15 +33,17 @@ def perform(config: TraceConfig, output: Output) -> None:
 def _perform(config: TraceConfig, output: Output, first: bool) -> None:
     started = time.perf_counter()
     subject = Path(config.run).resolve().name if config.run else str(config.model)
-    out = rundirs.choose(output.out, "trace", subject, force=output.force)
-    with redirect_stdout(sys.stderr):  # a model of the user's own may print
+    with (
+        rundirs.claimed(output, "trace", subject) as part,
+        redirect_stdout(sys.stderr),  # a model of the user's own may print
+    ):
         progress = output.progress and first
         source = _source(config.resolved(), progress)
         traces = source.trace(progress=progress, on_plan=_accepted)
         if not first:
             return
-        summary = rundirs.write(source.config, traces, out, output, started)
-    print_result(traces, summary, out, as_json=output.as_json)
+        summary = rundirs.write(source.config, traces, part, output, started)
+    print_result(traces, summary, part.out, as_json=output.as_json)
 
 
 def _source(config: TraceConfig, progress: bool) -> "Subject":

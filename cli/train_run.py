@@ -13,7 +13,6 @@ import click
 
 from fisherlab.errors import InputError
 from fisherlab.runs.config import read_config
-from fisherlab.runs.part import numbered, part_of
 from fisherlab.train.config import TrainConfig
 from fisherlab.train.recipes import with_recipe
 
@@ -54,9 +53,7 @@ def train_config(config: TrainConfig, output: Output) -> None:
     """Trains as a configuration says."""
     from fisherlab import train
 
-    out = rundirs.choose(output.out, "train", config.model, force=output.force)
-    if output.out is None:
-        out = next(path for path in numbered(out) if not part_of(path).exists())
+    out = rundirs.names(output.out, "train", config.model)
     _run(partial(train.train, config, out, force=output.force), output)
 
 

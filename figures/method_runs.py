@@ -11,8 +11,8 @@ from typing import Any
 from fisherlab import datasets, models
 from fisherlab.errors import FisherlabError, InputError
 from fisherlab.loop.progress import Progress
+from fisherlab.runs.directory import CONFIG, numbered, part_of
 from fisherlab.runs.finished import FinishedRun, read_run
-from fisherlab.runs.part import CONFIG, numbered, part_of
 from fisherlab.train import DivergedError, TrainConfig, resume, train
 from fisherlab.train.run import log as training_log
 

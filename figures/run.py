@@ -10,9 +10,9 @@ import torch
 
 from fisherlab.errors import FisherlabError, InputError
 from fisherlab.runs.config import read_config
-from fisherlab.runs.directory import write_json
+from fisherlab.runs.directory import CONFIG, write_json
 from fisherlab.runs.origin import provenance
-from fisherlab.runs.part import CONFIG, RunPart, part_of
+from fisherlab.runs.part import Names, RunPart
 
 from .catalogue import Exhibit, chosen
 from .config import FiguresConfig
@@ -27,7 +27,7 @@ RUNS = "runs"
 
 def make(
     config: FiguresConfig,
-    out: Path,
+    out: Names,
     *,
     force: bool = False,
     report: OnTrainingStep = lambda what, step, steps: None,
@@ -39,7 +39,7 @@ def make(
 
     Args:
         config: what to make.
-        out: the directory.
+        out: the directory, or names for it (`Names`).
         force: whether one that is there may be replaced.
         report: is told of each training step.
         accepted: is called once the configuration has proved right, and may be called again.
@@ -54,6 +54,7 @@ def make(
     started = time.perf_counter()
     config = config.resolved()
     part = _opened(config, out, force=force)
+    out = part.out
 
     def told(what: str, step: int, steps: int) -> None:
         accepted()
@@ -77,24 +78,26 @@ def make(
     return summary
 
 
-def _opened(config: FiguresConfig, out: Path, *, force: bool) -> RunPart:
+def _opened(config: FiguresConfig, out: Names, *, force: bool) -> RunPart:
     """`OUT.part`, empty or as an interruption left it.
 
     Raises:
         InputError: where it was left by other workshop.
     """
-    if force or not (part_of(out) / CONFIG).is_file():
-        part = RunPart.start(out, force=force)
-        (part.path / CONFIG).write_text(config.to_toml(), encoding="utf-8")
-        return part
-    part = RunPart.reopen(out)
-    begun = read_config(part.path / CONFIG, FiguresConfig)
-    if (begun.scale, begun.seed) != (config.scale, config.seed):
+    part = RunPart.claim(out, force=force, go_on=True)
+    try:
+        if force or not part.begun:
+            part.begin(config)
+            return part
+        begun = read_config(part.path / CONFIG, FiguresConfig)
+        if (begun.scale, begun.seed) != (config.scale, config.seed):
+            raise InputError(
+                f"{str(part.path)!r} was begun with scale {begun.scale} and seed {begun.seed}; give these, "
+                "choose another --out, or --force"
+            )
+    except BaseException:
         part.release()
-        raise InputError(
-            f"{str(part.path)!r} was begun with scale {begun.scale} and seed {begun.seed}; give these, "
-            "choose another --out, or --force"
-        )
+        raise
     log.info("continuing %s", part.path)
     return part
 

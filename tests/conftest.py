@@ -12,6 +12,13 @@ torch.set_num_threads(1)  # small tensors: threads cost more than they give
 LIKELIHOODS = ("categorical", "bernoulli", "gaussian")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests run where they are asked for by -m."""
+    for item in items:
+        if item.get_closest_marker("slow") and not config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="slow; run with -m slow"))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
     """Every test starts from one random state, and leaves the one it found."""

@@ -25,6 +25,8 @@ from fisherlab.base import distributed
 from fisherlab.cli import main
 from fisherlab.errors import InputError
 from fisherlab.plots import workers
+from fisherlab.runs.directory import numbered
+from fisherlab.runs.part import RunPart, together
 
 NAMES = tuple(n for n, cls in registered().items() if not cls.from_exact and n != "lngd")
 KINDS = ("predictive", "monte-carlo")
@@ -175,6 +177,23 @@ def refused(folder: Path) -> list[str]:
     return messages
 
 
+def claims(folder: Path) -> list[Any]:
+    """What becomes of a name that the first process chooses, and of one that it is refused."""
+    (folder / "claimed").mkdir(exist_ok=True)
+    (folder / "claimed" / "file").touch()
+    torch.distributed.barrier()
+    with together(lambda: RunPart.claim(numbered(folder / "claimed"))) as part:
+        found = [part.mine, part.out.name]
+        if part.mine:
+            part.begin()
+            part.finish()
+    try:
+        together(lambda: RunPart.claim(folder / "claimed"))
+    except InputError as error:
+        found.append(str(error))
+    return found
+
+
 def work(folder: Path) -> None:
     torch.set_num_threads(1)
     with distributed.launched():
@@ -185,6 +204,7 @@ def work(folder: Path) -> None:
             for kind in KINDS
         }
         result = {"size": distributed.size(), "found": found, "refused": refused(folder)}
+        result["claims"] = claims(folder)
         torch.save(result, folder / f"rank-{distributed.rank()}.pt")
     assert distributed.size() == 1
 
@@ -244,6 +264,13 @@ def test_data_that_two_processes_cannot_share_are_refused(processes):
         shared, again, read_once = process["refused"]
         assert shared == again == "2 processes cannot share 1 samples; start fewer processes"
         assert read_once == "several processes need data that can be read more than once"
+
+
+def test_the_first_process_has_the_directory_and_the_others_follow(processes):
+    for rank, process in enumerate(processes):
+        mine, name, refusal = process["claims"]
+        assert (mine, name) == (rank == 0, "claimed-2")
+        assert refusal.endswith("(a command takes --force)")
 
 
 # --- the command line -----------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """torch.distributed as the passes use it: every process takes a share of the samples, sums are added up."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from fisherlab.errors import FisherlabError
 
 T = TypeVar("T")
 
@@ -41,6 +43,26 @@ def gather_all(value: T) -> list[T]:
     found: list[T | None] = [None] * size()
     dist.all_gather_object(found, value)
     return found  # type: ignore[return-value]
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, in all of them.
+
+    Raises:
+        FisherlabError: that of the first process, in all.
+    """
+    made: list[tuple[T | None, FisherlabError | None]] = [(None, None)]
+    if rank() == 0:
+        try:
+            made = [(make(), None)]
+        except FisherlabError as error:
+            made = [(None, error)]
+    if size() > 1:
+        dist.broadcast_object_list(made)
+    value, failure = made[0]
+    if failure is not None:
+        raise failure
+    return value  # type: ignore[return-value]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from fisherlab.operators import LinearOperator
 from fisherlab.records.columns import DIRECTION_COLUMNS, ORIGIN, RECORD_COLUMNS, RECORD_TYPES
 from fisherlab.records.definitions import METRICS, best_rows
 from fisherlab.runs.origin import Origin
+from fisherlab.runs.part import RunPart
 from fisherlab.runs.save import Picture, Plate, Result, save_result
 
 if TYPE_CHECKING:
@@ -310,7 +311,8 @@ class Comparison(Result):
         """
         from fisherlab.comparison.pictures import write_matrices
 
-        save_result(self, Path(directory), more=partial(write_matrices, self) if matrices else None)
+        with RunPart.claim(Path(directory)) as part:
+            save_result(self, part, more=partial(write_matrices, self) if matrices else None)
         return Path(directory)
 
     def _row(

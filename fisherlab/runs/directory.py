@@ -1,63 +1,50 @@
-"""A run's directory: written beside its name and renamed at the end, so one that exists is complete."""
+"""The names that a run's directory has, and whether it may have them."""
 
+import itertools
 import json
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fisherlab.errors import FisherlabError, InputError
+from fisherlab.errors import InputError
+
+CONFIG = "config.toml"
+PART = ".part"
 
 
-@contextmanager
-def run_directory(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yields `OUT.part` to write into, and renames it to `OUT` at the end.
+class TakenError(InputError):
+    """There is something at a directory's name already."""
 
-    Where the work fails or is interrupted, `OUT.part` is removed and an `OUT` that was there stays as it was.
 
-    Args:
-        out: the directory that the run is to have.
-        force: whether an `OUT` that exists may be replaced.
+def part_of(out: Path) -> Path:
+    """`OUT.part`, where a run is written until it ends."""
+    return out.with_name(out.name + PART)
 
-    Raises:
-        InputError: where `OUT` exists and holds something.
-    """
-    check_free(out, force=force)
-    part = out.with_name(out.name + ".part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {str(out)!r} ({error.strerror or error}); choose another directory"
-        ) from error
-    try:
-        yield part
-        if out.exists():
-            shutil.rmtree(out)
-        part.rename(out)
-    except OSError as error:
-        raise FisherlabError(f"cannot write {str(out)!r}: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+
+def numbered(out: Path) -> Iterator[Path]:
+    """The path, then the same with -2, -3 and so on."""
+    return itertools.chain([out], (out.with_name(f"{out.name}-{count}") for count in itertools.count(2)))
 
 
 def check_free(out: Path, *, force: bool = False) -> None:
     """Raises `InputError` where a run may not be written to `out`."""
     if out.is_file():
-        raise InputError(f"{str(out)!r} is a file; choose another directory")
+        raise TakenError(f"{str(out)!r} is a file; choose another directory")
+    if out.is_symlink():
+        raise TakenError(f"{str(out)!r} is a link; give the directory that it leads to, or another one")
     if Path.cwd().resolve().is_relative_to(out.resolve()):
         raise InputError(f"{str(out)!r} holds the working directory; choose a directory of its own")
+    if out.name in ("", ".."):
+        raise InputError(f"{str(out)!r} does not end in a name; give the directory by its own name")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not force:
-        raise InputError(
+        raise TakenError(
             f"the directory {str(out)!r} exists already; choose another, or delete it "
             "(a command takes --force)"
         )
     if not (out / "provenance.json").is_file():
-        raise InputError(f"the directory {str(out)!r} holds no finished run to replace; choose another")
+        raise TakenError(f"the directory {str(out)!r} holds no finished run to replace; choose another")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fisherlab.errors import InputError
+from fisherlab.runs.directory import CONFIG, PART, part_of
 
 _FILES = ("summary.json", "provenance.json")
 
@@ -43,8 +44,8 @@ def read_run(folder: Path) -> FinishedRun:
         InputError: where there is no such directory, its run has not ended, another program made it, or one
             of its files is damaged; the message names the directory or the file.
     """
-    part = folder.with_name(folder.name + ".part")
-    if folder.name.endswith(".part"):
+    part = part_of(folder)
+    if folder.name.endswith(PART):
         raise InputError(f"the run {str(folder)!r} has not ended; wait for it, or continue it")
     if not folder.exists() and part.is_dir():
         raise InputError(f"the run {str(folder)!r} has not ended (it is {str(part)!r} still); wait for it")
@@ -54,7 +55,7 @@ def read_run(folder: Path) -> FinishedRun:
     command = summary.get("command")
     if not isinstance(command, str):
         raise InputError(f"{str(folder / _FILES[0])!r} does not name a command: this is no run of fisherlab")
-    return FinishedRun(folder, command, summary, provenance, _read_toml(folder / "config.toml"))
+    return FinishedRun(folder, command, summary, provenance, _read_toml(folder / CONFIG))
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fisherlab.runs.config import Config
-from fisherlab.runs.directory import run_directory, write_json
+from fisherlab.runs.directory import write_json
 from fisherlab.runs.origin import Origin
+from fisherlab.runs.part import RunPart
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,29 +104,28 @@ class Result(ABC):
             directory: must not exist, or be empty.
 
         Raises:
-            InputError: where the directory holds something already.
+            InputError: where the directory holds something already, or another process is writing it.
         """
-        save_result(self, Path(directory))
-        return Path(directory)
+        with RunPart.claim(Path(directory)) as part:
+            save_result(self, part)
+        return part.out
 
 
 def save_result(
     result: Result,
-    directory: Path,
+    part: RunPart,
     *,
     config: Config | None = None,
-    force: bool = False,
     started: float | None = None,
     more: Callable[[Path], None] | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Writes a result into a directory that it makes, complete or not at all.
+    """Writes a result into the directory of a run, complete or not at all.
 
     Args:
         result: what to write.
-        directory: must not exist, or be empty.
+        part: the directory, claimed; it is finished.
         config: what was done, as `config.toml` says it; None: a function was called.
-        force: whether a finished run in the directory may be replaced.
         started: `time.perf_counter()` at the start of the run; None: its wall time is not known.
         more: writes further files into a folder.
         report: called with the number of pictures done.
@@ -134,13 +134,13 @@ def save_result(
         What `summary.json` holds.
 
     Raises:
-        InputError: where the directory holds something already.
+        FisherlabError: where files cannot be written.
     """
     summary = result.summary()
     if config is not None:
-        run = {"command": config.command, "inputs": config.to_dict(), "directory": str(directory)}
+        run = {"command": config.command, "inputs": config.to_dict(), "directory": str(part.out)}
         summary = run | summary
-    with run_directory(directory, force=force) as folder:
+    with part.written() as folder:
         if config is not None:
             (folder / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         for name, table in result.tables().items():

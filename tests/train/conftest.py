@@ -8,13 +8,6 @@ import pytest
 from fisherlab.train import TrainConfig, train
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests run where they are asked for by -m."""
-    for item in items:
-        if item.get_closest_marker("slow") and not config.option.markexpr:
-            item.add_marker(pytest.mark.skip(reason="slow; run with -m slow"))
-
-
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, home: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory and cache, one thread, no network, no pictures."""

@@ -123,6 +123,9 @@ def test_an_interruption_changes_no_number(swept, place, monkeypatch, sampler):
             swept("cut", **values)
     with (place / "cut.part" / "study.journal").open("a") as file:
         file.write('{"op_code":')  # a write that did not end
+    (place / "cut.part" / "study.journal.lock").symlink_to("study.journal")
+    (place / "cut.part" / "study.journal.lock1f2e.rename").symlink_to("study.journal")
+    (place / "cut.part" / ".trials.csv.x.part").touch()
     with monkeypatch.context() as patched:
         patched.setattr(Study, "tell", killed_at(1, after=True))
         with pytest.raises(Killed):
@@ -130,7 +133,11 @@ def test_an_interruption_changes_no_number(swept, place, monkeypatch, sampler):
     sweep.resume(place / "cut.part")
     pd.testing.assert_frame_equal(table(place / "cut"), table(place / "whole"))
     pd.testing.assert_frame_equal(table(place / "cut", "trainings"), table(place / "whole", "trainings"))
-    assert not (place / "cut.part").exists()
+    assert {path.name for path in place.iterdir()} == {"cut", "whole"}
+    names = [
+        {str(path.relative_to(run)) for path in run.rglob("*")} for run in (place / "cut", place / "whole")
+    ]
+    assert names[0] == names[1]
 
 
 def test_trainings_that_were_cut_off_go_on(swept, place, monkeypatch):

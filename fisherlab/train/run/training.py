@@ -17,9 +17,9 @@ from fisherlab.loop.objectives import Objective, objective
 from fisherlab.loop.progress import OnStep
 from fisherlab.loop.steps import DivergedError
 from fisherlab.runs.config import read_config
-from fisherlab.runs.directory import write_json
+from fisherlab.runs.directory import CONFIG, part_of, write_json
 from fisherlab.runs.origin import provenance
-from fisherlab.runs.part import CONFIG, RunPart, check_startable, part_of
+from fisherlab.runs.part import Names, RunPart, together
 from fisherlab.train.config import TrainConfig
 from fisherlab.train.optimizers import create
 from fisherlab.train.recipes import explain, fitted
@@ -43,7 +43,7 @@ def _silent(*arguments: Any) -> None:
 
 def train(
     config: TrainConfig,
-    out: Path,
+    out: Names,
     *,
     force: bool = False,
     report: OnStep = _silent,
@@ -54,7 +54,7 @@ def train(
 
     Args:
         config: what to do.
-        out: the directory; it is `OUT.part` until the run has ended.
+        out: the directory, or names for it (`Names`); it is `OUT.part` until the run has ended.
         force: whether a run there may be replaced.
         report: is told after each step.
         accepted: is called once the configuration has proved right.
@@ -68,20 +68,13 @@ def train(
         DivergedError: where the training diverged; the run has been written.
         FisherlabError: where files cannot be written; the run can be continued with `resume`.
     """
-    check_startable(out, force=force)
-    with _own_randomness():
+    with together(lambda: RunPart.claim(out, force=force)) as part, _own_randomness():
         run = TrainingRun(config, pictures=pictures)
         if run.fitted:
             explain(run.config)
-        part = RunPart.start(out, force=force) if run.first else None
-        try:
-            if part:
-                (part.path / CONFIG).write_text(run.config.to_toml(), encoding="utf-8")
-        except OSError as error:
-            assert part is not None
-            part.discard()
-            raise InputError(f"cannot write {str(out)!r}: {error.strerror}") from error
-        return run.perform(part, out, report, accepted)
+        if part.mine:
+            part.begin(run.config)
+        return run.perform(part, report, accepted)
 
 
 def resume(
@@ -110,18 +103,13 @@ def resume(
         DivergedError: as for `train`.
         FisherlabError: as for `train`.
     """
-    out = run.with_name(run.name.removesuffix(".part"))
-    part = RunPart.reopen(run) if distributed.rank() == 0 else None
-    try:
-        config = read_config(part_of(out) / CONFIG, TrainConfig)
+    with together(lambda: RunPart.reopen(run)) as part:
+        config = read_config(part.path / CONFIG, TrainConfig)
         check_same(config, given or {})
-        if any(distributed.gather_all(part is not None and (part.path / PROVENANCE).is_file())):
+        if any(distributed.gather_all(part.mine and (part.path / PROVENANCE).is_file())):
             return _ended(part)
         with _own_randomness():
-            return TrainingRun(config, begun=True, pictures=pictures).perform(part, out, report, accepted)
-    finally:
-        if part:
-            part.release()
+            return TrainingRun(config, begun=True, pictures=pictures).perform(part, report, accepted)
 
 
 def rehearse(config: TrainConfig) -> tuple[TrainConfig, Task, Objective]:
@@ -135,9 +123,9 @@ def rehearse(config: TrainConfig) -> tuple[TrainConfig, Task, Objective]:
         return run.config, run.task, run.objective
 
 
-def _ended(part: RunPart | None) -> dict[str, Any]:
+def _ended(part: RunPart) -> dict[str, Any]:
     """Gives a run its final name that was interrupted when all was written."""
-    if part is None:
+    if not part.mine:
         return {}
     summary: dict[str, Any] = json.loads((part.path / SUMMARY).read_text(encoding="utf-8"))
     Checkpoints(part.path, 1, False, ()).drop_states()
@@ -153,7 +141,6 @@ class TrainingRun:
     Attributes:
         config: resolved.
         fitted: whether LNGD's settings for networks without norms were taken.
-        first: whether this process writes.
         task: the model and its samples.
         objective: loss and metric.
     """
@@ -164,7 +151,6 @@ class TrainingRun:
             check_installed()
         checked = config.resolved()
         fabric = launched_fabric(checked)
-        self.first = fabric.global_rank == 0
         seed_all(checked.seed + fabric.global_rank, fabric.device)
         self.task: Task = prepare(checked, fabric.device)
         wanted = config if begun else fitted(config, self.task)
@@ -182,20 +168,19 @@ class TrainingRun:
         self._trainer.check()
         self._fabric = fabric
 
-    def perform(
-        self, part: RunPart | None, out: Path, report: OnStep, accepted: Callable[[], None]
-    ) -> dict[str, Any]:
+    def perform(self, part: RunPart, report: OnStep, accepted: Callable[[], None]) -> dict[str, Any]:
         """Trains to the end; the directory stays for `resume` where a checkpoint is in it."""
-        checkpoints = self._checkpoints(part_of(out)) if part else None
+        out = part.out
+        checkpoints = self._checkpoints(part.path) if part.mine else None
         lines: Log | None = None
         try:
             self._restore(checkpoints, out)
             accepted()
-            if part:
+            if part.mine:
                 lines = Log(part.path, self._trainer.progress.step, tensorboard=self.config.tensorboard)
             diverged = self._train(checkpoints, lines, report)
             summary = self._summary(out, checkpoints, diverged)
-            if part and checkpoints:
+            if checkpoints:
                 self._write(part.path, checkpoints, summary)
                 checkpoints.drop_states()
                 part.finish()
@@ -206,10 +191,8 @@ class TrainingRun:
         finally:
             if lines:
                 lines.close()
-            if part and checkpoints and not checkpoints.entries and not self._begun:
+            if checkpoints and not checkpoints.entries and not self._begun:
                 part.discard()
-            elif part:
-                part.release()
         if diverged is not None:
             raise DivergedError(f"{diverged}; the run is in {str(out)!r}") from diverged
         return summary

@@ -36,7 +36,10 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         _drop_cut_line(path)
-        path.with_name(path.name + ".lock").unlink(missing_ok=True)
+        for left in path.parent.glob(
+            f"{path.name}.lock*"
+        ):  # of a killed process: the directory is ours alone
+            left.unlink()
         backend = journal.JournalFileBackend(str(path))
         self._config = config
         self._ranges = {name: getattr(config, name) for name in PARAMS if getattr(config, name)}

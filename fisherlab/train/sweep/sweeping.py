@@ -13,7 +13,8 @@ from fisherlab.base import distributed
 from fisherlab.base.devices import resolve_device
 from fisherlab.errors import FisherlabError, InputError
 from fisherlab.runs.config import read_config
-from fisherlab.runs.part import CONFIG, RunPart, check_startable
+from fisherlab.runs.directory import CONFIG
+from fisherlab.runs.part import Names, RunPart
 from fisherlab.train.run.training import PROVENANCE, SUMMARY, check_same, rehearse, shown
 from fisherlab.train.sweep.config import SweepConfig
 from fisherlab.train.sweep.results import SweepPlan, SweepResults
@@ -31,7 +32,7 @@ def _silent() -> None:
 
 
 def run(
-    config: SweepConfig, out: Path, *, force: bool = False, accepted: Callable[[], None] = _silent
+    config: SweepConfig, out: Names, *, force: bool = False, accepted: Callable[[], None] = _silent
 ) -> dict[str, Any]:
     """Trains at every point of a sweep, and writes its directory.
 
@@ -41,7 +42,7 @@ def run(
 
     Args:
         config: what to do.
-        out: the directory; it is `OUT.part` until the sweep has ended.
+        out: the directory, or names for it (`Names`); it is `OUT.part` until the sweep has ended.
         force: whether a finished run there may be replaced.
         accepted: is called once the configuration has proved right.
 
@@ -52,12 +53,11 @@ def run(
         InputError: for a configuration that cannot be run; nothing has been written then.
         FisherlabError: where files cannot be written, a trial fails, or all have diverged.
     """
-    check_startable(out, force=force)
-    plan = _planned(config)
-    part = RunPart.start(out, force=force)
-    with _held(part):
-        (part.path / CONFIG).write_text(plan.config.to_toml(), encoding="utf-8")
-        return _perform(plan, part, accepted)
+    with RunPart.claim(out, force=force) as part:
+        plan = _planned(config)
+        with _held(part):
+            part.begin(plan.config)
+            return _perform(plan, part, accepted)
 
 
 def resume(
@@ -79,8 +79,7 @@ def resume(
             another one, or its data have changed.
         FisherlabError: as for `run`.
     """
-    part = RunPart.reopen(folder)
-    with _held(part):
+    with RunPart.reopen(folder) as part, _held(part):
         config = read_config(part.path / CONFIG, SweepConfig)
         _check_given(config, given or {})
         if (part.path / PROVENANCE).is_file():
@@ -146,9 +145,7 @@ def _held(part: RunPart) -> Iterator[None]:
             "--resume"
         ) from error
     finally:
-        if part.begun or _has_trainings(part):
-            part.release()
-        else:
+        if not _has_trainings(part):
             part.discard()
 
 

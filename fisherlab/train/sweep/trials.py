@@ -21,8 +21,7 @@ import torch
 from fisherlab.base.writing import beside
 from fisherlab.errors import FisherlabError
 from fisherlab.loop.steps import DivergedError
-from fisherlab.runs.directory import write_json
-from fisherlab.runs.part import CONFIG, part_of
+from fisherlab.runs.directory import CONFIG, part_of, write_json
 from fisherlab.train.config import TrainConfig
 from fisherlab.train.run.checkpoints import WEIGHTS
 from fisherlab.train.run.training import SUMMARY, resume, train
