@@ -20,7 +20,7 @@ from fisherlab.approximations.base import (
 )
 from fisherlab.approximations.saved import PartialFile, Statistics, load_statistics, model_hash
 from fisherlab.base import distributed
-from fisherlab.base.writing import as_path
+from fisherlab.base.writing import as_path, place_for
 from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.errors import MemoryLimitError, bytes_text
@@ -51,7 +51,7 @@ def collect_statistics(
 
     With a `path` they are saved there, and read from there where they are complete. Every half minute the
     work so far is written beside it (`<path>.part`), so that a call after an interruption goes on from
-    the last batch written: with the same sums but for the order of additions.
+    the last batch written: with the same sums, to the bit.
 
     Args:
         model: as for `exact_fisher`, as are data, likelihood, kind and layers.
@@ -94,8 +94,10 @@ def _collected(
     if path is not None:
         if as_path("the statistics file", path).exists():
             return load_statistics(path).checked(about, path)
+        place_for("the statistics file", path)
         shapes = {name: view.shape for name, view in chosen.items()}
-        keeper = PartialFile(path, shapes, kind, about) if distributed.size() == 1 else None
+        if distributed.size() == 1:
+            keeper = PartialFile(path, shapes, kind, about, collector.device)
     gathered = gather(collector, work, keeper=keeper)
     sums = {name: gathered[name].all for name in chosen}
     about["data"] = collector.batches.fingerprint()

@@ -1,9 +1,11 @@
 """What `fisherlab compare` computes, as flags give it and as `config.toml` keeps it."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 from fisherlab.base.devices import resolve_device
+from fisherlab.base.writing import place_for
 from fisherlab.errors import unknown
 from fisherlab.exact.options import DEFAULTS
 from fisherlab.runs.config import BIAS_MODES, DTYPES, ModelConfig, SamplesConfig, absolute
@@ -88,6 +90,8 @@ class CompareConfig(FisherConfig, ModelConfig):
         parse_bytes(self.memory)
         if self.likelihood is not None:
             as_likelihood(self.likelihood)
+        if self.statistics is not None and not Path(self.statistics).exists():
+            place_for("the statistics file", self.statistics)
         return replace(
             self,
             checkpoint=absolute(self.checkpoint),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fisherlab.base.tensorfiles import tensors_as_bytes
 from fisherlab.base.writing import write
 from fisherlab.datasets.dataset import Dataset
 from fisherlab.datasets.places import cache_dir
@@ -128,9 +129,7 @@ def _store(path: Path, state: dict[str, Tensor], steps: int) -> str:
 
     A cache that cannot be written costs only the training next time, so it is a warning.
     """
-    from safetensors.torch import save
-
-    payload = save(state, metadata={"step": str(steps)})
+    payload = tensors_as_bytes(state, {"step": str(steps)})
     try:
         write(path, payload)
     except OSError as error:

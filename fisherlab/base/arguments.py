@@ -1,0 +1,236 @@
+"""Arguments of public functions, compared with their annotations before anything is done.
+
+`checked` stands before a function, `check_fields` in a dataclass. What is allowed is what the signature says:
+types, `Literal` names, and ranges such as `Annotated[int, Ge(1)]` in the words of annotated-types. A text
+among these is the way out that an error names.
+"""
+
+import inspect
+import math
+import os
+import reprlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import fields
+from functools import wraps
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen, Predicate
+
+from fisherlab.errors import InputError, InputTypeError, unknown
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Seed = Annotated[int, Ge(0), Lt(2**63)]  # what a torch.Generator takes
+Finite = Annotated[float, Predicate(math.isfinite)]
+Positive = Annotated[float, Predicate(math.isfinite), Gt(0)]
+NotNegative = Annotated[float, Predicate(math.isfinite), Ge(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
+AnyPath = str | os.PathLike[str]
+
+_VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+_BOUNDS: Mapping[type, tuple[str, Callable[[Any, Any], bool], str]] = {
+    Ge: ("ge", lambda value, bound: value >= bound, "at least {}"),
+    Gt: ("gt", lambda value, bound: value > bound, "above {}"),
+    Le: ("le", lambda value, bound: value <= bound, "at most {}"),
+    Lt: ("lt", lambda value, bound: value < bound, "below {}"),
+    MinLen: ("min_length", lambda value, bound: len(value) >= bound, "of at least {} entries"),
+    Predicate: ("func", lambda value, holds: holds(value), "finite"),  # any other raises an error of its own
+}
+_WORDS: Mapping[Any, tuple[str, str]] = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("True or False", "booleans"),
+    str: ("a string", "strings"),
+    NoneType: ("None", "None"),
+    os.PathLike: ("a path", "paths"),
+    Callable: ("a function", "functions"),
+}
+# Hints are read once; mypy takes no class for hashable, as `cache` asks.
+_FIELDS: dict[type, Mapping[str, Any]] = {}
+
+
+def checked(function: F) -> F:
+    """The function, which now first compares its arguments with their annotations.
+
+    Raises:
+        InputTypeError: when it is called, for an argument of another type.
+        InputError: when it is called, for one out of its range.
+    """
+    order = [one.name for one in inspect.signature(function).parameters.values() if one.kind not in _VARIADIC]
+    expected: dict[str, Any] = {}  # found at the first call: annotations may name what is defined later
+
+    @wraps(function)
+    def with_checks(*args: Any, **keywords: Any) -> Any:
+        if not expected:
+            expected.update(expected_of(function))
+        for name, value in (*zip(order, args, strict=False), *keywords.items()):
+            if name in expected:
+                check(name, value, expected[name])
+        return function(*args, **keywords)
+
+    return with_checks  # type: ignore[return-value]
+
+
+def check_fields(instance: Any) -> None:
+    """Compares the fields of a dataclass with their annotations; raises as `check`."""
+    for name, annotation in expected_fields(type(instance)).items():
+        check(name, getattr(instance, name), annotation)
+
+
+def expected_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotation of each argument of a function; what `**` and `*` take together is left out."""
+    hints = get_type_hints(function, include_extras=True)
+    plain = inspect.signature(inspect.unwrap(function)).parameters.values()
+    left_out = {"return", *(one.name for one in plain if one.kind in _VARIADIC)}
+    return {name: hint for name, hint in hints.items() if name not in left_out}
+
+
+def expected_fields(kind: type) -> Mapping[str, Any]:
+    """The annotation of each field of a dataclass."""
+    if kind not in _FIELDS:
+        hints = get_type_hints(kind, include_extras=True)
+        _FIELDS[kind] = {field.name: hints[field.name] for field in fields(kind)}
+    return _FIELDS[kind]
+
+
+def check(name: str, value: Any, annotation: Any) -> None:
+    """Compares a value with an annotation.
+
+    Raises:
+        InputTypeError: for a value of another type.
+        InputError: for one out of its range, or a name that is not known.
+    """
+    if _fits(value, annotation):
+        return
+    way_out = "".join(f"; {one}" for one in _parts(annotation)[1] if isinstance(one, str))
+    for one in _options(annotation):
+        kind, bounds = _parts(one)
+        if get_origin(kind) is Literal and isinstance(value, str):
+            raise unknown(name, value, get_args(kind))
+        if bounds and _fits(value, kind):
+            words = " and ".join(_words_of(bound) for bound in bounds if type(bound) in _BOUNDS)
+            raise InputError(f"{name} must be {words}, not {_shown(value)}{way_out}")
+    raise InputTypeError(f"{name} must be {described(annotation)}, not {_shown(value)}{way_out}")
+
+
+def described(annotation: Any, *, several: bool = False) -> str:
+    """The types of an annotation in words, such as "a whole number or None"."""
+    words = dict.fromkeys(_described(_parts(one)[0], several) for one in _options(annotation))
+    return " or ".join(sorted(words, key=lambda one: one == "None"))  # None comes last
+
+
+def _options(annotation: Any) -> Iterator[Any]:
+    """The members of a union, also of one with something beside it."""
+    kind, bounds = _parts(annotation)
+    if get_origin(kind) in (Union, UnionType):
+        for one in get_args(kind):
+            yield from _options(Annotated[one, *bounds] if bounds and one is not NoneType else one)
+    else:
+        yield annotation
+
+
+def _parts(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A type, and what stands beside it."""
+    bounds = getattr(annotation, "__metadata__", ())
+    return (annotation.__origin__ if bounds else annotation), bounds
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    kind, bounds = _parts(annotation)
+    if bounds:
+        return _fits(value, kind) and (value is None or all(_within(value, bound) for bound in bounds))
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    if origin is float:
+        return _is_number(value)
+    if not isinstance(origin, type) or getattr(origin, "_is_protocol", False):
+        return True  # Any, a type variable, a protocol: nothing is known of it
+    return isinstance(value, origin) and (not inner or _entries_fit(value, origin, inner))
+
+
+def _entries_fit(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
+    """Whether the entries of a container fit; of an iterator none is taken out."""
+    if origin is type:
+        return issubclass(value, inner[0])
+    if issubclass(origin, Mapping):
+        return all(_fits(key, inner[0]) and _fits(one, inner[1]) for key, one in value.items())
+    if origin is tuple and inner[-1] is not ...:
+        return len(value) == len(inner) and all(map(_fits, value, inner))
+    if not issubclass(origin, Iterable) or isinstance(value, Iterator):
+        return True
+    if isinstance(value, str):
+        return _fits(value, inner[0])
+    if isinstance(value, (Sequence, AbstractSet)):
+        return all(_fits(one, inner[0]) for one in value)
+    try:
+        return _fits(next(iter(value), None), inner[0])  # the first of them says what they are
+    except TypeError:  # a tensor without dimensions
+        return False
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a real number, or a tensor that holds one, as torch takes them too."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return isinstance(value, Real) and not isinstance(value, bool)
+    dense = value.layout == torch.strided and not (value.is_nested or value.is_meta)
+    return dense and value.numel() == 1 and not (value.is_complex() or value.dtype == torch.bool)
+
+
+def _within(value: Any, bound: Any) -> bool:
+    if type(bound) not in _BOUNDS:
+        return True
+    attribute, holds, _ = _BOUNDS[type(bound)]
+    return bool(holds(value, getattr(bound, attribute)))
+
+
+def _words_of(bound: Any) -> str:
+    attribute, _, words = _BOUNDS[type(bound)]
+    return words.format(getattr(bound, attribute))
+
+
+def _described(kind: Any, several: bool) -> str:
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in _WORDS:
+        return _WORDS[origin][several]
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin is tuple and inner and inner[-1] is not ...:
+        return f"{'tuples' if several else 'a tuple'} ({', '.join(map(described, inner))})"
+    name = _name(origin)
+    if not isinstance(origin, type) or not issubclass(origin, Iterable) or not inner:
+        return name if several else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+    entries = " to ".join(described(one, several=True) for one in inner if one is not ...)
+    return entries if origin is Iterable else f"a {name.lower()} of {entries}"
+
+
+def _name(kind: Any) -> str:
+    name, module = getattr(kind, "__name__", str(kind)), getattr(kind, "__module__", "")
+    package = (
+        "torch.nn."
+        if module.startswith("torch.nn.modules")
+        else "torch."
+        if module.startswith("torch")
+        else ""
+    )
+    return package + name
+
+
+def _shown(value: Any) -> str:
+    """A plain value as it is written, in few characters; any other by its class."""
+    if value is None or isinstance(value, (str, bytes, Real, complex, list, tuple, set, dict)):
+        return " ".join(reprlib.repr(value).split())
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"a {_name(type(value))}"
