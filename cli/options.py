@@ -5,12 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import click
 
 from fisherlab.comparison.config import CompareConfig
-from fisherlab.runs.config import BIAS_MODES, DTYPES, Config
+from fisherlab.exact.options import BIAS_MODES
+from fisherlab.runs.config import DTYPES, Config
 
 from .messages import log, set_verbosity
 
@@ -39,7 +40,7 @@ class Output:
 def flag(config: type[Config], name: str, **words: Any) -> Decorator:
     """An option with the type and the default of a configuration's field; `words` are click's own."""
     field = next(field for field in fields(config) if field.name == name)
-    if field.type in (int, int | None):
+    if get_type_hints(config)[name] in (int, int | None):
         words["type"] = int
     if isinstance(field.default, (str, int)):
         words |= {"default": field.default, "show_default": True}

@@ -38,7 +38,7 @@ class ReportConfig(Config):
             InputError: for either.
             InputTypeError: for a value of another type.
         """
-        self.check({})
+        self.check()
         if not self.runs:
             raise InputError("name at least one finished run")
         places = [Path(run).resolve() for run in self.runs]

@@ -85,7 +85,7 @@ def _collected(
     methods: Sequence[Approximation],
     kind: LabelKind,
     path: str | os.PathLike[str] | None,
-    memory: int | str,
+    memory: float | str,
 ) -> Statistics:
     """The sums that the methods need of a collector's layers, see `collect_statistics`."""
     chosen, work = collector.layers, _work(collector, methods, kind, memory)
@@ -93,7 +93,7 @@ def _collected(
     keeper = None
     if path is not None:
         if as_path("the statistics file", path).exists():
-            return load_statistics(path).checked(about, path)
+            return load_statistics(path).made_from(about, path)
         place_for("the statistics file", path)
         shapes = {name: view.shape for name, view in chosen.items()}
         if distributed.size() == 1:
@@ -132,7 +132,7 @@ def _identity(collector: Collector, work: Mapping[str, PassRequest], kind: str) 
 
 
 def _work(
-    collector: Collector, methods: Sequence[Approximation], kind: LabelKind, limit: int | str
+    collector: Collector, methods: Sequence[Approximation], kind: LabelKind, limit: float | str
 ) -> dict[str, PassRequest]:
     """What the passes must sum for these methods; refuses sums, or label columns, that do not fit."""
     work = {name: layer_work(view, methods, kind) for name, view in collector.layers.items()}

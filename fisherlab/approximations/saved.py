@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fisherlab.approximations.base import Approximation, build_operator, create
+from fisherlab.arguments import checked
 from fisherlab.base.nested import packed, unpacked
 from fisherlab.base.tensorfiles import read_tensors, write_tensors
 from fisherlab.base.writing import as_path, place_for, reported
@@ -55,6 +56,7 @@ class Statistics:
         """N."""
         return next(iter(self.sums.values())).samples
 
+    @checked
     def build(self, approximation: str | Approximation, **options: Any) -> dict[str, LinearOperator]:
         """The operators of one approximation, layer by layer.
 
@@ -128,7 +130,7 @@ class Statistics:
             about[key] = "+".join(filter(None, (self.about.get(key), other.about.get(key))))
         return Statistics(self.shapes, sums, self.kind, about)
 
-    def checked(self, about: Mapping[str, str], path: str | os.PathLike[str]) -> "Statistics":
+    def made_from(self, about: Mapping[str, str], path: str | os.PathLike[str]) -> "Statistics":
         """The statistics themselves, if they were made from what `about` says.
 
         Raises:
@@ -142,6 +144,7 @@ class Statistics:
                 )
         return self
 
+    @checked
     def save(self, path: str | os.PathLike[str], progress: Mapping[str, int] | None = None) -> None:
         """Writes a safetensors file with a header and a checksum; beside the target, then renamed.
 
@@ -151,8 +154,7 @@ class Statistics:
 
         Raises:
             FisherlabError: where the system does not let it be written; nothing half-written stays.
-            InputError: for statistics without samples, with sums that are not finite, and for a folder that is
-                not there.
+            InputError: for no samples, sums that are not finite, or a folder that is not there.
             InputTypeError: for anything but a path.
         """
         file = place_for(_WHAT, path)
@@ -178,6 +180,7 @@ def check_statistics(value: object) -> None:
         )
 
 
+@checked
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     """Statistics from a file that `Statistics.save` wrote.
 
@@ -216,7 +219,7 @@ class PartialFile:
         if not self._path.exists():
             return None
         found, progress = _load(self._path, self._device)
-        found.checked(self._about, self._path)
+        found.made_from(self._about, self._path)
         return progress["stage"], progress["done"], found.sums
 
     def tick(self, stage: int, done: int, sums: Mapping[str, LayerSums]) -> None:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from fisherlab.arguments import Count, OneOf, Seed
 from fisherlab.base.devices import resolve_device
 from fisherlab.base.writing import place_for
-from fisherlab.errors import unknown
-from fisherlab.exact.options import DEFAULTS
-from fisherlab.runs.config import BIAS_MODES, DTYPES, ModelConfig, SamplesConfig, absolute
+from fisherlab.exact.options import BIAS_MODES, DEFAULTS
+from fisherlab.runs.config import DTYPES, ModelConfig, SamplesConfig, absolute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,11 @@ class FisherConfig(SamplesConfig):
     approximations: tuple[str, ...] = ()
     kind: str = "predictive"
     likelihood: str | None = None
-    bias: str = DEFAULTS["bias"]
+    bias: Annotated[str, OneOf(BIAS_MODES)] = DEFAULTS["bias"]
     memory: str = DEFAULTS["memory"]
-    max_columns: int = DEFAULTS["max_columns"]
-    dtype: str | None = None
-    draws: int = DEFAULTS["draws"]
+    max_columns: Count = DEFAULTS["max_columns"]
+    dtype: Annotated[str, OneOf(DTYPES)] | None = None
+    draws: Count = DEFAULTS["draws"]
     device: str = "auto"
 
 
@@ -53,7 +53,7 @@ class CompareConfig(FisherConfig, ModelConfig):
     command: ClassVar[str] = "compare"
 
     statistics: str | None = None
-    seed: int = 0
+    seed: Seed = 0
     spectra: bool = True
     save_matrices: bool = False
 
@@ -64,11 +64,7 @@ class CompareConfig(FisherConfig, ModelConfig):
             InputError: for a number out of its range, or a name that is not known.
             InputTypeError: for a value of another type.
         """
-        self.check({"samples": 1, "max_columns": 1, "draws": 1, "seed": 0})
-        if self.bias not in BIAS_MODES:
-            raise unknown("bias mode", self.bias, BIAS_MODES)
-        if self.dtype not in (None, *DTYPES):
-            raise unknown("dtype", str(self.dtype), DTYPES)
+        self.check()
 
     def resolved(self) -> "CompareConfig":
         """The same work with every name checked, the device chosen and paths made absolute.

@@ -5,6 +5,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fisherlab.arguments import Count, checked
 from fisherlab.errors import InputError, InputTypeError, known_name
 from fisherlab.likelihoods.base import Likelihood
 
@@ -76,12 +77,13 @@ def check_kind(kind: str) -> LabelKind:
     return LabelKind(known_name("kind", full, KINDS))
 
 
+@checked
 def label_columns(
     likelihood: Likelihood,
     kind: str,
     outputs: Tensor,
     targets: Tensor | None,
-    draws: int = 1,
+    draws: Count = 1,
     generator: torch.Generator | None = None,
     part: slice | None = None,
 ) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fisherlab.arguments import checked
 from fisherlab.base.tensorfiles import read_tensors
 from fisherlab.base.writing import as_path
 from fisherlab.errors import InputError
@@ -35,6 +36,7 @@ class Weights:
     step: int | None
 
 
+@checked
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> Weights:
     """Load a checkpoint into a model; on failure the model is unchanged.
 
@@ -126,8 +128,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], int | None]:
         found = read_tensors(path)
     except InputError as error:
         raise InputError(
-            f"the checkpoint {str(path)!r} {error}; give a whole .safetensors file or a state dict saved with "
-            "torch.save."
+            f"the checkpoint {str(path)!r} {error}; give a whole .safetensors file or a state dict saved "
+            "with torch.save."
         ) from error
     step = found.header.get("step", "")
     return found.tensors, int(step) if step.isdecimal() and step.isascii() else None

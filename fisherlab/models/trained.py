@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fisherlab.arguments import Seed, checked
 from fisherlab.base.tensorfiles import tensors_as_bytes
 from fisherlab.base.writing import write
 from fisherlab.datasets.dataset import Dataset
@@ -51,8 +52,9 @@ class TrainedWeights(NamedTuple):
     from_cache: bool
 
 
+@checked
 def trained_weights(
-    spec: ModelSpec, dataset: Dataset, seed: int, progress: OnSteps | None = None
+    spec: ModelSpec, dataset: Dataset, seed: Seed, progress: OnSteps | None = None
 ) -> TrainedWeights:
     """Train the default network of `spec` on all of `dataset`, or read it from the cache.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fisherlab import metrics
 from fisherlab.approximations import DEFAULT_APPROXIMATIONS, Approximation
+from fisherlab.arguments import Seed
 from fisherlab.collect.batches import Batches
 from fisherlab.comparison.measure import Target
 from fisherlab.comparison.result import Comparison
@@ -63,7 +64,7 @@ def trace(
     kind: str = "predictive",
     layers: "Layers | Iterable[str] | str | None" = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     spectra: bool = True,
     about: Origin | None = None,
     on_plan: Callable[[BlockPlan], None] | None = None,

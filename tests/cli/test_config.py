@@ -9,9 +9,9 @@ from fisherlab.approximations import DEFAULT_APPROXIMATIONS
 from fisherlab.base.devices import resolve_device
 from fisherlab.comparison.config import CompareConfig
 from fisherlab.errors import InputError, InputTypeError
-from fisherlab.exact.options import DEFAULTS
+from fisherlab.exact.options import BIAS_MODES, DEFAULTS
 from fisherlab.layers import discovery
-from fisherlab.runs.config import BIAS_MODES, DTYPES, read_config
+from fisherlab.runs.config import DTYPES, read_config
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 CONFIGS = st.builds(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fisherlab.arguments import checked
 from fisherlab.base import distributed
 from fisherlab.base.writing import beside
 from fisherlab.errors import InputError
@@ -41,6 +42,7 @@ def _silent(*arguments: Any) -> None:
     """A report to nobody."""
 
 
+@checked
 def train(
     config: TrainConfig,
     out: Path,
@@ -84,6 +86,7 @@ def train(
         return run.perform(part, out, report, accepted)
 
 
+@checked
 def resume(
     run: Path,
     given: Mapping[str, Any] | None = None,

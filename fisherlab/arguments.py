@@ -1,8 +1,8 @@
 """Arguments of public functions, compared with their annotations before anything is done.
 
 `checked` stands before a function, `check_fields` in a dataclass. What is allowed is what the signature says:
-types, `Literal` names, and ranges such as `Annotated[int, Ge(1)]` in the words of annotated-types. A text
-among these is the way out that an error names.
+types, and beside them ranges in the words of annotated-types, as in `Annotated[int, Ge(1)]`, or the names of
+`OneOf`. A text among these is the way out that an error names. Imports nothing heavy.
 """
 
 import inspect
@@ -15,14 +15,21 @@ from collections.abc import Set as AbstractSet
 from dataclasses import fields
 from functools import wraps
 from numbers import Integral, Real
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen, Predicate
 
-from fisherlab.errors import InputError, InputTypeError, unknown
+from fisherlab.errors import InputError, InputTypeError, known_name
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class OneOf(NamedTuple):
+    """Beside a string: the names that it may be."""
+
+    names: tuple[str, ...]
+
 
 Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
@@ -31,7 +38,6 @@ Finite = Annotated[float, Predicate(math.isfinite)]
 Positive = Annotated[float, Predicate(math.isfinite), Gt(0)]
 NotNegative = Annotated[float, Predicate(math.isfinite), Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
-AnyPath = str | os.PathLike[str]
 
 _VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 _BOUNDS: Mapping[type, tuple[str, Callable[[Any, Any], bool], str]] = {
@@ -41,6 +47,7 @@ _BOUNDS: Mapping[type, tuple[str, Callable[[Any, Any], bool], str]] = {
     Lt: ("lt", lambda value, bound: value < bound, "below {}"),
     MinLen: ("min_length", lambda value, bound: len(value) >= bound, "of at least {} entries"),
     Predicate: ("func", lambda value, holds: holds(value), "finite"),  # any other raises an error of its own
+    OneOf: ("names", lambda value, names: value in names, "one of {}"),
 }
 _WORDS: Mapping[Any, tuple[str, str]] = {
     int: ("a whole number", "whole numbers"),
@@ -85,10 +92,11 @@ def check_fields(instance: Any) -> None:
 
 def expected_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotation of each argument of a function; what `**` and `*` take together is left out."""
-    hints = get_type_hints(function, include_extras=True)
-    plain = inspect.signature(inspect.unwrap(function)).parameters.values()
-    left_out = {"return", *(one.name for one in plain if one.kind in _VARIADIC)}
-    return {name: hint for name, hint in hints.items() if name not in left_out}
+    plain = inspect.unwrap(function)
+    parameters = inspect.signature(plain).parameters.values()
+    left_out = {"return", *(one.name for one in parameters if one.kind in _VARIADIC)}
+    own = {name: hint for name, hint in function.__annotations__.items() if name not in left_out}
+    return get_type_hints(SimpleNamespace(__annotations__=own), plain.__globals__, include_extras=True)
 
 
 def expected_fields(kind: type) -> Mapping[str, Any]:
@@ -108,21 +116,28 @@ def check(name: str, value: Any, annotation: Any) -> None:
     """
     if _fits(value, annotation):
         return
+    right_type = _fits(value, annotation, loosely=True)
     way_out = "".join(f"; {one}" for one in _parts(annotation)[1] if isinstance(one, str))
     for one in _options(annotation):
         kind, bounds = _parts(one)
-        if get_origin(kind) is Literal and isinstance(value, str):
-            raise unknown(name, value, get_args(kind))
-        if bounds and _fits(value, kind):
-            words = " and ".join(_words_of(bound) for bound in bounds if type(bound) in _BOUNDS)
-            raise InputError(f"{name} must be {words}, not {_shown(value)}{way_out}")
-    raise InputTypeError(f"{name} must be {described(annotation)}, not {_shown(value)}{way_out}")
+        if bounds and right_type and _fits(value, kind):
+            for bound in bounds:
+                if isinstance(bound, OneOf):
+                    known_name(name, value, bound.names)
+            raise InputError(f"{name} must be {_ranges(bounds)}, not {_shown(value)}{way_out}")
+    refused = InputError if right_type else InputTypeError
+    raise refused(f"{name} must be {described(annotation)}, not {_shown(value)}{way_out}")
 
 
 def described(annotation: Any, *, several: bool = False) -> str:
-    """The types of an annotation in words, such as "a whole number or None"."""
-    words = dict.fromkeys(_described(_parts(one)[0], several) for one in _options(annotation))
-    return " or ".join(sorted(words, key=lambda one: one == "None"))  # None comes last
+    """The types of an annotation in words, such as "a whole number or None"; of entries the ranges too."""
+    words: dict[str, None] = {}
+    for one in _options(annotation):
+        kind, bounds = _parts(one)
+        ranges = _ranges(bounds) if several else ""
+        words[_described(kind, several) + (f", each {ranges}" if ranges else "")] = None
+    *first, last = sorted(words, key=lambda one: one == "None")  # None comes last
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _options(annotation: Any) -> Iterator[Any]:
@@ -141,42 +156,49 @@ def _parts(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
     return (annotation.__origin__ if bounds else annotation), bounds
 
 
-def _fits(value: Any, annotation: Any) -> bool:
+def _fits(value: Any, annotation: Any, loosely: bool = False) -> bool:
+    """Whether a value fits an annotation; `loosely`: its types alone."""
     kind, bounds = _parts(annotation)
     if bounds:
-        return _fits(value, kind) and (value is None or all(_within(value, bound) for bound in bounds))
+        fits = _fits(value, kind, loosely)
+        return fits and (loosely or value is None or all(_within(value, bound) for bound in bounds))
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in inner)
-    if origin is Literal:
-        return isinstance(value, str) and value in inner
+        return any(_fits(value, one, loosely) for one in inner)
     if origin is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
     if origin is float:
         return _is_number(value)
-    if not isinstance(origin, type) or getattr(origin, "_is_protocol", False):
-        return True  # Any, a type variable, a protocol: nothing is known of it
-    return isinstance(value, origin) and (not inner or _entries_fit(value, origin, inner))
+    if origin is Any or not isinstance(origin, type) or getattr(origin, "_is_protocol", False):
+        return True  # of Any, a type variable or a protocol nothing is known
+    return isinstance(value, origin) and (not inner or _entries_fit(value, origin, inner, loosely))
 
 
-def _entries_fit(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
+def _entries_fit(value: Any, origin: type, inner: tuple[Any, ...], loosely: bool) -> bool:
     """Whether the entries of a container fit; of an iterator none is taken out."""
     if origin is type:
         return issubclass(value, inner[0])
     if issubclass(origin, Mapping):
-        return all(_fits(key, inner[0]) and _fits(one, inner[1]) for key, one in value.items())
+        keys, values = inner
+        return all(_fits(key, keys, loosely) and _fits(one, values, loosely) for key, one in value.items())
     if origin is tuple and inner[-1] is not ...:
-        return len(value) == len(inner) and all(map(_fits, value, inner))
-    if not issubclass(origin, Iterable) or isinstance(value, Iterator):
+        pairs = zip(value, inner, strict=False)
+        return len(value) == len(inner) and all(_fits(one, its, loosely) for one, its in pairs)
+    if not issubclass(origin, Iterable) or not _has_entries(origin) or isinstance(value, Iterator):
         return True
     if isinstance(value, str):
-        return _fits(value, inner[0])
+        return _fits(value, inner[0], loosely)
     if isinstance(value, (Sequence, AbstractSet)):
-        return all(_fits(one, inner[0]) for one in value)
+        return all(_fits(one, inner[0], loosely) for one in value)
     try:
-        return _fits(next(iter(value), None), inner[0])  # the first of them says what they are
+        return _fits(next(iter(value), None), inner[0], loosely)  # the first of them says what they are
     except TypeError:  # a tensor without dimensions
         return False
+
+
+def _has_entries(origin: type) -> bool:
+    """Whether the parameters of a generic type are those of its entries: of an array they are not."""
+    return origin.__module__ in ("builtins", "collections.abc")
 
 
 def _is_number(value: Any) -> bool:
@@ -195,36 +217,34 @@ def _within(value: Any, bound: Any) -> bool:
     return bool(holds(value, getattr(bound, attribute)))
 
 
-def _words_of(bound: Any) -> str:
-    attribute, _, words = _BOUNDS[type(bound)]
-    return words.format(getattr(bound, attribute))
+def _ranges(bounds: Iterable[Any]) -> str:
+    """Ranges in words, such as "at least 0 and below 1"."""
+    known = [(bound, *_BOUNDS[type(bound)]) for bound in bounds if type(bound) in _BOUNDS]
+    return " and ".join(words.format(getattr(bound, attribute)) for bound, attribute, _, words in known)
 
 
 def _described(kind: Any, several: bool) -> str:
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in _WORDS:
         return _WORDS[origin][several]
-    if origin is Literal:
-        return " or ".join(map(repr, inner))
-    if origin is tuple and inner and inner[-1] is not ...:
-        return f"{'tuples' if several else 'a tuple'} ({', '.join(map(described, inner))})"
+    if origin is type and inner:
+        return f"a class that derives from {_name(inner[0])}"
     name = _name(origin)
-    if not isinstance(origin, type) or not issubclass(origin, Iterable) or not inner:
+    with_entries = (
+        inner and isinstance(origin, type) and issubclass(origin, Iterable) and _has_entries(origin)
+    )
+    if not with_entries:
         return name if several else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
-    entries = " to ".join(described(one, several=True) for one in inner if one is not ...)
-    return entries if origin is Iterable else f"a {name.lower()} of {entries}"
+    if issubclass(origin, Mapping):
+        return f"a mapping of {described(inner[0], several=True)} to {described(inner[1], several=True)}"
+    if origin is tuple and inner[-1] is not ...:
+        return f"a tuple of {' and '.join(described(one) for one in inner)}"
+    return ("" if origin is Iterable else "a list of ") + described(inner[0], several=True)
 
 
 def _name(kind: Any) -> str:
     name, module = getattr(kind, "__name__", str(kind)), getattr(kind, "__module__", "")
-    package = (
-        "torch.nn."
-        if module.startswith("torch.nn.modules")
-        else "torch."
-        if module.startswith("torch")
-        else ""
-    )
-    return package + name
+    return f"{'torch.nn' if 'torch.nn' in module else 'torch'}.{name}" if module.startswith("torch") else name
 
 
 def _shown(value: Any) -> str:
