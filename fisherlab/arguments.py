@@ -184,9 +184,9 @@ def _entries_fit(value: Any, origin: type, inner: tuple[Any, ...], loosely: bool
     if origin is tuple and inner[-1] is not ...:
         pairs = zip(value, inner, strict=False)
         return len(value) == len(inner) and all(_fits(one, its, loosely) for one, its in pairs)
-    if not issubclass(origin, Iterable) or not _has_entries(origin) or isinstance(value, Iterator):
+    if not _has_entries(origin) or isinstance(value, Iterator):
         return True
-    if isinstance(value, str):
+    if isinstance(value, (str, bytes)):
         return _fits(value, inner[0], loosely)
     if isinstance(value, (Sequence, AbstractSet)):
         return all(_fits(one, inner[0], loosely) for one in value)
@@ -198,7 +198,7 @@ def _entries_fit(value: Any, origin: type, inner: tuple[Any, ...], loosely: bool
 
 def _has_entries(origin: type) -> bool:
     """Whether the parameters of a generic type are those of its entries: of an array they are not."""
-    return origin.__module__ in ("builtins", "collections.abc")
+    return issubclass(origin, Iterable) and origin.__module__ in ("builtins", "collections.abc")
 
 
 def _is_number(value: Any) -> bool:
@@ -230,10 +230,7 @@ def _described(kind: Any, several: bool) -> str:
     if origin is type and inner:
         return f"a class that derives from {_name(inner[0])}"
     name = _name(origin)
-    with_entries = (
-        inner and isinstance(origin, type) and issubclass(origin, Iterable) and _has_entries(origin)
-    )
-    if not with_entries:
+    if not inner or not isinstance(origin, type) or not _has_entries(origin):
         return name if several else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
     if issubclass(origin, Mapping):
         return f"a mapping of {described(inner[0], several=True)} to {described(inner[1], several=True)}"

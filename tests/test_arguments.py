@@ -1,4 +1,4 @@
-"""Every public function checks what it is given by its annotations: with one sentence that names the argument."""
+"""Every public function checks what it is given: a wrong value is one sentence that names the argument."""
 
 import inspect
 import types
@@ -47,7 +47,8 @@ def _functions() -> dict[str, Callable[..., Any]]:
     found = {name: getattr(fl, name) for name in fl.__all__}
     for module in MODULES:
         known = getattr(fl, module)
-        names = getattr(known, "__all__", [name for name in vars(known) if not name.startswith("_")])
+        own = [name for name, one in vars(known).items() if getattr(one, "__module__", "") == known.__name__]
+        names = getattr(known, "__all__", [name for name in own if not name.startswith("_")])
         found |= {f"{module}.{name}": getattr(known, name) for name in names}
     functions = {name: one for name, one in found.items() if isinstance(one, types.FunctionType)}
     functions = {n: one for n, one in functions.items() if one.__module__.startswith("fisherlab")}
@@ -71,7 +72,7 @@ OPTIMIZERS = [getattr(fl.optim, name) for name in fl.optim.__all__ if name != "P
 CASES = [(name, argument) for name, f in FUNCTIONS.items() for argument in expected_of(f)]
 
 
-# --- values that an annotation does not allow, by rules of their own -----------------------------------------
+# --- values that an annotation does not allow, by rules of their own ----------------------------------------
 
 PLAIN: Mapping[str, st.SearchStrategy[Any]] = {
     "int": st.integers(),
@@ -296,7 +297,7 @@ def test_what_python_refuses_it_refuses_in_its_own_words():
 
 
 def test_the_signature_stays():
-    assert list(inspect.signature(sample).parameters)[0] == "count"
+    assert next(iter(inspect.signature(sample).parameters)) == "count"
     assert inspect.signature(fl.exact_fisher).parameters["draws"].annotation is int
 
 
