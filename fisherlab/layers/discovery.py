@@ -108,6 +108,16 @@ def check_not_compiled(model: nn.Module) -> None:
             raise InputError(f"{where} is compiled, which hides its layers; give it without torch.compile")
 
 
+def check_has_numbers(model: nn.Module) -> None:
+    """Refuse a model with a parameter or buffer on the meta device, named in the error (`InputError`)."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise InputError(
+                f"{name!r} is on the meta device, which holds no numbers; bring the model to a device with "
+                "model.to_empty(device=...) and load its weights"
+            )
+
+
 def _check_arguments(model: nn.Module, bias: str) -> None:
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")

@@ -24,7 +24,7 @@ from fisherlab.arguments import (
 )
 from fisherlab.errors import InputError, unknown
 from fisherlab.layers import Layers, LayerView, find_layers, match_names
-from fisherlab.layers.discovery import check_not_compiled
+from fisherlab.layers.discovery import check_has_numbers, check_not_compiled
 from fisherlab.likelihoods import Likelihood
 
 Bounds = tuple[float, float] | list[float]
@@ -34,6 +34,7 @@ S = TypeVar("S")
 
 _OF_GROUPS = ("lr", "momentum", "weight_decay", "damping", "rate_damping", "max_rate")
 _SOURCES = ("layerwise", "predictive", "empirical")
+_PRECISE = (torch.float64, torch.float32, torch.bfloat16)
 _OLDER = ("method", "options")  # by which classes named their approximation before
 _ALIKE = 0.8  # of difflib: one or two letters of a name of ten: a choice
 _ITSELF = "a fisherlab optimizer takes the model itself, not its parameters: LNGD(model, lr=0.1)"
@@ -214,6 +215,7 @@ def check_model(model: nn.Module) -> nn.Module:
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     check_not_compiled(model)
+    check_has_numbers(model)
     for name, module in model.named_modules():
         if hasattr(module, "_fsdp_wrapped_module"):
             raise InputError(f"the model is sharded by FullyShardedDataParallel; {_WHOLE}")
@@ -224,9 +226,9 @@ def check_model(model: nn.Module) -> nn.Module:
             raise InputError(f"parameter {name!r} is complex; split it into real and imaginary parts")
         if hasattr(parameter, "full_tensor"):
             raise InputError(f"parameter {name!r} is a DTensor; {_WHOLE}")
-        if parameter.dtype == torch.float16:
+        if parameter.is_floating_point() and parameter.dtype not in _PRECISE:
             raise InputError(
-                f"parameter {name!r} is in float16, which has too few digits for statistics and steps; use "
+                f"parameter {name!r} is in {str(parameter.dtype).removeprefix('torch.')}, which has too few digits for statistics and steps; use "
                 "bfloat16, or float32 weights under torch.autocast"
             )
         if parameter.layout != torch.strided:
