@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 import click
 
+from fisherlab.arguments import AnyPath, check
 from fisherlab.comparison.config import CompareConfig
 from fisherlab.exact.options import BIAS_MODES
 from fisherlab.runs.config import DTYPES, Config
@@ -45,6 +46,18 @@ def flag(config: type[Config], name: str, **words: Any) -> Decorator:
     if isinstance(field.default, (str, int)):
         words |= {"default": field.default, "show_default": True}
     return click.option(f"--{name.replace('_', '-')}", **words)
+
+
+class PlacePath(click.Path):
+    """The path of a file or folder, which it may have (`InputError`)."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path as a `Path`."""
+        check("the path" if param is None else param.opts[0], value, AnyPath)
+        return super().convert(value, param, ctx)
 
 
 _flag = partial(flag, CompareConfig)
@@ -137,7 +150,7 @@ def output(callback: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option(
         "--out",
-        type=click.Path(path_type=Path),
+        type=PlacePath(),
         help="The run's directory.  [default: a new one under runs/]",
     )
     @click.option("--force", is_flag=True, help="Replace a finished run in --out.")

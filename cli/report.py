@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import click
 
+from fisherlab.arguments import FilePath
 from fisherlab.errors import InputError
 from fisherlab.runs.config import Config
 
@@ -28,7 +29,7 @@ class ReportConfig(Config):
 
     command: ClassVar[str] = "report"
 
-    runs: tuple[str, ...] = ()
+    runs: tuple[FilePath, ...] = ()
     title: str | None = None
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
-from fisherlab.arguments import OneOf, Seed
+from fisherlab.arguments import FilePath, OneOf, Seed
 from fisherlab.base.devices import resolve_device
 from fisherlab.errors import InputError
 from fisherlab.runs.config import Config, absolute
@@ -32,9 +32,9 @@ class FiguresConfig(Config):
         str, OneOf(SCALE_NAMES), Flag("How large the experiments are.", "|".join(SCALE_NAMES))
     ] = "cpu"
     runs: Annotated[
-        str | None, Flag("Finished training runs to use where they fit, such as OUT/runs.", "DIR")
+        FilePath | None, Flag("Finished training runs to use where they fit, such as OUT/runs.", "DIR")
     ] = None
-    data_dir: Annotated[str | None, Flag("Where to look for data first.", "DIR")] = None
+    data_dir: Annotated[FilePath | None, Flag("Where to look for data first.", "DIR")] = None
     device: Annotated[str, Flag("Where to compute.", "auto|cpu|cuda[:i]")] = "auto"
     seed: Annotated[Seed, Flag("The first seed.", shown="0")] = 0
 

@@ -31,6 +31,16 @@ class OneOf(NamedTuple):
     names: tuple[str, ...]
 
 
+class IsPath(NamedTuple):
+    """Beside a path: that files may have it.
+
+    Attributes:
+        longest: bytes of a name.
+    """
+
+    longest: int = 255
+
+
 Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
 Seed = Annotated[int, Ge(0), Lt(2**63)]  # what a torch.Generator takes
@@ -38,8 +48,22 @@ Finite = Annotated[float, Predicate(math.isfinite)]
 Positive = Annotated[float, Predicate(math.isfinite), Gt(0)]
 NotNegative = Annotated[float, Predicate(math.isfinite), Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
+FilePath = Annotated[str, IsPath()]
+AnyPath = Annotated[str | os.PathLike[str], IsPath()]
 
 _VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+_LONGEST_PATH = 4095  # bytes, of Linux
+
+
+def _may_be_path(value: Any, longest: int) -> bool:
+    try:
+        text = os.fsencode(value)
+    except (TypeError, UnicodeError):
+        return False
+    names = map(len, text.split(os.fsencode(os.sep)))
+    return 0 < len(text) <= _LONGEST_PATH and b"\0" not in text and max(names) <= longest
+
+
 _BOUNDS: Mapping[type, tuple[str, Callable[[Any, Any], bool], str]] = {
     Ge: ("ge", lambda value, bound: value >= bound, "at least {}"),
     Gt: ("gt", lambda value, bound: value > bound, "above {}"),
@@ -47,6 +71,7 @@ _BOUNDS: Mapping[type, tuple[str, Callable[[Any, Any], bool], str]] = {
     Lt: ("lt", lambda value, bound: value < bound, "below {}"),
     MinLen: ("min_length", lambda value, bound: len(value) >= bound, "of at least {} entries"),
     Predicate: ("func", lambda value, holds: holds(value), "finite"),  # any other raises an error of its own
+    IsPath: ("longest", _may_be_path, "a path with names of 1 to {} bytes"),
     OneOf: ("names", lambda value, names: value in names, "one of {}"),
 }
 _WORDS: Mapping[Any, tuple[str, str]] = {

@@ -130,23 +130,25 @@ def test_approximations_that_are_no_names(call, value):
 
 
 PATHS = {
-    "the statistics file": fl.load_statistics,
-    "the statistics file is": lambda path: fl.collect_statistics(model(), DATA, path=path or 3),
-    "the checkpoint": lambda path: fl.models.load("mnist-mlp", samples=4, checkpoint=path or 3),
-    "the data directory": lambda path: fl.models.load("mnist-mlp", samples=4, data_dir=path or 3),
+    "path": fl.load_statistics,
+    "path is": lambda path: fl.collect_statistics(model(), DATA, path=path or 3),
+    "checkpoint": lambda path: fl.models.load("mnist-mlp", samples=4, checkpoint=path or 3),
+    "data_dir": lambda path: fl.models.load("mnist-mlp", samples=4, data_dir=path or 3),
 }
 
 
 @pytest.mark.parametrize("call", PATHS)
 @pytest.mark.parametrize("value", [None, 3, ["a"]], ids=["none", "number", "list"])
 def test_paths_that_are_none(call, value):
-    with pytest.raises(InputTypeError, match=f"{call.removesuffix(' is')} is given by a path, not as "):
+    with pytest.raises(
+        InputTypeError, match=f"{call.removesuffix(' is')} must be a string(,| or) a path.*, not "
+    ):
         PATHS[call](value)
 
 
 def test_statistics_that_are_none(tmp_path):
     statistics = fl.collect_statistics(model(), DATA)
-    with pytest.raises(InputTypeError, match="the statistics file is given by a path, not as NoneType"):
+    with pytest.raises(InputTypeError, match="path must be a string or a path, not None"):
         statistics.save(None)
     for call in (lambda: statistics + 3, lambda: fl.compare(model(), DATA, statistics="kept.safetensors")):
         with pytest.raises(InputTypeError, match=r"no statistics but .*; make them with collect_statistics"):

@@ -6,18 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fisherlab.errors import FisherlabError, InputError, InputTypeError
+from fisherlab.arguments import AnyPath, check
+from fisherlab.errors import FisherlabError, InputError
 
 
 def as_path(what: str, path: object) -> Path:
     """The path of something, given as a text or a path.
 
     Raises:
+        InputError: for a text that is no path.
         InputTypeError: for anything else.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise InputTypeError(f"{what} is given by a path, not as {type(path).__name__}")
-    return Path(path)
+    check(what, path, AnyPath)
+    return Path(path)  # type: ignore[arg-type]
 
 
 def place_for(what: str, path: object) -> Path:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from fisherlab.arguments import Count, OneOf, Seed
+from fisherlab.arguments import Count, FilePath, OneOf, Seed
 from fisherlab.base.devices import resolve_device
 from fisherlab.base.writing import place_for
 from fisherlab.exact.options import BIAS_MODES, DEFAULTS
@@ -52,7 +52,7 @@ class CompareConfig(FisherConfig, ModelConfig):
 
     command: ClassVar[str] = "compare"
 
-    statistics: str | None = None
+    statistics: FilePath | None = None
     seed: Seed = 0
     spectra: bool = True
     save_matrices: bool = False

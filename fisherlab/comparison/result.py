@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import Tensor
 
-from fisherlab.arguments import checked
+from fisherlab.arguments import AnyPath, checked
 from fisherlab.comparison.measure import Row
 from fisherlab.errors import InputError, InputTypeError, NotSupportedError, bytes_text, unknown
 from fisherlab.exact.plans import BlockPlan
@@ -297,7 +297,7 @@ class Comparison(Result):
         )
 
     @checked
-    def save(self, directory: str | Path, *, matrices: bool = False) -> Path:
+    def save(self, directory: AnyPath, *, matrices: bool = False) -> Path:
         """Writes records, summary, pictures and the page into a directory that it makes.
 
         Args:

@@ -227,8 +227,9 @@ def check_model(model: nn.Module) -> nn.Module:
         if hasattr(parameter, "full_tensor"):
             raise InputError(f"parameter {name!r} is a DTensor; {_WHOLE}")
         if parameter.is_floating_point() and parameter.dtype not in _PRECISE:
+            dtype = str(parameter.dtype).removeprefix("torch.")
             raise InputError(
-                f"parameter {name!r} is in {str(parameter.dtype).removeprefix('torch.')}, which has too few digits for statistics and steps; use "
+                f"parameter {name!r} is in {dtype}, which has too few digits for statistics and steps; use "
                 "bfloat16, or float32 weights under torch.autocast"
             )
         if parameter.layout != torch.strided:

@@ -7,7 +7,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from fisherlab.arguments import Count, check_fields
+from fisherlab.arguments import Count, FilePath, check_fields
+from fisherlab.base.writing import as_path
 from fisherlab.errors import InputError, InputTypeError, unknown
 
 DTYPES = ("float32", "float64")
@@ -100,9 +101,9 @@ class SamplesConfig(Config):
         layers: names or globs.
     """
 
-    checkpoint: str | None = None
+    checkpoint: FilePath | None = None
     data: str | None = None
-    data_dir: str | None = None
+    data_dir: FilePath | None = None
     samples: Count | None = None
     layers: tuple[str, ...] = ("*",)
 
@@ -116,7 +117,7 @@ def read_config(path: str | os.PathLike[str], kind: type[AnyConfig]) -> AnyConfi
     Raises:
         InputError: with the path in front, also where the file cannot be read.
     """
-    if Path(path).is_dir():
+    if as_path("the configuration", path).is_dir():
         raise InputError(
             f"{str(path)!r} is a directory; give a file, such as {str(Path(path, 'config.toml'))!r}"
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
-from fisherlab.arguments import Seed
+from fisherlab.arguments import FilePath, Seed
 from fisherlab.comparison.config import CompareConfig, FisherConfig
 from fisherlab.errors import InputError
 from fisherlab.runs.config import Config, absolute, read_config
@@ -16,7 +16,7 @@ DEFAULT_SAMPLES = 1000  # a choice: traces to a few per cent, at each of many ch
 class _Traced(Config):
     """What is traced: one of the two, see `TraceConfig`."""
 
-    run: str | None = None
+    run: FilePath | None = None
     model: str | None = None
 
 

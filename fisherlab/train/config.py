@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
-from fisherlab.arguments import Count, OneOf, Positive, Seed, Share, Whole
+from fisherlab.arguments import Count, FilePath, OneOf, Positive, Seed, Share, Whole
 from fisherlab.base.devices import resolve_device
 from fisherlab.errors import InputError, unknown
 from fisherlab.loop.schedules import SCHEDULES
@@ -44,7 +44,7 @@ class TrainConfig(Config):
         str | None,
         Flag("A data set (see `list data`) in place of the model's own.", "NAME"),
     ] = None
-    data_dir: Annotated[str | None, Flag("Where to look for data first.", "DIR")] = None
+    data_dir: Annotated[FilePath | None, Flag("Where to look for data first.", "DIR")] = None
     samples: Annotated[Count | None, Flag("How many training samples.", shown="all")] = None
     split: Annotated[str, Flag("The training split.", "NAME")] = "train"
     test_split: Annotated[

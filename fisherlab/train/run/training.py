@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from fisherlab.arguments import checked
+from fisherlab.arguments import IsPath, checked
 from fisherlab.base import distributed
 from fisherlab.base.writing import beside
 from fisherlab.errors import InputError
@@ -45,7 +45,7 @@ def _silent(*arguments: Any) -> None:
 @checked
 def train(
     config: TrainConfig,
-    out: Path,
+    out: Annotated[Path, IsPath()],
     *,
     force: bool = False,
     report: OnStep = _silent,
@@ -88,7 +88,7 @@ def train(
 
 @checked
 def resume(
-    run: Path,
+    run: Annotated[Path, IsPath()],
     given: Mapping[str, Any] | None = None,
     *,
     report: OnStep = _silent,
