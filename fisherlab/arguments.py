@@ -256,7 +256,7 @@ def _described(kind: Any, several: bool) -> str:
         return f"a class that derives from {_name(inner[0])}"
     name = _name(origin)
     if not inner or not isinstance(origin, type) or not _has_entries(origin):
-        return name if several else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+        return f"{name}s" if several else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
     if issubclass(origin, Mapping):
         return f"a mapping of {described(inner[0], several=True)} to {described(inner[1], several=True)}"
     if origin is tuple and inner[-1] is not ...:
