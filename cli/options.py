@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import click
 
+from fisherlab.arguments import AnyPath, check
 from fisherlab.comparison.config import CompareConfig
-from fisherlab.runs.config import BIAS_MODES, DTYPES, Config
+from fisherlab.exact.options import BIAS_MODES
+from fisherlab.runs.config import DTYPES, Config
 
 from .messages import log, set_verbosity
 
@@ -39,11 +41,23 @@ class Output:
 def flag(config: type[Config], name: str, **words: Any) -> Decorator:
     """An option with the type and the default of a configuration's field; `words` are click's own."""
     field = next(field for field in fields(config) if field.name == name)
-    if field.type in (int, int | None):
+    if get_type_hints(config)[name] in (int, int | None):
         words["type"] = int
     if isinstance(field.default, (str, int)):
         words |= {"default": field.default, "show_default": True}
     return click.option(f"--{name.replace('_', '-')}", **words)
+
+
+class PlacePath(click.Path):
+    """The path of a file or folder, which it may have (`InputError`)."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path as a `Path`."""
+        check("the path" if param is None else param.opts[0], value, AnyPath)
+        return super().convert(value, param, ctx)
 
 
 _flag = partial(flag, CompareConfig)
@@ -136,7 +150,7 @@ def output(callback: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option(
         "--out",
-        type=click.Path(path_type=Path),
+        type=PlacePath(),
         help="The run's directory.  [default: a new one under runs/]",
     )
     @click.option("--force", is_flag=True, help="Replace a finished run in --out.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
+from fisherlab.arguments import FilePath
 from fisherlab.errors import InputError
 from fisherlab.runs.config import Config
 
@@ -31,7 +32,7 @@ class ReportConfig(Config):
 
     command: ClassVar[str] = "report"
 
-    runs: tuple[str, ...] = ()
+    runs: tuple[FilePath, ...] = ()
     title: str | None = None
 
     def __post_init__(self) -> None:
@@ -41,7 +42,7 @@ class ReportConfig(Config):
             InputError: for either.
             InputTypeError: for a value of another type.
         """
-        self.check({})
+        self.check()
         if not self.runs:
             raise InputError("name at least one finished run")
         places = [Path(run).resolve() for run in self.runs]

@@ -20,14 +20,12 @@ from .train_run import continue_run, perform, train_config, with_options
     "--config",
     metavar="CONFIG.toml",
     help="A configuration of train, such as a sweep's best.toml; options overrule it.",
-    type=click.Path(path_type=Path),
+    type=options.PlacePath(),
 )
 @click.option(
     "--recipe", metavar="|".join(RECIPES), help="Settings that belong together; options overrule it."
 )
-@click.option(
-    "--resume", metavar="RUN", type=click.Path(path_type=Path), help="Continue this interrupted run."
-)
+@click.option("--resume", metavar="RUN", type=options.PlacePath(), help="Continue this interrupted run.")
 @options.output
 def command(
     *,

@@ -4,10 +4,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
+from fisherlab.arguments import FilePath, OneOf, Seed
 from fisherlab.base.devices import resolve_device
-from fisherlab.errors import InputError, unknown
+from fisherlab.errors import InputError
 from fisherlab.runs.config import Config, absolute
-from fisherlab.runs.flags import Flag, least_values
+from fisherlab.runs.flags import Flag
 
 from .catalogue import chosen
 
@@ -27,13 +28,15 @@ class FiguresConfig(Config):
     command: ClassVar[str] = "figures"
 
     names: tuple[str, ...] = ()
-    scale: Annotated[str, Flag("How large the experiments are.", "|".join(SCALE_NAMES))] = "cpu"
+    scale: Annotated[
+        str, OneOf(SCALE_NAMES), Flag("How large the experiments are.", "|".join(SCALE_NAMES))
+    ] = "cpu"
     runs: Annotated[
-        str | None, Flag("Finished training runs to use where they fit, such as OUT/runs.", "DIR")
+        FilePath | None, Flag("Finished training runs to use where they fit, such as OUT/runs.", "DIR")
     ] = None
-    data_dir: Annotated[str | None, Flag("Where to look for data first.", "DIR")] = None
+    data_dir: Annotated[FilePath | None, Flag("Where to look for data first.", "DIR")] = None
     device: Annotated[str, Flag("Where to compute.", "auto|cpu|cuda[:i]")] = "auto"
-    seed: Annotated[int, Flag("The first seed.", shown="0", least=0)] = 0
+    seed: Annotated[Seed, Flag("The first seed.", shown="0")] = 0
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be used.
@@ -42,10 +45,8 @@ class FiguresConfig(Config):
             InputError: for an unknown name or scale, a seed out of its range, or runs that are no directory.
             InputTypeError: for a value of another type.
         """
-        self.check(least_values(FiguresConfig))
+        self.check()
         chosen(self.names)
-        if self.scale not in SCALE_NAMES:
-            raise unknown("scale", self.scale, SCALE_NAMES)
         if self.runs is not None and not Path(self.runs).is_dir():
             raise InputError(f"the directory of runs {self.runs!r} does not exist; check the path")
 

@@ -3,7 +3,6 @@
 import difflib
 import math
 from collections.abc import Collection, Iterable
-from numbers import Integral
 
 
 class FisherlabError(Exception):
@@ -51,26 +50,6 @@ def known_name(what: str, name: object, known: Collection[str]) -> str:
     if isinstance(name, str) and name in known:
         return name
     raise unknown(what, name, known)
-
-
-def whole_number(what: str, value: object, meaning: str, least: int | None = None) -> int:
-    """A whole number as it is; True and False are none.
-
-    Args:
-        what: the name of the argument.
-        value: what was given for it.
-        meaning: what the number is, for the error.
-        least: the smallest one that is allowed; None: any.
-
-    Raises:
-        InputTypeError: for anything else.
-        InputError: for a smaller one.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InputTypeError(f"{what} is a whole number, {meaning}, not {value!r}")
-    if least is not None and value < least:
-        raise InputError(f"{what} must be at least {least}, not {value}")
-    return int(value)
 
 
 def bytes_text(count: float) -> str:

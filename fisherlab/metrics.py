@@ -3,15 +3,16 @@
 F is the exact block, F̂ the approximation; both of dimension D = m·d. All products are summed in float64.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fisherlab.errors import InputError, InputTypeError, NotSupportedError, NumericalError, bytes_text
-from fisherlab.linalg.arguments import finite, real_tensor
+from fisherlab.arguments import Finite, NotNegative, Positive, checked
+from fisherlab.errors import InputError, NotSupportedError, NumericalError, bytes_text
+from fisherlab.linalg.arguments import real_tensor
 from fisherlab.operators import (
     EigenKroneckerOperator,
     GramOperator,
@@ -19,6 +20,8 @@ from fisherlab.operators import (
     LinearOperator,
     blocks_of,
 )
+
+Block = Annotated[LinearOperator, "take that of one layer, or make a DenseOperator of a matrix"]
 
 # Derived from some 10¹⁰ operations a second in float64, for each is done once a row: seconds.
 _MOST_OPERATIONS = 2e10
@@ -55,7 +58,8 @@ class Spectrum(NamedTuple):
     condition: float
 
 
-def relative_error(F: LinearOperator, approximation: LinearOperator) -> float:
+@checked
+def relative_error(F: Block, approximation: Block) -> float:
     """‖F − F̂‖_F / ‖F‖_F.
 
     Raises:
@@ -65,7 +69,8 @@ def relative_error(F: LinearOperator, approximation: LinearOperator) -> float:
     return float(F.difference_norm(approximation)) / _norm(F)
 
 
-def scaled_error(F: LinearOperator, approximation: LinearOperator) -> ScaledError:
+@checked
+def scaled_error(F: Block, approximation: Block) -> ScaledError:
     """Min over c > 0 of ‖F − c F̂‖_F / ‖F‖_F, and the minimising c = ⟨F, F̂⟩/‖F̂‖².
 
     An F̂ without common scale with F (LNGD, FOOF, NG+) can only be judged so.
@@ -86,7 +91,8 @@ class Errors(NamedTuple):
     scale: float
 
 
-def errors(F: LinearOperator, approximation: LinearOperator, norm: float | None = None) -> Errors:
+@checked
+def errors(F: Block, approximation: Block, norm: float | None = None) -> Errors:
     """Both errors; where F is in Gram form from one inner product.
 
     ‖F − F̂‖² = ‖F‖² − 2⟨F, F̂⟩ + ‖F̂‖² and ‖F − cF̂‖² = ‖F‖² − ⟨F, F̂⟩²/‖F̂‖², all in float64: relative errors
@@ -110,23 +116,27 @@ def errors(F: LinearOperator, approximation: LinearOperator, norm: float | None 
     return Errors(relative, max(0.0, own**2 - (product / other) ** 2) ** 0.5 / own, product / other**2)
 
 
-def is_gram(F: LinearOperator) -> bool:
+@checked
+def is_gram(F: Block) -> bool:
     """Whether F, or every group of it, is in Gram form."""
     return all(isinstance(block, GramOperator) for block in blocks_of(F))
 
 
-def cosine(F: LinearOperator, approximation: LinearOperator) -> float:
+@checked
+def cosine(F: Block, approximation: Block) -> float:
     """⟨F, F̂⟩ / (‖F‖_F ‖F̂‖_F)."""
     F, approximation = _pair(F, approximation)
     return float(F.inner(approximation)) / (_norm(F) * _norm(approximation))
 
 
-def trace_ratio(F: LinearOperator, approximation: LinearOperator) -> float:
+@checked
+def trace_ratio(F: Block, approximation: Block) -> float:
     """Tr F̂ / tr F."""
     F, approximation = _pair(F, approximation)
     return quotient_of_traces(float(F.trace()), float(approximation.trace()))
 
 
+@checked
 def quotient_of_traces(exact: float, approximate: float) -> float:
     """`trace_ratio` of traces that are known."""
     if exact == 0:
@@ -134,7 +144,8 @@ def quotient_of_traces(exact: float, approximate: float) -> float:
     return approximate / exact
 
 
-def diagonal_error(F: LinearOperator | Tensor, approximation: LinearOperator, scaled: bool = False) -> float:
+@checked
+def diagonal_error(F: Block | Tensor, approximation: Block, scaled: bool = False) -> float:
     """‖diag F − c diag F̂‖₂ / ‖diag F‖₂ with c = 1, or the best c where `scaled`.
 
     Args:
@@ -144,8 +155,8 @@ def diagonal_error(F: LinearOperator | Tensor, approximation: LinearOperator, sc
     """
     if not isinstance(F, Tensor):
         F, approximation = _pair(F, approximation)
-    other = _operator(approximation).diagonal().double()
-    own = (F if isinstance(F, Tensor) else F.diagonal()).double()
+    other = approximation.diagonal().double()
+    own = (real_tensor("the diagonal of the block", F) if isinstance(F, Tensor) else F.diagonal()).double()
     if own.shape != other.shape:
         raise InputError(f"a diagonal of the block has shape {list(other.shape)}, not {list(own.shape)}")
     if scaled:
@@ -156,7 +167,8 @@ def diagonal_error(F: LinearOperator | Tensor, approximation: LinearOperator, sc
     return float(torch.linalg.norm(own - other)) / norm
 
 
-def trace_matched(F: LinearOperator, approximation: LinearOperator) -> LinearOperator:
+@checked
+def trace_matched(F: Block, approximation: Block) -> LinearOperator:
     """F̂ · tr F / tr F̂.
 
     Raises:
@@ -166,6 +178,7 @@ def trace_matched(F: LinearOperator, approximation: LinearOperator) -> LinearOpe
     return approximation * matching_scale(float(F.trace()), float(approximation.trace()))
 
 
+@checked
 def matching_scale(exact: float, approximate: float) -> float:
     """The factor of `trace_matched` from traces that are known.
 
@@ -177,14 +190,14 @@ def matching_scale(exact: float, approximate: float) -> float:
     return exact / approximate
 
 
-def mean_eigenvalue(F: LinearOperator) -> float:
+@checked
+def mean_eigenvalue(F: Block) -> float:
     """Tr F / D: the unit in which dampings are given."""
-    return float(_operator(F).trace()) / F.shape[0]
+    return float(F.trace()) / F.shape[0]
 
 
-def direction(
-    F: LinearOperator, approximation: LinearOperator, gradient: Tensor, damping: float
-) -> Direction:
+@checked
+def direction(F: Block, approximation: Block, gradient: Tensor, damping: Positive) -> Direction:
     """How F̂'s step compares with F's: Δ = F̂_λ⁻¹ ∇h against F_λ⁻¹ ∇h, F̂ trace-matched to F.
 
     cosine = cos(F̂_λ⁻¹ ∇h, F_λ⁻¹ ∇h); with γ(Δ) = √(Δᵀ(F + λI)Δ)/|Δᵀ∇h| (Wu et al. 2024, arXiv 2406.06420)
@@ -203,19 +216,18 @@ def direction(
     return step_quality(F.quadratic(step.to(F.dtype)), best, step, gradient, damping)
 
 
-def exact_steps(F: LinearOperator, gradient: Tensor, dampings: Sequence[float]) -> list[Tensor]:
+@checked
+def exact_steps(F: Block, gradient: Tensor, dampings: Sequence[Positive]) -> list[Tensor]:
     """(F + λI)⁻¹ ∇h [m, d] for each damping."""
     gradient = real_tensor("the gradient", gradient)
     if gradient.shape != (F.outputs, F.inputs):
         raise InputError(
             f"the gradient has shape {list(gradient.shape)}; the block's is [{F.outputs}, {F.inputs}]"
         )
-    for damping in dampings:
-        if not finite("the damping of a direction", damping) > 0:
-            raise InputError(f"the damping of a direction must be positive, not {damping}")
     return list(F.solves(gradient.to(F.dtype), dampings))
 
 
+@checked
 def step_quality(
     curvature: Tensor, best: Tensor, step: Tensor, gradient: Tensor, damping: float
 ) -> Direction:
@@ -229,14 +241,14 @@ def step_quality(
     return Direction(float((best * step).sum() / norms), float(gained / (best * gradient).sum()))
 
 
-def spectrum(F: LinearOperator, damping: float = 0.0) -> Spectrum:
+@checked
+def spectrum(F: Block, damping: Finite = 0.0) -> Spectrum:
     """Eigenvalues, effective rank, and condition number at a damping.
 
     Raises:
         NotSupportedError: where the block is too large for an eigendecomposition here.
     """
-    damping = finite("the damping of a spectrum", damping)
-    for block in blocks_of(_operator(F)):
+    for block in blocks_of(F):
         if not isinstance(block, GramOperator):
             _check_dense(block)
     values = F.eigenvalues().double()
@@ -249,7 +261,8 @@ def spectrum(F: LinearOperator, damping: float = 0.0) -> Spectrum:
     return Spectrum(values, float(torch.exp(entropy)), condition)
 
 
-def preconditioned_spectrum(F: LinearOperator, approximation: LinearOperator, damping: float) -> Tensor:
+@checked
+def preconditioned_spectrum(F: Block, approximation: Block, damping: NotNegative) -> Tensor:
     """The non-zero eigenvalues of F̂_λ⁻¹ F, ascending.
 
     From J F̂_λ⁻¹ Jᵀ/N for a Gram operator, else from F̂_λ^{-1/2} F F̂_λ^{-1/2}. Values below D·ε times the
@@ -272,8 +285,9 @@ def preconditioned_spectrum(F: LinearOperator, approximation: LinearOperator, da
     return values[values > len(values) * torch.finfo(values.dtype).eps * values[-1]]
 
 
+@checked
 def preconditioned_condition(
-    F: LinearOperator, approximation: LinearOperator, damping: float, inverse: LinearOperator | None = None
+    F: Block, approximation: Block, damping: Positive, inverse: Block | None = None
 ) -> float:
     """The condition number of F̂_λ⁻¹ F_λ, both damped: 1 where F̂ = F.
 
@@ -374,15 +388,8 @@ def _gram_preconditioned(F: GramOperator, approximation: LinearOperator, damping
 
 def _pair(F: LinearOperator, approximation: LinearOperator) -> tuple[LinearOperator, LinearOperator]:
     """Two operators of one size, in the wider of their dtypes."""
-    _operator(F).check_same_size(approximation)
+    F.check_same_size(approximation)
     return F.widened(approximation.dtype), approximation.widened(F.dtype)
-
-
-def _operator(F: LinearOperator) -> LinearOperator:
-    if isinstance(F, LinearOperator):
-        return F
-    one = "; take that of one layer" if isinstance(F, Mapping) else "; make a DenseOperator of a matrix"
-    raise InputTypeError(f"a metric is of operators, not of a {type(F).__name__}{one}")
 
 
 def _norm(F: LinearOperator) -> float:

@@ -3,11 +3,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from model_cases import Mean
 from reference import NLL, Case
 from torch import nn
 
 torch.set_num_threads(1)  # small tensors: threads cost more than they give
+
+settings.register_profile("fisherlab", deadline=None)  # a loaded machine takes its time
+settings.load_profile("fisherlab")
 
 LIKELIHOODS = ("categorical", "bernoulli", "gaussian")
 

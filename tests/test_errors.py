@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.errors import FisherlabError, InputError, InputTypeError, known_name, unknown, whole_number
+from fisherlab.errors import FisherlabError, InputError, InputTypeError, known_name, unknown
 from fisherlab.operators import DenseOperator
 
 DATA = torch.randn(6, 3), torch.arange(6) % 2
@@ -53,40 +53,24 @@ def test_names_of_public_functions(call, name):
 
 
 def test_an_activation_and_a_preconditioner_by_another_thing_than_a_name():
-    with pytest.raises(InputTypeError, match="the activation is given by name, not as int"):
+    with pytest.raises(InputTypeError, match=r"activations must be a mapping of strings to strings or None"):
         fl.find_layers(model(), activations={"0": 3})
-    with pytest.raises(InputTypeError, match="the method is given by name, not as NoneType"):
+    with pytest.raises(InputTypeError, match="method must be a string, not None"):
         fl.optim.Preconditioner(model(), None)
 
 
 def test_a_class_in_the_place_of_a_likelihood():
-    with pytest.raises(InputTypeError, match=r"the class Gaussian; give an instance, Gaussian\(\)"):
+    with pytest.raises(InputTypeError, match="or a Likelihood, not the class Gaussian"):
         fl.exact_fisher(model(), DATA, likelihood=fl.likelihoods.Gaussian)
 
 
 @pytest.mark.parametrize("index", ["0", 1.5, None, True])
 def test_an_ignored_index_that_is_no_whole_number(index):
-    with pytest.raises(InputTypeError, match="ignore_index is a whole number"):
+    with pytest.raises(InputTypeError, match="ignore_index must be a whole number"):
         fl.likelihoods.TokenCategorical(ignore_index=index)
 
 
 # --- numbers, paths and objects -----------------------------------------------------------------------
-
-
-NO_NUMBERS = ["x", 1.5, True, None, [2], torch.ones(2)]
-
-
-@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: type(value).__name__)
-def test_what_is_no_whole_number_is_refused_as_such(value):
-    with pytest.raises(InputTypeError, match="draws is a whole number, the labels of a sample, not "):
-        whole_number("draws", value, "the labels of a sample", least=1)
-
-
-def test_whole_numbers():
-    assert whole_number("draws", np.int64(3), "", least=1) == 3
-    assert whole_number("batch_dim", -1, "") == -1
-    with pytest.raises(InputError, match="draws must be at least 1, not 0"):
-        whole_number("draws", 0, "", least=1)
 
 
 NUMBERS = {
@@ -101,14 +85,14 @@ NUMBERS = {
 @pytest.mark.parametrize("call", NUMBERS)
 @pytest.mark.parametrize("value", ["x", 1.5, True, None], ids=["text", "fraction", "bool", "none"])
 def test_whole_numbers_of_public_functions(call, value):
-    with pytest.raises(InputTypeError, match=f"{call.removesuffix(' is')} is a whole number, .*, not "):
+    with pytest.raises(InputTypeError, match=f"{call.removesuffix(' is')} must be a whole number, not "):
         NUMBERS[call](value)
 
 
 def test_a_number_of_samples_that_is_none():
     data = fl.models.load("mnist-mlp", samples=4).data.dataset
     for value in ("x", 1.5, True):
-        with pytest.raises(InputTypeError, match="samples is a whole number"):
+        with pytest.raises(InputTypeError, match="samples must be a whole number"):
             data.subset(value)
 
 
@@ -118,46 +102,57 @@ def test_a_dimension_that_the_data_do_not_have():
 
 
 def test_a_generator_that_is_none():
-    with pytest.raises(InputTypeError, match=r"a torch.Generator, not int; .*Generator\(\).manual_seed"):
+    with pytest.raises(InputTypeError, match=r"a torch.Generator or None, not 3; .*manual_seed"):
         fl.exact_fisher(model(), DATA, kind="monte-carlo", generator=3)
 
 
 @pytest.mark.parametrize("value", [3, None, 2.5], ids=["number", "none", "fraction"])
 @pytest.mark.parametrize("call", [fl.compare, fl.collect_statistics])
 def test_approximations_that_are_no_names(call, value):
-    with pytest.raises(InputTypeError, match="approximations are given by names or as instances, such as"):
+    with pytest.raises(
+        InputTypeError,
+        match="approximations must be strings or Approximations, a string or ",
+    ):
         call(model(), DATA, approximations=value)
 
 
 PATHS = {
-    "the statistics file": fl.load_statistics,
-    "the statistics file is": lambda path: fl.collect_statistics(model(), DATA, path=path or 3),
-    "the checkpoint": lambda path: fl.models.load("mnist-mlp", samples=4, checkpoint=path or 3),
-    "the data directory": lambda path: fl.models.load("mnist-mlp", samples=4, data_dir=path or 3),
+    "path": fl.load_statistics,
+    "path is": lambda path: fl.collect_statistics(model(), DATA, path=path or 3),
+    "checkpoint": lambda path: fl.models.load("mnist-mlp", samples=4, checkpoint=path or 3),
+    "data_dir": lambda path: fl.models.load("mnist-mlp", samples=4, data_dir=path or 3),
 }
 
 
 @pytest.mark.parametrize("call", PATHS)
 @pytest.mark.parametrize("value", [None, 3, ["a"]], ids=["none", "number", "list"])
 def test_paths_that_are_none(call, value):
-    with pytest.raises(InputTypeError, match=f"{call.removesuffix(' is')} is given by a path, not as "):
+    with pytest.raises(
+        InputTypeError, match=f"{call.removesuffix(' is')} must be a string(,| or) a path.*, not "
+    ):
         PATHS[call](value)
 
 
 def test_statistics_that_are_none(tmp_path):
     statistics = fl.collect_statistics(model(), DATA)
-    with pytest.raises(InputTypeError, match="the statistics file is given by a path, not as NoneType"):
+    with pytest.raises(InputTypeError, match="path must be a string or a path, not None"):
         statistics.save(None)
     for call in (lambda: statistics + 3, lambda: fl.compare(model(), DATA, statistics="kept.safetensors")):
-        with pytest.raises(InputTypeError, match=r"no statistics but .*; make them with collect_statistics"):
+        with pytest.raises(
+            InputTypeError,
+            match=r"no statistics but int|must be a Statistics or None",
+        ):
             call()
 
 
 def test_models_and_their_dtype_by_another_thing_than_a_name():
-    with pytest.raises(InputTypeError, match="the model is given by name, not as int; known: charlm"):
+    with pytest.raises(InputTypeError, match="name must be a string, not 3"):
         fl.models.load(3)
     for dtype in ("float64", 3, torch.int64):
-        with pytest.raises(InputTypeError, match=r"dtype is one of real numbers, such as torch\.float64"):
+        with pytest.raises(
+            InputTypeError,
+            match=r"dtype (must be a torch.dtype|is one of real numbers)",
+        ):
             fl.models.load("mnist-mlp", samples=4, dtype=dtype)
 
 
@@ -169,7 +164,7 @@ def test_layers_of_another_model(call):
         call(model(), DATA, layers=fl.find_layers(own))
     with pytest.raises(InputError, match="'0' was found on another model"):  # whose weights have other names
         call(nn.Sequential(own), DATA, layers=fl.find_layers(own))
-    with pytest.raises(InputTypeError, match=r"model must be a torch.nn.Module, not int"):
+    with pytest.raises(InputTypeError, match=r"model must be a torch.nn.Module, not 3"):
         call(3, DATA, layers=fl.find_layers(own))
 
 

@@ -39,7 +39,7 @@ ALL = (*KRONECKER, "diagonal", "ekfac", "tekfac", "nearest-kronecker")
 # --- 1: one sample ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     widths=st.lists(st.integers(2, 5), min_size=3, max_size=4),
     likelihood=st.sampled_from(["categorical", "bernoulli", "gaussian"]),

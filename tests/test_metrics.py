@@ -90,7 +90,7 @@ def test_the_scaled_error_is_the_sine_of_the_angle(blocks):
         assert error <= metrics.relative_error(F, approximation) + 1e-12
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(number=numbers, scale=st.floats(1e-3, 1e3))
 def test_scaling_the_approximation(number, scale):
     F, approximation = pair(number)
@@ -106,7 +106,7 @@ def test_scaling_the_approximation(number, scale):
     assert one <= metrics.diagonal_error(F, approximation) + 1e-12
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(number=numbers, scale=st.floats(1e-3, 1e3))
 def test_no_other_scale_is_better(number, scale):
     F, approximation = pair(number)
@@ -129,7 +129,7 @@ def gamma(F: torch.Tensor, step: torch.Tensor, gradient: torch.Tensor) -> float:
     return float((step @ F @ step).sqrt() / (step @ gradient).abs())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(number=numbers, damping=st.floats(1e-3, 10))
 def test_directions_are_those_of_dense_matrices(number, damping):
     F, approximation = pair(number)
@@ -178,7 +178,7 @@ def test_directions_refuse_what_makes_no_sense():
     with pytest.raises(InputError, match=r"shape \[3, 2\]; the block's is \[2, 3\]"):
         metrics.direction(F, approximation, torch.ones(3, 2).double(), 0.1)
     for damping in (0, -1.0):
-        with pytest.raises(InputError, match="must be positive"):
+        with pytest.raises(InputError, match="must be finite and above 0"):
             metrics.direction(F, approximation, torch.ones(2, 3).double(), damping)
     with pytest.raises(NumericalError, match="the gradient is zero"):
         metrics.direction(F, approximation, torch.zeros(2, 3).double(), 0.1)
@@ -189,7 +189,7 @@ def test_directions_refuse_what_makes_no_sense():
 # --- spectra --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(number=numbers, damping=st.floats(1e-2, 10))
 def test_the_preconditioned_spectrum_is_that_of_the_product(number, damping):
     F, approximation = pair(number)

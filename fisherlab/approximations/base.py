@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+from fisherlab.arguments import checked
 from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.layers import BlockShape
 from fisherlab.likelihoods.labels import LabelKind
@@ -110,6 +111,7 @@ _REGISTRY: dict[str, type[Approximation]] = {}
 _COLOUR = re.compile("#[0-9a-fA-F]{6}")
 
 
+@checked
 def register_approximation(cls: type[Approximation]) -> type[Approximation]:
     """Adds a class to the registry, so that `compare`, `approximate` and the plots know its name.
 
@@ -154,6 +156,7 @@ def registered() -> dict[str, type[Approximation]]:
     return dict(_REGISTRY)
 
 
+@checked
 def create(approximation: str | Approximation, **options: Any) -> Approximation:
     """An approximation by name and options, or the instance itself.
 
@@ -177,6 +180,7 @@ def create(approximation: str | Approximation, **options: Any) -> Approximation:
     return cls(**options)
 
 
+@checked
 def create_all(
     approximations: Iterable[str | Approximation] | str | Approximation,
 ) -> list[Approximation]:
@@ -201,9 +205,3 @@ def create_all(
     if not made:
         raise InputError(f"name at least one approximation; known: {', '.join(sorted(_REGISTRY))}")
     return made
-
-
-def check_option(what: str, value: Any, known: Iterable[str]) -> None:
-    """Raises `InputError` for an option that is not among the known ones."""
-    if value not in known:
-        raise unknown(what, str(value), known)

@@ -20,7 +20,7 @@ from fisherlab.approximations.base import (
 )
 from fisherlab.approximations.saved import PartialFile, Statistics, load_statistics, model_hash
 from fisherlab.base import distributed
-from fisherlab.base.writing import as_path
+from fisherlab.base.writing import as_path, place_for
 from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.errors import MemoryLimitError, bytes_text
@@ -51,7 +51,7 @@ def collect_statistics(
 
     With a `path` they are saved there, and read from there where they are complete. Every half minute the
     work so far is written beside it (`<path>.part`), so that a call after an interruption goes on from
-    the last batch written: with the same sums but for the order of additions.
+    the last batch written: with the same sums, to the bit.
 
     Args:
         model: as for `exact_fisher`, as are data, likelihood, kind and layers.
@@ -85,7 +85,7 @@ def _collected(
     methods: Sequence[Approximation],
     kind: LabelKind,
     path: str | os.PathLike[str] | None,
-    memory: int | str,
+    memory: float | str,
 ) -> Statistics:
     """The sums that the methods need of a collector's layers, see `collect_statistics`."""
     chosen, work = collector.layers, _work(collector, methods, kind, memory)
@@ -93,9 +93,11 @@ def _collected(
     keeper = None
     if path is not None:
         if as_path("the statistics file", path).exists():
-            return load_statistics(path).checked(about, path)
+            return load_statistics(path).made_from(about, path)
+        place_for("the statistics file", path)
         shapes = {name: view.shape for name, view in chosen.items()}
-        keeper = PartialFile(path, shapes, kind, about) if distributed.size() == 1 else None
+        if distributed.size() == 1:
+            keeper = PartialFile(path, shapes, kind, about, collector.device)
     gathered = gather(collector, work, keeper=keeper)
     sums = {name: gathered[name].all for name in chosen}
     about["data"] = collector.batches.fingerprint()
@@ -130,7 +132,7 @@ def _identity(collector: Collector, work: Mapping[str, PassRequest], kind: str) 
 
 
 def _work(
-    collector: Collector, methods: Sequence[Approximation], kind: LabelKind, limit: int | str
+    collector: Collector, methods: Sequence[Approximation], kind: LabelKind, limit: float | str
 ) -> dict[str, PassRequest]:
     """What the passes must sum for these methods; refuses sums, or label columns, that do not fit."""
     work = {name: layer_work(view, methods, kind) for name, view in collector.layers.items()}

@@ -1,10 +1,11 @@
 """KFAC: one Kronecker product of the layer's input and output-gradient covariances."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from fisherlab.approximations.base import Approximation, check_option, register_approximation
+from fisherlab.approximations.base import Approximation, register_approximation
+from fisherlab.arguments import OneOf, checked
 from fisherlab.layers import BlockShape
 from fisherlab.operators import KroneckerOperator
 from fisherlab.statistics import LayerSums, Statistic, moments
@@ -28,8 +29,8 @@ class KFAC(Approximation):
     formula: ClassVar[str] = "A ⊗ B, A = E[Σ_t a aᵀ], B = E[Σ_c Σ_t g gᵀ]/T"
     source: ClassVar[str] = "Martens and Grosse 2015, arXiv 1503.05671, eq. 1"
 
-    def __init__(self, sharing: str = "expand") -> None:
-        check_option("sharing", sharing, ("expand", "reduce"))
+    @checked
+    def __init__(self, sharing: Annotated[str, OneOf(("expand", "reduce"))] = "expand") -> None:
         self.sharing = sharing
 
     def statistics(self, layer: BlockShape, kind: str) -> tuple[Statistic, ...]:

@@ -1,13 +1,13 @@
 """LNGD: the layer-wise Fisher's partial trace and a diagonal; and its ablation with real gradients."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from fisherlab.approximations.base import Approximation, check_option, register_approximation
-from fisherlab.errors import InputError
+from fisherlab.approximations.base import Approximation, register_approximation
+from fisherlab.arguments import Count, OneOf, checked
 from fisherlab.layers import BlockShape
 from fisherlab.likelihoods.labels import LabelKind
 from fisherlab.operators import KroneckerOperator
@@ -53,16 +53,13 @@ class LNGD(_DiagonalOutput):
     source: ClassVar[str] = "Liu et al. 2024, NeurIPS, eq. 5"
     layerwise: ClassVar[bool] = True
 
+    @checked
     def __init__(
         self,
-        sampling: str | int = "expected",
+        sampling: Annotated[str, OneOf(("expected",))] | Count = "expected",
         activations: Mapping[str, str] | None = None,
-        last: str = "identity",
+        last: Annotated[str, OneOf(("identity", "categorical"))] = "identity",
     ) -> None:
-        check_option("last", last, ("identity", "categorical"))
-        draws = isinstance(sampling, int) and not isinstance(sampling, bool) and sampling > 0
-        if sampling != "expected" and not draws:
-            raise InputError(f"sampling is 'expected' or a positive number of draws, not {sampling!r}")
         self.sampling, self.activations, self.last = sampling, dict(activations or {}), last
 
     def label_kind(self, kind: str) -> LabelKind:

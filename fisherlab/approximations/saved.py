@@ -3,25 +3,29 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fisherlab.approximations.base import Approximation, build_operator, create
-from fisherlab.base.writing import as_path, beside
-from fisherlab.collect.batches import hash_of
+from fisherlab.arguments import checked
+from fisherlab.base.nested import packed, unpacked
+from fisherlab.base.tensorfiles import read_tensors, write_tensors
+from fisherlab.base.writing import as_path, place_for, reported
+from fisherlab.collect.batches import hash_of, is_finite
 from fisherlab.errors import InputError, InputTypeError
 from fisherlab.layers import BlockShape
 from fisherlab.operators import LinearOperator
 from fisherlab.statistics import LayerSums
 
-_FORMAT = "fisherlab-statistics-2"
+_FAMILY = "fisherlab-statistics-"
+_FORMAT = _FAMILY + "3"
+_WHAT = "the statistics file"
 _SAVE_SECONDS = 30.0  # a choice: what an interruption costs at most, and seldom enough not to be felt
-_SIDES = ("input basis", "output basis")
 _SHARED = ("model_sha256", "likelihood", "dtype", "statistics")
 
 
@@ -52,6 +56,7 @@ class Statistics:
         """N."""
         return next(iter(self.sums.values())).samples
 
+    @checked
     def build(self, approximation: str | Approximation, **options: Any) -> dict[str, LinearOperator]:
         """The operators of one approximation, layer by layer.
 
@@ -125,7 +130,7 @@ class Statistics:
             about[key] = "+".join(filter(None, (self.about.get(key), other.about.get(key))))
         return Statistics(self.shapes, sums, self.kind, about)
 
-    def checked(self, about: Mapping[str, str], path: str | os.PathLike[str]) -> "Statistics":
+    def made_from(self, about: Mapping[str, str], path: str | os.PathLike[str]) -> "Statistics":
         """The statistics themselves, if they were made from what `about` says.
 
         Raises:
@@ -139,34 +144,31 @@ class Statistics:
                 )
         return self
 
+    @checked
     def save(self, path: str | os.PathLike[str], progress: Mapping[str, int] | None = None) -> None:
-        """Writes a safetensors file with a header; beside the target, then renamed.
+        """Writes a safetensors file with a header and a checksum; beside the target, then renamed.
 
         Args:
-            path: where.
+            path: where; the folder must be there.
             progress: how far unfinished statistics have come.
 
         Raises:
+            FisherlabError: where the system does not let it be written; nothing half-written stays.
+            InputError: for no samples, sums that are not finite, or a folder that is not there.
             InputTypeError: for anything but a path.
         """
-        from safetensors.torch import save_file
-
-        file = as_path("the statistics file", path)
-        tensors: dict[str, Tensor] = {}
-        layers = []
-        for place, (name, shape) in enumerate(self.shapes.items()):
-            sums = self.sums[name]
-            for key, value in sums.values.items():
-                tensors[f"{place}|sum|{key}"] = value.contiguous()
-            for method, basis in sums.bases.items():
-                for side, U in zip(_SIDES, basis, strict=True):
-                    tensors[f"{place}|{side}|{method}"] = _identity() if U is None else U.contiguous()
-            layers.append({**asdict(shape), "samples": sums.samples, "positions": sums.positions})
+        file = place_for(_WHAT, path)
+        for name, sums in self.sums.items():
+            _check_sums(file, name, sums, 0 if progress else 1)
+        layers = [
+            {**asdict(shape), "samples": self.sums[name].samples, "positions": self.sums[name].positions}
+            for name, shape in self.shapes.items()
+        ]
+        tensors, text = packed([(self.sums[name].values, self.sums[name].bases) for name in self.shapes])
         header: dict[str, Any] = {"kind": self.kind, "about": self.about, "layers": layers}
         header |= {"torch": torch.__version__, "progress": dict(progress or {})}
-        metadata = {"format": _FORMAT, "header": json.dumps(header)}
-        with beside(file) as part:
-            save_file(tensors, part, metadata)
+        with reported(_WHAT, file):
+            write_tensors(file, tensors, {"format": _FORMAT, "header": json.dumps(header), "sums": text})
 
 
 def check_statistics(value: object) -> None:
@@ -178,11 +180,12 @@ def check_statistics(value: object) -> None:
         )
 
 
+@checked
 def load_statistics(path: str | os.PathLike[str]) -> Statistics:
     """Statistics from a file that `Statistics.save` wrote.
 
     Raises:
-        InputError: for a file that is missing, damaged, or something else.
+        InputError: for a file that is missing, damaged, of another version of fisherlab, or something else.
         InputTypeError: for anything but a path.
     """
     return _load(path)[0]
@@ -196,6 +199,7 @@ class PartialFile:
         shapes: the layers.
         kind: the labels.
         about: what the sums depend on; a file made with anything else is refused.
+        device: where the sums are made.
     """
 
     def __init__(
@@ -204,17 +208,18 @@ class PartialFile:
         shapes: dict[str, BlockShape],
         kind: str,
         about: dict[str, str],
+        device: torch.device,
     ) -> None:
         self._path = Path(f"{os.fspath(path)}.part")
-        self._shapes, self._kind, self._about = shapes, kind, about
+        self._shapes, self._kind, self._about, self._device = shapes, kind, about, device
         self._saved = time.monotonic()
 
     def state(self) -> tuple[int, int, dict[str, LayerSums]] | None:
         """The pass, the samples that it has read, and the sums."""
         if not self._path.exists():
             return None
-        found, progress = _load(self._path)
-        found.checked(self._about, self._path)
+        found, progress = _load(self._path, self._device)
+        found.made_from(self._about, self._path)
         return progress["stage"], progress["done"], found.sums
 
     def tick(self, stage: int, done: int, sums: Mapping[str, LayerSums]) -> None:
@@ -236,47 +241,52 @@ def model_hash(model: nn.Module) -> str:
     return hash_of(model.state_dict())
 
 
-def _load(path: str | os.PathLike[str]) -> tuple[Statistics, dict[str, int]]:
-    from safetensors import SafetensorError, safe_open
-
-    if not as_path("the statistics file", path).is_file():
+def _load(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu"
+) -> tuple[Statistics, dict[str, int]]:
+    file = as_path(_WHAT, path)
+    if not file.is_file():
         raise InputError(f"there is no statistics file {str(path)!r}")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"{str(path)!r} is damaged or no safetensors file ({error})") from error
-    if metadata.get("format") != _FORMAT:
-        raise InputError(f"{str(path)!r} does not hold statistics of this version of fisherlab")
+        tensors, texts, sealed = read_tensors(file)
+    except InputError as error:
+        raise InputError(f"{str(path)!r} {error}; collect the statistics again") from error
+    if not sealed or texts.get("format") != _FORMAT:
+        if texts.get("format", "").startswith(_FAMILY):
+            raise InputError(
+                f"{str(path)!r} holds statistics of another version of fisherlab; collect them again"
+            )
+        raise InputError(
+            f"{str(path)!r} holds no statistics but other tensors; give a file of Statistics.save"
+        )
     try:
-        header = json.loads(metadata["header"])
-        return _from_header(header, tensors), header["progress"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{str(path)!r} is damaged: its header cannot be read ({error})") from error
+        header = json.loads(texts["header"])
+        found = _from_header(header, unpacked(tensors, texts["sums"], device))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{str(path)!r} holds no statistics ({type(error).__name__}); collect them"
+        ) from error
+    for name, sums in found.sums.items():
+        _check_sums(file, name, sums, 0 if header["progress"] else 1)
+    return found, header["progress"]
 
 
-def _from_header(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statistics:
+def _from_header(header: Mapping[str, Any], parts: Sequence[Any]) -> Statistics:
     shapes: dict[str, BlockShape] = {}
     sums: dict[str, LayerSums] = {}
-    own: dict[int, list[tuple[str, str, Tensor]]] = {place: [] for place in range(len(header["layers"]))}
-    for name, tensor in tensors.items():
-        layer, what, key = name.split("|", 2)
-        own[int(layer)].append((what, key, tensor))
-    for place, fields in enumerate(header["layers"]):
-        samples, positions = fields.pop("samples"), fields.pop("positions")
+    for fields, (values, bases) in zip(header["layers"], parts, strict=True):
+        counts = fields.pop("samples"), fields.pop("positions")
         shape = BlockShape(**fields)
-        values = {key: tensor for what, key, tensor in own[place] if what == "sum"}
-        sides = [{key: U for what, key, U in own[place] if what == side} for side in _SIDES]
-        bases = {key: (_basis(U_A), _basis(sides[1][key])) for key, U_A in sides[0].items()}
-        shapes[shape.name], sums[shape.name] = shape, LayerSums(samples, positions, values, bases)
+        shapes[shape.name], sums[shape.name] = shape, LayerSums(*counts, values, bases)
     return Statistics(shapes, sums, header["kind"], header["about"])
 
 
-def _identity() -> Tensor:
-    """What stands for a basis that is the identity in a file."""
-    return torch.empty(0, device="cpu")
-
-
-def _basis(U: Tensor) -> Tensor | None:
-    return U if U.numel() else None
+def _check_sums(file: Path, name: str, sums: LayerSums, positions: int) -> None:
+    """Refuses counts and sums that no data give (`InputError`); the first batches may be padding alone."""
+    trouble = next(
+        (f"a sum {key!r} that is not finite" for key, t in sums.values.items() if not is_finite(t)), ""
+    )
+    if sums.samples < 1 or sums.positions < positions:
+        trouble = f"{sums.samples} samples with {sums.positions} positions that count"
+    if trouble:
+        raise InputError(f"the statistics {str(file)!r} have {trouble} in layer {name!r}; collect them again")

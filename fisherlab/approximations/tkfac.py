@@ -1,10 +1,11 @@
 """TKFAC: one Kronecker product whose factors are the exact partial traces of the block."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from fisherlab.approximations.base import Approximation, check_option, register_approximation
+from fisherlab.approximations.base import Approximation, register_approximation
+from fisherlab.arguments import OneOf, checked
 from fisherlab.layers import BlockShape
 from fisherlab.operators import KroneckerOperator
 from fisherlab.statistics import LayerSums, Statistic, moments
@@ -27,8 +28,8 @@ class TKFAC(Approximation):
     formula: ClassVar[str] = "δ P ⊗ Q, δ = tr F, P = E[VᵀV]/δ, Q = E[V Vᵀ]/δ"
     source: ClassVar[str] = "Gao et al. 2021, arXiv 2011.10741, eqs. 4.2 to 4.4"
 
-    def __init__(self, positions: str = "exact") -> None:
-        check_option("positions", positions, ("exact", "independent"))
+    @checked
+    def __init__(self, positions: Annotated[str, OneOf(("exact", "independent"))] = "exact") -> None:
         self.positions = positions
         self.of_gradients = positions == "exact"
 

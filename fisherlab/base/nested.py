@@ -15,18 +15,25 @@ def packed(value: Any) -> tuple[dict[str, Tensor], str]:
 
     Dictionaries keep the types of their keys, tuples stay tuples, and floats every bit. A tensor whose
     dimensions lie in another order in memory keeps that order, because products of matrices may be rounded
-    by it.
+    by it. They are on the CPU, in the memory of the value where it is there already: they are to be written
+    before it changes.
 
     Raises:
         NotSupportedError: for anything but numbers, texts, tensors and containers of these.
     """
     tensors: dict[str, Tensor] = {}
-    return tensors, json.dumps(_packed(value, tensors))
+    text = json.dumps(_packed(value, tensors))
+    seen: set[int] = set()
+    for name, tensor in tensors.items():  # safetensors takes none that shares memory with another
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return tensors, text
 
 
-def unpacked(tensors: Mapping[str, Tensor], text: str) -> Any:
-    """What `packed` was given; tensors are on the CPU, in memory of their own."""
-    return _unpacked(json.loads(text), tensors)
+def unpacked(tensors: Mapping[str, Tensor], text: str, device: torch.device | str = "cpu") -> Any:
+    """What `packed` was given; tensors are on the device, in memory of their own."""
+    return _unpacked(json.loads(text), tensors, device)
 
 
 def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -38,7 +45,7 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
         order = sorted(range(value.dim()), key=lambda d: -strides[d])
         if not value.permute(order).is_contiguous():
             order = list(range(value.dim()))
-        tensors[name] = _own(value.detach().permute(order))
+        tensors[name] = value.detach().permute(order).to("cpu").contiguous()
         return {"tensor": name, "order": order}
     if isinstance(value, Mapping):
         return {"pairs": [[_packed(k, tensors), _packed(v, tensors)] for k, v in value.items()]}
@@ -50,19 +57,15 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
     )
 
 
-def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _unpacked(value: Any, tensors: Mapping[str, Tensor], device: torch.device | str) -> Any:
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
         order = value["order"]
-        return _own(tensors[value["tensor"]]).permute([order.index(d) for d in range(len(order))])
+        own = tensors[value["tensor"]].to(device, copy=True, memory_format=torch.contiguous_format)
+        return own.permute([order.index(d) for d in range(len(order))])
     if "pairs" in value:
-        return {_unpacked(k, tensors): _unpacked(v, tensors) for k, v in value["pairs"]}
+        return {_unpacked(k, tensors, device): _unpacked(v, tensors, device) for k, v in value["pairs"]}
     if "list" in value:
-        return [_unpacked(one, tensors) for one in value["list"]]
-    return tuple(_unpacked(one, tensors) for one in value["tuple"])
-
-
-def _own(value: Tensor) -> Tensor:
-    """A contiguous copy on the CPU."""
-    return value.to("cpu", copy=True, memory_format=torch.contiguous_format)
+        return [_unpacked(one, tensors, device) for one in value["list"]]
+    return tuple(_unpacked(one, tensors, device) for one in value["tuple"])

@@ -6,25 +6,54 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fisherlab.errors import InputTypeError
+from fisherlab.arguments import AnyPath, check
+from fisherlab.errors import FisherlabError, InputError
 
 
 def as_path(what: str, path: object) -> Path:
     """The path of something, given as a text or a path.
 
     Raises:
+        InputError: for a text that is no path.
         InputTypeError: for anything else.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise InputTypeError(f"{what} is given by a path, not as {type(path).__name__}")
-    return Path(path)
+    check(what, path, AnyPath)
+    return Path(path)  # type: ignore[arg-type]
+
+
+def place_for(what: str, path: object) -> Path:
+    """The path of a file that is to be written after long work, whose folder is there to write into.
+
+    Raises:
+        InputError: where it is not there, or cannot be written into, or the path is a folder.
+        InputTypeError: as `as_path`.
+    """
+    file = as_path(what, path)
+    if file.is_dir():
+        raise InputError(f"{what} {str(path)!r} is a folder; give the path of a file")
+    if not file.parent.is_dir():
+        raise InputError(f"there is no folder {str(file.parent)!r} for {what}; make it, or give another path")
+    if not os.access(file.parent, os.W_OK):
+        raise InputError(f"{what} cannot be written into {str(file.parent)!r}; give another path")
+    return file
+
+
+@contextmanager
+def reported(what: str, path: Path, way_out: str = "mend this, or give another path") -> Iterator[None]:
+    """Makes one sentence of an error of the system while something is written (`FisherlabError`)."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FisherlabError(f"{what} {str(path)!r} cannot be written ({reason}); {way_out}") from error
 
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """Yields an empty file in the folder of `path` to write into, and renames it to `path` at the end.
 
-    Where the work fails or is interrupted it is removed, and a file that was there stays as it was.
+    It is on the disk before it has its name. Where the work fails or is interrupted it is removed, and a file
+    that was there stays as it was.
 
     Raises:
         OSError: where the folder is not there, or cannot be written to.
@@ -33,6 +62,8 @@ def beside(path: Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(part)
+        with open(part, "rb") as stream:  # noqa: PTH123
+            os.fsync(stream.fileno())
         Path(part).replace(path)
     finally:
         Path(part).unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisherlab.arguments import check
 from fisherlab.collect.forms import (
     Batch,
     ModelInputs,
@@ -20,7 +21,7 @@ from fisherlab.collect.forms import (
     why_no_numbers,
 )
 from fisherlab.datasets.dataset import Dataset, Inputs
-from fisherlab.errors import FisherlabError, InputError, InputTypeError, whole_number
+from fisherlab.errors import FisherlabError, InputError, InputTypeError
 from fisherlab.layers import Mask
 
 Form = tuple[tuple[int, ...], ...]
@@ -92,7 +93,8 @@ class Batches:
     """
 
     def __init__(self, data: Any, samples_dim: int = 0) -> None:
-        self._dim = whole_number("batch_dim", samples_dim, "the dimension that counts samples")
+        check("batch_dim", samples_dim, int)
+        self._dim = samples_dim
         self._tensors = isinstance(data, (Tensor, Mapping)) or is_pair(data)
         if not self._tensors and (not isinstance(data, Iterable) or is_no_batches(data)):
             raise InputTypeError(

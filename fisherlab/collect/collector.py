@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisherlab.arguments import Count, check
 from fisherlab.base import distributed
 from fisherlab.base.progress import Progress, bar
 from fisherlab.collect.batches import Batches, each
@@ -33,7 +34,7 @@ from fisherlab.collect.reading import MOST, Reading
 from fisherlab.collect.refusals import require_finite_gradients, require_finite_weights
 from fisherlab.collect.sample_gradients import SampleGradients
 from fisherlab.collect.sizes import LABEL_KINDS, Needs, PassSizes
-from fisherlab.errors import InputError, whole_number
+from fisherlab.errors import InputError
 from fisherlab.layers import Activation, LayerCall, Layers, find_activations
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.likelihoods.draws import Generators, drawn_seed
@@ -72,7 +73,7 @@ class Collector:
         generator: torch.Generator | None = None,
         progress: Progress = False,
     ) -> None:
-        draws = whole_number("draws", draws, "the labels drawn for a sample", least=1)
+        check("draws", draws, Count)
         self._seed = drawn_seed(generator)
         self.model, self.layers, self.likelihood = model, layers, likelihood
         self.batches = Batches(data, batch_dim)
@@ -293,8 +294,8 @@ class Collector:
             self._sample_gradients[names] = rows
         return self._sample_gradients[names]
 
-    def leave_out(self, reasons: Mapping[str, str], stacklevel: int = 3) -> None:
-        """Takes layers out, with one warning that says why; raised as from the caller's caller.
+    def leave_out(self, reasons: Mapping[str, str], stacklevel: int = 4) -> None:
+        """Takes layers out, with one warning that says why; raised as from the caller of a `checked` caller.
 
         Raises:
             InputError: where no layer is left.
@@ -365,7 +366,7 @@ class Collector:
                 if view.mask is not None:  # also where no sum will ask for it, as of a norm
                     mask_of(view, inputs)
             first = self._reading.settle(self.layers, inputs, check)
-            self.leave_out(self._reading.left_out, stacklevel=5)
+            self.leave_out(self._reading.left_out, stacklevel=6)
             self.remarks = self._reading.remarks
             self.layers = self.layers.read_as(self._reading.views, self.remarks)
             self.activations: dict[str, Activation] = {}

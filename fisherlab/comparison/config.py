@@ -1,12 +1,14 @@
 """What `fisherlab compare` computes, as flags give it and as `config.toml` keeps it."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from pathlib import Path
+from typing import Annotated, ClassVar
 
+from fisherlab.arguments import Count, FilePath, OneOf, Seed
 from fisherlab.base.devices import resolve_device
-from fisherlab.errors import unknown
-from fisherlab.exact.options import DEFAULTS
-from fisherlab.runs.config import BIAS_MODES, DTYPES, ModelConfig, SamplesConfig, absolute
+from fisherlab.base.writing import place_for
+from fisherlab.exact.options import BIAS_MODES, DEFAULTS
+from fisherlab.runs.config import DTYPES, ModelConfig, SamplesConfig, absolute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +30,11 @@ class FisherConfig(SamplesConfig):
     approximations: tuple[str, ...] = ()
     kind: str = "predictive"
     likelihood: str | None = None
-    bias: str = DEFAULTS["bias"]
+    bias: Annotated[str, OneOf(BIAS_MODES)] = DEFAULTS["bias"]
     memory: str = DEFAULTS["memory"]
-    max_columns: int = DEFAULTS["max_columns"]
-    dtype: str | None = None
-    draws: int = DEFAULTS["draws"]
+    max_columns: Count = DEFAULTS["max_columns"]
+    dtype: Annotated[str, OneOf(DTYPES)] | None = None
+    draws: Count = DEFAULTS["draws"]
     device: str = "auto"
 
 
@@ -50,8 +52,8 @@ class CompareConfig(FisherConfig, ModelConfig):
 
     command: ClassVar[str] = "compare"
 
-    statistics: str | None = None
-    seed: int = 0
+    statistics: FilePath | None = None
+    seed: Seed = 0
     spectra: bool = True
     save_matrices: bool = False
 
@@ -62,11 +64,7 @@ class CompareConfig(FisherConfig, ModelConfig):
             InputError: for a number out of its range, or a name that is not known.
             InputTypeError: for a value of another type.
         """
-        self.check({"samples": 1, "max_columns": 1, "draws": 1, "seed": 0})
-        if self.bias not in BIAS_MODES:
-            raise unknown("bias mode", self.bias, BIAS_MODES)
-        if self.dtype not in (None, *DTYPES):
-            raise unknown("dtype", str(self.dtype), DTYPES)
+        self.check()
 
     def resolved(self) -> "CompareConfig":
         """The same work with every name checked, the device chosen and paths made absolute.
@@ -88,6 +86,8 @@ class CompareConfig(FisherConfig, ModelConfig):
         parse_bytes(self.memory)
         if self.likelihood is not None:
             as_likelihood(self.likelihood)
+        if self.statistics is not None and not Path(self.statistics).exists():
+            place_for("the statistics file", self.statistics)
         return replace(
             self,
             checkpoint=absolute(self.checkpoint),

@@ -96,11 +96,12 @@ def write_matrices(comparison: "Comparison", folder: Path) -> None:
 
     The names are `exact` and those of the approximations; blocks that were let go are left out.
     """
-    from safetensors.torch import save_file
+    from fisherlab.base.tensorfiles import write_tensors
 
     tensors: dict[str, torch.Tensor] = {}
     for layer, result in comparison.results.items():
         for name, operator in result.operators.items():
             if 8 * operator.shape[0] ** 2 <= _LARGEST_MATRIX:
                 tensors[f"{layer}/{name}"] = operator.dense().contiguous().cpu()
-    save_file(tensors, folder / "blocks.safetensors", {"format": "fisherlab-blocks-1", "vec": "column"})
+    header = {"format": "fisherlab-blocks-1", "vec": "column"}
+    write_tensors(folder / "blocks.safetensors", tensors, header)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import Tensor
 
+from fisherlab.arguments import AnyPath, checked
 from fisherlab.comparison.measure import Row
 from fisherlab.errors import InputError, InputTypeError, NotSupportedError, bytes_text, unknown
 from fisherlab.exact.plans import BlockPlan
@@ -138,6 +139,7 @@ class Comparison(Result):
         """One line that says what was measured, and on how many samples."""
         return self._caption(*self.results.values())
 
+    @checked
     def operators(self, layer: str) -> dict[str, LinearOperator]:
         """F (under the name `exact`) and every F̂ of one layer.
 
@@ -165,6 +167,7 @@ class Comparison(Result):
 
         return html_table(self.records, device=self.device, left_out=self.layers.left_out)
 
+    @checked
     def heatmap(
         self,
         layer: str,
@@ -217,6 +220,7 @@ class Comparison(Result):
             self._drawn = layer, made
         return self._drawn[1]
 
+    @checked
     def spectrum(self, layer: str) -> "Figure":
         """Eigenvalues of F and of every F̂, and of F̂_λ⁻¹F beside them.
 
@@ -299,7 +303,8 @@ class Comparison(Result):
             provenance=origin,
         )
 
-    def save(self, directory: str | Path, *, matrices: bool = False) -> Path:
+    @checked
+    def save(self, directory: AnyPath, *, matrices: bool = False) -> Path:
         """Writes records, summary, pictures and the page into a directory that it makes.
 
         Args:

@@ -5,20 +5,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fisherlab.errors import InputError, whole_number
+from fisherlab.arguments import Seed, Whole, checked
+from fisherlab.errors import InputError
 
 Inputs = Tensor | tuple[Tensor, ...]
 
 
-def random_indices(total: int, samples: int, seed: int) -> Tensor:
+@checked
+def random_indices(total: Whole, samples: int, seed: Seed) -> Tensor:
     """Ascending indices [samples] of a random subset of ``range(total)``, without replacement.
 
     Raises:
         InputError: if `samples` is below 1 or above `total`.
         InputTypeError: if `samples` or `seed` is no whole number.
     """
-    samples = whole_number("samples", samples, "how many are taken")
-    seed = whole_number("seed", seed, "from which random numbers start")
     if not 1 <= samples <= total:
         raise InputError(
             f"samples={samples} does not fit: the data hold {total} samples, "
@@ -70,7 +70,8 @@ class Dataset:
         remark = f"stand-in: {self.stand_in}" if self.stand_in else self.note
         return f"{self.name} ({remark})" if remark else self.name
 
-    def subset(self, samples: int, seed: int = 0) -> "Dataset":
+    @checked
+    def subset(self, samples: int, seed: Seed = 0) -> "Dataset":
         """A random subset without replacement, in the original order.
 
         Args:

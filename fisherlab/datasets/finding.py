@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from fisherlab.arguments import Count, Seed, checked
 from fisherlab.datasets.dataset import Dataset
 from fisherlab.datasets.places import search_places, sha256
 from fisherlab.datasets.registry import names, spec
@@ -29,14 +30,15 @@ class FileStatus(NamedTuple):
     sha256: str
 
 
+@checked
 def load(
     name: str,
     split: str = "train",
     *,
     data_dir: str | os.PathLike[str] | None = None,
     download: bool = True,
-    samples: int | None = None,
-    seed: int = 0,
+    samples: Count | None = None,
+    seed: Seed = 0,
 ) -> Dataset:
     """Load one split of a data set.
 
@@ -81,6 +83,7 @@ def load(
     return source.substitute(request)
 
 
+@checked
 def get(name: str) -> list[Path]:
     """Download all files of a data set into the cache; damaged ones there are replaced.
 
@@ -94,6 +97,7 @@ def get(name: str) -> list[Path]:
     return spec(name).get()
 
 
+@checked
 def verify(data_dir: str | os.PathLike[str] | None = None) -> list[FileStatus]:
     """Check every file of every known data set where `load` would find it first.
 

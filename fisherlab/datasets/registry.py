@@ -1,5 +1,6 @@
 """The data sets that fisherlab knows."""
 
+from fisherlab.arguments import checked
 from fisherlab.datasets.source import DataFile, Source
 from fisherlab.datasets.sources.characters import CHARACTERS
 from fisherlab.datasets.sources.cifar import CIFAR10
@@ -21,6 +22,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(SOURCES))
 
 
+@checked
 def spec(name: str) -> Source:
     """What is known of the data set `name`: its files, checksums, mirrors and origin.
 

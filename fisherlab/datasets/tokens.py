@@ -17,6 +17,7 @@ log = logging.getLogger("fisherlab")
 MOST_TOKENS = 1 << 16  # encoded sentences are kept as 16-bit numbers
 
 _TEMPLATES = {"source": "$A <eos>", "target": "<bos> $A <eos>"}
+_LONGEST_WORD = 1000  # characters: a choice, more than any language has
 _CHUNK = 10_000  # sentences at a time, a choice: lists of Python numbers are held for so many only
 
 
@@ -36,7 +37,8 @@ def trained_tokenizer(path: Path, lines: Callable[[], Sequence[str]], vocabulary
         A `tokenizers.Tokenizer`.
 
     Raises:
-        InputError: if the package tokenizers is missing, or the vocabulary is not between 5 and 65,536.
+        InputError: if the package tokenizers is missing, the vocabulary is not between 5 and 65,536, or a
+            word is longer than 1,000 characters.
     """
     try:
         import tokenizers
@@ -60,9 +62,21 @@ def trained_tokenizer(path: Path, lines: Callable[[], Sequence[str]], vocabulary
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=list(SPECIAL_TOKENS), show_progress=False
     )
-    tokenizer.train_from_iterator(lines(), trainer)
+    tokenizer.train_from_iterator(map(_checked_line, lines()), trainer)
     keep(path, tokenizer.to_str().encode())
     return tokenizer
+
+
+def _checked_line(line: str) -> str:
+    """The line itself; a word that is none of a language would take hours, as the square of its length."""
+    if len(line) > _LONGEST_WORD:
+        word = max(line.split(), key=len, default="")
+        if len(word) > _LONGEST_WORD:
+            raise InputError(
+                f"the text holds a word of {len(word):,} characters, {word[:20]!r}…; give sentences of words "
+                f"of at most {_LONGEST_WORD:,} characters"
+            )
+    return line
 
 
 def token_texts(tokenizer: Any) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def exact_fisher(
     plans = make_plans(collector, kind, method, parse_bytes(given["memory"]), given["max_columns"])
     for plan in plans.values():
         if plan.note:
-            warnings.warn(f"layer {plan.layer!r}: {plan.note}", stacklevel=2)
+            warnings.warn(f"layer {plan.layer!r}: {plan.note}", stacklevel=3)
     if method == "per-sample":
         return {name: _per_sample(collector, chosen[name], plan.kind) for name, plan in plans.items()}
     work = {

@@ -7,11 +7,17 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypedDict, TypeVar, cast, get_type_hints
 
+from annotated_types import Predicate
+
+from fisherlab.arguments import Count, OneOf, checked
 from fisherlab.base.progress import Progress
 from fisherlab.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:
     import torch
+
+
+BIAS_MODES = ("joint", "separate", "ignore")
 
 
 class Option(NamedTuple):
@@ -26,25 +32,56 @@ class Option(NamedTuple):
     meaning: str
 
 
+_UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def parse_bytes(size: float | str) -> int:
+    """A number of bytes from a number or a text such as "4GiB" or "500 MB".
+
+    Raises:
+        InputError: for another text, or a size that is not finite, or below one byte.
+        InputTypeError: for anything else.
+    """
+    if isinstance(size, str):
+        match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-zA-Z]*)\s*", size)
+        unit = _UNITS.get(match[2].lower()) if match else None
+        if match is None or unit is None:
+            raise InputError(f"cannot read the memory size {size!r}; write it as 4GiB or 500MB")
+        size = float(match[1]) * unit
+    if isinstance(size, bool) or not isinstance(size, Real):
+        raise InputTypeError(f"memory is a number of bytes, or a text such as 4GiB, not {size!r}")
+    if not size < math.inf:  # NaN is not either
+        raise InputError(f"the memory limit must be finite, not {size}; write it as 4GiB or 500MB")
+    if size < 1:
+        raise InputError(f"the memory limit must be positive, not {size:g}")
+    return int(size)
+
+
 class _Limits(TypedDict, total=False):
-    bias: Annotated[str, Option("joint", "`joint`, `separate` or `ignore`.")]
+    bias: Annotated[str, OneOf(BIAS_MODES), Option("joint", "`joint`, `separate` or `ignore`.")]
     memory: Annotated[
-        int | str,
+        float | str,
+        Predicate(parse_bytes),
         Option("4GiB", 'the limit for statistics and exact blocks, in bytes or as text such as "4GiB".'),
     ]
     max_columns: Annotated[
-        int,
+        Count,
         Option(4096, "the most columns N·C of a Gram operator; above, one label a sample is drawn."),
     ]
 
 
 class _Draws(TypedDict, total=False):
-    draws: Annotated[int, Option(1, "labels a sample for `monte-carlo`.")]
+    draws: Annotated[Count, Option(1, "labels a sample for `monte-carlo`.")]
 
 
 class _Reading(TypedDict, total=False):
     batch_dim: Annotated[int, Option(0, "the dimension that counts samples.")]
-    generator: Annotated["torch.Generator | None", Option(None, "seeds whatever is drawn.")]
+    generator: Annotated[
+        "torch.Generator | None",
+        "for a seed give torch.Generator().manual_seed(seed)",
+        Option(None, "seeds whatever is drawn."),
+    ]
 
 
 class _Shown(TypedDict, total=False):
@@ -75,7 +112,7 @@ _PLACE = "        **options: "
 
 def options_of(kind: type) -> dict[str, Option]:
     """The options of one of the types above, in their order."""
-    return {name: hint.__metadata__[0] for name, hint in kind.__annotations__.items()}
+    return {name: hint.__metadata__[-1] for name, hint in kind.__annotations__.items()}
 
 
 DEFAULTS: Mapping[str, Any] = {name: one.default for name, one in options_of(AnalysisOptions).items()}
@@ -84,7 +121,7 @@ DEFAULTS: Mapping[str, Any] = {name: one.default for name, one in options_of(Ana
 def takes(kind: type[Kind], *, and_others: bool = False) -> Callable[[F], F]:
     """Shows the options of a function with `**options` in its signature and in its docstring.
 
-    The function itself is unchanged; it begins with `completed`.
+    The function itself begins with `completed`; it is given back with `checked` before it.
 
     Args:
         kind: its options.
@@ -92,20 +129,24 @@ def takes(kind: type[Kind], *, and_others: bool = False) -> Callable[[F], F]:
     """
 
     def shown(function: F) -> F:
-        function.__signature__ = _signature(function, kind, and_others)  # type: ignore[attr-defined]
+        import torch
+
+        names = {"torch": torch}
+        function.__signature__ = _signature(function, kind, and_others, names)  # type: ignore[attr-defined]
+        function.__annotations__ |= get_type_hints(kind, localns=names, include_extras=True)
         lines = "".join(f"        {name}: {one.meaning}\n" for name, one in options_of(kind).items())
         head, place, tail = (function.__doc__ or "").partition(_PLACE)
         if place:  # without it docstrings were stripped
             function.__doc__ = head + lines + (place + tail if and_others else tail.partition("\n")[2])
-        return function
+        return checked(function)
 
     return shown
 
 
-def _signature(function: Callable[..., Any], kind: type, and_others: bool) -> inspect.Signature:
-    import torch
-
-    hints = get_type_hints(kind, localns={"torch": torch})
+def _signature(
+    function: Callable[..., Any], kind: type, and_others: bool, names: dict[str, Any]
+) -> inspect.Signature:
+    hints = get_type_hints(kind, localns=names)
     found = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[name])
         for name, one in options_of(kind).items()
@@ -132,29 +173,3 @@ def completed(kind: type[Kind], given: Mapping[str, Any], function: str) -> Kind
 def of_pass(options: AnalysisOptions) -> PassOptions:
     """Those of the options that a pass over the data takes."""
     return cast(PassOptions, {name: options[name] for name in options_of(PassOptions)})  # type: ignore[literal-required]
-
-
-_UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
-_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-
-
-def parse_bytes(size: float | str) -> int:
-    """A number of bytes from a number or a text such as "4GiB" or "500 MB".
-
-    Raises:
-        InputError: for another text, or a size that is not finite, or below one byte.
-        InputTypeError: for anything else.
-    """
-    if isinstance(size, str):
-        match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([a-zA-Z]*)\s*", size)
-        unit = _UNITS.get(match[2].lower()) if match else None
-        if match is None or unit is None:
-            raise InputError(f"cannot read the memory size {size!r}; write it as 4GiB or 500MB")
-        size = float(match[1]) * unit
-    if isinstance(size, bool) or not isinstance(size, Real):
-        raise InputTypeError(f"memory is a number of bytes, or a text such as 4GiB, not {size!r}")
-    if not size < math.inf:  # NaN is not either
-        raise InputError(f"the memory limit must be finite, not {size}; write it as 4GiB or 500MB")
-    if size < 1:
-        raise InputError(f"the memory limit must be positive, not {size:g}")
-    return int(size)

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass, replace
 
+from fisherlab.arguments import Count, check
 from fisherlab.collect.collector import Collector
-from fisherlab.errors import MemoryLimitError, NotSupportedError, bytes_text, whole_number
+from fisherlab.errors import MemoryLimitError, NotSupportedError, bytes_text
 from fisherlab.layers import LayerView
 from fisherlab.likelihoods.labels import DRAWN, LAYERWISE, PREDICTIVE, LabelKind
 from fisherlab.linalg.packing import packed_size
@@ -83,7 +84,7 @@ def make_plans(
         most_contraction: operations of one contraction of a Gram operator with a Kronecker product; above,
             one label a sample is drawn for that layer.
     """
-    max_columns = whole_number("max_columns", max_columns, "the most columns of a Gram form", least=1)
+    check("max_columns", max_columns, Count)
     if method != "per-sample":  # which needs no rows
         collector.look_ahead()
     drawn = _why_drawn(collector, kind, memory, most_operations) if kind == PREDICTIVE else ""
@@ -102,7 +103,7 @@ def make_plans(
             too_large[view.name] = f"it is {remark}; {error}"
         else:
             left -= plan.bytes if together else 0
-    collector.leave_out(too_large, stacklevel=4)
+    collector.leave_out(too_large, stacklevel=5)
     collector.vectors = frozenset(name for name, plan in plans.items() if plan.method == "kronecker")
     return {name: plans[name] for name in collector.layers}
 

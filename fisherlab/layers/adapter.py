@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from fisherlab.arguments import checked
 from fisherlab.errors import InputTypeError
 from fisherlab.gradients.inputs import Inputs
 from fisherlab.gradients.patches import Patches
@@ -77,6 +78,7 @@ class Adapter(ABC):
 _ADAPTERS: dict[type[nn.Module], Adapter] = {}
 
 
+@checked
 def register_layer(adapter: Adapter) -> None:
     """Makes the modules of an adapter known to every function.
 

@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from fisherlab.arguments import OneOf, check, checked
 from fisherlab.errors import InputError, InputTypeError, known_name, unknown
 from fisherlab.layers.activation import ACTIVATIONS
 from fisherlab.layers.adapter import Adapter, adapter_of, class_name, why_unknown
@@ -19,14 +21,16 @@ from fisherlab.layers.norm import NormAdapter
 from fisherlab.layers.view import LayerView, Mask
 
 BIAS_MODES = ("joint", "separate", "ignore")
+Bias = Annotated[str, OneOf(BIAS_MODES)]
 
 
+@checked
 def find_layers(
     model: nn.Module,
     include: Iterable[str] = ("*",),
     exclude: Iterable[str] = (),
     *,
-    bias: str = "joint",
+    bias: Bias = "joint",
     activations: Mapping[str, str] | None = None,
     masks: Mapping[str, Mask] | None = None,
 ) -> Layers:
@@ -104,11 +108,21 @@ def check_not_compiled(model: nn.Module) -> None:
             raise InputError(f"{where} is compiled, which hides its layers; give it without torch.compile")
 
 
+def check_has_numbers(model: nn.Module) -> None:
+    """Refuse a model with a parameter or buffer on the meta device, named in the error (`InputError`)."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise InputError(
+                f"{name!r} is on the meta device, which holds no numbers; bring the model to a device with "
+                "model.to_empty(device=...) and load its weights"
+            )
+
+
 def _check_arguments(model: nn.Module, bias: str) -> None:
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     check_not_compiled(model)
-    known_name("bias mode", bias, BIAS_MODES)
+    check("bias", bias, Bias)
 
 
 def _check_own(model: nn.Module, layers: Layers) -> None:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from fisherlab.errors import InputTypeError
+from fisherlab.errors import InputError, InputTypeError
 
 
 class Likelihood(ABC):
@@ -99,7 +99,30 @@ class InParts(Likelihood):
 
 
 def check_tensors(outputs: Tensor, targets: Tensor) -> None:
-    """Refuses outputs and targets that are no tensors (`InputTypeError`)."""
-    for what, values in (("outputs", outputs), ("targets", targets)):
-        if not isinstance(values, Tensor):
-            raise InputTypeError(f"the {what} must be a torch tensor, not {type(values).__name__}")
+    """Refuses outputs and targets that are no tensors of numbers.
+
+    Raises:
+        InputTypeError: for anything but dense tensors that hold numbers, the outputs' real ones.
+        InputError: for outputs without numbers.
+    """
+    check_outputs(outputs)
+    _check_dense("targets", targets)
+
+
+def check_outputs(outputs: Tensor) -> None:
+    """`check_tensors` for outputs alone."""
+    _check_dense("outputs", outputs)
+    if not outputs.is_floating_point():
+        raise InputTypeError(
+            f"the outputs must be real numbers, not {outputs.dtype}; convert them with .float()"
+        )
+    if not outputs.numel():
+        raise InputError(f"the outputs have shape {list(outputs.shape)}, which holds no numbers")
+
+
+def _check_dense(what: str, values: Tensor) -> None:
+    if not isinstance(values, Tensor):
+        raise InputTypeError(f"the {what} must be a torch tensor, not {type(values).__name__}")
+    if values.is_nested or values.is_meta or values.layout != torch.strided:
+        kind = "nested" if values.is_nested else "meta" if values.is_meta else str(values.layout)
+        raise InputTypeError(f"the {what} must be a dense tensor that holds numbers, not a {kind} one")

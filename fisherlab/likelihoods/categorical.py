@@ -13,7 +13,8 @@ float32 as in float64, however sure the network is.
 import torch
 from torch import Tensor
 
-from fisherlab.errors import InputError, whole_number
+from fisherlab.arguments import checked
+from fisherlab.errors import InputError
 from fisherlab.likelihoods.base import InParts, check_tensors
 from fisherlab.likelihoods.draws import categorical
 
@@ -82,8 +83,9 @@ class TokenCategorical(InParts):
 
     name = "token-categorical"
 
+    @checked
     def __init__(self, ignore_index: int = -100) -> None:
-        self.ignore_index = whole_number("ignore_index", ignore_index, "a target that does not count")
+        self.ignore_index = ignore_index
 
     def _make(self, outputs: Tensor, start: int, stop: int) -> Tensor:
         column = torch.arange(start, stop, device=outputs.device)

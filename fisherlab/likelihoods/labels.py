@@ -5,8 +5,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fisherlab.arguments import Count, checked
 from fisherlab.errors import InputError, InputTypeError, known_name
-from fisherlab.likelihoods.base import Likelihood
+from fisherlab.likelihoods.base import Likelihood, check_outputs
 
 
 class LabelKind(str):
@@ -76,12 +77,13 @@ def check_kind(kind: str) -> LabelKind:
     return LabelKind(known_name("kind", full, KINDS))
 
 
+@checked
 def label_columns(
     likelihood: Likelihood,
     kind: str,
     outputs: Tensor,
     targets: Tensor | None,
-    draws: int = 1,
+    draws: Count = 1,
     generator: torch.Generator | None = None,
     part: slice | None = None,
 ) -> Tensor:
@@ -102,8 +104,14 @@ def label_columns(
             all: parts belong together where the generator starts from one state for each.
 
     Raises:
-        InputError: for the empirical kind without targets.
+        InputError: for the empirical kind without targets, and for outputs or targets that do not fit.
+        InputTypeError: for outputs or targets that are no tensors of numbers.
     """
+    known_name("kind", kind, (PREDICTIVE, MONTE_CARLO, DRAWN, EMPIRICAL))
+    check_outputs(outputs)
+    likelihood.count(outputs)  # which refuses outputs of another shape
+    if targets is not None:
+        likelihood.check(outputs, targets)
     part = slice(None) if part is None else part
     if kind == EMPIRICAL:
         if targets is None:

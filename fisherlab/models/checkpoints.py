@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fisherlab.arguments import checked
+from fisherlab.base.tensorfiles import read_tensors
 from fisherlab.base.writing import as_path
 from fisherlab.errors import InputError
 
@@ -34,6 +36,7 @@ class Weights:
     step: int | None
 
 
+@checked
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> Weights:
     """Load a checkpoint into a model; on failure the model is unchanged.
 
@@ -88,29 +91,48 @@ def check_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: str | o
     for name, tensor in expected.items():
         if name not in tensors:
             raise InputError(f"{where} belongs to another network: it has no {name!r}.")
-        if tensors[name].shape != tensor.shape:
+        given = tensors[name]
+        kind = _unlike(given, tensor)
+        if kind:
+            raise InputError(
+                f"{where} holds {name!r} as a {kind} tensor, which the network cannot take; save it as a "
+                f"dense one of {str(tensor.dtype).removeprefix('torch.')}."
+            )
+        if given.shape != tensor.shape:
             raise InputError(
                 f"{where} belongs to another network: {name!r} has shape "
-                f"{tuple(tensors[name].shape)}, not {tuple(tensor.shape)}."
+                f"{tuple(given.shape)}, not {tuple(tensor.shape)}."
             )
     for name, tensor in tensors.items():
         if name not in expected:
             raise InputError(f"{where} belongs to another network: the model has no {name!r}.")
-        if not tensor.isfinite().all():
+        if not tensor.to(expected[name].dtype).isfinite().all():  # as the network will have them
             raise InputError(f"{where} holds NaN or infinity in {name!r}; use an earlier one.")
+
+
+def _unlike(given: Tensor, own: Tensor) -> str:
+    """What makes a tensor one that cannot be put into another; empty: nothing does."""
+    if given.is_nested:
+        return "nested"
+    if given.layout != own.layout:
+        return "sparse"
+    for kind in ("meta", "quantized"):
+        if getattr(given, f"is_{kind}"):
+            return kind
+    return "complex" if given.is_complex() and not own.is_complex() else ""
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], int | None]:
     """The tensors of a safetensors file, and the step in its header."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            step = (file.metadata() or {}).get("step", "")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    return tensors, int(step) if step.isdecimal() else None
+        found = read_tensors(path)
+    except InputError as error:
+        raise InputError(
+            f"the checkpoint {str(path)!r} {error}; give a whole .safetensors file or a state dict saved "
+            "with torch.save."
+        ) from error
+    step = found.header.get("step", "")
+    return found.tensors, int(step) if step.isdecimal() and step.isascii() else None
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:

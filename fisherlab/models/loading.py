@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab import datasets
+from fisherlab.arguments import Count, Seed, checked
 from fisherlab.collect.batches import NamedPair, called, each, hash_of
 from fisherlab.collect.forms import ModelInputs, tensors_of
 from fisherlab.datasets.dataset import Dataset, Inputs
-from fisherlab.errors import InputError, InputTypeError, unknown, whole_number
+from fisherlab.errors import InputError, InputTypeError
 from fisherlab.layers import Mask, find_layers
 from fisherlab.models import registry
 from fisherlab.models.checkpoints import put_weights, read_weights
@@ -68,14 +69,15 @@ class Prepared:
         return NamedPair(self.inputs, self.targets, self.dataset, self.masks)
 
 
+@checked
 def load(
     name: str,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     data: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
-    samples: int | None = None,
+    samples: Count | None = None,
     dtype: torch.dtype | None = None,
 ) -> Loaded:
     """Load a model with its data and likelihood; without a checkpoint it is as initialised.
@@ -115,16 +117,17 @@ def load(
     return Loaded(prepared.model, prepared.data, prepared.likelihood)
 
 
+@checked
 def prepare(
     name: str,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     data: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
-    samples: int | None = None,
+    samples: Count | None = None,
     dtype: torch.dtype | None = None,
-    at_most: int | None = None,
+    at_most: Count | None = None,
     device: str | torch.device = "cpu",
     trained: bool = True,
     progress: OnSteps | None = None,
@@ -148,10 +151,7 @@ def prepare(
         InputError: as for `load`.
         InputTypeError: as for `load`.
     """
-    if not isinstance(name, str):
-        raise unknown("model", name, registry.names())
-    seed = whole_number("seed", seed, "from which random numbers start")
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype is not None and not dtype.is_floating_point:
         raise InputTypeError(f"dtype is one of real numbers, such as torch.float64, not {dtype!r}")
     imported = import_model(name, seed) if is_import(name) else None
     spec = _imported_spec(name, imported) if imported else registry.spec(name)
@@ -198,7 +198,8 @@ def prepare(
     )
 
 
-def check_layers(name: str, layers: Iterable[str], *, bias: str, seed: int) -> None:
+@checked
+def check_layers(name: str, layers: Iterable[str], *, bias: str, seed: Seed) -> None:
     """Refuse unknown layers of a built-in model, before it is trained; of other names nothing.
 
     Raises:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from fisherlab.arguments import checked
 from fisherlab.datasets.dataset import Dataset, Inputs
 from fisherlab.errors import InputError, unknown
 from fisherlab.layers import Mask
@@ -81,6 +82,7 @@ class ModelSpec:
 _SPECS: dict[str, ModelSpec] = {}
 
 
+@checked
 def register(model: ModelSpec) -> None:
     """Make a model known under its name.
 
@@ -99,6 +101,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_SPECS))
 
 
+@checked
 def spec(name: str) -> ModelSpec:
     """The registered model of that name.
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fisherlab.arguments import Seed, checked
+from fisherlab.base.tensorfiles import tensors_as_bytes
 from fisherlab.base.writing import write
 from fisherlab.datasets.dataset import Dataset
 from fisherlab.datasets.places import cache_dir
@@ -50,8 +52,9 @@ class TrainedWeights(NamedTuple):
     from_cache: bool
 
 
+@checked
 def trained_weights(
-    spec: ModelSpec, dataset: Dataset, seed: int, progress: OnSteps | None = None
+    spec: ModelSpec, dataset: Dataset, seed: Seed, progress: OnSteps | None = None
 ) -> TrainedWeights:
     """Train the default network of `spec` on all of `dataset`, or read it from the cache.
 
@@ -128,9 +131,7 @@ def _store(path: Path, state: dict[str, Tensor], steps: int) -> str:
 
     A cache that cannot be written costs only the training next time, so it is a warning.
     """
-    from safetensors.torch import save
-
-    payload = save(state, metadata={"step": str(steps)})
+    payload = tensors_as_bytes(state, {"step": str(steps)})
     try:
         write(path, payload)
     except OSError as error:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fisherlab import approximations
+from fisherlab.arguments import checked
 from fisherlab.damping import Clip, Constant, Damping, Pi, Shift
 from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.layers import LayerView
@@ -256,8 +257,9 @@ class Preconditioner:
         InputError: for an unknown method, one that is made from the exact block, and as the optimizer.
     """
 
+    @checked
     def __init__(self, model: nn.Module, method: str = "kfac", **options: Any) -> None:
-        if not isinstance(method, str) or method not in approximations.registered():
+        if method not in approximations.registered():
             raise unknown("method", method, trainable())
         named = OPTIMIZERS.get(method)
         make = partial(named.make, **named.fixed) if named else partial(NaturalGradient, approximation=method)

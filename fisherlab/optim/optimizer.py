@@ -112,7 +112,6 @@ class NaturalGradient(torch.optim.Optimizer):
         """What every `__init__` does."""
         model = check_model(options.model)
         layers = layers_of(model, options.include, options.exclude, activations)
-        check_settings(vars(options))
         self._layers = layers
         self._kind = LabelKind(method.label_kind(DRAWN if options.source == "predictive" else EMPIRICAL))
         self._method = f"{method.name}/{self._kind}"

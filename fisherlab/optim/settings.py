@@ -1,74 +1,83 @@
 """Options: their names, types and defaults, said once; their checks; and which layers have which."""
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fisherlab.approximations import Approximation, create, registered
-from fisherlab.errors import InputError, InputTypeError, unknown
+from fisherlab.arguments import (
+    Count,
+    NotNegative,
+    OneOf,
+    Positive,
+    Seed,
+    Share,
+    check,
+    check_fields,
+    expected_fields,
+)
+from fisherlab.errors import InputError, unknown
 from fisherlab.layers import Layers, LayerView, find_layers, match_names
-from fisherlab.layers.discovery import check_not_compiled
+from fisherlab.layers.discovery import check_has_numbers, check_not_compiled
 from fisherlab.likelihoods import Likelihood
 
-Bounds = tuple[float, float]
+Bounds = tuple[float, float] | list[float]
 P = ParamSpec("P")
 O = TypeVar("O")  # noqa: E741
 S = TypeVar("S")
 
 _OF_GROUPS = ("lr", "momentum", "weight_decay", "damping", "rate_damping", "max_rate")
-_CHOICES = {
-    "rate": ("layerwise", "fixed"),
-    "source": ("layerwise", "predictive", "empirical"),
-    "momentum_on": ("update", "gradient"),
-    "loss_reduction": ("mean", "sum"),
-    "weight_decay_mode": ("decoupled", "coupled"),
-}
-_COUNTS = ("statistics_every", "inverse_every", "rate_samples")
-_RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("lr", "other_lr", "max_rate"), ("above 0", lambda value: value > 0)),
-    **dict.fromkeys(("weight_decay", "rate_damping"), ("0 or above", lambda value: value >= 0)),
-    **dict.fromkeys(("momentum", "decay"), ("from 0 to below 1", lambda value: 0 <= value < 1)),
-}
+_SOURCES = ("layerwise", "predictive", "empirical")
+_PRECISE = (torch.float64, torch.float32, torch.bfloat16)
 _OLDER = ("method", "options")  # by which classes named their approximation before
 _ALIKE = 0.8  # of difflib: one or two letters of a name of ten: a choice
+_ITSELF = "a fisherlab optimizer takes the model itself, not its parameters: LNGD(model, lr=0.1)"
+_PAIR = "the damping of LNGD is a pair (lowest, highest), or {'input': pair, 'output': pair}"
 _WHOLE = "a layer's weight must be whole in every process: use DistributedDataParallel"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every optimizer here is made with, see `LNGD`; the order is that of the arguments."""
+    """What every optimizer here is made with, see `LNGD`; the order is that of the arguments.
 
-    model: nn.Module = field(kw_only=False)
-    lr: float = 0.03
-    momentum: float = 0.9
-    weight_decay: float = 0.004
-    weight_decay_mode: str = "decoupled"
-    decay: float = 0.95
-    statistics_every: int = 10
-    inverse_every: int = 10
+    Raises:
+        InputError: for a value out of its range.
+        InputTypeError: for a value of another type.
+    """
+
+    model: Annotated[nn.Module, _ITSELF] = field(kw_only=False)
+    lr: Positive = 0.03
+    momentum: Share = 0.9
+    weight_decay: NotNegative = 0.004
+    weight_decay_mode: Annotated[str, OneOf(("decoupled", "coupled"))] = "decoupled"
+    decay: Share = 0.95
+    statistics_every: Count = 10
+    inverse_every: Count = 10
     damping: Any = 0.03
-    rate: str = "fixed"
-    rate_damping: float = 1e-3
-    max_rate: float | None = None
-    rate_samples: int | None = None
+    rate: Annotated[str, OneOf(("layerwise", "fixed"))] = "fixed"
+    rate_damping: NotNegative = 1e-3
+    max_rate: Positive | None = None
+    rate_samples: Count | None = None
     scaler: Any = None
-    source: str | None = "predictive"
-    momentum_on: str = "update"
-    loss_reduction: str = "mean"
+    source: Annotated[str, OneOf(_SOURCES)] | None = "predictive"
+    momentum_on: Annotated[str, OneOf(("update", "gradient"))] = "update"
+    loss_reduction: Annotated[str, OneOf(("mean", "sum"))] = "mean"
     likelihood: str | Likelihood = "categorical"
-    other_lr: float | None = None
+    other_lr: Positive | None = None
     include: Iterable[str] = ("*",)
     exclude: Iterable[str] = ()
     groups: Sequence[Mapping[str, Any]] = ()
     batch_dim: int | Mapping[str, int] = 0
-    seed: int = 0
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -103,20 +112,20 @@ class AnyOptions(Options):
 class LossOptions(Options):
     """With labels of the loss; `source` None: the first of those that the method takes."""
 
-    lr: float = field(default=0.03, kw_only=False)
-    damping: float = 0.03
-    source: str | None = None
+    lr: Positive = field(default=0.03, kw_only=False)
+    damping: Annotated[float, "it is λ"] = 0.03
+    source: Annotated[str, OneOf(_SOURCES)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LNGDOptions(Options):
     """With layer-wise sampling."""
 
-    lr: float = field(default=0.1, kw_only=False)
-    damping: Bounds | Mapping[str, Bounds] = (1e-5, 1e-2)
-    rate: str = "layerwise"
-    source: str | None = "layerwise"
-    sampling: str | int = "expected"
+    lr: Positive = field(default=0.1, kw_only=False)
+    damping: Annotated[Bounds | Mapping[str, Bounds], _PAIR] = (1e-5, 1e-2)
+    rate: Annotated[str, OneOf(("layerwise", "fixed"))] = "layerwise"
+    source: Annotated[str, OneOf(_SOURCES)] | None = "layerwise"
+    sampling: str | Count = "expected"
     activations: Mapping[str, str] | None = None
     last: str = "identity"
 
@@ -197,20 +206,16 @@ def approximation_of(given: str | Approximation | None) -> Approximation:
     return method
 
 
-def check_model(model: Any) -> nn.Module:
+def check_model(model: nn.Module) -> nn.Module:
     """The model itself, taken out of DistributedDataParallel.
 
     Raises:
-        InputTypeError: for parameters, or anything else that is no module.
         InputError: for a compiled or sharded model, or complex parameters or ones with sparse gradients.
     """
-    if not isinstance(model, nn.Module):
-        raise InputTypeError(
-            "a fisherlab optimizer takes the model itself, not its parameters: LNGD(model, lr=0.1)"
-        )
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     check_not_compiled(model)
+    check_has_numbers(model)
     for name, module in model.named_modules():
         if hasattr(module, "_fsdp_wrapped_module"):
             raise InputError(f"the model is sharded by FullyShardedDataParallel; {_WHOLE}")
@@ -221,9 +226,10 @@ def check_model(model: Any) -> nn.Module:
             raise InputError(f"parameter {name!r} is complex; split it into real and imaginary parts")
         if hasattr(parameter, "full_tensor"):
             raise InputError(f"parameter {name!r} is a DTensor; {_WHOLE}")
-        if parameter.dtype == torch.float16:
+        if parameter.is_floating_point() and parameter.dtype not in _PRECISE:
+            dtype = str(parameter.dtype).removeprefix("torch.")
             raise InputError(
-                f"parameter {name!r} is in float16, which has too few digits for statistics and steps; use "
+                f"parameter {name!r} is in {dtype}, which has too few digits for statistics and steps; use "
                 "bfloat16, or float32 weights under torch.autocast"
             )
         if parameter.layout != torch.strided:
@@ -245,20 +251,10 @@ def layers_of(
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises `InputError` for a value out of its range."""
-    for name, known in _CHOICES.items():
-        if name in settings and settings[name] not in known:
-            raise unknown(name, str(settings[name]), known)
-    for name in _COUNTS:
-        value = settings.get(name)
-        if value is not None and not (type(value) is int and value > 0):
-            raise InputError(f"{name} is {value!r}; give a whole number from 1 on")
-    for name, (words, fits) in _RANGES.items():
-        value = settings.get(name)
-        number = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
-        fine = number and not isinstance(value, bool) and math.isfinite(value) and fits(value)  # type: ignore[arg-type]
-        if value is not None and not fine:
-            raise InputError(f"{name} is {value!r}; give a finite number {words}")
+    """Compares settings of a group with what an optimizer takes; raises as `Options`."""
+    for name in _OF_GROUPS:
+        if name in settings:
+            check(name, settings[name], expected_fields(Options)[name])
 
 
 def check_batch_dim(batch_dim: Any, layers: Layers) -> int | dict[str, int]:

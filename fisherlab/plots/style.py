@@ -2,9 +2,9 @@
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import matplotlib.style
 import numpy as np
@@ -20,6 +20,7 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
+from fisherlab.arguments import checked
 from fisherlab.records.labels import named, plain, short
 
 COLUMN_WIDTH = 3.4
@@ -89,8 +90,17 @@ STYLE: dict[str, object] = {
     "svg.fonttype": "none",
 }
 
-styled = matplotlib.style.context(["default", STYLE])  # type: ignore[list-item]
-"""Decorator: the function draws in this style; the caller's settings are as before afterwards."""
+_in_style = matplotlib.style.context(["default", STYLE])  # type: ignore[list-item]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def styled(function: F) -> F:
+    """Decorator: the function draws in this style, of arguments that have been checked.
+
+    The caller's settings are as before afterwards.
+    """
+    return checked(_in_style(function))
+
 
 _FALLBACK_COLORS = ("#44aa99", "#882255", "#999933", "#332288", "#cc6677", "#117733")
 MARKERS = "os^DvPX<>*hp"

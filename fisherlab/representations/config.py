@@ -1,10 +1,10 @@
 """The configuration of `fisherlab represent`, as flags give it and as `config.toml` keeps it."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from fisherlab.arguments import OneOf, Seed
 from fisherlab.base.devices import resolve_device
-from fisherlab.errors import unknown
 from fisherlab.runs.config import DTYPES, ModelConfig, SamplesConfig, absolute
 
 DEFAULT_SAMPLES = 1000  # as many vectors as the tests of normality keep
@@ -26,9 +26,9 @@ class RepresentConfig(SamplesConfig, ModelConfig):
     command: ClassVar[str] = "represent"
 
     likelihood: str | None = None
-    dtype: str | None = None
+    dtype: Annotated[str, OneOf(DTYPES)] | None = None
     device: str = "auto"
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         """Refuses values that no model or data could make right.
@@ -37,9 +37,7 @@ class RepresentConfig(SamplesConfig, ModelConfig):
             InputError: for a number out of its range, or an unknown dtype.
             InputTypeError: for a value of another type.
         """
-        self.check({"samples": 1, "seed": 0})
-        if self.dtype not in (None, *DTYPES):
-            raise unknown("dtype", str(self.dtype), DTYPES)
+        self.check()
 
     def resolved(self) -> "RepresentConfig":
         """The same work with every name checked, the device chosen and paths made absolute.

@@ -5,15 +5,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar
 
+from fisherlab.arguments import Count, FilePath, check_fields
+from fisherlab.base.writing import as_path
 from fisherlab.errors import InputError, InputTypeError, unknown
 
-BIAS_MODES = ("joint", "separate", "ignore")
 DTYPES = ("float32", "float64")
-
-_WORDS = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,23 +20,14 @@ class Config:
 
     command: ClassVar[str]
 
-    def check(self, least: Mapping[str, int]) -> None:
-        """Refuses values of another type, numbers below their least one, and a seed that is too large.
+    def check(self) -> None:
+        """Refuses values of another type, and such as are out of their range.
 
         Raises:
-            InputError: for a number out of its range.
+            InputError: for a value out of its range.
             InputTypeError: for a value of another type.
         """
-        expected = get_type_hints(type(self))
-        for field in fields(self):
-            _check_type(field.name, getattr(self, field.name), expected[field.name])
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise InputError(f"{name} must be at least {lowest}, not {value}")
-        seed = getattr(self, "seed", 0)
-        if seed is not None and seed >= 2**63:
-            raise InputError(f"seed must be below 2^63, not {seed}")
+        check_fields(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The values that are set, as JSON and TOML write them."""
@@ -112,10 +101,10 @@ class SamplesConfig(Config):
         layers: names or globs.
     """
 
-    checkpoint: str | None = None
+    checkpoint: FilePath | None = None
     data: str | None = None
-    data_dir: str | None = None
-    samples: int | None = None
+    data_dir: FilePath | None = None
+    samples: Count | None = None
     layers: tuple[str, ...] = ("*",)
 
 
@@ -128,7 +117,7 @@ def read_config(path: str | os.PathLike[str], kind: type[AnyConfig]) -> AnyConfi
     Raises:
         InputError: with the path in front, also where the file cannot be read.
     """
-    if Path(path).is_dir():
+    if as_path("the configuration", path).is_dir():
         raise InputError(
             f"{str(path)!r} is a directory; give a file, such as {str(Path(path, 'config.toml'))!r}"
         )
@@ -154,31 +143,3 @@ def command_of(path: str | os.PathLike[str]) -> str | None:
 def absolute(path: str | None) -> str | None:
     """The path from the root; None stays."""
     return None if path is None else str(Path(path).absolute())
-
-
-def _check_type(name: str, value: Any, expected: Any) -> None:
-    options = expected.__args__ if isinstance(expected, UnionType) else (expected,)
-    if not any(_fits(value, one) for one in options):
-        words = " or ".join(_described(one) for one in options if one is not type(None))
-        shown = list(value) if isinstance(value, tuple) else value
-        raise InputTypeError(f"{name} must be {words}, not {shown!r}")
-
-
-def _fits(value: Any, expected: Any) -> bool:
-    origin, inner = get_origin(expected), next(iter(get_args(expected)), None)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(one, inner) for one in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    if expected is float:
-        return type(value) in (int, float)
-    return type(value) is expected
-
-
-def _described(expected: Any) -> str:
-    origin = get_origin(expected)
-    if origin is dict:
-        return "a table"
-    if origin is tuple:
-        return f"a list of {_WORDS[get_args(expected)[0]].split()[-1]}s"
-    return _WORDS[expected]

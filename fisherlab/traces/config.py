@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
+from fisherlab.arguments import FilePath, Seed
 from fisherlab.comparison.config import CompareConfig, FisherConfig
 from fisherlab.errors import InputError
 from fisherlab.runs.config import Config, absolute, read_config
@@ -15,7 +16,7 @@ DEFAULT_SAMPLES = 1000  # a choice: traces to a few per cent, at each of many ch
 class _Traced(Config):
     """What is traced: one of the two, see `TraceConfig`."""
 
-    run: str | None = None
+    run: FilePath | None = None
     model: str | None = None
 
 
@@ -33,7 +34,7 @@ class TraceConfig(FisherConfig, _Traced):
 
     command: ClassVar[str] = "trace"
 
-    seed: int | None = None
+    seed: Seed | None = None
     spectra: bool = True
 
     def __post_init__(self) -> None:
@@ -43,7 +44,7 @@ class TraceConfig(FisherConfig, _Traced):
             InputError: for a number out of its range, a name that is not known, or both a run and a model.
             InputTypeError: for a value of another type.
         """
-        self.check({"seed": 0})
+        self.check()
         if (self.run is None) == (self.model is None):
             raise InputError("give --run RUN, a finished run of `fisherlab train`, or --model M, not both")
         if self.run is not None and self.checkpoint is not None:

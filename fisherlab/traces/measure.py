@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fisherlab import metrics
 from fisherlab.approximations import DEFAULT_APPROXIMATIONS, Approximation
+from fisherlab.arguments import Seed
 from fisherlab.collect.batches import Batches
 from fisherlab.comparison.measure import Target
 from fisherlab.comparison.result import Comparison
@@ -23,6 +24,7 @@ from fisherlab.errors import FisherlabError, InputError
 from fisherlab.exact.options import TraceOptions, completed, takes
 from fisherlab.exact.plans import BlockPlan
 from fisherlab.layers import Layers
+from fisherlab.layers.discovery import check_has_numbers
 from fisherlab.likelihoods import Likelihood
 from fisherlab.models.checkpoints import Weights, check_weights, put_weights, read_weights
 from fisherlab.models.loading import batch_norms, settle_norms
@@ -63,7 +65,7 @@ def trace(
     kind: str = "predictive",
     layers: "Layers | Iterable[str] | str | None" = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     spectra: bool = True,
     about: Origin | None = None,
     on_plan: Callable[[BlockPlan], None] | None = None,
@@ -193,6 +195,7 @@ def read_file(path: str | Path, sha256: str | None) -> Weights:
 
 def _settled(model: nn.Module, data: Any, seed: int) -> bool:
     """Gives batch norms that have seen no data the moments of the first samples; whether there are such."""
+    check_has_numbers(model)
     counts = [norm.num_batches_tracked for norm in batch_norms(model)]
     seen = [count for count in counts if count is not None]
     if not seen or any(int(count) for count in seen):

@@ -1,14 +1,14 @@
 """The configuration of `fisherlab train`, as flags give it and as `config.toml` keeps it."""
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
+from fisherlab.arguments import Count, FilePath, OneOf, Positive, Seed, Share, Whole
 from fisherlab.base.devices import resolve_device
 from fisherlab.errors import InputError, unknown
 from fisherlab.loop.schedules import SCHEDULES
 from fisherlab.runs.config import Config, absolute
-from fisherlab.runs.flags import Flag, flagged, least_values
+from fisherlab.runs.flags import Flag
 
 PRECISIONS = ("32", "64", "bf16-mixed")
 NO_SPLIT = "none"
@@ -44,8 +44,8 @@ class TrainConfig(Config):
         str | None,
         Flag("A data set (see `list data`) in place of the model's own.", "NAME"),
     ] = None
-    data_dir: Annotated[str | None, Flag("Where to look for data first.", "DIR")] = None
-    samples: Annotated[int | None, Flag("How many training samples.", shown="all", least=1)] = None
+    data_dir: Annotated[FilePath | None, Flag("Where to look for data first.", "DIR")] = None
+    samples: Annotated[Count | None, Flag("How many training samples.", shown="all")] = None
     split: Annotated[str, Flag("The training split.", "NAME")] = "train"
     test_split: Annotated[
         str | None, Flag(f"The split that is evaluated, or {NO_SPLIT}.", "NAME", shown="test")
@@ -58,45 +58,40 @@ class TrainConfig(Config):
         float | tuple[float, ...] | None,
         Flag("A number, or LOW,HIGH for LNGD.", "X[,Y]"),
     ] = None
-    statistics_every: Annotated[
-        int | None,
-        Flag("Steps between refreshes of the statistics.", least=1),
-    ] = None
-    inverse_every: Annotated[int | None, Flag("Steps between inverses.", least=1)] = None
+    statistics_every: Annotated[Count | None, Flag("Steps between refreshes of the statistics.")] = None
+    inverse_every: Annotated[Count | None, Flag("Steps between inverses.")] = None
     options: Annotated[
         dict[str, Any], Flag("Any other option of the optimizer.", "KEY=VALUE", name="set")
     ] = field(default_factory=dict)
-    epochs: Annotated[int | None, Flag("Passes over the data.", shown=str(DEFAULT_EPOCHS), least=1)] = None
-    steps: Annotated[int | None, Flag("In place of --epochs.", least=1)] = None
-    batch: Annotated[int, Flag("Samples a step.", least=1)] = 256
-    accumulation: Annotated[int, Flag("Micro-batches a step.", least=1)] = 1
-    clip: Annotated[float | None, Flag("The largest norm of the gradient.", above_zero=True)] = None
-    label_smoothing: Annotated[float, Flag("The share of a label that is spread over all classes.")] = 0.0
-    schedule: Annotated[str, Flag("Of the learning rate.", "|".join(SCHEDULES))] = "constant"
-    step_every: Annotated[
-        float, Flag("Epochs between drops (x 0.1) of the schedule `step`.", above_zero=True)
-    ] = 40.0
-    power: Annotated[float, Flag("E of the schedule `polynomial`, (1 - t/T)^E.", above_zero=True)] = 2.0
-    warm_up: Annotated[int | None, Flag("Steps of linear warm-up.", least=0)] = None
-    warm_up_epochs: Annotated[float | None, Flag("In place of --warm-up.", above_zero=True)] = None
+    epochs: Annotated[Count | None, Flag("Passes over the data.", shown=str(DEFAULT_EPOCHS))] = None
+    steps: Annotated[Count | None, Flag("In place of --epochs.")] = None
+    batch: Annotated[Count, Flag("Samples a step.")] = 256
+    accumulation: Annotated[Count, Flag("Micro-batches a step.")] = 1
+    clip: Annotated[Positive | None, Flag("The largest norm of the gradient.")] = None
+    label_smoothing: Annotated[Share, Flag("The share of a label that is spread over all classes.")] = 0.0
+    schedule: Annotated[str, OneOf(tuple(SCHEDULES)), Flag("Of the learning rate.", "|".join(SCHEDULES))] = (
+        "constant"
+    )
+    step_every: Annotated[Positive, Flag("Epochs between drops (x 0.1) of the schedule `step`.")] = 40.0
+    power: Annotated[Positive, Flag("E of the schedule `polynomial`, (1 - t/T)^E.")] = 2.0
+    warm_up: Annotated[Whole | None, Flag("Steps of linear warm-up.")] = None
+    warm_up_epochs: Annotated[Positive | None, Flag("In place of --warm-up.")] = None
     augment: Annotated[tuple[str, ...], Flag("Any of crop,flip, for images.", "A,B")] = ()
-    precision: Annotated[str, Flag("Of weights and sums.", "|".join(PRECISIONS))] = "32"
+    precision: Annotated[str, OneOf(PRECISIONS), Flag("Of weights and sums.", "|".join(PRECISIONS))] = "32"
     device: Annotated[str, Flag("Where to train.", "auto|cpu|cuda[:i]")] = "auto"
-    seed: Annotated[int, Flag("Of weights, order, augmentation and drawn labels.", least=0)] = 0
-    evaluate_every: Annotated[float, Flag("Epochs between evaluations, such as 0.5.", above_zero=True)] = 1
+    seed: Annotated[Seed, Flag("Of weights, order, augmentation and drawn labels.")] = 0
+    evaluate_every: Annotated[Positive, Flag("Epochs between evaluations, such as 0.5.")] = 1
     eval_samples: Annotated[
-        int, Flag("Test sentences translated at each evaluation, for BLEU; 0: none.", least=0)
+        Whole, Flag("Test sentences translated at each evaluation, for BLEU; 0: none.")
     ] = 256
-    beam: Annotated[int, Flag("Of the translations of all test sentences at the end.", least=1)] = 1
-    log_every: Annotated[int, Flag("Steps between lines of log.jsonl.", least=1)] = 1
+    beam: Annotated[Count, Flag("Of the translations of all test sentences at the end.")] = 1
+    log_every: Annotated[Count, Flag("Steps between lines of log.jsonl.")] = 1
     diagnostics_every: Annotated[
-        int | None, Flag("Steps between lines with every layer's rate and damping.", least=1)
+        Count | None, Flag("Steps between lines with every layer's rate and damping.")
     ] = None
-    checkpoint_every: Annotated[
-        int | None, Flag("Steps between checkpoints.", shown="one an epoch", least=1)
-    ] = None
-    checkpoint_steps: Annotated[tuple[int, ...], Flag("Steps whose checkpoints stay.", "N,N,...")] = ()
-    keep_last: Annotated[int, Flag("How many of the last checkpoints stay.", least=1)] = 2
+    checkpoint_every: Annotated[Count | None, Flag("Steps between checkpoints.", shown="one an epoch")] = None
+    checkpoint_steps: Annotated[tuple[Whole, ...], Flag("Steps whose checkpoints stay.", "N,N,...")] = ()
+    keep_last: Annotated[Count, Flag("How many of the last checkpoints stay.")] = 2
     keep_best: Annotated[bool, Flag("Whether the best one stays.", shown="yes")] = True
     tensorboard: Annotated[bool, Flag("Write the log for TensorBoard too, where installed.")] = False
 
@@ -107,17 +102,7 @@ class TrainConfig(Config):
             InputError: for a number out of its range, or a name that is not known.
             InputTypeError: for a value of another type.
         """
-        self.check(least_values(TrainConfig))
-        for name, (_, _, flag) in flagged(TrainConfig).items():
-            value = getattr(self, name)
-            if flag.above_zero and value is not None and not 0 < value < math.inf:
-                raise InputError(f"{name} must be a finite number above 0, not {value}")
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"label_smoothing must be from 0 to below 1, not {self.label_smoothing}")
-        if self.schedule not in SCHEDULES:
-            raise unknown("schedule", self.schedule, SCHEDULES)
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
+        self.check()
         for one, other in (("epochs", "steps"), ("warm_up", "warm_up_epochs")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise InputError(f"give {one} or {other}, not both")

@@ -191,7 +191,7 @@ def test_classes_that_cannot_be_registered():
 def test_wrong_names():
     with pytest.raises(InputError, match="unknown approximation 'kfc'; did you mean kfac"):
         create("kfc")
-    with pytest.raises(InputTypeError, match="by name or as an instance, not as int"):
+    with pytest.raises(InputTypeError, match="approximation must be a string or an Approximation, not 3"):
         create(3)
     with pytest.raises(InputError, match="known: diagonal, ekfac"):
         create("zzzzzz")
@@ -211,7 +211,7 @@ def test_wrong_options():
     with pytest.raises(InputError, match="unknown last"):
         create("lngd", last="softmax")
     for sampling in (0, -1, True, "drawn", 1.5):
-        with pytest.raises(InputError, match="sampling is 'expected' or a positive number"):
+        with pytest.raises(InputError, match="sampling must be at least 1, not 0"):
             create("lngd", sampling=sampling)
 
 

@@ -1,7 +1,9 @@
 """Statistics that last: files, merging, and collections that go on after an interruption."""
 
 import json
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import pytest
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 
 import fisherlab as fl
 from fisherlab.approximations import LNGD, registered, saved
-from fisherlab.errors import InputError
+from fisherlab.base.tensorfiles import read_tensors, write_tensors
+from fisherlab.errors import FisherlabError, InputError
 
 NAMES = tuple(name for name, cls in registered().items() if not cls.from_exact)
 KINDS = ("predictive", "empirical", "monte-carlo")
@@ -91,6 +94,25 @@ def same(found: fl.Statistics, expected: fl.Statistics, names=NAMES, tolerance: 
             close(operators[layer].dense(), operator.dense(), tolerance)
 
 
+def equal(found: fl.Statistics, expected: fl.Statistics) -> None:
+    """The same sums and bases to the bit, with the same layout in memory."""
+    for name, sums in expected.sums.items():
+        own = found.sums[name]
+        assert (own.samples, own.positions, own.values.keys()) == (
+            sums.samples,
+            sums.positions,
+            sums.values.keys(),
+        )
+        for value, other in zip(_tensors(own), _tensors(sums), strict=True):
+            assert torch.equal(value, other)
+            assert value.stride() == other.stride()
+
+
+def _tensors(sums) -> list[Tensor]:
+    bases = [U for _, basis in sorted(sums.bases.items()) for U in basis if U is not None]
+    return [*(value for _, value in sorted(sums.values.items())), *bases]
+
+
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
     assert float((found - expected).norm()) <= tolerance * float(expected.norm())
 
@@ -158,50 +180,141 @@ def test_hashes_follow_the_weights_and_the_data(net):
     assert net.collect(names="kfac").about["data"] != about["data"]
 
 
-def rewritten(path, tensors=None, **changes) -> None:
-    """The file again with other metadata."""
-    with safe_open(path, "pt") as file:
-        metadata = {**file.metadata(), **changes}
-        known = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    save_file(known if tensors is None else tensors, path, metadata)
+def rewritten(path, change=lambda tensors: tensors, **changes) -> None:
+    """The file again with other contents, and a checksum that fits them."""
+    tensors, header, _ = read_tensors(path)
+    write_tensors(path, change(tensors), {**header, **changes})
 
 
-def test_an_older_file_is_refused(dense, tmp_path):
-    dense.collect(names="kfac").save(tmp_path / "sums")
-    rewritten(tmp_path / "sums", format="fisherlab-statistics-1")
-    with pytest.raises(InputError, match="does not hold statistics of this version"):
-        fl.load_statistics(tmp_path / "sums")
+def refused(path, reason: str) -> None:
+    """The file is refused in one line that names it."""
+    with pytest.raises(InputError, match=reason) as caught:
+        fl.load_statistics(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def file(dense, tmp_path):
+    """Saved statistics."""
+    dense.collect(names=("kfac", "ekfac")).save(tmp_path / "sums")
+    return tmp_path / "sums"
+
+
+def test_an_older_file_is_refused(file):
+    rewritten(file, format="fisherlab-statistics-1")
+    refused(file, "of another version of fisherlab; collect them again")
+
+
+def test_a_file_without_a_checksum_is_of_another_version(file):
+    tensors, header, _ = read_tensors(file)
+    save_file(tensors, file, header)
+    refused(file, "of another version of fisherlab; collect them again")
 
 
 def test_a_foreign_file_is_refused(dense, tmp_path):
     save_file({"w": torch.zeros(2)}, tmp_path / "weights")
-    with pytest.raises(InputError, match="does not hold statistics of this version"):
+    with pytest.raises(InputError, match=r"weights' holds no statistics but other tensors"):
         dense.collect(path=tmp_path / "weights")
+    write_tensors(tmp_path / "weights", {"w": torch.zeros(2)}, {"step": "3"})
+    refused(tmp_path / "weights", "holds no statistics but other tensors")
 
 
-@pytest.mark.parametrize("header", ["{", "[]", "{}", '"x"', "missing layers", "odd tensors"])
-def test_a_damaged_header_is_refused(dense, tmp_path, header):
-    path = tmp_path / "sums"
-    dense.collect(names="kfac").save(path)
-    if header == "missing layers":
-        with safe_open(path, "pt") as file:
-            known = json.loads(file.metadata()["header"])
-        header = json.dumps({**known, "layers": known["layers"][:1]})
-    if header == "odd tensors":
-        rewritten(path, {"w": torch.zeros(2)})
-    else:
-        rewritten(path, header=header)
-    with pytest.raises(InputError, match="is damaged: its header cannot be read"):
-        fl.load_statistics(path)
+@pytest.mark.parametrize("part", ["header", "sums"])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '"x"', "[" * 100_000, '{"layers": [{}], "progress": {}}'])
+def test_a_header_of_something_else_is_refused(file, part, text):
+    rewritten(file, **{part: text})
+    refused(file, "holds no statistics")
+
+
+def test_sums_without_their_tensors_are_refused(file):
+    rewritten(file, lambda tensors: {"w": torch.zeros(2)})
+    refused(file, "holds no statistics")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_sums_that_are_not_finite_are_neither_read_nor_written(dense, file, tmp_path, value):
+    def spoiled(tensors):
+        next(t for t in tensors.values() if t.numel() > 1).view(-1)[-1] = value
+        return tensors
+
+    rewritten(file, spoiled)
+    refused(file, "that is not finite in layer .*; collect them again")
+    statistics = dense.collect(names="kfac")
+    next(iter(statistics.sums["1"].values.values())).view(-1)[0] = value
+    with pytest.raises(InputError, match=r"a sum '.*' that is not finite in layer '1'"):
+        statistics.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("what", ["samples", "positions"])
+@pytest.mark.parametrize("count", [0, -3])
+def test_counts_below_one_are_refused(file, what, count):
+    header = json.loads(read_tensors(file).header["header"])
+    header["layers"][1][what] = count
+    rewritten(file, header=json.dumps(header))
+    refused(file, f"have .*{count} {what}.* in layer '1'; collect them again")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 200, -1])
-def test_a_cut_file_is_refused(dense, tmp_path, keep):
+def test_a_cut_file_is_refused(file, keep):
+    file.write_bytes(file.read_bytes()[:keep])
+    refused(file, "is damaged or no safetensors file")
+
+
+def test_appended_bytes_are_refused(file):
+    file.write_bytes(file.read_bytes() + b"\0")
+    refused(file, "is damaged or no safetensors file")
+
+
+def test_a_flipped_bit_is_refused(file):
+    whole = file.read_bytes()
+    places = torch.randint(8 * len(whole), (300,)).tolist()
+    for place in places:
+        broken = bytearray(whole)
+        broken[place // 8] ^= 1 << place % 8
+        file.write_bytes(broken)
+        with pytest.raises(InputError):
+            fl.load_statistics(file)
+    file.write_bytes(whole)
+    fl.load_statistics(file)
+
+
+# --- places that cannot be written ----------------------------------------------------------------------
+
+
+def test_a_place_without_a_folder_is_refused_before_the_work(dense, tmp_path, passed):
+    for path, reason in ((tmp_path / "nope" / "x", "there is no folder"), (tmp_path, "is a folder")):
+        with pytest.raises(InputError, match=reason):
+            dense.collect(names="kfac", path=path) if path != tmp_path else Net("texts").collect().save(path)
+    assert len(passed) == 2  # those of the statistics that were to be saved
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file can be written beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 4000])
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(dense, tmp_path, size):
     path = tmp_path / "sums"
-    dense.collect(names="kfac").save(path)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match="is damaged or no safetensors file"):
-        fl.load_statistics(path)
+    statistics = dense.collect(names=("kfac", "ekfac"))
+    for before in (None, b"what was there"):
+        if before is not None:
+            path.write_bytes(before)
+        with (
+            full_disk(size),
+            pytest.raises(FisherlabError, match=r"sums' cannot be written \(File too large\)"),
+        ):
+            statistics.save(path)
+        assert [p.name for p in tmp_path.iterdir()] == ([] if before is None else ["sums"])
+    assert path.read_bytes() == before
 
 
 # --- merging --------------------------------------------------------------------------------------------
@@ -380,8 +493,8 @@ def test_an_interrupted_collection_goes_on(net, tmp_path, kind, after, passed):
     begin = sum(PARTS[: (after - 1) % len(PARTS) + 1])
     assert passed == ([begin, 0] if after <= len(PARTS) else [begin])
     assert [p.name for p in tmp_path.iterdir()] == ["sums"]
-    same(found, net.collect(**plain), DRAWN)
-    same(fl.load_statistics(tmp_path / "sums"), found, DRAWN, tolerance=0.0)
+    equal(found, net.collect(**plain))
+    equal(fl.load_statistics(tmp_path / "sums"), found)
 
 
 class Fused:

@@ -9,17 +9,18 @@ from fisherlab.approximations import DEFAULT_APPROXIMATIONS
 from fisherlab.base.devices import resolve_device
 from fisherlab.comparison.config import CompareConfig
 from fisherlab.errors import InputError, InputTypeError
-from fisherlab.exact.options import DEFAULTS
+from fisherlab.exact.options import BIAS_MODES, DEFAULTS
 from fisherlab.layers import discovery
-from fisherlab.runs.config import BIAS_MODES, DTYPES, read_config
+from fisherlab.runs.config import DTYPES, read_config
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+PATHS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
 CONFIGS = st.builds(
     CompareConfig,
     model=NAMES,
-    checkpoint=st.none() | NAMES,
+    checkpoint=st.none() | PATHS,
     data=st.none() | NAMES,
-    data_dir=st.none() | NAMES,
+    data_dir=st.none() | PATHS,
     samples=st.none() | st.integers(1, 10**9),
     layers=st.lists(NAMES, max_size=3).map(tuple),
     approximations=st.lists(NAMES, max_size=3).map(tuple),

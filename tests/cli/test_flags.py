@@ -6,9 +6,8 @@ import pytest
 
 from fisherlab.cli import figures, sweep, train
 from fisherlab.cli.flags import given_values
-from fisherlab.errors import InputError
 from fisherlab.figures.config import FiguresConfig
-from fisherlab.runs.flags import flagged, least_values
+from fisherlab.runs.flags import flagged
 from fisherlab.train.config import TrainConfig
 from fisherlab.train.sweep.config import SweepConfig
 
@@ -39,10 +38,3 @@ def test_texts_become_what_the_configuration_has():
     }
     assert given_values(TrainConfig, {"damping": "1e-5,1"}) == {"damping": (1e-5, 1.0)}
     assert given_values(SweepConfig, {"damping": "0.1", "seeds": "3"}) == {"damping": (0.1,), "seeds": (3,)}
-
-
-@pytest.mark.parametrize(("config", "name"), [(c, n) for _, c, _ in COMMANDS for n in least_values(c)])
-def test_a_bound_of_a_flag_is_a_bound_of_the_configuration(config, name):
-    model = {"model": "m"} if config is TrainConfig else {}
-    with pytest.raises(InputError, match=f"^{name} must be at least {least_values(config)[name]}, not"):
-        config(**model, **{name: least_values(config)[name] - 1})

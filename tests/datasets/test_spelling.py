@@ -26,7 +26,7 @@ def tokenizer(tmp_path_factory):
     return trained_tokenizer(tmp_path_factory.mktemp("text") / "t.json", lambda: TRAINING * 20, 90)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(words=st.text(sorted(set("".join(TRAINING)) | {" "}), min_size=1, max_size=40))
 def test_spelling_undoes_the_splitting(tokenizer, words: str) -> None:
     sentence = words.strip()

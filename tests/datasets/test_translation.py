@@ -197,6 +197,14 @@ def test_options_that_do_not_fit_are_refused(pairs, options, reason) -> None:
         datasets.load_translation(pairs, **options)
 
 
+def test_a_word_without_an_end_is_refused_at_once(pairs) -> None:
+    """Training takes as long as the square of its length: of a megabyte, hours."""
+    with (pairs / "train.en").open("a") as file:
+        file.write("hello " + "ab" * 500_000 + "\n")
+    with pytest.raises(InputError, match=r"a word of 1,000,000 characters, 'abab\w*'…; give sentences"):
+        datasets.load_translation(pairs)
+
+
 def test_without_the_package_the_extra_is_named(pairs, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(InputError, match=r'pip install "fisherlab\[text\]"'):

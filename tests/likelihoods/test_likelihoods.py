@@ -41,7 +41,7 @@ def some_targets(likelihood: Likelihood, outputs: Tensor) -> Tensor:
 
 
 @by_name
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(values=outputs_of)
 def test_columns_are_a_root_of_the_hessian(likelihood, values):
     outputs = torch.tensor(values, dtype=torch.float64)
@@ -53,7 +53,7 @@ def test_columns_are_a_root_of_the_hessian(likelihood, values):
 
 
 @by_name
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(values=outputs_of)
 def test_columns_are_finite_and_right_in_float32(likelihood, values):
     single = torch.tensor(values, dtype=torch.float32)
@@ -63,7 +63,7 @@ def test_columns_are_finite_and_right_in_float32(likelihood, values):
     assert torch.allclose(u.double(), likelihood.columns(single.double()), rtol=2e-4, atol=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(values=outputs_of)
 def test_small_probabilities_keep_their_digits(values):
     """Hessian entries −p_k p_l far below the rounding of 1 are right to relative precision."""
@@ -108,7 +108,7 @@ def test_outputs_of_more_dimensions_are_those_of_their_entries(likelihood, shape
 
 @by_name
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_part_of_the_columns_is_that_slice_of_all(likelihood, data):
     outputs = torch.randn(3, data.draw(st.integers(2, 6)))
     count = likelihood.count(outputs)
@@ -133,7 +133,7 @@ def test_a_part_of_many_columns_needs_no_others(likelihood):
 
 
 @by_name
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(values=outputs_of)
 def test_residuals_are_gradients(likelihood, values):
     outputs = torch.tensor(values, dtype=torch.float64)
@@ -143,7 +143,7 @@ def test_residuals_are_gradients(likelihood, values):
 
 
 @by_name
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(values=outputs_of, number=st.integers(0, 1000))
 def test_coordinates_express_the_residual_in_the_columns(likelihood, values, number):
     outputs = torch.tensor(values, dtype=torch.float64) / 4

@@ -57,7 +57,7 @@ def some_batch(ignored: bool = True) -> tuple[Tensor, Tensor]:
 # --- columns ------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(batch=batches())
 def test_columns_are_a_root_of_the_hessian_of_the_tokens_that_count(batch):
     outputs, targets = batch
@@ -66,7 +66,7 @@ def test_columns_are_a_root_of_the_hessian_of_the_tokens_that_count(batch):
     assert torch.allclose(products(u), hessians(outputs, targets), rtol=1e-10, atol=1e-14)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(batch=batches())
 def test_columns_are_finite_and_right_in_float32(batch):
     single, targets = batch[0].float(), batch[1]
@@ -95,7 +95,7 @@ def test_one_token_is_a_categorical():
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_part_of_the_columns_is_that_slice_of_all(data):
     outputs, targets = some_batch()
     start = data.draw(st.integers(0, 16))
@@ -159,7 +159,7 @@ def test_labels_of_any_integer_type():
 # --- residuals, coordinates and draws -----------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(batch=batches())
 def test_residuals_are_gradients(batch):
     outputs, targets = batch
@@ -167,7 +167,7 @@ def test_residuals_are_gradients(batch):
     assert torch.allclose(TOKENS.residual(outputs, targets), expected, rtol=1e-9, atol=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(batch=batches())
 def test_coordinates_express_the_residual_in_the_columns(batch):
     outputs, targets = batch[0] / 4, batch[1]

@@ -52,7 +52,7 @@ def words_of(found: Translations, row: int) -> tuple[int, ...]:
     return tuple(token for token in found.tokens[row].tolist() if token != PAD)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), alpha=st.sampled_from([0.0, 0.6, 1.5]), longest=st.integers(1, 4))
 def test_a_wide_beam_finds_the_best_sequence_of_all(seed: int, alpha: float, longest: int) -> None:
     model = table(seed, 2)
@@ -67,7 +67,7 @@ def test_a_wide_beam_finds_the_best_sequence_of_all(seed: int, alpha: float, lon
     assert math.fsum(map(math.exp, totals.values())) == pytest.approx(1)  # nothing was left out above
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), beam=st.integers(1, 4), alpha=st.sampled_from([0.0, 0.6]))
 def test_scores_are_sums_of_log_probabilities(seed: int, beam: int, alpha: float) -> None:
     model = table(seed, 3)
@@ -88,7 +88,7 @@ def greedy(next_tokens, row: int, longest: int) -> tuple[int, ...]:
     return words
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), alpha=st.sampled_from([0.0, 0.6, 2.0]))
 def test_a_beam_of_one_is_greedy_decoding(seed: int, alpha: float) -> None:
     model = table(seed, 6)
@@ -97,7 +97,7 @@ def test_a_beam_of_one_is_greedy_decoding(seed: int, alpha: float) -> None:
         assert words_of(found, row) == greedy(model, row, 7)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), beam=st.integers(1, 3))
 def test_sources_do_not_depend_on_each_other(seed: int, beam: int) -> None:
     together = beam_search(table(seed, 5), 5, longest=6, beam=beam)

@@ -61,7 +61,7 @@ def test_samples_choose_a_subset_by_the_seed() -> None:
     assert part.shape == (7, 196)
     assert all((whole == row).all(1).any() for row in part)
     assert torch.equal(part, models.load("mnist-mlp", samples=7, seed=3).data[0])
-    with pytest.raises(InputError, match="samples=0"):
+    with pytest.raises(InputError, match="samples must be at least 1, not 0"):
         models.load("mnist-mlp", samples=0)
 
 

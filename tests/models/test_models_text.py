@@ -52,7 +52,7 @@ def test_the_number_of_parameters() -> None:
     assert parameters(Transformer(tied=True)) == 4 * block + 2 * cross + rest - 4000 * 128
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(place=st.integers(0, 7), change=st.integers(1, 10), seed=st.integers(0, 99))
 def test_the_language_model_is_causal(lm, place: int, change: int, seed: int) -> None:
     x = tokens(3, 8, 11, seed)
@@ -75,7 +75,7 @@ def test_positions_are_looked_up_by_every_sample(lm) -> None:
     assert seen == [(3, 5, 12)]
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(place=st.integers(0, 5), change=st.integers(1, 11), seed=st.integers(0, 99))
 def test_the_decoder_is_causal(translator, place: int, change: int, seed: int) -> None:
     source, x = tokens(3, 7, 13, seed), tokens(3, 6, 13, seed + 1)
@@ -84,7 +84,7 @@ def test_the_decoder_is_causal(translator, place: int, change: int, seed: int) -
     assert_equal_before(translator(source, x), translator(source, y), place)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(sources=st.integers(1, 4), targets=st.integers(0, 4), seed=st.integers(0, 99))
 def test_padding_changes_nothing(translator, sources: int, targets: int, seed: int) -> None:
     source, target = tokens(3, 5, 13, seed), tokens(3, 6, 13, seed + 1)

@@ -44,7 +44,7 @@ def test_impossible_indices_are_refused(indices):
         OneHot(indices, 3, torch.float64)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=shapes)
 def test_every_function_is_that_of_the_dense_rows(shape):
     n, t, d, m, c = shape
@@ -69,7 +69,7 @@ def test_every_function_is_that_of_the_dense_rows(shape):
     assert_close(functions.sample_gradients(dense, s, expected.new_empty(expected.numel() + 3)), expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=shapes)
 def test_merged_positions_are_distinct_and_give_the_same_gradients(shape):
     n, t, d, m, c = shape

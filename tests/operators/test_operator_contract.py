@@ -355,7 +355,7 @@ def test_operators_of_different_layers_are_refused(case):
 # --- sizes, precision, failures
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(NAMES),
     m=st.integers(1, 5),

@@ -23,7 +23,7 @@ def symmetric(*batch, k, seed=0):
     return X + X.mT
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(k=sizes, seed=seeds)
 def test_svec_is_the_scaled_upper_triangle(k, seed):
     S = symmetric(k=k, seed=seed)
@@ -31,7 +31,7 @@ def test_svec_is_the_scaled_upper_triangle(k, seed):
     assert_allclose(svec(S), loop_svec(S.numpy()), rtol=1e-15)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(k=sizes, seed=seeds)
 def test_svec_keeps_inner_products_and_smat_inverts_it(k, seed):
     X, Y = symmetric(3, k=k, seed=seed), symmetric(3, k=k, seed=seed + 1)
@@ -39,7 +39,7 @@ def test_svec_keeps_inner_products_and_smat_inverts_it(k, seed):
     assert_allclose(smat(svec(X), k), X, rtol=1e-14)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(k=sizes, seed=seeds)
 def test_svec_of_outer_products(k, seed):
     a, g = random(5, k, seed=seed), random(3, 5, k, seed=seed + 1)

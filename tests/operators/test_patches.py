@@ -13,7 +13,7 @@ from fisherlab.linalg.numerics import gram
 TWO = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(kernel=TWO, stride=TWO, dilation=TWO, channels=st.integers(1, 4), ones=st.booleans())
 def test_patches_in_two_dimensions(kernel, stride, dilation, channels, ones):
     images = torch.randn(3, channels, 8, 9, dtype=torch.float64)

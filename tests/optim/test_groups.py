@@ -125,7 +125,7 @@ def test_a_step_of_added_parameters_alone():
 def test_an_added_group_is_checked():
     optimizer = LNGD(network("mlp"))
     extra = nn.Parameter(torch.ones(2))
-    with pytest.raises(InputError, match=r"lr is -1; give a finite number above 0"):
+    with pytest.raises(InputError, match=r"lr must be finite and above 0, not -1"):
         optimizer.add_param_group({"params": [extra], "lr": -1})
 
 
@@ -175,7 +175,7 @@ BAD = {
     "unknown group option 'rate'": [{"layers": "0", "rate": "fixed"}],
     "unknown layer 'none'": [{"layers": ["none"]}],
     "layer '0' is in two groups": [{"layers": ["0"]}, {"layers": ["0", "2"]}],
-    r"lr is 0; give a finite number above 0": [{"layers": ["0"], "lr": 0}],
+    r"lr must be finite and above 0, not 0": [{"layers": ["0"], "lr": 0}],
     "reversed": [{"layers": ["0"], "damping": (1.0, 0.1)}],
 }
 

@@ -51,7 +51,7 @@ def one_step(
     return Quadratic(torch.stack(slopes, 1)), rates
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     kind=st.sampled_from([optim.LNGD, optim.KFAC, optim.EKFAC, optim.TKFAC, optim.NGPlus]),
     widths=st.lists(st.integers(2, 7), min_size=3, max_size=5),

@@ -240,7 +240,7 @@ def values(**choices: list[object]) -> st.SearchStrategy[dict[str, object]]:
     return st.fixed_dictionaries({}, optional={name: st.sampled_from(of) for name, of in choices.items()})
 
 
-@with_settings(deadline=None, max_examples=30)
+@with_settings(max_examples=30)
 @given(
     kind=st.sampled_from(["mlp", "cnn-affine"]),
     source=st.sampled_from(SOURCES),

@@ -24,7 +24,7 @@ def sweep(layers, names=("kfac", "lngd")):
 
 
 @given(rank=st.integers(3, 30), zeros=st.integers(0, 20))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_spectrum_ends_at_the_rank(rank, zeros):
     noise = np.linspace(-1e-17, 1e-17, zeros)
     values = np.concatenate([np.geomspace(1e-6, 1.0, rank), noise])

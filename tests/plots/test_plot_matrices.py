@@ -3,7 +3,7 @@ from itertools import pairwise
 import matplotlib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
@@ -97,7 +97,6 @@ def test_large_matrix_is_drawn_by_block_maxima_and_says_so(monkeypatch, fisher, 
 
 
 @given(side=st.integers(2, 40), step=st.integers(1, 9))
-@settings(deadline=None)
 def test_block_maximum_keeps_the_largest_entry_of_every_block(side, step):
     matrix, minus = np.random.default_rng(side * step).normal(size=(2, side, side))
     for magnitude, reduced in (
@@ -164,7 +163,6 @@ def test_ticks_of_many_inputs_name_their_first_units(fisher):
 @given(
     inputs=st.integers(1, 40), outputs=st.integers(1, 70), start=st.integers(0, 200), size=st.integers(2, 40)
 )
-@settings(deadline=None)
 def test_ticks_of_a_square_lie_in_it_and_name_input_and_unit(inputs, outputs, start, size):
     start %= max(1, inputs * outputs - size + 1)
     ticks = matrices._ticks(magnitudes.Window(start, size), outputs)

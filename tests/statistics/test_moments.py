@@ -60,7 +60,7 @@ LOOPS = {
 
 
 @pytest.mark.parametrize("name", LOOPS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(shape=sizes)
 def test_sums_are_those_of_a_loop(name, shape):
     a, g = data(*shape)
@@ -69,7 +69,7 @@ def test_sums_are_those_of_a_loop(name, shape):
     assert relative(found, expected) < 1e-12
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(shape=sizes)
 def test_sums_of_the_inputs_alone(shape):
     a, _ = data(*shape)
@@ -78,7 +78,7 @@ def test_sums_of_the_inputs_alone(shape):
     assert relative(moments.input_moment_reduced(a, None), reduced) < 1e-12
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(shape=sizes)
 def test_rotated_squares(shape):
     a, g = data(*shape)
@@ -87,7 +87,7 @@ def test_rotated_squares(shape):
     assert relative(moments.rotated_square(a, g, U_A, U_B), expected) < 1e-12
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(shape=sizes)
 def test_the_packed_block_is_an_isometric_image_of_the_dense_one(shape):
     n, _, d, m, c = shape
@@ -129,7 +129,7 @@ NAMES = [*LOOPS, "input_moment", "input_moment_reduced", "gradients"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(shape=sizes)
 def test_one_hot_inputs_are_those_of_the_dense_rows(name, shape):
     n, t, d, _, _ = shape
@@ -176,7 +176,7 @@ def test_single_precision_chunks_are_added_in_double(monkeypatch):
     assert moments.squared_gradient(a, g).dtype == torch.float32
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(shape=sizes, cut=st.integers(0, 4))
 def test_sums_over_parts_add_up(shape, cut):
     a, g = data(*shape)

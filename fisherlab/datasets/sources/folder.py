@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fisherlab.arguments import Count, Seed, checked
 from fisherlab.datasets.dataset import Dataset
 from fisherlab.datasets.source import Request, Source, joined_sum
 from fisherlab.datasets.sources.synthetic import synthetic_images
@@ -22,12 +23,13 @@ _STAND_IN_TRAIN = 2000  # images: 1.2 GB at this size
 _RESIZED = 256  # the short side from which a square of 224 is cut
 
 
+@checked
 def load_folder(
     path: str | os.PathLike[str],
     split: str = "",
-    size: int = _SIZE,
-    samples: int | None = None,
-    seed: int = 0,
+    size: Count = _SIZE,
+    samples: Count | None = None,
+    seed: Seed = 0,
     name: str = "imagefolder",
 ) -> Dataset:
     """Images in the layout of torchvision's `ImageFolder`: ``path/split/class/….jpg``, png or webp.

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fisherlab.arguments import Count, Seed, checked
 from fisherlab.datasets.dataset import Dataset
 from fisherlab.datasets.download import PublishedPairs, find_or_download
 from fisherlab.datasets.places import cache_dir, read, read_checked, sha256
@@ -59,15 +60,16 @@ class Text(NamedTuple):
 Pair = tuple[Text, Text]
 
 
+@checked
 def load_translation(
     directory: str | os.PathLike[str],
     split: str = "train",
     *,
     languages: tuple[str, str] = LANGUAGES,
-    vocabulary: int = _VOCABULARY,
-    longest: int = 64,
-    samples: int | None = None,
-    seed: int = 0,
+    vocabulary: Count = _VOCABULARY,
+    longest: Count = 64,
+    samples: Count | None = None,
+    seed: Seed = 0,
     name: str = "translation",
 ) -> Dataset:
     """Sentence pairs from a directory that holds ``train.en``, ``train.de`` and so on, plain or ``.gz``.

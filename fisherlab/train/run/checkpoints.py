@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from fisherlab.base.nested import packed, unpacked
-from fisherlab.base.writing import beside, write
-from fisherlab.errors import FisherlabError, InputError
+from fisherlab.base.tensorfiles import read_tensors, write_tensors
+from fisherlab.base.writing import reported, write
+from fisherlab.errors import InputError
 from fisherlab.train.run.log import finite
 
 log = logging.getLogger("fisherlab")
@@ -98,19 +99,18 @@ class Checkpoints:
         paths = f"{WEIGHTS}/{name}.safetensors", f"{STATES}/{name}.safetensors"
         tensors, text = packed(state)
         own = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in weights.items()}
-        try:
+        with reported(
+            f"the checkpoint at step {step} of", self._folder, "mend this and continue with --resume"
+        ):
+            for folder in (WEIGHTS, STATES):
+                (self._folder / folder).mkdir(parents=True, exist_ok=True)
             sums = (
-                _write_tensors(self._folder / paths[0], own, {"step": str(step)}),
-                _write_tensors(self._folder / paths[1], tensors, {_STATE: text}),
+                write_tensors(self._folder / paths[0], own, {"step": str(step)}),
+                write_tensors(self._folder / paths[1], tensors, {_STATE: text}),
             )
             entry = Entry(step, epoch, paths[0], sums[0], paths[1], sums[1], value, best)
             self.entries = [one for one in self.entries if one.step != step] + [entry]
             self._tidy()
-        except _write_errors() as error:
-            raise FisherlabError(
-                f"the checkpoint at step {step} cannot be written ({_reason(error)}); mend this and continue "
-                "with --resume"
-            ) from error
         return entry
 
     def newest(self, *, drop: bool = True) -> LoadedCheckpoint | None:
@@ -175,19 +175,14 @@ class Checkpoints:
 
     def _read(self, entry: Entry) -> LoadedCheckpoint | None:
         """A checkpoint whose files have the sums of the index; None where they do not."""
-        from safetensors import safe_open
-
         assert entry.state is not None
         for path, known in ((entry.weights, entry.weights_sha256), (entry.state, entry.state_sha256)):
             if _sum_of(self._folder / path) != known:
                 log.warning("the checkpoint at step %d is damaged (%s)", entry.step, path)
                 return None
-        with safe_open(self._folder / entry.weights, framework="pt") as file:
-            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        with safe_open(self._folder / entry.state, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            state = unpacked(tensors, file.metadata()[_STATE])
-        return LoadedCheckpoint(entry, weights, state)
+        weights, state = (read_tensors(self._folder / path) for path in (entry.weights, entry.state))
+        own = {name: tensor.clone() for name, tensor in weights.tensors.items()}
+        return LoadedCheckpoint(entry, own, unpacked(state.tensors, state.header[_STATE]))
 
 
 def _read_index(folder: Path) -> list[Entry]:
@@ -196,22 +191,10 @@ def _read_index(folder: Path) -> list[Entry]:
         return []
     try:
         return [Entry(**one) for one in json.loads(path.read_text(encoding="utf-8"))["checkpoints"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"the index {str(path)!r} is damaged ({type(error).__name__}); start the run anew with --force"
         ) from error
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> str:
-    """Writes a safetensors file beside its place; returns its sha256."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with beside(path) as part:
-        save_file(tensors, part, metadata=header)
-        found = _sum_of(part)
-    assert found is not None
-    return found
 
 
 def _sum_of(path: Path) -> str | None:
@@ -221,16 +204,6 @@ def _sum_of(path: Path) -> str | None:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError:
         return None
-
-
-def _write_errors() -> tuple[type[Exception], ...]:
-    from safetensors import SafetensorError
-
-    return (OSError, SafetensorError)
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _without_state(entry: Entry) -> Entry:

@@ -3,13 +3,14 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from fisherlab.arguments import IsPath, checked
 from fisherlab.base import distributed
 from fisherlab.base.writing import beside
 from fisherlab.errors import InputError
@@ -19,7 +20,7 @@ from fisherlab.loop.steps import DivergedError
 from fisherlab.runs.config import read_config
 from fisherlab.runs.directory import CONFIG, part_of, write_json
 from fisherlab.runs.origin import provenance
-from fisherlab.runs.part import Names, RunPart, together
+from fisherlab.runs.part import RunPart, together
 from fisherlab.train.config import TrainConfig
 from fisherlab.train.optimizers import create
 from fisherlab.train.recipes import explain, fitted
@@ -41,9 +42,10 @@ def _silent(*arguments: Any) -> None:
     """A report to nobody."""
 
 
+@checked
 def train(
     config: TrainConfig,
-    out: Names,
+    out: Annotated[Path, IsPath()] | Iterable[Path],
     *,
     force: bool = False,
     report: OnStep = _silent,
@@ -77,8 +79,9 @@ def train(
         return run.perform(part, report, accepted)
 
 
+@checked
 def resume(
-    run: Path,
+    run: Annotated[Path, IsPath()],
     given: Mapping[str, Any] | None = None,
     *,
     report: OnStep = _silent,

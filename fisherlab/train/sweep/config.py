@@ -1,13 +1,15 @@
 """The configuration of `fisherlab sweep`: a training, and the values that its trials take."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
-from fisherlab.errors import InputError, unknown
+from annotated_types import MinLen
+
+from fisherlab.arguments import Count, OneOf, Positive, Seed
+from fisherlab.errors import InputError
 from fisherlab.runs.config import Config
-from fisherlab.runs.flags import Flag, least_values
+from fisherlab.runs.flags import Flag
 from fisherlab.train.config import TrainConfig
 
 PAPER_LR = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
@@ -41,10 +43,12 @@ class SweepConfig(Config):
 
     train: dict[str, Any] = field(default_factory=dict)
     lr: Annotated[
-        tuple[float, ...], Flag("Learning rates.", "X,Y,…", shown=f"the paper's {_listed(PAPER_LR)}")
+        tuple[Positive, ...],
+        MinLen(1),
+        Flag("Learning rates.", "X,Y,…", shown=f"the paper's {_listed(PAPER_LR)}"),
     ] = PAPER_LR
     damping: Annotated[
-        tuple[float, ...],
+        tuple[Positive, ...],
         Flag(
             "Dampings; for LNGD its ν₂.",
             "X,Y,…",
@@ -52,23 +56,27 @@ class SweepConfig(Config):
         ),
     ] = ()
     seeds: Annotated[
-        tuple[int, ...], Flag("Of a trial's trainings; their mean counts.", "N,N,…", shown="0")
+        tuple[Seed, ...],
+        MinLen(1),
+        Flag("Of a trial's trainings; their mean counts.", "N,N,…", shown="0"),
     ] = (0,)
     sampler: Annotated[
         str,
+        OneOf(SAMPLERS),
         Flag("grid: every pair; random, tpe: between the least and the largest value.", "|".join(SAMPLERS)),
     ] = "grid"
-    trials: Annotated[int | None, Flag("How many.", "N", shown="the whole grid", least=1)] = None
+    trials: Annotated[Count | None, Flag("How many.", "N", shown="the whole grid")] = None
     by: Annotated[
         str,
+        OneOf(CRITERIA),
         Flag(
             "What is compared, at the last evaluation.",
             "|".join(CRITERIA),
             shown="metric, such as accuracy on the test split",
         ),
     ] = "metric"
-    seed: Annotated[int, Flag("Of the sampler.", shown="0", least=0)] = 0
-    jobs: Annotated[int, Flag("Trials at a time.", "N", least=1)] = 1
+    seed: Annotated[Seed, Flag("Of the sampler.", shown="0")] = 0
+    jobs: Annotated[Count, Flag("Trials at a time.", "N")] = 1
 
     def __post_init__(self) -> None:
         """Refuses values that no model or data could make right.
@@ -77,22 +85,11 @@ class SweepConfig(Config):
             InputError: for a number out of its range, or a name that is not known.
             InputTypeError: for a value of another type.
         """
-        self.check(least_values(SweepConfig))
-        for name, choices in (("sampler", SAMPLERS), ("by", CRITERIA)):
-            if getattr(self, name) not in choices:
-                raise unknown(name, getattr(self, name), choices)
+        self.check()
         for name in ("lr", "damping", "seeds"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise InputError(f"{name} names a value twice: {', '.join(f'{one:g}' for one in values)}")
-        for name in ("lr", "damping"):
-            for value in getattr(self, name):
-                if not 0 < value < math.inf:
-                    raise InputError(f"{name} must be made of finite numbers above 0, not {value}")
-        if not self.lr or not self.seeds:
-            raise InputError("a sweep needs at least one lr and one seed")
-        if any(not 0 <= seed < 2**63 for seed in self.seeds):
-            raise InputError("seeds must be from 0 to below 2^63")
         if self.sampler != "grid" and self.trials is None:
             raise InputError(f"say how many points the sampler {self.sampler!r} is to draw: give --trials")
         for name in SWEPT:

@@ -74,6 +74,8 @@ def _imported(config: TrainConfig, device: torch.device) -> Task:
     """A model of the user's own, on the data of its factory or on a named data set."""
     if config.test_split not in (None, NO_SPLIT):
         raise InputError("a model given as package.module:factory has no test split; leave --test-split out")
+    if config.split != TrainConfig.split:
+        raise InputError("a model given as package.module:factory has one split; leave --split out")
     if config.model.partition(":")[0] in _LIBRARIES and config.samples is None:
         raise InputError(f"say how many images {config.model!r} learns from: give --samples")
     prepared = models.prepare(
