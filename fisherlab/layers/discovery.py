@@ -1,5 +1,6 @@
 """Which layers of a model have a Fisher block, by name or glob, and why its other parameters have none."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,6 +20,11 @@ from fisherlab.layers.norm import NormAdapter
 from fisherlab.layers.view import LayerView, Mask
 
 BIAS_MODES = ("joint", "separate", "ignore")
+
+_WHOLE = (
+    "a layer's weight must be whole in every process: use DistributedDataParallel; an analysis takes a plain "
+    "model too, with the weights of get_model_state_dict under StateDictOptions(full_state_dict=True)"
+)
 
 
 def find_layers(
@@ -104,10 +110,28 @@ def check_not_compiled(model: nn.Module) -> None:
             raise InputError(f"{where} is compiled, which hides its layers; give it without torch.compile")
 
 
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model whose parameters are shared out among processes (`InputError`).
+
+    Parameters of `fully_shard` are plain tensors between its forward and backward pass, so modules are asked.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: nothing is sharded by it
+    kinds = (fsdp.FSDPModule, fsdp.FullyShardedDataParallel) if fsdp else ()
+    for module in model.modules():
+        if isinstance(module, kinds):
+            how = "fully_shard" if isinstance(module, kinds[0]) else kinds[1].__name__
+            raise InputError(f"the model is sharded by {how}; {_WHOLE}")
+    for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in tensors:
+            if hasattr(tensor, "full_tensor"):
+                raise InputError(f"{kind} {name!r} is a DTensor; {_WHOLE}")
+
+
 def _check_arguments(model: nn.Module, bias: str) -> None:
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     check_not_compiled(model)
+    check_whole(model)
     known_name("bias mode", bias, BIAS_MODES)
 
 

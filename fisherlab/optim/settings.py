@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fisherlab.approximations import Approximation, create, registered
 from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.layers import Layers, LayerView, find_layers, match_names
-from fisherlab.layers.discovery import check_not_compiled
+from fisherlab.layers.discovery import check_not_compiled, check_whole
 from fisherlab.likelihoods import Likelihood
 
 Bounds = tuple[float, float]
@@ -38,7 +38,6 @@ _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 }
 _OLDER = ("method", "options")  # by which classes named their approximation before
 _ALIKE = 0.8  # of difflib: one or two letters of a name of ten: a choice
-_WHOLE = "a layer's weight must be whole in every process: use DistributedDataParallel"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,16 +210,13 @@ def check_model(model: Any) -> nn.Module:
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     check_not_compiled(model)
+    check_whole(model)
     for name, module in model.named_modules():
-        if hasattr(module, "_fsdp_wrapped_module"):
-            raise InputError(f"the model is sharded by FullyShardedDataParallel; {_WHOLE}")
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
             raise InputError(f"embedding {name!r} has sparse gradients; set sparse=False")
     for name, parameter in model.named_parameters():
         if parameter.is_complex():
             raise InputError(f"parameter {name!r} is complex; split it into real and imaginary parts")
-        if hasattr(parameter, "full_tensor"):
-            raise InputError(f"parameter {name!r} is a DTensor; {_WHOLE}")
         if parameter.dtype == torch.float16:
             raise InputError(
                 f"parameter {name!r} is in float16, which has too few digits for statistics and steps; use "

@@ -79,6 +79,9 @@ class TrainConfig(Config):
     power: Annotated[float, Flag("E of the schedule `polynomial`, (1 - t/T)^E.", above_zero=True)] = 2.0
     warm_up: Annotated[int | None, Flag("Steps of linear warm-up.", least=0)] = None
     warm_up_epochs: Annotated[float | None, Flag("In place of --warm-up.", above_zero=True)] = None
+    local_batch_norm: Annotated[
+        bool, Flag("Under torchrun: batch norms take the moments of a process's own samples.")
+    ] = False
     augment: Annotated[tuple[str, ...], Flag("Any of crop,flip, for images.", "A,B")] = ()
     precision: Annotated[str, Flag("Of weights and sums.", "|".join(PRECISIONS))] = "32"
     device: Annotated[str, Flag("Where to train.", "auto|cpu|cuda[:i]")] = "auto"

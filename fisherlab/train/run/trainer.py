@@ -72,7 +72,7 @@ class Trainer:
         schedule = Schedule(config.schedule, self.steps, per_epoch, warm_up, config.step_every, config.power)
         data = task.train, self._order, schedule, self._augment
         self._steps = FabricSteps(
-            fabric, config.clip, task.model, optimizer, objective, *data, config.accumulation
+            fabric, config, task.model, optimizer, objective, *data, config.accumulation
         )
         self._interpreter = Interpreter.of(task.model, task.test, config.eval_samples)
         asked = config.diagnostics_every is not None
