@@ -116,15 +116,15 @@ def check_whole(model: nn.Module) -> None:
     Parameters of `fully_shard` are plain tensors between its forward and backward pass, so modules are asked.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: nothing is sharded by it
-    kinds = (fsdp.FSDPModule, fsdp.FullyShardedDataParallel) if fsdp else ()
+    ways = {"fully_shard": fsdp.FSDPModule, "FSDP": fsdp.FullyShardedDataParallel} if fsdp else {}
     for module in model.modules():
-        if isinstance(module, kinds):
-            how = "fully_shard" if isinstance(module, kinds[0]) else kinds[1].__name__
-            raise InputError(f"the model is sharded by {how}; {_WHOLE}")
-    for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for way, kind in ways.items():
+            if isinstance(module, kind):
+                raise InputError(f"the model is sharded by {way}; {_WHOLE}")
+    for what, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in tensors:
             if hasattr(tensor, "full_tensor"):
-                raise InputError(f"{kind} {name!r} is a DTensor; {_WHOLE}")
+                raise InputError(f"{what} {name!r} is a DTensor; {_WHOLE}")
 
 
 def _check_arguments(model: nn.Module, bias: str) -> None:

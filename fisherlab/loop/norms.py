@@ -56,7 +56,7 @@ def shared(norms: Iterable[_BatchNorm]) -> Iterator[None]:
 
 
 def _forward(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """`_BatchNorm.forward`, in training over all processes; fisherlab's own looks are those of one process."""
+    """`_BatchNorm.forward`, in training over all processes; looks of fisherlab's own are each process's."""
     if not norm.training or is_looked_at():
         return _BatchNorm.forward(norm, x)
     norm._check_input_dim(x)
