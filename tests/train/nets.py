@@ -110,9 +110,9 @@ def train_as(rank: int, size: int, port: int, folder: str, runs: dict[str, dict]
                     os._exit(9)
 
             try:
-                train(TrainConfig(**settings), Path(name), report=report)
+                train(TrainConfig(**settings), Path(name), report=report, pictures=False)
             except Killed:
-                go_on(Path(name))
+                go_on(Path(name), pictures=False)
             except FisherlabError as error:
                 Path(f"{name}-{rank}.txt").write_text(str(error))
 
