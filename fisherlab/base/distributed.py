@@ -36,6 +36,15 @@ def add_up(values: list[Tensor]) -> None:
             dist.all_reduce(value)
 
 
+def stacked(value: Tensor) -> Tensor:
+    """All processes' tensors of one shape, [processes, …]."""
+    found = value.new_empty(size(), *value.shape)
+    if size() == 1:
+        return found.copy_(value)
+    dist.all_gather(list(found), value)
+    return found
+
+
 def gather_all(value: T) -> list[T]:
     """All processes' values, in the order of the processes."""
     if size() == 1:

@@ -1,5 +1,6 @@
 """Which layers of a model have a Fisher block, by name or glob, and why its other parameters have none."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -22,6 +23,11 @@ from fisherlab.layers.view import LayerView, Mask
 
 BIAS_MODES = ("joint", "separate", "ignore")
 Bias = Annotated[str, OneOf(BIAS_MODES)]
+
+_WHOLE = (
+    "a layer's weight must be whole in every process: use DistributedDataParallel; an analysis takes a plain "
+    "model too, with the weights of get_model_state_dict under StateDictOptions(full_state_dict=True)"
+)
 
 
 @checked
@@ -118,10 +124,28 @@ def check_has_numbers(model: nn.Module) -> None:
             )
 
 
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model whose parameters are shared out among processes (`InputError`).
+
+    Parameters of `fully_shard` are plain tensors between its forward and backward pass, so modules are asked.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: nothing is sharded by it
+    ways = {"fully_shard": fsdp.FSDPModule, "FSDP": fsdp.FullyShardedDataParallel} if fsdp else {}
+    for module in model.modules():
+        for way, kind in ways.items():
+            if isinstance(module, kind):
+                raise InputError(f"the model is sharded by {way}; {_WHOLE}")
+    for what, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in tensors:
+            if hasattr(tensor, "full_tensor"):
+                raise InputError(f"{what} {name!r} is a DTensor; {_WHOLE}")
+
+
 def _check_arguments(model: nn.Module, bias: str) -> None:
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     check_not_compiled(model)
+    check_whole(model)
     check("bias", bias, Bias)
 
 

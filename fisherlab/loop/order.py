@@ -6,11 +6,16 @@ from torch import Tensor
 from fisherlab.errors import InputError
 
 
+def steps_per_epoch(samples: int, batch: int, parts: int) -> int:
+    """How many batches an epoch has, see `Order`."""
+    batch = min(batch, samples)
+    return samples // batch + (samples % batch >= parts)
+
+
 class Order:
     """Indices of the samples of each step, without replacement in an epoch.
 
-    The last batch of an epoch may be smaller; it is cut to a multiple of `parts`, so that all parts have as
-    many samples, and left out where nothing remains.
+    The last batch of an epoch may be smaller; it is left out where it has less than a sample for each part.
 
     Args:
         samples: how many there are.
@@ -19,20 +24,18 @@ class Order:
         seed: of the order.
 
     Raises:
-        InputError: where a batch cannot be shared out evenly.
+        InputError: where a part of a batch would be empty.
     """
 
     def __init__(self, samples: int, batch: int, parts: int, seed: int) -> None:
-        batch = min(batch, samples - samples % parts)
-        if batch < 1 or batch % parts:
+        batch = min(batch, samples)
+        if batch < parts:
             raise InputError(
                 f"a batch of {batch} samples cannot be shared out among {parts} parts (accumulation × "
-                f"processes); give a multiple of {parts}"
+                f"processes); give at least {parts}"
             )
         self.samples, self.batch = samples, batch
-        rest = samples % batch
-        self.per_epoch = samples // batch + (rest >= parts)
-        self._rest = rest - rest % parts
+        self.per_epoch = steps_per_epoch(samples, batch, parts)
         self._generator = torch.Generator().manual_seed(seed)
         self._began = self._generator.get_state()
         self._order = torch.empty(0, dtype=torch.int64, device="cpu")
@@ -42,9 +45,7 @@ class Order:
         place = step % self.per_epoch
         if place == 0:
             self._shuffle()
-        start = place * self.batch
-        last = place == self.per_epoch - 1 and self._rest
-        return self._order[start : start + (self._rest if last else self.batch)]
+        return self._order[place * self.batch :][: self.batch]
 
     def state(self, step: int) -> Tensor:
         """What the order of the steps from `step` on is made of."""

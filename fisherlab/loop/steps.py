@@ -95,12 +95,10 @@ class Steps:
         drawn = self._augment.draw(len(chosen))
         targets = self._samples.targets
         count = self._objective.count(targets[chosen.to(targets.device)])
-        parts = self.processes * self._accumulation
         total = torch.zeros((), dtype=torch.float64, device=targets.device)
         for micro in range(self._accumulation):
-            own = micro * self.processes + self.rank
-            share = {name: values.chunk(parts)[own] for name, values in drawn.items()}
-            inputs, targets = self._samples.take(chosen.chunk(parts)[own])
+            share = {name: self._own(values, micro) for name, values in drawn.items()}
+            inputs, targets = self._samples.take(self._own(chosen, micro))
             inputs = each(inputs, lambda images, share=share: augmented(images, share))  # type: ignore[misc]
             with self.apart(last=micro == self._accumulation - 1):
                 outputs = called(self.forward, inputs)
@@ -109,6 +107,10 @@ class Steps:
                 self.backward(loss)
             total += loss.detach()
         return float(self.mean(total))
+
+    def _own(self, values: Tensor, micro: int) -> Tensor:
+        """This process's part of a micro-batch; micro-batches are the same for any number of processes."""
+        return values.tensor_split(self._accumulation)[micro].tensor_split(self.processes)[self.rank]
 
     def apart(self, *, last: bool) -> AbstractContextManager[Any]:
         """A micro-batch; only after the last one the processes add up their gradients."""

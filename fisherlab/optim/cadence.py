@@ -74,12 +74,14 @@ class Cadence:
         return self.sums_due(block) or (self.inverses and block.wants_basis)
 
 
-def require_alike(*own: Sequence[str]) -> None:
-    """Raises `InputError` in all processes where a layer took part in some of them only."""
-    for found in zip(*distributed.gather_all(own), strict=True):
+def require_alike(*layers: Sequence[str], own: int = 0) -> list[int]:
+    """All processes' numbers; raises `InputError` in all where a layer took part in some of them only."""
+    *every, numbers = zip(*distributed.gather_all((*layers, own)), strict=True)
+    for found in every:
         some = set().union(*found).difference(set(found[0]).intersection(*found))
         if some:
             raise InputError(
                 f"layer {min(some)!r} took part in this step in some processes only; use it in all of "
                 "them, or leave it out with exclude="
             )
+    return list(numbers)

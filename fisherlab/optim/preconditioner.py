@@ -183,19 +183,18 @@ class LayerPreconditioner:
         self._clear()
 
     @staticmethod
-    def add_up(blocks: "Iterable[LayerPreconditioner]", total: int) -> int:
-        """What all processes observed in these layers, in each of them; and their samples in this step."""
+    def add_up(blocks: "Iterable[LayerPreconditioner]") -> None:
+        """What all processes observed in these layers, in each of them."""
         blocks = [block for block in blocks if block.observed]
         if not blocks:
-            return total
-        own = [(block._samples, block._positions, block._rotated_samples, total) for block in blocks]
+            return
+        own = [(block._samples, block._positions, block._rotated_samples) for block in blocks]
         for block, *counts in zip(blocks, *distributed.gather_all(own), strict=True):
             totals = [sum(count) for count in zip(*counts, strict=True)]
-            block._samples, block._positions, block._rotated_samples, total = totals
+            block._samples, block._positions, block._rotated_samples = totals
         for block in blocks:
             for sums in (block._new, block._new_rotated):
                 distributed.add_up([sums[key] for key in sorted(sums)])
-        return total
 
     def invert(self, damping: Damping, decay: float, total: int) -> None:
         """The damped inverse, with what was observed in this step counted in; arguments as of `average_in`.

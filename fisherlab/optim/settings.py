@@ -24,7 +24,7 @@ from fisherlab.arguments import (
 )
 from fisherlab.errors import InputError, unknown
 from fisherlab.layers import Layers, LayerView, find_layers, match_names
-from fisherlab.layers.discovery import check_has_numbers, check_not_compiled
+from fisherlab.layers.discovery import check_has_numbers, check_not_compiled, check_whole
 from fisherlab.likelihoods import Likelihood
 
 Bounds = tuple[float, float] | list[float]
@@ -39,7 +39,6 @@ _OLDER = ("method", "options")  # by which classes named their approximation bef
 _ALIKE = 0.8  # of difflib: one or two letters of a name of ten: a choice
 _ITSELF = "a fisherlab optimizer takes the model itself, not its parameters: LNGD(model, lr=0.1)"
 _PAIR = "the damping of LNGD is a pair (lowest, highest), or {'input': pair, 'output': pair}"
-_WHOLE = "a layer's weight must be whole in every process: use DistributedDataParallel"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,16 +215,13 @@ def check_model(model: nn.Module) -> nn.Module:
         model = model.module
     check_not_compiled(model)
     check_has_numbers(model)
+    check_whole(model)
     for name, module in model.named_modules():
-        if hasattr(module, "_fsdp_wrapped_module"):
-            raise InputError(f"the model is sharded by FullyShardedDataParallel; {_WHOLE}")
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
             raise InputError(f"embedding {name!r} has sparse gradients; set sparse=False")
     for name, parameter in model.named_parameters():
         if parameter.is_complex():
             raise InputError(f"parameter {name!r} is complex; split it into real and imaginary parts")
-        if hasattr(parameter, "full_tensor"):
-            raise InputError(f"parameter {name!r} is a DTensor; {_WHOLE}")
         if parameter.is_floating_point() and parameter.dtype not in _PRECISE:
             dtype = str(parameter.dtype).removeprefix("torch.")
             raise InputError(

@@ -56,6 +56,8 @@ class StepMaker:
             raise turn.refusal
         try:
             self._gradients.check_finite()
+            if distributed.size() > 1:
+                self._meet()
             self._settle(damping_of)
             names = [name for name in self._blocks if self._gradients.has_come(name, turn.came)]
             self._require_seen(names)
@@ -98,6 +100,12 @@ class StepMaker:
         turn = self._tap.turn
         return turn.samples if turn.total is None else turn.total
 
+    @property
+    def _each(self) -> float:
+        """N over the processes: a gradient is the mean of theirs, and ∇ℓ_n so many times a sample's part."""
+        turn = self._tap.turn
+        return turn.samples if turn.total is None else turn.total / distributed.size()
+
     def _require_seen(self, names: Sequence[str]) -> None:
         """Refuses a layer whose gradient came, whose statistics are due, and from which nothing was seen."""
         for name in names:
@@ -110,27 +118,31 @@ class StepMaker:
                 )
 
     def _settle(self, damping_of: DampingOf) -> None:
-        """Layers whose last gradient came before the last backward pass: N was smaller then."""
-        turn = self._tap.turn
+        """Layers whose gradient came with another N: before the last backward pass, or of an uneven share."""
+        turn, each = self._tap.turn, self._each
         for name, count in turn.counts.items():
-            if count == turn.samples or not self._options.of_mean:
+            if count == each or not self._options.of_mean:
                 continue
             ready = turn.ready.get(name)
             if ready is not None and ready.squares is not None:
-                ready.squares *= (turn.samples / count) ** 2
-                ready.squares *= count / turn.samples  # the others have a part of zero
+                ready.squares *= (each / count) ** 2
+                ready.squares *= count / each  # the others have a part of zero
             if self._kind == EMPIRICAL:
-                self._blocks[name].rescale(turn.samples / count)
+                self._blocks[name].rescale(each / count)
                 if name in turn.prepared:  # the inverse of later steps; D of this one stays
                     turn.prepared.remove(name)
                     self._prepare(name, damping_of)
 
+    def _meet(self) -> None:
+        """With several processes: whether they saw the same layers, and the samples of all."""
+        turn = self._tap.turn
+        observed = [name for name, block in self._blocks.items() if block.observed]
+        turn.total = sum(require_alike(observed, self._products.names, own=turn.samples))
+
     def _synchronise(self, names: Iterable[str], damping_of: DampingOf) -> None:
-        """With several processes: statistics over all of them, each inverting a share of the layers."""
+        """Statistics over all processes, each inverting a share of the layers."""
         turn, blocks = self._tap.turn, self._blocks
-        observed = [name for name, block in blocks.items() if block.observed]
-        require_alike(observed, self._products.names)
-        turn.total = LayerPreconditioner.add_up(blocks.values(), turn.samples)
+        LayerPreconditioner.add_up(blocks.values())
         due = [name for name in names if self._cadence.inverse_due(blocks[name])]
         for name in due[distributed.rank() :: distributed.size()]:
             self._prepare(name, damping_of)
@@ -221,7 +233,7 @@ class StepMaker:
                 continue
             grads: list[Any] = [p.grad for p in some]
             if not self._options.of_mean:
-                grads = list(torch._foreach_div(grads, float(max(1, self._tap.turn.samples))))
+                grads = list(torch._foreach_div(grads, float(max(1, self._each))))
             buffers = [self._state[p].setdefault("momentum", torch.zeros_like(p)) for p in some]
             torch._foreach_mul_(buffers, group["momentum"])
             if self._options.momentum_on == "gradient":
@@ -241,13 +253,14 @@ class StepMaker:
         if not came:
             return
         with torch.autocast(self._gradients.device(name).type, enabled=False):
+            count: float = turn.samples
             if self._kind == EMPIRICAL:
-                self._observe_loss(name, [one for one in came if one.refresh])
+                count = self._observe_loss(name, [one for one in came if one.refresh])
             known, groups = turn.groups_of.setdefault(name, set()), {one.group for one in came}
             if known & groups:  # the samples' gradient came in an earlier backward pass of the step
                 raise InputError(ADD_LOSSES)
             known |= groups
-            turn.counts[name] = turn.samples
+            turn.counts[name] = count
             self._products.keep(name, came, backward)
             turn.through[name] = turn.through.get(name, 0) + self._products.samples(name)
             for one in came:
@@ -263,15 +276,23 @@ class StepMaker:
                 self._edits.keep_norms(name, self._gradient(name) / turn.scale)
             self._products.let_go(name)
 
-    def _observe_loss(self, name: str, passes: Sequence[ForwardPass]) -> None:
-        """Statistics of the loss: g_n is N times the derivative of a mean, with N of all passes so far."""
-        turn = self._tap.turn
+    def _observe_loss(self, name: str, passes: Sequence[ForwardPass]) -> float:
+        """Statistics of the loss: g_n is N times the derivative of a mean, with N of all passes so far.
+
+        Returns:
+            N; where an eigenbasis is made of all processes' sums at once, over the processes.
+        """
+        turn, block = self._tap.turn, self._blocks[name]
+        count: float = turn.samples
+        if passes and block.method.two_pass:
+            count = sum(distributed.gather_all(turn.samples)) / distributed.size()
         if self._options.of_mean and name in turn.counts:
-            self._blocks[name].rescale(turn.samples / turn.counts[name])
+            block.rescale(count / turn.counts[name])
         if passes:
-            scale = (turn.samples if self._options.of_mean else 1) / turn.scale
+            scale = (count if self._options.of_mean else 1) / turn.scale
             self._tap.observer.of_loss(name, passes, scale)
             turn.prepared.discard(name)
+        return count
 
     def _check_arrived(self, name: str) -> None:
         """Whether what a backward pass added to a gradient is made of what came back; the step refuses it."""
@@ -304,7 +325,7 @@ class StepMaker:
     def _gradient(self, name: str) -> Tensor:
         """∇h [m, d]."""
         gradient = self._gradients.matrix(name)
-        return gradient if self._options.of_mean else gradient / max(1, self._tap.turn.samples)
+        return gradient if self._options.of_mean else gradient / max(1, self._each)
 
     def _prepare(self, name: str, damping_of: DampingOf) -> None:
         """The inverse of this step."""
@@ -342,7 +363,7 @@ class StepMaker:
         if not every and self._cadence.sums_due(self._blocks[name]):  # all samples now and then
             whole_batch = self._products.along(name, direction, every=True)[0] / turn.scale
             total, size, every = whole_batch.sum(), whole_batch.abs().sum(), True
-        squares = (along * turn.samples if self._options.of_mean else along).square()
+        squares = (along * self._each if self._options.of_mean else along).square()
         share = turn.through[name] / max(1, turn.samples)  # other samples of the step have a part of zero
         if distributed.size() > 1:  # the gradient may be clipped by now: nothing to compare it with
             totals = torch.stack([squares.sum(), squares.new_tensor(len(squares) / share)])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fisherlab.collect.hooks import capture, is_looked_at
 from fisherlab.errors import InputError
 from fisherlab.layers import LayerCall, LayerView
+from fisherlab.layers.discovery import check_whole
 from fisherlab.likelihoods import Likelihood
 from fisherlab.likelihoods.labels import DRAWN, EMPIRICAL, LabelKind
 from fisherlab.optim.cadence import Cadence
@@ -197,6 +198,8 @@ class TrainingTap:
                 "the model runs in float16, whose gradients are scaled; give the GradScaler in use as "
                 "scaler=, or use bfloat16"
             )
+        if self.cadence.checks:
+            check_whole(self.options.model)  # it was when the optimizer was made
         self._abandon_cleared()
         self._open_now = True
         look = self._dims.look(module, self._inside[id(module)], args, kwargs)

@@ -44,7 +44,7 @@ class Turn:
         backwards: the backward passes through passes that count.
         groups: of samples that count: their number, N and layers.
         groups_of: by layer those whose gradient came to it.
-        counts: by layer N when its gradient was complete.
+        counts: by layer N when its gradient was complete; see `StepMaker`.
         through: by layer the samples that came through it.
         prepared: the layers with an inverse of this step.
         ready: by layer the step that was made as its gradient came.
@@ -64,7 +64,7 @@ class Turn:
     backwards: set[int] = field(default_factory=set)
     groups: list[tuple[int, int, frozenset[str]]] = field(default_factory=list)
     groups_of: dict[str, set[int]] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
     through: dict[str, int] = field(default_factory=dict)
     prepared: set[str] = field(default_factory=set)
     ready: dict[str, Step] = field(default_factory=dict)

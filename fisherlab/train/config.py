@@ -76,6 +76,9 @@ class TrainConfig(Config):
     power: Annotated[Positive, Flag("E of the schedule `polynomial`, (1 - t/T)^E.")] = 2.0
     warm_up: Annotated[Whole | None, Flag("Steps of linear warm-up.")] = None
     warm_up_epochs: Annotated[Positive | None, Flag("In place of --warm-up.")] = None
+    local_batch_norm: Annotated[
+        bool, Flag("Under torchrun: batch norms take the moments of a process's own samples.")
+    ] = False
     augment: Annotated[tuple[str, ...], Flag("Any of crop,flip, for images.", "A,B")] = ()
     precision: Annotated[str, OneOf(PRECISIONS), Flag("Of weights and sums.", "|".join(PRECISIONS))] = "32"
     device: Annotated[str, Flag("Where to train.", "auto|cpu|cuda[:i]")] = "auto"

@@ -134,6 +134,8 @@ def fitted(config: TrainConfig, task: "Task") -> TrainConfig:
         config: not yet resolved.
         task: the network, with the settings of its own recipe, which take the place of the usual ones.
     """
+    from fisherlab.base import distributed
+    from fisherlab.loop.order import steps_per_epoch
     from fisherlab.train.optimizers import named_optimizer
 
     plain = all(getattr(config, name) is None for name in (*_NO_NORMS, "warm_up_epochs"))
@@ -143,7 +145,8 @@ def fitted(config: TrainConfig, task: "Task") -> TrainConfig:
         return config
     settings = {**_NO_NORMS, **task.recipe}
     epochs = config.epochs or DEFAULT_EPOCHS
-    steps = config.steps or epochs * -(-len(task.train.targets) // config.batch)
+    parts = distributed.size() * config.accumulation
+    steps = config.steps or epochs * steps_per_epoch(len(task.train.targets), config.batch, parts)
     if steps < settings["warm_up"]:  # the same slope
         settings |= {"lr": settings["lr"] * steps / settings["warm_up"], "warm_up": steps}
     return replace(config, **settings)

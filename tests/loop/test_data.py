@@ -18,10 +18,17 @@ def test_an_epoch_takes_every_sample_once_but_for_a_rest_that_cannot_be_shared(s
     batches = Order(samples, times * parts, parts, 0)
     for epoch in range(3):
         taken = [batches.take(epoch * batches.per_epoch + place) for place in range(batches.per_epoch)]
-        assert all(len(part) % parts == 0 and len(part) <= batches.batch for part in taken)
+        assert all(parts <= len(part) <= batches.batch for part in taken)
         assert all(len(part) == batches.batch for part in taken[:-1])
         seen = torch.cat(taken).tolist()
         assert len(seen) == len(set(seen)) > samples - parts
+
+
+@given(st.integers(6, 60), st.integers(6, 20), st.integers(1, 6))
+def test_the_batches_are_those_of_one_process(samples, batch, parts):
+    alone, shared = Order(samples, batch, 1, 0), Order(samples, batch, parts, 0)
+    assert alone.per_epoch - shared.per_epoch == (0 < samples % min(batch, samples) < parts)
+    assert all(torch.equal(alone.take(step), shared.take(step)) for step in range(shared.per_epoch))
 
 
 @given(st.integers(0, 30))
@@ -41,8 +48,9 @@ def test_epochs_have_orders_of_their_own():
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(InputError, match="multiple of 3"):
-        Order(100, 16, 3, 0)
+    for samples, batch in ((100, 2), (2, 100)):
+        with pytest.raises(InputError, match="at least 3"):
+            Order(samples, batch, 3, 0)
 
 
 def test_crops_are_windows_of_the_padded_images():

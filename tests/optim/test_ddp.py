@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,24 @@ EXTRAS = {
 }
 
 
+UNEVEN = [(reduction, method) for reduction in ("mean", "sum") for method in ("lngd", "ngplus", "ekfac")]
+
+
+def uneven(reduction: str, method: str, own: slice, wrap) -> dict[str, Tensor]:
+    """Parts of seven and five samples; the loss is the part of a mean, times the processes, or a sum."""
+    part = {None: slice(None), 0: slice(7), SAMPLES // 2: slice(7, None)}[own.start]
+    count = 1 if reduction == "sum" else SAMPLES if own.start is None else SAMPLES / 2
+    model = network("mlp")
+    module = wrap(model)
+    make = METHODS[method] if method != "ekfac" else partial(fl.optim.EKFAC, source="empirical")
+    optimizer = make(module, **options_of(method, "layerwise"), loss_reduction=reduction)
+    for x, y in batches("mlp", STEPS, SAMPLES):
+        optimizer.zero_grad()
+        (cross_entropy(module(x[part]), y[part], reduction="sum") / count).backward()
+        optimizer.step()
+    return weights(model)
+
+
 def accumulated(own: slice, wrap) -> dict[str, Tensor]:
     """Two micro-batches a step, the first without communication."""
     model = network("mlp")
@@ -111,6 +130,7 @@ def everything(own: slice, wrap) -> dict:
     found |= {
         extra: trained("mlp", "lngd", "layerwise", own, wrap, **options) for extra, options in EXTRAS.items()
     }
+    found |= {case: uneven(*case, own, wrap) for case in UNEVEN}
     return found | {"accumulated": accumulated(own, wrap), "resumed": resumed(own, wrap)}
 
 
@@ -186,7 +206,7 @@ def one_process() -> dict:
     return everything(slice(None), same)
 
 
-@pytest.mark.parametrize("case", [*plain_cases(), *EXTRAS, "accumulated", "resumed"], ids=str)
+@pytest.mark.parametrize("case", [*plain_cases(), *EXTRAS, *UNEVEN, "accumulated", "resumed"], ids=str)
 def test_two_processes_take_the_steps_of_one(processes, one_process, case):
     if case == "accumulated":  # halves of halves: other micro-batches, the same whole
         one_process = {case: whole()}

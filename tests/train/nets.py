@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fisherlab.errors import FisherlabError
+from fisherlab.models.nets.cifar_resnet import CifarResNet
+
 CLASSES = 3
 
 
@@ -62,17 +65,56 @@ def bad_labels():
     return nn.Linear(6, CLASSES), (inputs, targets + 1), "categorical"
 
 
-def train_as(rank: int, size: int, port: int, folder: str, settings: dict) -> None:
-    """One of several processes of a run called "together"."""
+def resnet8():
+    """Small images, in batches that two processes cannot halve."""
+    generator = torch.Generator().manual_seed(8)
+    inputs = torch.randn(23, 3, 8, 8, generator=generator)
+    return CifarResNet((4, 8, 16), blocks=1, projection=False), (inputs, torch.arange(23) % 10), "categorical"
+
+
+def own_norm():
+    return nn.Sequential(OwnNorm(6), nn.Linear(6, CLASSES)), vectors(), "categorical"
+
+
+class OwnNorm(nn.BatchNorm1d):
+    def forward(self, x):
+        return super().forward(x)
+
+
+def train_as(rank: int, size: int, port: int, folder: str, runs: dict[str, dict]) -> None:
+    """One of several processes that train together: runs by name, at `dies` the last process ends.
+
+    A run with `stop` is interrupted after that step, and continued.
+    """
     from fisherlab.base import distributed
     from fisherlab.train import TrainConfig, train
+    from fisherlab.train import resume as go_on
 
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     os.environ |= {name: str(value) for name, value in place.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.chdir(folder)
     torch.set_num_threads(1)
+
+    class Killed(BaseException):
+        pass
+
     with distributed.launched():
-        train(TrainConfig(**settings), Path(folder, "together"))
+        for name, settings in runs.items():
+            stop, dies = settings.pop("stop", None), settings.pop("dies", None)
+
+            def report(progress, _, stop=stop, dies=dies):
+                if progress.step == stop:
+                    raise Killed
+                if progress.step == dies and rank == size - 1:
+                    os._exit(9)
+
+            try:
+                train(TrainConfig(**settings), Path(name), report=report, pictures=False)
+            except Killed:
+                go_on(Path(name), pictures=False)
+            except FisherlabError as error:
+                Path(f"{name}-{rank}.txt").write_text(str(error))
 
 
 def resident_bytes() -> int:

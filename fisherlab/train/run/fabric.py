@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from fisherlab.base import distributed
+from fisherlab.loop.norms import norms_to_share, shared
+from fisherlab.loop.progress import Progress
 from fisherlab.loop.steps import Steps
 from fisherlab.train.config import TrainConfig
 
@@ -34,16 +36,29 @@ class FabricSteps(Steps):
 
     Args:
         fabric: launched.
-        clip: the largest norm of the gradient; None: no clipping.
+        config: `clip` and `local_batch_norm` of it.
         parts: what `Steps` takes.
+
+    Attributes:
+        norms: the batch norms that all processes share.
+
+    Raises:
+        NotSupportedError: where they cannot share one.
     """
 
-    def __init__(self, fabric: Any, clip: float | None, *parts: Any) -> None:
+    def __init__(self, fabric: Any, config: TrainConfig, *parts: Any) -> None:
         super().__init__(*parts)
-        self._fabric, self._clip = fabric, clip
+        self._fabric, self._clip = fabric, config.clip
+        alone = fabric.world_size == 1 or config.local_batch_norm
+        self.norms = [] if alone else norms_to_share(self.model)
         self.rank, self.processes = fabric.global_rank, fabric.world_size
         self.forward = fabric.setup_module(self.model, move_to_device=False)
         self._stepper = fabric.setup_optimizers(self.optimizer)
+
+    def take(self, progress: Progress) -> None:
+        """Takes the next step, with the batch norms of the whole batch."""
+        with shared(self.norms):
+            super().take(progress)
 
     def apart(self, *, last: bool) -> AbstractContextManager[Any]:
         """Without an exchange of gradients before the last micro-batch."""

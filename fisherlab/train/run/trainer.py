@@ -72,12 +72,24 @@ class Trainer:
         schedule = Schedule(config.schedule, self.steps, per_epoch, warm_up, config.step_every, config.power)
         data = task.train, self._order, schedule, self._augment
         self._steps = FabricSteps(
-            fabric, config.clip, task.model, optimizer, objective, *data, config.accumulation
+            fabric, config, task.model, optimizer, objective, *data, config.accumulation
         )
         self._interpreter = Interpreter.of(task.model, task.test, config.eval_samples)
         asked = config.diagnostics_every is not None
         self._diagnoses = asked or widest(optimizer) <= _WIDEST_DIAGNOSED
         self.progress = Progress()
+
+    def processes(self) -> dict[str, Any] | None:
+        """Of several: how many, whether they share batch norms, and the seed of each one's dropout."""
+        size, config = self._fabric.world_size, self._config
+        if size == 1:
+            return None
+        alone = "local" if config.local_batch_norm else "none"
+        return {
+            "count": size,
+            "batch_norms": "synchronised" if self._steps.norms else alone,
+            "seeds": [config.seed + rank for rank in range(size)],
+        }
 
     def check(self) -> None:
         """Runs two samples through the model in evaluation mode, and looks at all targets.

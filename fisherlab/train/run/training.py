@@ -170,6 +170,11 @@ class TrainingRun:
         self._trainer = Trainer(self.config, self.task, optimizer, self.objective, fabric)
         self._trainer.check()
         self._fabric = fabric
+        processes = self._trainer.processes()
+        if fabric.is_global_zero and processes:
+            log.info(
+                "%(count)d processes, batch norms: %(batch_norms)s, seeds of dropout: %(seeds)s", processes
+            )
 
     def perform(self, part: RunPart, report: OnStep, accepted: Callable[[], None]) -> dict[str, Any]:
         """Trains to the end; the directory stays for `resume` where a checkpoint is in it."""
@@ -275,9 +280,10 @@ class TrainingRun:
             checkpoint={"name": last.weights, "sha256": last.weights_sha256, "step": last.step},
             seconds=time.perf_counter() - self._started,
         )
+        together = self._trainer.processes()
         write_json(folder / SUMMARY, summary)
         with beside(folder / PROVENANCE) as part:
-            write_json(part, found)
+            write_json(part, found | ({"processes": together} if together else {}))
 
 
 def check_same(config: TrainConfig, given: Mapping[str, Any]) -> None:
