@@ -11,6 +11,7 @@ import click
 
 from fisherlab.arguments import AnyPath, check
 from fisherlab.comparison.config import CompareConfig
+from fisherlab.errors import InputError
 from fisherlab.exact.options import BIAS_MODES
 from fisherlab.runs.config import DTYPES, Config
 
@@ -56,8 +57,13 @@ class PlacePath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path as a `Path`."""
-        check("the path" if param is None else param.opts[0], value, AnyPath)
-        return super().convert(value, param, ctx)
+        what = "the path" if param is None else param.opts[0]
+        check(what, value, AnyPath)
+        path = super().convert(value, param, ctx)
+        path = path if path.name else path.absolute()
+        if not path.name:
+            raise InputError(f"{what} must be a path with a name, not {str(value)!r}")
+        return path
 
 
 _flag = partial(flag, CompareConfig)
