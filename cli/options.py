@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial, wraps
@@ -59,7 +60,7 @@ class PlacePath(click.Path):
         """The path as a `Path`."""
         what = "the path" if param is None else param.opts[0]
         check(what, value, AnyPath)
-        path = super().convert(value, param, ctx)
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         path = path if path.name else path.absolute()
         if not path.name:
             raise InputError(f"{what} must be a path with a name, not {str(value)!r}")

@@ -103,6 +103,6 @@ def test_what_is_nested_without_an_end_is_damaged(refused, place, command):
     assert "deep" in refused(*command)
 
 
-@pytest.mark.parametrize("run", [".", "/"])
-def test_a_folder_that_is_no_run_is_not_continued(refused, run):
-    refused("train", "--resume", run)
+@pytest.mark.parametrize("folder", [".", "/"])
+def test_a_folder_that_is_no_run_is_not_continued(refused, place, folder):
+    refused("train", "--resume", folder)
