@@ -51,10 +51,11 @@ def flag(config: type[Config], name: str, **words: Any) -> Decorator:
 
 
 class PlacePath(click.Path):
-    """The path of a file or folder, which it may have (`InputError`)."""
+    """The path of a file or folder, which it may have (`InputError`); `named`: one that is not the root."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, named: bool = False) -> None:
         super().__init__(path_type=Path)
+        self._named = named
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path as a `Path`."""
@@ -62,7 +63,7 @@ class PlacePath(click.Path):
         check(what, value, AnyPath)
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         path = path if path.name else path.absolute()
-        if not path.name:
+        if self._named and not path.name:
             raise InputError(f"{what} must be a path with a name, not {str(value)!r}")
         return path
 
