@@ -84,6 +84,6 @@ def _assigned(text: str) -> tuple[str, Any]:
         raise InputError(f"--set takes KEY=VALUE, not {text!r}")
     try:
         found = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         found = value
     return name.strip().replace("-", "_"), tuple(found) if isinstance(found, list) else found

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial, wraps
@@ -11,6 +12,7 @@ import click
 
 from fisherlab.arguments import AnyPath, check
 from fisherlab.comparison.config import CompareConfig
+from fisherlab.errors import InputError
 from fisherlab.exact.options import BIAS_MODES
 from fisherlab.runs.config import DTYPES, Config
 
@@ -49,15 +51,21 @@ def flag(config: type[Config], name: str, **words: Any) -> Decorator:
 
 
 class PlacePath(click.Path):
-    """The path of a file or folder, which it may have (`InputError`)."""
+    """The path of a file or folder, which it may have (`InputError`); `named`: one that is not the root."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, named: bool = False) -> None:
         super().__init__(path_type=Path)
+        self._named = named
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path as a `Path`."""
-        check("the path" if param is None else param.opts[0], value, AnyPath)
-        return super().convert(value, param, ctx)
+        what = "the path" if param is None else param.opts[0]
+        check(what, value, AnyPath)
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        path = path if path.name else path.absolute()
+        if self._named and not path.name:
+            raise InputError(f"{what} must be a path with a name, not {str(value)!r}")
+        return path
 
 
 _flag = partial(flag, CompareConfig)

@@ -25,7 +25,9 @@ _OF_TRAIN = [
 
 @click.command("sweep", short_help="Short trainings over learning rates and dampings; the best one.")
 @options_of(SweepConfig, *_OWN)
-@click.option("--resume", metavar="RUN", type=options.PlacePath(), help="Continue this interrupted sweep.")
+@click.option(
+    "--resume", metavar="RUN", type=options.PlacePath(named=True), help="Continue this interrupted sweep."
+)
 @options.output
 def command(
     *,

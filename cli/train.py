@@ -25,7 +25,9 @@ from .train_run import continue_run, perform, train_config, with_options
 @click.option(
     "--recipe", metavar="|".join(RECIPES), help="Settings that belong together; options overrule it."
 )
-@click.option("--resume", metavar="RUN", type=options.PlacePath(), help="Continue this interrupted run.")
+@click.option(
+    "--resume", metavar="RUN", type=options.PlacePath(named=True), help="Continue this interrupted run."
+)
 @options.output
 def command(
     *,

@@ -68,7 +68,7 @@ class Config:
         """
         try:
             values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise InputError(f"this is not TOML: {error}; correct that line") from error
         if "command" not in values:
             raise InputError(f"the key 'command' is missing; add the line command = \"{cls.command}\"")
@@ -135,7 +135,7 @@ def command_of(path: str | os.PathLike[str]) -> str | None:
     """The command that a `config.toml` is for; None where the file cannot be read or does not say so."""
     try:
         command = tomllib.loads(Path(path).read_text(encoding="utf-8")).get("command")
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return command if isinstance(command, str) else None
 

@@ -64,7 +64,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         raise InputError(f"{str(folder)!r} is no finished run of fisherlab: it has no {name}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     if not isinstance(content, dict):
         raise InputError(f"{str(path)!r} is damaged: it does not hold a JSON object")
@@ -76,7 +76,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return {}
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
-from fisherlab.arguments import Count, FilePath, OneOf, Positive, Seed, Share, Whole
+from fisherlab.arguments import Count, FilePath, Finite, OneOf, Positive, Seed, Share, Whole
 from fisherlab.base.devices import resolve_device
 from fisherlab.errors import InputError, unknown
 from fisherlab.loop.schedules import SCHEDULES
@@ -51,11 +51,11 @@ class TrainConfig(Config):
         str | None, Flag(f"The split that is evaluated, or {NO_SPLIT}.", "NAME", shown="test")
     ] = None
     optimizer: Annotated[str, Flag("See `list optimizers`.", "NAME")] = "lngd"
-    lr: Annotated[float | None, Flag("The first learning rate.", shown="the optimizer's")] = None
-    momentum: Annotated[float | None, Flag("Of the optimizer.")] = None
-    weight_decay: Annotated[float | None, Flag("Of the optimizer.")] = None
+    lr: Annotated[Finite | None, Flag("The first learning rate.", shown="the optimizer's")] = None
+    momentum: Annotated[Finite | None, Flag("Of the optimizer.")] = None
+    weight_decay: Annotated[Finite | None, Flag("Of the optimizer.")] = None
     damping: Annotated[
-        float | tuple[float, ...] | None,
+        Finite | tuple[Finite, ...] | None,
         Flag("A number, or LOW,HIGH for LNGD.", "X[,Y]"),
     ] = None
     statistics_every: Annotated[Count | None, Flag("Steps between refreshes of the statistics.")] = None

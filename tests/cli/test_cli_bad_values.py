@@ -90,3 +90,19 @@ def test_a_wrong_value_is_one_line_that_names_the_option(refused, place, command
     assert "Error:" not in line
     assert len(line) < 500
     assert sorted(place.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "command", [["report", "deep"], ["trace", "--run", "deep"], ["run", "deep/config.toml"]]
+)
+def test_what_is_nested_without_an_end_is_damaged(refused, place, command):
+    (place / "deep").mkdir()
+    (place / "deep" / "config.toml").write_text("command = 'compare'\nmodel = 'm'\nx = " + "[" * 100_000)
+    for name in ("summary.json", "provenance.json"):
+        (place / "deep" / name).write_text("[" * 100_000)
+    assert "deep" in refused(*command)
+
+
+@pytest.mark.parametrize("folder", [".", "/"])
+def test_a_folder_that_is_no_run_is_not_continued(refused, place, folder):
+    refused("train", "--resume", folder)

@@ -307,7 +307,7 @@ def test_wrong_arguments_are_named(categorical, options, message):
 
 
 def test_a_likelihood_of_another_type_is_a_type_error(categorical):
-    with pytest.raises(InputTypeError, match="likelihood must be a name"):
+    with pytest.raises(InputTypeError, match="likelihood must be a string or a Likelihood"):
         fl.exact_fisher(categorical.model, categorical.data, nn.CrossEntropyLoss())
 
 
@@ -361,7 +361,7 @@ def test_sizes_that_are_not_finite_are_refused(size):
 
 @pytest.mark.parametrize("size", [None, [1], True, b"4GiB"], ids=["none", "list", "bool", "bytes"])
 def test_sizes_of_another_type_are_refused(size):
-    with pytest.raises(InputTypeError, match="memory is a number of bytes, or a text such as 4GiB, not "):
+    with pytest.raises(InputTypeError, match="memory must be a number or a string, not "):
         fl.exact_fisher(nn.Linear(2, 2), torch.ones(3, 2), memory=size)
 
 

@@ -207,7 +207,7 @@ def test_residuals_of_draws_have_the_hessian_as_their_second_moment():
         ((2, 3, 4), torch.zeros(6).long(), r"shape \[2, 3\]"),
         ((2, 4), torch.zeros(2).long(), r"shape \[samples, tokens, classes\]"),
         ((2, 3, 1), torch.zeros(2, 3).long(), "2 classes or more"),
-        ((2, 0, 4), torch.zeros(2, 0).long(), r"gave \[2, 0, 4\]"),
+        ((2, 0, 4), torch.zeros(2, 0).long(), r"shape \[2, 0, 4\], which holds no numbers"),
     ],
 )
 def test_targets_that_do_not_fit_are_refused(outputs, targets, message):

@@ -147,5 +147,5 @@ def test_a_default_of_a_class_is_checked_as_an_argument_is():
     class Wrong(KFAC):
         momentum = 1.5
 
-    with pytest.raises(InputError, match=r"momentum is 1\.5"):
+    with pytest.raises(InputError, match=r"momentum must be at least 0 and below 1, not 1\.5"):
         Wrong(network("mlp"))
