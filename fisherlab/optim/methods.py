@@ -49,6 +49,9 @@ class LNGD(NaturalGradient):
         rate: `layerwise` (α_l by eqs. 12 and 13) or `fixed` (α_l = 1).
         rate_damping: μ in the denominator of α_l.
         max_rate: the largest α_l; None: no cap.
+        kl_clip: κ: every step's lr α D is scaled by min(1, √(κ / Σ_l lr² α_l ⟨D_l, ∇h⟩)), so that the model
+            made of all F̂_l says it changes the outputs by a divergence of κ/2 at most; momentum comes after.
+            None or inf: no bound.
         rate_samples: the samples of a batch that α_l is made of; None: all of the last (micro-)batch.
         scaler: the `GradScaler` in use, if any.
         source: `layerwise`; `predictive` takes g from the loss for one drawn label a sample (the ablation
@@ -162,6 +165,7 @@ class NGPlus(_Loss):
     """
 
     approximation = "ngplus"
+    kl_clip = None  # its F̂ is d or m times as large as F
     _sources: ClassVar[tuple[str, ...]] = ("empirical",)
 
     def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:
@@ -250,7 +254,8 @@ class Preconditioner:
         method: a registered approximation that is made of statistics: `lngd`, `lngd-lr`, `kfac`, `ekfac`,
             `tkfac` and `ngplus` with the damping of their optimizers, any other with λ added to F̂.
         **options: those of the optimizer of that name, or of `NaturalGradient`; learning rates, momentum and
-            weight decay are left to the optimizer that follows.
+            weight decay are left to the optimizer that follows. `kl_clip` is off unless it is given, and
+            needs that optimizer's rate in every `step`.
 
     Raises:
         InputError: for an unknown method, one that is made from the exact block, and as the optimizer.
@@ -261,12 +266,19 @@ class Preconditioner:
             raise unknown("method", method, trainable())
         named = OPTIMIZERS.get(method)
         make = partial(named.make, **named.fixed) if named else partial(NaturalGradient, approximation=method)
-        self._optimizer = make(model, **{"rate": "fixed", **options})
+        self._optimizer = make(model, **{"rate": "fixed", "kl_clip": None, **options})
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Changes the gradients in place; errors as the optimizer's `step`."""
-        self._optimizer.precondition()
+    def step(self, lr: float | None = None) -> None:
+        """Changes the gradients in place; errors as the optimizer's `step`.
+
+        Args:
+            lr: of the optimizer that follows, for `kl_clip`.
+
+        Raises:
+            InputError: with `kl_clip` and without `lr`, or for one that is not above 0.
+        """
+        self._optimizer.precondition(lr)
 
     def state_dict(self) -> dict[str, Any]:
         """Statistics, inverses and the random state."""

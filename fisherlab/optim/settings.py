@@ -34,8 +34,10 @@ _COUNTS = ("statistics_every", "inverse_every", "rate_samples")
 _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("lr", "other_lr", "max_rate"), ("above 0", lambda value: value > 0)),
     **dict.fromkeys(("weight_decay", "rate_damping"), ("0 or above", lambda value: value >= 0)),
+    "kl_clip": ("above 0, or inf for none", lambda value: value > 0),
     **dict.fromkeys(("momentum", "decay"), ("from 0 to below 1", lambda value: 0 <= value < 1)),
 }
+_ENDLESS = ("kl_clip",)  # may be infinite: what None is in a file
 _OLDER = ("method", "options")  # by which classes named their approximation before
 _ALIKE = 0.8  # of difflib: one or two letters of a name of ten: a choice
 _WHOLE = "a layer's weight must be whole in every process: use DistributedDataParallel"
@@ -58,6 +60,7 @@ class Options:
     rate_damping: float = 1e-3
     max_rate: float | None = None
     rate_samples: int | None = None
+    kl_clip: float | None = None
     scaler: Any = None
     source: str | None = "predictive"
     momentum_on: str = "update"
@@ -74,6 +77,11 @@ class Options:
     def settings(self) -> dict[str, Any]:
         """Those that a group may have of its own."""
         return {name: getattr(self, name) for name in _OF_GROUPS}
+
+    @cached_property
+    def clip(self) -> float:
+        """κ of the KL-clip; infinite: none."""
+        return math.inf if self.kl_clip is None else self.kl_clip
 
     @cached_property
     def layerwise(self) -> bool:
@@ -105,6 +113,7 @@ class LossOptions(Options):
 
     lr: float = field(default=0.03, kw_only=False)
     damping: float = 0.03
+    kl_clip: float | None = 1e-3
     source: str | None = None
 
 
@@ -115,6 +124,7 @@ class LNGDOptions(Options):
     lr: float = field(default=0.1, kw_only=False)
     damping: Bounds | Mapping[str, Bounds] = (1e-5, 1e-2)
     rate: str = "layerwise"
+    kl_clip: float | None = 1e-2
     source: str | None = "layerwise"
     sampling: str | int = "expected"
     activations: Mapping[str, str] | None = None
@@ -256,7 +266,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name, (words, fits) in _RANGES.items():
         value = settings.get(name)
         number = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
-        fine = number and not isinstance(value, bool) and math.isfinite(value) and fits(value)  # type: ignore[arg-type]
+        finite = number and (math.isfinite(value) or (name in _ENDLESS and value == math.inf))  # type: ignore[arg-type]
+        fine = finite and not isinstance(value, bool) and fits(value)
         if value is not None and not fine:
             raise InputError(f"{name} is {value!r}; give a finite number {words}")
 

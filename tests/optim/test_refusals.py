@@ -27,6 +27,8 @@ SETTINGS = {
     "max_rate is 0; ": {"max_rate": 0},
     "weight_decay is -1; give a finite number 0 or above": {"weight_decay": -1},
     "rate_damping is -1e-09; ": {"rate_damping": -1e-9},
+    "kl_clip is 0; give a finite number above 0, or inf for none": {"kl_clip": 0},
+    "kl_clip is nan; ": {"kl_clip": float("nan")},
     "momentum is 1; give a finite number from 0 to below 1": {"momentum": 1},
     "momentum is -0.5; ": {"momentum": -0.5},
     "decay is 1.5; ": {"decay": 1.5},
