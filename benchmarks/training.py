@@ -315,7 +315,8 @@ def notes_of(names: list[str], seeds: int) -> list[str]:
     return [
         *notes,
         "all methods: momentum 0.9 (Adam its own), no weight decay, a linear warm-up, then linear to zero; "
-        "statistics and inverses every 10 steps, λ = 0.03 (not tuned), no KL-clip, other settings the defaults",
+        "statistics and inverses every 10 steps, λ = 0.03 (not tuned), no KL-clip, other settings the "
+        "defaults",
         "grids: three neighbours of 0.001, 0.003, 0.01, …, moved until the best of seed 0 is the middle one",
         f"lr: the lowest training loss of seed 0; * an end of the grid. mean ± sd over {seeds} seeds",
         f"{QUARTER}: `rate_samples` is a quarter of the batch",

@@ -2,25 +2,62 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fisherlab.likelihoods import Bernoulli, Categorical, Likelihood, TokenCategorical
 from fisherlab.operators import EigenKroneckerOperator, KroneckerOperator, LinearOperator, blocks_of
+from fisherlab.optim.gradients import numbers_in
+from fisherlab.optim.settings import Options
+from fisherlab.optim.turn import Turn
 
 _APART = 1e-2  # of the entries of an output gradient from those that labels give it: a choice
 _FAR = 9.9  # times the likelihood's own loss, or a part of it: where LNGD's steps are others by far
 _NO_DIGIT = 0.1  # ε times a condition number that leaves not one digit
+_FEW = 4  # samples a step: measured, docs/results/kl_clip.md
 _LOST = 1e-3  # of μ: rates of smaller ⟨D, ∇ℓ_n⟩² are μ's alone
 
 
 class Cautions:
-    """Says each of its sentences once in an optimizer's life, and none that follows from a scaled loss."""
+    """Says each of its sentences once in an optimizer's life, and none that follows from a scaled loss.
 
-    def __init__(self) -> None:
+    Args:
+        bounded: whether the KL-clip bounds steps on the scale of F: there is one, and neither F̂ nor the rates
+            have a scale of their own.
+    """
+
+    def __init__(self, *, bounded: bool) -> None:
         self._said: set[str] = set()
+        self._bounded = bounded
+
+    def first_step(
+        self,
+        turn: Turn,
+        options: Options,
+        total: int,
+        squares: Mapping[str, Tensor],
+        settings: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """Of what makes a first step, and those that follow.
+
+        Args:
+            turn: what came for it.
+            options: of the optimizer.
+            total: the samples of all processes.
+            squares: by layer (1/N) Σ_n ⟨D, ∇ℓ_n⟩², where rates are layer-wise.
+            settings: by layer those of its group.
+        """
+        if turn.loss is not None:
+            factor, samples, labels = turn.loss
+            parts = turn.samples / max(1, samples)  # micro-batches
+            self.loss(factor, [turn.samples, parts * labels] if options.of_mean else [1])
+        if total <= _FEW and not self._bounded:
+            self.few_samples(total)
+        read = zip(squares, numbers_in(list(squares.values())), strict=True)
+        self.rate_damping([(square, settings[name]["rate_damping"]) for name, square in read])
 
     def loss(self, factor: float, denominators: Sequence[float]) -> None:
         """Of a loss that is a multiple of the likelihood's.
@@ -38,13 +75,12 @@ class Cautions:
             "rates do not follow: take the mean itself (in micro-batches divided by their number), set lr",
         )
 
-    def one_sample(self) -> None:
-        """Of a layer-wise rate that is made of one sample."""
+    def few_samples(self, total: int) -> None:
+        """Of a step that so few samples make, and whose length nothing on the scale of F bounds."""
         self._say(
             "samples",
-            "the step is made of one sample, and a layer-wise rate is then 1/⟨D, ∇h⟩, longer the better the "
-            "sample is fitted already: use larger batches, accumulate gradients, or take rate='fixed' with a "
-            "small lr and kl_clip",
+            f"a step is made of {total} sample{'s' * (total > 1)}, and may change the outputs by far more than "
+            "they ask for: use larger batches, accumulate gradients, or lower lr and kl_clip",
         )
 
     def rate_damping(self, squares: Sequence[tuple[float, float]]) -> None:

@@ -165,7 +165,7 @@ class NGPlus(_Loss):
     """
 
     approximation = "ngplus"
-    kl_clip = None  # its F̂ is d or m times as large as F
+    kl_clip = 0.1  # its F̂ is d or m times as large as F
     _sources: ClassVar[tuple[str, ...]] = ("empirical",)
 
     def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:

@@ -137,7 +137,9 @@ class NaturalGradient(torch.optim.Optimizer):
             exclude=(),
             groups=(),
         )
-        self._cadence, self._cautions = Cadence(self._options, self._blocks, self._kind), Cautions()
+        self._cadence = Cadence(self._options, self._blocks, self._kind)
+        free = options.layerwise or method.own_scale or math.isinf(options.clip)
+        self._cautions = Cautions(bounded=not free)
         self._follow()
         for p in dict.fromkeys(p for group in self.param_groups for p in group["params"]):
             self.state[p] = {}

@@ -75,26 +75,12 @@ class StepMaker:
         self._check_edits()
         self._check_gaps()
         if self._cadence.count == 0:
-            self._caution(steps)
+            squares = {name: step.squares for name, step in steps.items() if step.squares is not None}
+            self._cautions.first_step(turn, self._options, self._total, squares, self._settings)
         for name in turn.prepared:
             if self._blocks[name].lost:
                 self._cautions.damping(name, self._settings[name]["damping"])
         return steps
-
-    def _caution(self, steps: Mapping[str, Step]) -> None:
-        """Says of a first step what makes it, and those that follow, another than the method's."""
-        turn, layerwise = self._tap.turn, self._options.layerwise
-        if turn.loss is not None:
-            factor, samples, labels = turn.loss
-            parts = turn.samples / max(1, samples)  # micro-batches
-            self._cautions.loss(factor, [turn.samples, parts * labels] if self._options.of_mean else [1])
-        if layerwise and self._total == 1:
-            self._cautions.one_sample()
-        if layerwise:
-            rows = [(step.squares, self._settings[name]["rate_damping"]) for name, step in steps.items()]
-            known = [(squares, damping) for squares, damping in rows if squares is not None]
-            read = numbers_in([squares for squares, _ in known])
-            self._cautions.rate_damping(list(zip(read, [damping for _, damping in known], strict=True)))
 
     def go_on(self) -> None:
         """Counts a step, and forgets what it was made of."""

@@ -111,7 +111,7 @@ def learn(
 
 
 def plan(rule: "Curvature", W: Array, V: Array, m: Array, layerwise: bool, o: Options) -> tuple[Array, Array]:
-    """α D and the G that D is made of; V [n, m, d] are the gradients of the samples; changes m if it is in G."""
+    """α D and the G that D is made of; V [n, m, d]: gradients of the samples; changes m if it is in G."""
     gradient = mean_gradient(V, o)
     G = gradient + o.weight_decay * W if o.weight_decay_mode == "coupled" else gradient
     if o.momentum_on == "gradient":

@@ -1,4 +1,4 @@
-"""What an optimizer says once of settings with which its steps are not the method's, and when it says nothing."""
+"""What an optimizer says once of settings that change its steps from the method's, and when it is silent."""
 
 import warnings
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from fisherlab.likelihoods import Bernoulli, Categorical, Gaussian, TokenCategor
 from fisherlab.optim import EKFAC, KFAC, LNGD, TKFAC
 from fisherlab.optim.cautions import loss_factor
 
-LAYERWISE = ["lngd", "lngd-draws", "lngd-lr", "lngd-empirical", "kfac-layerwise"]
+BOUNDED = ["kfac", "kfac-empirical", "ekfac", "tkfac"]
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -160,24 +160,32 @@ def test_labels_that_are_not_sharp_have_no_factor():
     assert loss_factor(Categorical(), f.detach(), torch.zeros_like(f)) is None
 
 
-# --- layer-wise rates -------------------------------------------------------------------------------------
+# --- few samples, and rates ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("samples", [1, 4, 5])
 @pytest.mark.parametrize("method", METHODS)
-def test_one_sample_is_too_few_for_a_rate_of_its_own(method):
-    model, [(x, y)] = network("mlp"), batches("mlp", samples=1)
+def test_few_samples_are_named_where_the_clip_is_not_on_the_scale_of_the_fisher(method, samples):
+    model, [(x, y)] = network("mlp"), batches("mlp", samples=samples)
     with said() as texts:
         steps(model, METHODS[method](model), x, lambda f: functional.cross_entropy(f, y))
-    assert len(texts) == (method in LAYERWISE)
-    assert all("one sample" in text and "rate='fixed'" in text for text in texts)
+    assert len(texts) == (samples < 5 and method not in BOUNDED)
+    assert all(f"made of {samples} sample" in text and "lower lr and kl_clip" in text for text in texts)
+
+
+def test_few_samples_are_named_without_a_clip():
+    model, [(x, y)] = network("mlp"), batches("mlp", samples=2)
+    with said() as texts:
+        steps(model, KFAC(model, kl_clip=None), x, lambda f: functional.cross_entropy(f, y))
+    assert len(texts) == 1
 
 
 def test_one_sample_a_micro_batch_is_not_one():
-    model, [batch] = network("mlp"), batches("mlp", samples=4)
+    model, [batch] = network("mlp"), batches("mlp", samples=8)
     optimizer = LNGD(model)
     with said() as texts:
         for part in zip(*(value.split(1) for value in batch), strict=True):
-            backward(model, part, 1 / 4)
+            backward(model, part, 1 / 8)
         optimizer.step()
     assert texts == []
 
@@ -200,13 +208,13 @@ def test_rates_that_are_of_their_damping_alone_are_named(scale, count):
 # --- damping ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("damping", "count"), [(0.03, 0), (1e-12, 1)])
+@pytest.mark.parametrize(("damping", "count"), [(0.03, 0), (1e-15, 1)])
 @pytest.mark.parametrize("method", [KFAC, EKFAC, TKFAC])
 def test_a_damping_below_rounding_is_named(method, damping, count):
-    """An input that is always zero makes F̂ singular; then F̂ + λI has a condition number of 1/λ."""
+    """An input that is always zero makes F̂ singular, and the inverse of what is left is 1/λ."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-    x, y = 10 * torch.randn(8, 6), torch.arange(8) % 3
+    x, y = torch.randn(8, 6), torch.arange(8) % 3
     x[:, 2] = 0
     with said() as texts:
         steps(model, method(model, damping=damping), x, lambda f: functional.cross_entropy(f, y), 12)

@@ -164,6 +164,6 @@ def test_a_batch_of_one_is_survived_with_the_defaults(method):
 
 
 def test_the_defaults_of_methods():
-    """On where F̂ is on the scale of F, or where it costs nothing; off where it is neither."""
-    for method, clip in ((KFAC, 1e-3), (EKFAC, 1e-3), (TKFAC, 1e-3), (LNGD, 1e-2), (NGPlus, float("inf"))):
+    """As large as costs nothing on the scale of each F̂."""
+    for method, clip in ((KFAC, 1e-3), (EKFAC, 1e-3), (TKFAC, 1e-3), (LNGD, 1e-2), (NGPlus, 0.1)):
         assert method(network("mlp"))._options.clip == clip

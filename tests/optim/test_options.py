@@ -39,7 +39,7 @@ OPTIONS: dict[type, dict[str, Any]] = {
     | {"lr": 0.1, "damping": (1e-5, 1e-2), "rate": "layerwise", "source": "layerwise"}
     | {"sampling": "expected", "activations": None, "last": "identity", "kl_clip": 1e-2},
     **dict.fromkeys((KFAC, EKFAC, TKFAC), LOSS),
-    NGPlus: LOSS | {"kl_clip": None},
+    NGPlus: LOSS | {"kl_clip": 0.1},
     NaturalGradient: LOSS
     | {"approximation": None, "source": "predictive", "activations": None, "kl_clip": None},
 }
