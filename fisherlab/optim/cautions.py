@@ -54,7 +54,7 @@ class Cautions:
             factor, samples, labels = turn.loss
             parts = turn.samples / max(1, samples)  # micro-batches
             self.loss(factor, [turn.samples, parts * labels] if options.of_mean else [1])
-        if total <= _FEW and not self._bounded:
+        if 0 < total <= _FEW and not self._bounded:
             self.few_samples(total)
         read = zip(squares, numbers_in(list(squares.values())), strict=True)
         self.rate_damping([(square, settings[name]["rate_damping"]) for name, square in read])
@@ -79,7 +79,7 @@ class Cautions:
         """Of a step that so few samples make, and whose length nothing on the scale of F bounds."""
         self._say(
             "samples",
-            f"a step is made of {total} sample{'s' * (total > 1)}, and may change the outputs by far more than "
+            f"a step is made of {total} sample{'s' * (total > 1)}, and may change the outputs far more than "
             "they ask for: use larger batches, accumulate gradients, or lower lr and kl_clip",
         )
 

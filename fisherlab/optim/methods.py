@@ -1,6 +1,7 @@
 """LNGD and its rivals: an approximation and a damping each; and any approximation as a preconditioner."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -267,6 +268,7 @@ class Preconditioner:
         named = OPTIMIZERS.get(method)
         make = partial(named.make, **named.fixed) if named else partial(NaturalGradient, approximation=method)
         self._optimizer = make(model, **{"rate": "fixed", "kl_clip": None, **options})
+        self._clip = self._optimizer._options.clip
 
     @torch.no_grad()
     def step(self, lr: float | None = None) -> None:
@@ -278,6 +280,10 @@ class Preconditioner:
         Raises:
             InputError: with `kl_clip` and without `lr`, or for one that is not above 0.
         """
+        if lr is None and not math.isinf(self._clip):
+            raise InputError(
+                "kl_clip bounds lr·D: give step(lr=…) the learning rate of the optimizer that follows"
+            )
         self._optimizer.precondition(lr)
 
     def state_dict(self) -> dict[str, Any]:

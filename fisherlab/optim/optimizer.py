@@ -238,25 +238,21 @@ class NaturalGradient(torch.optim.Optimizer):
 
     @torch.no_grad()
     def precondition(self, lr: float | None = None) -> None:
-        """Puts α_l D in the place of every layer's gradient, with the KL-clip, and counts a step.
+        """Puts α_l D in the place of every layer's gradient, and counts a step.
 
         Args:
-            lr: of the optimizer that takes the gradients, for the KL-clip.
+            lr: of the optimizer that takes the gradients, for the KL-clip; None: without the clip.
 
         Raises:
-            InputError: with `kl_clip` and without `lr`; and as `step`.
+            InputError: for an lr that is not above 0; and as `step`.
         """
-        if lr is None and not math.isinf(self._options.clip):
-            raise InputError(
-                "kl_clip bounds lr·D: give step(lr=…) the learning rate of the optimizer that follows"
-            )
         if lr is not None:
             check_settings({"lr": lr})
             for group in self.param_groups:
                 group["lr"] = lr
         steps = self._steps()
-        for name, (_, rate) in self._maker.clipped(steps).items():
-            scaled = steps[name].direction * rate
+        for name, (rate, clipped) in self._maker.clipped(steps).items():
+            scaled = steps[name].direction * (rate if lr is None else clipped)
             for parameter, rows, part in self._layers[name].to_parameters(scaled):
                 grad = self._parameters[parameter].grad
                 if grad is not None:

@@ -364,7 +364,9 @@ class TrainingTap:
     @torch.no_grad()
     def _look_at_loss(self, outputs: Tensor, gradient: Tensor, samples: int) -> None:
         """Of what multiple of the likelihood's the loss is, for `Cautions`; refuses the other reduction."""
-        few = max(1, _LOOKED_AT // max(1, outputs[0].numel())) if outputs.dim() else 1
+        if not outputs.dim() or not outputs.numel():
+            return
+        few = max(1, _LOOKED_AT // outputs[0].numel())
         factor = loss_factor(self._likelihood, outputs[:few], gradient[:few] / self.turn.scale)
         if factor is None:
             return

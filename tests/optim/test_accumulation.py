@@ -130,9 +130,8 @@ def test_the_layerwise_rate_by_hand(sizes, rate_samples, kept, reduction):
     model = nn.Linear(4, 3, bias=False).double()
     W = model.weight.detach().clone()
     x, y = torch.randn(SAMPLES, 4, dtype=torch.float64), torch.arange(SAMPLES) % 3
-    optimizer = LNGD(
-        model, momentum=0.0, weight_decay=0.0, rate_samples=rate_samples, loss_reduction=reduction
-    )
+    plain = {"momentum": 0.0, "weight_decay": 0.0, "kl_clip": None}
+    optimizer = LNGD(model, rate_samples=rate_samples, loss_reduction=reduction, **plain)
     accumulate(model, optimizer, (x, y), sizes, reduction)
     torch.testing.assert_close(model.weight.detach(), by_hand(W, x, y, kept))
 
