@@ -35,7 +35,8 @@ GRIDS = {
 }
 OWN: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9},
-    "lngd-small-mu": {"optimizer": "lngd", "options": {"rate_damping": 1e-7}},
+    **{name: {"options": {"kl_clip": math.inf}} for name in ("kfac", "lngd")},
+    "lngd-small-mu": {"optimizer": "lngd", "options": {"rate_damping": 1e-7, "kl_clip": math.inf}},
 }
 LABELS = {"lngd-small-mu": "LNGD, μ = 1e-7"}
 COMMON: dict[str, Any] = {

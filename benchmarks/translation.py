@@ -35,10 +35,11 @@ GRIDS = {
     "lngd": (0.01, 0.03, 0.1),
 }
 CADENCE = {"statistics_every": 20, "inverse_every": 20}
+PLAIN = {"other_lr": 1.0, "kl_clip": math.inf}
 OWN: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9},
-    "kfac": {**CADENCE, "options": {"other_lr": 1.0}},
-    "lngd": {**CADENCE, "damping": (1e-5, 1e4), "options": {"other_lr": 1.0, "rate_damping": 1e-7}},
+    "kfac": {**CADENCE, "options": {**PLAIN}},
+    "lngd": {**CADENCE, "damping": (1e-5, 1e4), "options": {**PLAIN, "rate_damping": 1e-7}},
 }
 COMMON: dict[str, Any] = {
     "model": "transformer-small-tied",

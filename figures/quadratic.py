@@ -59,7 +59,15 @@ def steps(
         seed: of the order of the samples.
     """
     plain = copy.deepcopy(model)  # without the optimizer's hooks
-    optimizer = LNGD(model, lr, momentum=0.0, weight_decay=0.0, rate_damping=0.0, damping=(1e-5, 1.0))
+    optimizer = LNGD(
+        model,
+        lr,
+        momentum=0.0,
+        weight_decay=0.0,
+        rate_damping=0.0,
+        kl_clip=None,
+        damping=(1e-5, 1.0),
+    )
     generator = torch.Generator().manual_seed(seed)
 
     def loss(weights: dict[str, Tensor], one: Tensor, label: Tensor) -> Tensor:

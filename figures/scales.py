@@ -1,9 +1,12 @@
 """How large the experiments are: a small table a scale, from minutes on a laptop to the paper's protocol."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
+
+from fisherlab.optim.methods import OPTIMIZERS
 
 METHODS = ("sgd", "adam", "kfac", "ekfac", "tkfac", "ngplus", "lngd", "lngd-lr", "lngd-sample")
 _FAMILY = ("lngd", "lngd-lr", "lngd-sample")
@@ -39,6 +42,8 @@ class TrainingTask:
         """The values of `TrainConfig` for a method, without seed and device."""
         momentum = {"momentum": 0.9} if method == "sgd" else {}
         own = {"optimizer": method, "lr": self.rates[method], **momentum, **self.own.get(method, {})}
+        if method in OPTIMIZERS:
+            own["options"] = {"kl_clip": math.inf, **own.get("options", {})}  # the paper knows none
         return {**self.common, **own}
 
 

@@ -76,6 +76,7 @@ class TwoLayers:
             weight_decay=0.0,
             statistics_every=1,
             inverse_every=1,
+            kl_clip=None,
             rate=rate,
             likelihood="gaussian",
             exclude=["2"],

@@ -164,13 +164,15 @@ def _decomposed(matrix: Tensor, decompose: Callable[[Tensor], Any]) -> Any:
         raise NumericalError(
             "a matrix to decompose has entries that are not finite; check the statistics it is made of."
         )
+    cause: Exception | None = None
     try:
-        return decompose(symmetrised(matrix))
+        found = decompose(symmetrised(matrix))
+        if all(bool(part.isfinite().all()) for part in (found if isinstance(found, tuple) else (found,))):
+            return found  # LAPACK may leave NaN in float32 without a word
     except torch.linalg.LinAlgError as error:
-        if matrix.dtype == torch.float64:
-            raise NumericalError(
-                "the eigendecomposition of a matrix did not converge; rescale it."
-            ) from error
+        cause = error
+    if matrix.dtype == torch.float64:
+        raise NumericalError("the eigendecomposition of a matrix did not converge; rescale it.") from cause
     again = _decomposed(matrix.double(), decompose)
     if isinstance(again, Tensor):
         return again.to(matrix.dtype)

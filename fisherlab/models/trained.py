@@ -95,7 +95,9 @@ def _train(model: nn.Module, samples: Samples, spec: ModelSpec, seed: int, told:
     """Train in place: LNGD on the mean loss, at a constant rate after the warm-up."""
     assert spec.recipe is not None
     recipe, total = spec.recipe, len(samples.targets)
-    optimizer = LNGD(model, recipe.learning_rate, damping=recipe.damping, likelihood=spec.likelihood)
+    optimizer = LNGD(
+        model, recipe.learning_rate, damping=recipe.damping, likelihood=spec.likelihood, kl_clip=None
+    )
     order = Order(total, recipe.batch, 1, seed)
     count = recipe.steps_for(total)
     # a training shorter than its warm-up ends on the way up

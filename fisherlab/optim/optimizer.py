@@ -18,6 +18,7 @@ from fisherlab.layers import LayerView
 from fisherlab.likelihoods import as_likelihood
 from fisherlab.likelihoods.labels import DRAWN, EMPIRICAL, LabelKind
 from fisherlab.optim.cadence import Cadence
+from fisherlab.optim.cautions import Cautions
 from fisherlab.optim.gradients import numbers_in
 from fisherlab.optim.passes import Hook, removed_with
 from fisherlab.optim.preconditioner import NUMBERS, LayerPreconditioner
@@ -136,6 +137,8 @@ class NaturalGradient(torch.optim.Optimizer):
             groups=(),
         )
         self._cadence = Cadence(self._options, self._blocks, self._kind)
+        free = options.layerwise or method.own_scale or math.isinf(options.clip)
+        self._cautions = Cautions(bounded=not free)
         self._follow()
         for p in dict.fromkeys(p for group in self.param_groups for p in group["params"]):
             self.state[p] = {}
@@ -146,7 +149,7 @@ class NaturalGradient(torch.optim.Optimizer):
         """Hooks on the model that tell what happens in training."""
         parts = self._options, self._blocks, self._kind, self._cadence, self._likelihood, self._generator
         self._tap = TrainingTap(*parts)
-        self._maker = StepMaker(self._tap, self._group_of, self.state)
+        self._maker = StepMaker(self._tap, self._group_of, self.state, self._cautions)
         self._watch({name: p for name, p in self._parameters.items() if p.requires_grad})
 
     def _watch(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -233,10 +236,22 @@ class NaturalGradient(torch.optim.Optimizer):
         self._tap.abandon()
 
     @torch.no_grad()
-    def precondition(self) -> None:
-        """Puts α_l D in the place of every layer's gradient, and counts a step."""
-        for name, step in self._steps().items():
-            scaled = step.direction * self._maker.rate(name, step)
+    def precondition(self, lr: float | None = None) -> None:
+        """Puts α_l D in the place of every layer's gradient, and counts a step.
+
+        Args:
+            lr: of the optimizer that takes the gradients, for the KL-clip; None: without the clip.
+
+        Raises:
+            InputError: for an lr that is not above 0; and as `step`.
+        """
+        if lr is not None:
+            check_settings({"lr": lr})
+            for group in self.param_groups:
+                group["lr"] = lr
+        steps = self._steps()
+        for name, (rate, clipped) in self._maker.clipped(steps).items():
+            scaled = steps[name].direction * (rate if lr is None else clipped)
             for parameter, rows, part in self._layers[name].to_parameters(scaled):
                 grad = self._parameters[parameter].grad
                 if grad is not None:

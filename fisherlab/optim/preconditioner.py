@@ -18,6 +18,7 @@ from fisherlab.layers import LayerView
 from fisherlab.linalg.factors import factor_diagonal
 from fisherlab.operators import KroneckerOperator, LinearOperator, blocks_of
 from fisherlab.operators.stored import Tensors, condition_of, operator_of, tensors_of
+from fisherlab.optim.cautions import lost
 from fisherlab.statistics import Basis, LayerSums, Statistic
 
 NUMBERS = ("trace_input", "trace_output", "damping_input", "damping_output")
@@ -59,6 +60,7 @@ class LayerPreconditioner:
         bases: the eigenvectors of a method with two passes.
         inverse: the damped inverse in use.
         numbers: `NUMBERS` of the F̂ that it is of, 0-d.
+        lost: whether it was made here, and has no correct digits.
     """
 
     view: LayerView
@@ -69,6 +71,7 @@ class LayerPreconditioner:
     bases: dict[str, Basis] = field(default_factory=dict)
     inverse: LinearOperator | None = None
     numbers: dict[str, Tensor] = field(default_factory=dict)
+    lost: bool = False
     _new: dict[str, Tensor] = field(init=False, repr=False)
     _new_rotated: dict[str, Tensor] = field(init=False, repr=False)
     _samples: int = field(init=False, repr=False)
@@ -213,7 +216,11 @@ class LayerPreconditioner:
             operator = build_operator(self.method, self.view, sums, self.kind)
             inverse = operator.inverse(damping)
             tensors_of(inverse)  # refuses one that no state could keep
-            self.inverse, self.numbers = inverse, _numbers(operator, damping)
+            self.inverse, self.numbers, self.lost = (
+                inverse,
+                _numbers(operator, damping),
+                lost(operator, inverse),
+            )
         except (NotSupportedError, NumericalError) as error:
             raise type(error)(f"layer {self.view.name!r}: {error}") from error
 

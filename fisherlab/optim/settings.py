@@ -1,6 +1,7 @@
 """Options: their names, types and defaults, said once; their checks; and which layers have which."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -8,6 +9,7 @@ from functools import cached_property, wraps
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
+from annotated_types import Gt
 from torch import nn
 
 from fisherlab.approximations import Approximation, create, registered
@@ -35,6 +37,7 @@ S = TypeVar("S")
 _OF_GROUPS = ("lr", "momentum", "weight_decay", "damping", "rate_damping", "max_rate")
 _SOURCES = ("layerwise", "predictive", "empirical")
 _PRECISE = (torch.float64, torch.float32, torch.bfloat16)
+KLClip = Annotated[float, Gt(0)]  # infinite: what None is in a file
 _OLDER = ("method", "options")  # by which classes named their approximation before
 _ALIKE = 0.8  # of difflib: one or two letters of a name of ten: a choice
 _ITSELF = "a fisherlab optimizer takes the model itself, not its parameters: LNGD(model, lr=0.1)"
@@ -63,6 +66,7 @@ class Options:
     rate_damping: NotNegative = 1e-3
     max_rate: Positive | None = None
     rate_samples: Count | None = None
+    kl_clip: KLClip | None = None
     scaler: Any = None
     source: Annotated[str, OneOf(_SOURCES)] | None = "predictive"
     momentum_on: Annotated[str, OneOf(("update", "gradient"))] = "update"
@@ -82,6 +86,11 @@ class Options:
     def settings(self) -> dict[str, Any]:
         """Those that a group may have of its own."""
         return {name: getattr(self, name) for name in _OF_GROUPS}
+
+    @cached_property
+    def clip(self) -> float:
+        """κ of the KL-clip; infinite: none."""
+        return math.inf if self.kl_clip is None else self.kl_clip
 
     @cached_property
     def layerwise(self) -> bool:
@@ -113,6 +122,7 @@ class LossOptions(Options):
 
     lr: Positive = field(default=0.03, kw_only=False)
     damping: Annotated[float, "it is λ"] = 0.03
+    kl_clip: KLClip | None = 1e-3
     source: Annotated[str, OneOf(_SOURCES)] | None = None
 
 
@@ -123,6 +133,7 @@ class LNGDOptions(Options):
     lr: Positive = field(default=0.1, kw_only=False)
     damping: Annotated[Bounds | Mapping[str, Bounds], _PAIR] = (1e-5, 1e-2)
     rate: Annotated[str, OneOf(("layerwise", "fixed"))] = "layerwise"
+    kl_clip: KLClip | None = 1e-2
     source: Annotated[str, OneOf(_SOURCES)] | None = "layerwise"
     sampling: str | Count = "expected"
     activations: Mapping[str, str] | None = None

@@ -1,5 +1,6 @@
 """From backward passes to each layer's direction D, its rate α, and the step of the weights."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from fisherlab.damping import Damping
 from fisherlab.errors import InputError, NumericalError
 from fisherlab.likelihoods.labels import EMPIRICAL
 from fisherlab.optim.cadence import require_alike
+from fisherlab.optim.cautions import Cautions
 from fisherlab.optim.gradients import check_contributions, numbers_in
 from fisherlab.optim.passes import ForwardPass, current_backward
 from fisherlab.optim.preconditioner import LayerPreconditioner
@@ -27,15 +29,20 @@ class StepMaker:
         tap: has what came, and keeps what is made of it.
         settings: by layer those of its group.
         state: the optimizer's, which keeps momentum.
+        cautions: what it has to say.
     """
 
     def __init__(
-        self, tap: TrainingTap, settings: Mapping[str, Mapping[str, Any]], state: MutableMapping[Tensor, Any]
+        self,
+        tap: TrainingTap,
+        settings: Mapping[str, Mapping[str, Any]],
+        state: MutableMapping[Tensor, Any],
+        cautions: Cautions,
     ) -> None:
         self._tap, self._options, self._cadence = tap, tap.options, tap.cadence
         self._blocks, self._kind = tap.blocks, tap.kind
         self._gradients, self._edits, self._products = tap.gradients, tap.edits, tap.products
-        self._settings, self._state = settings, state
+        self._settings, self._state, self._cautions = settings, state, cautions
 
     # --- the whole step ---------------------------------------------------------------------------
 
@@ -69,6 +76,12 @@ class StepMaker:
             raise
         self._check_edits()
         self._check_gaps()
+        if self._cadence.count == 0:
+            squares = {name: step.squares for name, step in steps.items() if step.squares is not None}
+            self._cautions.first_step(turn, self._options, self._total, squares, self._settings)
+        for name in turn.prepared:
+            if self._blocks[name].lost:
+                self._cautions.damping(name, self._settings[name]["damping"])
         return steps
 
     def go_on(self) -> None:
@@ -192,6 +205,21 @@ class StepMaker:
         rate = ratio.nan_to_num(nan=0.0)  # 0/0: no gradient
         return rate if group["max_rate"] is None else rate.clamp(max=group["max_rate"])
 
+    def clipped(self, steps: Mapping[str, Step]) -> dict[str, tuple[Tensor | float, Tensor | float]]:
+        """By layer α_l, and α_l times the factor of the KL-clip, which all layers have in common.
+
+        The factor is min(1, √(κ / Σ_l lr_l² |α_l| ⟨D_l, F̂_l D_l⟩)): α_l D_l is the natural gradient in the
+        metric F̂_l/α_l. An inverse without digits may give a negative product; its size bounds the step too.
+        """
+        rates = {name: self.rate(name, step) for name, step in steps.items()}
+        if math.isinf(self._options.clip) or not steps:
+            return {name: (rate, rate) for name, rate in rates.items()}
+        lengths = {n: self._settings[n]["lr"] ** 2 * abs(rates[n] * step.length) for n, step in steps.items()}
+        first = next(iter(lengths.values()))
+        total = torch.stack([length.to(first) for length in lengths.values()]).sum()
+        factor = (self._options.clip / total).sqrt().clamp(max=1.0)
+        return {name: (rate, rate * factor.to(lengths[name])) for name, rate in rates.items()}
+
     def apply(self, steps: Mapping[str, Step]) -> dict[str, dict[str, Tensor | float]]:
         """Every layer's m ← τ m − lr α D and W ← W + m; or W ← W − lr α D with the momentum in D.
 
@@ -200,10 +228,11 @@ class StepMaker:
         """
         shown, targets, updates = {}, [], []
         shrunk: dict[float, list[Tensor]] = {}
+        scaled = self.clipped(steps)
         for name, step in steps.items():
-            group, rate = self._settings[name], self.rate(name, step)
+            group, (rate, clipped) = self._settings[name], scaled[name]
             shown[name] = {"rate": rate, "direction_norm": step.norms[0], "gradient_norm": step.norms[1]}
-            update = step.direction.mul_(-group["lr"] * rate)
+            update = step.direction.mul_(-group["lr"] * clipped)
             momentum = self.momentum(name)
             if step.driven is None:
                 update = momentum.mul_(group["momentum"]).add_(update)
@@ -349,7 +378,8 @@ class StepMaker:
         known = name in self._products.names
         squares = self._squares(name, direction, gradient, along) if known else None
         kept = driven if self._options.momentum_on == "gradient" else None
-        return Step(direction, along, squares, kept, torch._foreach_norm([direction, gradient]))
+        length = along if driven is gradient else (direction * driven).sum()
+        return Step(direction, along, length, squares, kept, torch._foreach_norm([direction, gradient]))
 
     def _squares(self, name: str, direction: Tensor, gradient: Tensor, projection: Tensor) -> Tensor:
         """(1/N) Σ_n ⟨D, ∇ℓ_n⟩² with ∇ℓ_n := N times the contribution of sample n to ∇h as it came."""

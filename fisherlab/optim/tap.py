@@ -19,9 +19,10 @@ from fisherlab.collect.hooks import capture, is_looked_at
 from fisherlab.errors import InputError
 from fisherlab.layers import LayerCall, LayerView
 from fisherlab.layers.discovery import check_whole
-from fisherlab.likelihoods import Likelihood
+from fisherlab.likelihoods import Bernoulli, Categorical, Likelihood
 from fisherlab.likelihoods.labels import DRAWN, EMPIRICAL, LabelKind
 from fisherlab.optim.cadence import Cadence
+from fisherlab.optim.cautions import loss_factor
 from fisherlab.optim.gradients import GradientEdits, ParameterMatrices, check_reduction
 from fisherlab.optim.observer import Observer
 from fisherlab.optim.passes import (
@@ -45,6 +46,7 @@ from fisherlab.optim.samples import SampleDims, SampleProducts
 from fisherlab.optim.settings import Options
 from fisherlab.optim.turn import Turn
 
+_LOOKED_AT = 2**20  # entries of outputs: a choice, of which a batch has fewer but for large vocabularies
 ADD_LOSSES = (
     "a second backward pass comes from the same samples before the step, and gradients of samples are "
     "those of both together: add the losses and call backward() once"
@@ -359,10 +361,23 @@ class TrainingTap:
         if self.options.scaler is not None:
             turn.scale = float(self.options.scaler.get_scale())
         if self.cadence.checks and one.outputs is not None and one.output_gradient is not None:
-            with torch.no_grad():
-                arrived = one.output_gradient / turn.scale
-                check_reduction(self._likelihood, one.outputs, arrived, self.options.loss_reduction)
+            self._look_at_loss(one.outputs, one.output_gradient, one.samples or 0)
             one.outputs = None
+
+    @torch.no_grad()
+    def _look_at_loss(self, outputs: Tensor, gradient: Tensor, samples: int) -> None:
+        """Of what multiple of the likelihood's the loss is, for `Cautions`; refuses the other reduction."""
+        if not outputs.dim() or not outputs.numel():
+            return
+        few = max(1, _LOOKED_AT // outputs[0].numel())
+        factor = loss_factor(self._likelihood, outputs[:few], gradient[:few] / self.turn.scale)
+        if factor is None:
+            return
+        if isinstance(self._likelihood, Categorical) and samples > 1:
+            check_reduction(factor, samples, self.options.loss_reduction)
+        labels = gradient if isinstance(self._likelihood, Bernoulli) else gradient.any(-1)
+        if self.turn.loss is None:
+            self.turn.loss = factor, samples, int(labels.count_nonzero())
 
     def _require_one_end(self, one: ForwardPass) -> None:
         """Refuses a pass without samples, and layers whose labels are drawn at outputs of several modules."""

@@ -15,6 +15,7 @@ class Step:
     Attributes:
         direction: D [m, d].
         gradient: ⟨D, ∇h⟩, 0-d.
+        length: ⟨D, F̂ D⟩ with the damped F̂, 0-d: ⟨D, what D was made of⟩.
         squares: (1/N) Σ_n ⟨D, ∇ℓ_n⟩², 0-d; None for a fixed rate.
         driven: what D was made of, where momentum is on the gradient.
         norms: ‖D‖ and ‖∇h‖.
@@ -22,6 +23,7 @@ class Step:
 
     direction: Tensor
     gradient: Tensor
+    length: Tensor
     squares: Tensor | None = None
     driven: Tensor | None = None
     norms: Sequence[Tensor] = ()
@@ -49,6 +51,8 @@ class Turn:
         prepared: the layers with an inverse of this step.
         ready: by layer the step that was made as its gradient came.
         gaps: by layer Σ_n ⟨D, ∇ℓ_n⟩/N, what it should be, what enters it, and how far it may be from it.
+        loss: of the first pass that tells it, by what the loss's gradient at the outputs is a multiple of one
+            sample's, the samples, and the entries of the outputs that have labels.
         refusal: what `step()` is to raise.
     """
 
@@ -69,4 +73,5 @@ class Turn:
     prepared: set[str] = field(default_factory=set)
     ready: dict[str, Step] = field(default_factory=dict)
     gaps: dict[str, tuple[tuple[Tensor, Tensor, Tensor], float]] = field(default_factory=dict)
+    loss: tuple[float, int, int] | None = None
     refusal: InputError | None = None

@@ -1,6 +1,7 @@
 """Settings that belong together: of the paper, those measured here, and LNGD's on networks without norms."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -62,13 +63,15 @@ _BY_KIND: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 }
 """What else it sets for SGD, for KFAC and its kin, for LNGD and its ablations, and (Adam) for all others."""
 
-_DECAY: Mapping[str, Any] = {"options": {"decay": 0.95}}
+_NO_CLIP: Mapping[str, Any] = {"kl_clip": math.inf}
+_DECAY: Mapping[str, Any] = {"options": {"decay": 0.95, **_NO_CLIP}}
 _FISHER: Mapping[str, Mapping[str, Any]] = {
     "paper-cifar10": {**_DECAY, "statistics_every": 100, "inverse_every": 100},
     "paper-imagenet": {**_DECAY, "statistics_every": 500, "inverse_every": 500},
     "paper-wmt": _DECAY,
+    "tuned": {"options": _NO_CLIP},
 }
-"""What else it sets for the optimizers of fisherlab: T_FIM, T_INV and the moving average."""
+"""What else it sets for the optimizers of fisherlab: T_FIM, T_INV, the moving average, and no KL-clip."""
 
 _NO_NORMS: Mapping[str, Any] = {"lr": 0.3, "damping": (1e-5, 1.0), "warm_up": 100}
 _TUNED: Mapping[str, Mapping[str, Any]] = {

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fisherlab.errors import NumericalError
 from fisherlab.linalg.lowrank import find_range
 from fisherlab.linalg.numerics import symmetric_eigenvalues, symmetric_eigh
 
@@ -64,3 +65,22 @@ def test_the_global_random_state_is_not_touched():
     before = torch.get_rng_state()
     find_range(matrix(40))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_eigenvectors_that_come_out_as_nan_are_made_in_float64(monkeypatch):
+    """LAPACK says nothing of it, which it does for some singular matrices in float32."""
+    A = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    A = A @ A.T
+    real = torch.linalg.eigh
+
+    def broken(matrix, *rest):
+        values, vectors = real(matrix, *rest)
+        return values, vectors if matrix.dtype == torch.float64 else vectors * float("nan")
+
+    monkeypatch.setattr(torch.linalg, "eigh", broken)
+    values, vectors = symmetric_eigh(A)
+    assert values.dtype == vectors.dtype == torch.float32
+    torch.testing.assert_close((vectors * values) @ vectors.T, A)
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (matrix[0], matrix * float("nan")))
+    with pytest.raises(NumericalError, match="did not converge"):
+        symmetric_eigh(A)

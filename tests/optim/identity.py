@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from fisherlab.optim import NaturalGradient
 
-EXACT = {"momentum": 0.0, "weight_decay": 0.0, "rate_damping": 0.0, "rate": "layerwise"}
+EXACT = {"momentum": 0.0, "weight_decay": 0.0, "rate_damping": 0.0, "rate": "layerwise", "kl_clip": None}
 
 
 def assert_identity(

@@ -32,6 +32,7 @@ class Options:
     rate: str | None = None
     rate_damping: float = 1e-3
     max_rate: float | None = None
+    kl_clip: float = np.inf
     loss_reduction: str = "mean"  # or "sum"
     last: str = "identity"  # or "categorical"
     other_lr: float | None = None  # None: lr
@@ -50,7 +51,8 @@ def trajectory(
         ∇  = mean of V_n over the batch with the data's labels; G = ∇ (+ wd W if coupled)
         D  = preconditioned G             (momentum_on="gradient": of m ← τ m + G)
         α  = ⟨D, ∇⟩ / ((1/N) Σ_n ⟨D, V_n⟩² + μ), at most max_rate; 1 if fixed
-        ζ  = −lr α D                      (momentum_on="update": m ← τ m + ζ, and m is the step)
+        c  = min(1, √(κ / Σ_blocks lr² |α| ⟨D, G⟩)), with the G that D is made of
+        ζ  = −lr α c D                    (momentum_on="update": m ← τ m + ζ, and m is the step)
         W ← W + ζ or m (− lr wd W if decoupled, W as before the step, lr without α)
 
     Choices where the source is silent:
@@ -76,11 +78,15 @@ def trajectory(
         labels = y if o.drawn is None or method == "ngplus" else o.drawn[k]
         learn(network, curvature, k, x, labels, o)
         gradients = network.backward(x, y)
+        plans = {
+            name: plan(rule, network.parameters[name].W, gradients[name], momenta[name], layerwise, o)
+            for name, rule in curvature.items()
+        }
+        length = sum((factor * o.lr) ** 2 * abs((alpha_D * G).sum()) for alpha_D, G in plans.values())
+        clip = min(1.0, float(np.sqrt(o.kl_clip / length))) if length > 0 else 1.0
         for name, layer in network.parameters.items():
             if name in curvature:
-                zeta = step(
-                    curvature[name], layer.W, gradients[name], momenta[name], factor * o.lr, layerwise, o
-                )
+                zeta = step(clip * plans[name][0], momenta[name], factor * o.lr, o)
                 decayed = factor * o.lr * o.weight_decay if o.weight_decay_mode == "decoupled" else 0.0
                 layer.W = layer.W + zeta - decayed * layer.W
             else:
@@ -104,18 +110,22 @@ def learn(
             curvature[name].invert(record)
 
 
-def step(rule: "Curvature", W: Array, V: Array, m: Array, lr: float, layerwise: bool, o: Options) -> Array:
-    """What is added to W, decoupled decay apart; V [n, m, d] are the gradients of the samples; changes m."""
+def plan(rule: "Curvature", W: Array, V: Array, m: Array, layerwise: bool, o: Options) -> tuple[Array, Array]:
+    """α D and the G that D is made of; V [n, m, d]: gradients of the samples; changes m if it is in G."""
     gradient = mean_gradient(V, o)
     G = gradient + o.weight_decay * W if o.weight_decay_mode == "coupled" else gradient
     if o.momentum_on == "gradient":
         m[:] = o.momentum * m + G
         G = m
     D = rule.direction(G)
-    zeta = -lr * (layer_rate(D, gradient, V, o) if layerwise else 1.0) * D
+    return (layer_rate(D, gradient, V, o) if layerwise else 1.0) * D, G
+
+
+def step(alpha_D: Array, m: Array, lr: float, o: Options) -> Array:
+    """What is added to W, decoupled decay apart; changes m where that is of the updates."""
     if o.momentum_on == "gradient":
-        return zeta
-    m[:] = o.momentum * m + zeta
+        return -lr * alpha_D
+    m[:] = o.momentum * m - lr * alpha_D
     return m
 
 

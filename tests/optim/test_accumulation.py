@@ -85,7 +85,8 @@ def test_ekfacs_basis_of_the_first_micro_batch_by_hand():
     model = nn.Linear(4, 3, bias=False).double()
     W = model.weight.detach().clone()
     x, y = torch.randn(SAMPLES, 4, dtype=torch.float64), torch.arange(SAMPLES) % 3
-    optimizer = EKFAC(model, lr=1.0, momentum=0.0, weight_decay=0.0, damping=0.1, source="empirical")
+    plain = {"momentum": 0.0, "weight_decay": 0.0, "kl_clip": None}
+    optimizer = EKFAC(model, lr=1.0, damping=0.1, source="empirical", **plain)
     accumulate(model, optimizer, (x, y), (5, 7))
     g = torch.softmax(x @ W.T, -1) - nn.functional.one_hot(y, 3)
     U_A = torch.linalg.eigh(x[:5].T @ x[:5]).eigenvectors
@@ -129,9 +130,8 @@ def test_the_layerwise_rate_by_hand(sizes, rate_samples, kept, reduction):
     model = nn.Linear(4, 3, bias=False).double()
     W = model.weight.detach().clone()
     x, y = torch.randn(SAMPLES, 4, dtype=torch.float64), torch.arange(SAMPLES) % 3
-    optimizer = LNGD(
-        model, momentum=0.0, weight_decay=0.0, rate_samples=rate_samples, loss_reduction=reduction
-    )
+    plain = {"momentum": 0.0, "weight_decay": 0.0, "kl_clip": None}
+    optimizer = LNGD(model, rate_samples=rate_samples, loss_reduction=reduction, **plain)
     accumulate(model, optimizer, (x, y), sizes, reduction)
     torch.testing.assert_close(model.weight.detach(), by_hand(W, x, y, kept))
 

@@ -80,7 +80,7 @@ def test_clipping_by_norm_by_hand(rule, reduction):
 def test_a_fixed_rate_takes_the_gradient_as_it_is(method, clip):
     """D is linear in it: the step equals D of the clipped gradient, from the statistics of the loss."""
     [batch] = batches("mlp")
-    plain = {"momentum": 0.0, "weight_decay": 0.0}
+    plain = {"momentum": 0.0, "weight_decay": 0.0, "kl_clip": None}
     model, other = network("mlp"), network("mlp")
     before = weights(model)
     optimizer, preconditioned = METHODS[method](model, **plain), METHODS[method](other, **plain)

@@ -33,13 +33,15 @@ COMMON = {
     "batch_dim": 0,
     "seed": 0,
 }
-LOSS = COMMON | {"lr": 0.03, "damping": 0.03, "rate": "fixed", "source": None}
+LOSS = COMMON | {"lr": 0.03, "damping": 0.03, "rate": "fixed", "source": None, "kl_clip": 1e-3}
 OPTIONS: dict[type, dict[str, Any]] = {
     LNGD: COMMON
     | {"lr": 0.1, "damping": (1e-5, 1e-2), "rate": "layerwise", "source": "layerwise"}
-    | {"sampling": "expected", "activations": None, "last": "identity"},
-    **dict.fromkeys((KFAC, EKFAC, TKFAC, NGPlus), LOSS),
-    NaturalGradient: LOSS | {"approximation": None, "source": "predictive", "activations": None},
+    | {"sampling": "expected", "activations": None, "last": "identity", "kl_clip": 1e-2},
+    **dict.fromkeys((KFAC, EKFAC, TKFAC), LOSS),
+    NGPlus: LOSS | {"kl_clip": 0.1},
+    NaturalGradient: LOSS
+    | {"approximation": None, "source": "predictive", "activations": None, "kl_clip": None},
 }
 
 

@@ -13,7 +13,7 @@ from fisherlab.damping import Clip, Constant, Pi, Shift
 from fisherlab.errors import InputError, InputTypeError
 from fisherlab.optim import EKFAC, KFAC, LNGD, Preconditioner
 
-PLAIN = {"weight_decay": 0.0, "statistics_every": 2, "inverse_every": 3}
+PLAIN = {"weight_decay": 0.0, "statistics_every": 2, "inverse_every": 3, "kl_clip": None}
 COLUMNS = [
     "layer",
     "rate",

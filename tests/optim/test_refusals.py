@@ -34,6 +34,8 @@ SETTINGS = {
     "inverse_every must be a whole number, not 2.0": {"inverse_every": 2.0},
     "rate_samples must be at least 1, not -3": {"rate_samples": -3},
     "statistics_every must be a whole number, not True": {"statistics_every": True},
+    "kl_clip must be above 0, not 0": {"kl_clip": 0},
+    "kl_clip must be above 0, not nan": {"kl_clip": float("nan")},
     "unknown rate 'layer-wise'; did you mean layerwise": {"rate": "layer-wise"},
     "unknown momentum_on 'updates'; did you mean update": {"momentum_on": "updates"},
     "unknown loss_reduction 'none'": {"loss_reduction": "none"},

@@ -16,7 +16,7 @@ from fisherlab import optim
 from fisherlab.figures.quadratic import Quadratic
 from fisherlab.figures.two_layers import TwoLayers
 
-LAYERWISE = {"momentum": 0.0, "weight_decay": 0.0, "rate": "layerwise", "rate_damping": 0.0}
+LAYERWISE = {"momentum": 0.0, "weight_decay": 0.0, "rate": "layerwise", "rate_damping": 0.0, "kl_clip": None}
 
 
 # --- theorem 1 ------------------------------------------------------------------------------------

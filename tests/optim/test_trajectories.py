@@ -107,7 +107,8 @@ def trained(
     case: Case, method: str, source: str | None, options: dict[str, object]
 ) -> tuple[list[dict[str, Array]], list[Array]]:
     """Weights after each step of fisherlab's optimizer, and the labels of each step's statistics."""
-    settings = {"statistics_every": 1, "inverse_every": 1} | FIXED.get(method, {}) | options
+    plain = {"statistics_every": 1, "inverse_every": 1, "kl_clip": None}
+    settings = plain | FIXED.get(method, {}) | options
     if source is not None:
         settings["source"] = source
     schedule = settings.pop("schedule", None)
@@ -191,6 +192,14 @@ COMMON = {
         "max_rate": 0.5,
     },
     "rate's damping": {"rate": "layerwise", "rate_damping": 0.5},
+    "KL-clip": {"kl_clip": 1e-4},
+    "KL-clip, coupled, on the gradient": {
+        "kl_clip": 1e-4,
+        "weight_decay": 0.2,
+        "weight_decay_mode": "coupled",
+        "momentum_on": "gradient",
+    },
+    "KL-clip of layer-wise rates": {"rate": "layerwise", "kl_clip": 1e-4},
 }
 DAMPINGS = {
     "pair": {"damping": (0.3, 1.0)},
@@ -254,6 +263,7 @@ def values(**choices: list[object]) -> st.SearchStrategy[dict[str, object]]:
         inverse_every=[2, 3],
         rate_damping=[0.0, 0.1],
         max_rate=[0.2],
+        kl_clip=[1e-5, 1e-3],
         loss_reduction=["sum"],
         other_lr=[0.03],
         schedule=[SCHEDULE],

@@ -1,3 +1,4 @@
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -94,7 +95,11 @@ def test_the_recipe_is_the_protocol_of_the_paper_and_options_overrule_it():
     lngd = TrainConfig(**with_recipe("paper-cifar10", {}))
     assert (lngd.model, lngd.batch, lngd.epochs) == ("cifar-resnet18", 256, 200)
     assert (lngd.schedule, lngd.step_every, lngd.augment) == ("step", 40.0, ("crop", "flip"))
-    assert (lngd.statistics_every, lngd.inverse_every, lngd.options) == (100, 100, {"decay": 0.95})
+    assert (lngd.statistics_every, lngd.inverse_every, lngd.options) == (
+        100,
+        100,
+        {"decay": 0.95, "kl_clip": math.inf},
+    )
     adam = TrainConfig(**with_recipe("paper-cifar10", {"optimizer": "adam", "epochs": 3}))
     assert (adam.momentum, adam.weight_decay, adam.statistics_every, adam.epochs) == (None, 0.004, None, 3)
     assert replace(lngd, device="cpu").resolved().momentum == 0.9
