@@ -22,10 +22,11 @@ from fisherlab.comparison.targets import (
     layerwise_statistics,
     main_statistics,
     main_target,
+    remembered_bytes,
 )
 from fisherlab.exact.fisher import gram_block
 from fisherlab.exact.plans import BlockPlan
-from fisherlab.likelihoods.labels import LAYERWISE, LAYERWISE_COLUMNS
+from fisherlab.likelihoods.labels import LAYERWISE, LabelKind
 from fisherlab.linalg.numerics import eigenvectors_kept
 from fisherlab.operators import blocks_of
 from fisherlab.statistics import PassRequest, SplitSums, gather
@@ -136,7 +137,8 @@ class Experiment:
         columns = sum(self.collector.sizes.label_columns_of(kind, name) for kind in work.kinds)
         samples = min(work.keep, self.collector.batches.count() or work.keep)
         kept = size * samples * self.collector.sizes.numbers(name, columns)
-        return kept if work.lazy else kept + 3 * 8 * work.numbers(view)
+        left_out = 2 * remembered_bytes(sum(s.numbers(view) for s in work.statistics))  # of two targets
+        return kept + left_out + (0 if work.lazy else 3 * 8 * work.numbers(view))
 
     def _work(self, name: str) -> PassRequest:
         if name not in self._works:
@@ -174,16 +176,21 @@ class Experiment:
             base.bases,
             samples=plan.samples,
             keep=(plan.samples or 0) if lazy else self._kept(task),
-            keep_kinds=frozenset({plan.kind, *([LAYERWISE] if layerwise else [])}),
+            keep_kinds=self._kept_kinds(task),
             lazy=lazy,
         )
 
+    def _kept_kinds(self, task: LayerTask) -> frozenset[LabelKind]:
+        """The labels of the target's terms, and of the methods: these are fitted again without some samples."""
+        methods = [] if self.statistics is not None and not task.view.vector else task.asked
+        used = layer_work(task.view, methods, task.plan.kind).statistics
+        target = [LAYERWISE] if task.aims_at_layerwise and not task.why_no_layerwise else []
+        return frozenset({task.plan.kind, *target, *(LabelKind(s.kind) for s in used if s.kind is not None)})
+
     def _kept(self, task: LayerTask) -> int:
         """How many samples are kept for standard errors and the coupling."""
-        view, plan = task.view, task.plan
-        columns = self.collector.sizes.label_columns_of(plan.kind.with_columns, view.name)
-        if task.aims_at_layerwise:
-            columns += self.collector.sizes.label_columns_of(LAYERWISE_COLUMNS, view.name)
+        view, sizes = task.view, self.collector.sizes
+        columns = sum(sizes.label_columns_of(k.with_columns, view.name) for k in self._kept_kinds(task))
         numbers = self.collector.sizes.numbers(view.name, columns)
         return max(_LEAST_KEPT, min(_MOST_KEPT, _KEPT_BYTES // (8 * numbers)))
 
