@@ -205,7 +205,7 @@ def direction(
 
 def exact_steps(F: LinearOperator, gradient: Tensor, dampings: Sequence[float]) -> list[Tensor]:
     """(F + λI)⁻¹ ∇h [m, d] for each damping."""
-    gradient = real_tensor("the gradient", gradient)
+    gradient, F = real_tensor("the gradient", gradient), _operator(F)
     if gradient.shape != (F.outputs, F.inputs):
         raise InputError(
             f"the gradient has shape {list(gradient.shape)}; the block's is [{F.outputs}, {F.inputs}]"
@@ -236,7 +236,8 @@ def spectrum(F: LinearOperator, damping: float = 0.0) -> Spectrum:
         NotSupportedError: where the block is too large for an eigendecomposition here.
     """
     damping = finite("the damping of a spectrum", damping)
-    for block in blocks_of(_operator(F)):
+    F = _operator(F)
+    for block in blocks_of(F):
         if not isinstance(block, GramOperator):
             _check_dense(block)
     values = F.eigenvalues().double()
@@ -373,14 +374,16 @@ def _gram_preconditioned(F: GramOperator, approximation: LinearOperator, damping
 
 
 def _pair(F: LinearOperator, approximation: LinearOperator) -> tuple[LinearOperator, LinearOperator]:
-    """Two operators of one size, in the wider of their dtypes."""
-    _operator(F).check_same_size(approximation)
-    return F.widened(approximation.dtype), approximation.widened(F.dtype)
+    """Two operators of one size, in the wider of their dtypes, and in float32 at least."""
+    F = _operator(F)
+    F.check_same_size(approximation)
+    F = F.widened(approximation.dtype)
+    return F, approximation.widened(F.dtype)
 
 
 def _operator(F: LinearOperator) -> LinearOperator:
     if isinstance(F, LinearOperator):
-        return F
+        return F.widened(torch.float32)  # of a half type no matrix can be factored
     one = "; take that of one layer" if isinstance(F, Mapping) else "; make a DenseOperator of a matrix"
     raise InputTypeError(f"a metric is of operators, not of a {type(F).__name__}{one}")
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple, TypeVar
 
@@ -183,7 +183,8 @@ class LayerTask:
     def _layerwise_targets(self, main: Target, gathered: SplitSums) -> Iterator[Target]:
         wanted = self.aims_at_layerwise and main.name != LAYERWISE
         if wanted and not self.why_no_layerwise:
-            yield layerwise_target(self.view, gathered, self.memory, self.identity)
+            target = layerwise_target(self.view, gathered, self.memory, self.identity)
+            yield replace(target, notes=[self.plan.remark] if self.plan.remark else [])
 
     def _fitted(self, main: Target, method: Approximation, gathered: SplitSums) -> Fitted:
         """The method's operator on all samples; if it is asked for, also on the two halves."""

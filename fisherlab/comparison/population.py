@@ -37,6 +37,8 @@ LEAST_SAMPLES = 8  # a choice: four in each half, from which a variance can be t
 # Of each half, fewer where it has fewer samples. A choice: from 16 groups in all a standard error is known to
 # 1/√(2·15) = 18 %, and each more costs a fit of every method.
 GROUPS = 8
+_MOST_LOST = 1e-3  # of a sum: a choice, far below the standard errors
+_LEAST_LEFT = 0.1  # of ‖F‖² without a sixteenth of the samples, for a standard error to be one: a choice
 
 
 class PopulationError(NamedTuple):
@@ -124,6 +126,7 @@ class PopulationEstimate:
         overlaps: ⟨Σ_n F_n, Σ_n' F_n'⟩ over two groups, for each pair of `paired`.
         terms: from an operator G and a group to ⟨Σ_n F_n, G⟩.
         without: F on a half without groups of it; of a Gram operator it is not made.
+        rounding: the relative error of the sums.
     """
 
     exact: LinearOperator
@@ -135,12 +138,19 @@ class PopulationEstimate:
     overlaps: Mapping[tuple[int, int], float]
     terms: Callable[[LinearOperator, Group], float]
     without: Refit
+    rounding: float
 
     def __post_init__(self) -> None:
         """The parts that do not depend on the approximation."""
         self.samples = sum(self.counts)
         squared = float(self.exact.frobenius_norm()) ** 2
         self._pairs = self.samples**2 * squared - self.self_products
+
+    @property
+    def lost(self) -> bool:
+        """Whether what is left of ‖F‖² without the products of samples with themselves is rounding."""
+        enough = self.samples >= LEAST_SAMPLES and self.self_products > 0
+        return enough and self.self_products * self.rounding > _MOST_LOST * abs(self._pairs)
 
     def error(self, fits: Sequence[LinearOperator], refit: Refit | None) -> PopulationError:
         """The population error of an approximation fitted on each half.
@@ -154,15 +164,21 @@ class PopulationEstimate:
             return PopulationError(None, None, f"population error needs at least {LEAST_SAMPLES} samples")
         if self.self_products == 0:
             return PopulationError(None, None, "population error: the block is zero")
+        if self.lost:
+            return PopulationError(None, None, "population error: few samples make up the block to rounding")
         products = [self.quadratics(fits[1 - h], h) for h in (0, 1)] if self.groups else None
         found = [self._fit(fit, h, products) for h, fit in enumerate(fits)]
         error = self._error(found, (), {})
         if error is None or error < 0:
             return PopulationError(None, None, "population error: the estimate is negative; use more samples")
-        if products is None or refit is None:
-            return PopulationError(error, None)
+        if products is None:
+            return PopulationError(error, None, "no standard error: no terms of single samples are kept")
+        if refit is None:
+            return PopulationError(error, None, "no standard error: its fits would take too long")
         left = [float(products[group.half][group.places].sum()) for group in self.groups]
-        return PopulationError(error, self._standard_error(error, found, left, refit))
+        standard_error = self._standard_error(error, found, left, refit)
+        note = "" if standard_error is not None else "no standard error: few samples make up the block"
+        return PopulationError(error, standard_error, note)
 
     def _fit(self, fit: LinearOperator, half: int, products: Sequence[Tensor] | None = None) -> _Fit:
         """What an F̂ of a half gives; ⟨F_n, F̂⟩ of the samples of the other half may be known."""
@@ -172,7 +188,7 @@ class PopulationEstimate:
         return _Fit(fit, float(self.halves[other].inner(fit)), squared)
 
     def _error(self, fits: Sequence[_Fit], out: Sequence[int], left: Mapping[int, float]) -> float | None:
-        """The error without some groups, negative for a negative square; None where ‖F‖² is not positive.
+        """The error without some groups, negative for a negative square; None where ‖F‖² is gone.
 
         Args:
             fits: F̂ of the two halves without them.
@@ -190,7 +206,8 @@ class PopulationEstimate:
         n = sum(counts)
         norm = pairs / (n * (n - 1))
         cross = sum(product / count for product, count in zip(products, counts, strict=True))
-        if not norm > 0:
+        least = _LEAST_LEFT * self._pairs / (self.samples * (self.samples - 1)) if out else 0.0
+        if not norm > least:
             return None
         squared = (norm - cross + 0.5 * (fits[0].squared + fits[1].squared)) / norm
         return math.copysign(abs(squared) ** 0.5, squared)

@@ -80,14 +80,14 @@ def main_target(view: LayerView, plan: BlockPlan, gathered: SplitSums, memory: i
     blocks = [make(sums) for sums in gathered.each]
     halves = None
     if gathered.halves and gathered.kept is not None:
-        kept = _Kept(gathered, gathered.kept)
+        kept, dtype = _Kept(gathered, gathered.kept), gathered.kept.a.dtype
         gram = plan.method == "gram"
         quadratics = partial(_gram_quadratics, blocks) if gram else partial(_quadratics, kept, plan.kind)
         squared = partial(_gram_squared, plan.kind)
         terms = partial(_term, plan.kind)
         norms = _norms(sample_norms, kept.all, plan.kind)
         total = _total(norms, gathered, _self_products(plan))
-        halves = _halves(blocks, gathered, total, kept, norms, quadratics, squared, terms, make)
+        halves = _halves(blocks, gathered, total, kept, norms, quadratics, squared, terms, make, dtype)
     return Target(
         str(plan.kind.target),
         blocks[0],
@@ -215,10 +215,11 @@ def layerwise_target(view: LayerView, gathered: SplitSums, memory: int, identity
         known = gathered.kept if lazy else few  # of all samples, where the sum over all needs them anyway
         norms = None if known is None else _norms(of, known.double(), LAYERWISE)
         kept = None if few is None else _Kept(gathered, few)
+        dtype = torch.float64 if gathered.kept is None else gathered.kept.a.dtype
         total = _total(norms, gathered, self_products)
         quadratics = partial(_layerwise_quadratics, kept)
         terms = _layerwise_term
-        halves = _halves(blocks, gathered, total, kept, norms, quadratics, squared, terms, make)
+        halves = _halves(blocks, gathered, total, kept, norms, quadratics, squared, terms, make, dtype)
     return Target(str(LAYERWISE), blocks[0], _gradient(gathered), halves, memory)
 
 
@@ -278,6 +279,7 @@ def _halves(
     squared: Callable[[LayerBatch], float],
     terms: Callable[[LinearOperator, LayerBatch], float],
     make: Callable[[LayerSums], LinearOperator],
+    dtype: torch.dtype,
 ) -> PopulationEstimate:
     """The blocks with what the jackknife leaves out of them; without samples kept it leaves out nothing.
 
@@ -291,6 +293,7 @@ def _halves(
         squared: ‖Σ F_n‖² of samples.
         terms: ⟨Σ F_n, G⟩ of samples.
         make: a block from sums.
+        dtype: of the products that were summed; of samples that are kept they are in float64.
     """
     groups, overlaps = [], {}
     if kept is not None and norms is not None:
@@ -312,6 +315,7 @@ def _halves(
         overlaps=overlaps,
         terms=lambda operator, group: terms(operator, group.sums.batch),
         without=lambda out: make(left_out(gathered.halves, out)),
+        rounding=torch.finfo(torch.float64 if isinstance(gathered.all, KeptSums) else dtype).eps,
     )
 
 
