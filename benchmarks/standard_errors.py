@@ -109,7 +109,7 @@ def _train(model: nn.Module, inputs: Tensor, targets: Tensor, steps: int) -> Non
 
 
 def resampled(case: Case, resamples: int, methods: Sequence[str]) -> pd.DataFrame:
-    """The population errors on disjoint random samples, as a comparison makes them, and nothing else of it."""
+    """The population errors on disjoint random samples, as a comparison makes them, and nothing else."""
     order = torch.randperm(len(case.inputs), generator=torch.Generator().manual_seed(2))
     rows = []
     for start in range(0, resamples * case.samples, case.samples):
