@@ -13,6 +13,7 @@ from fisherlab.approximations import (
     Diagonal,
     NearestKronecker,
     Statistics,
+    basis_of,
     build_from_block,
     build_operator,
     why_not_built,
@@ -192,17 +193,20 @@ class LayerTask:
         kind, halves = method.label_kind(self.plan.kind), main.halves
         wanted = method in self.asked
         refit: Refit | None = None
+        small = view.size <= _LARGEST_REFITTED
         if self.statistics is not None and not view.vector and not method.from_exact:
             operators = [self.statistics.build_layer(method, view.name)]
         elif method.from_exact:
             blocks = [main.exact, *(halves.halves if wanted and halves else [])]
             operators = [build_from_block(method, block) for block in blocks]
-            if halves and view.size <= _LARGEST_REFITTED and self.plan.method != "gram":
+            if halves and small and self.plan.method != "gram":
                 refit = partial(_from_block_without, method, halves)
         else:
             sums = gathered.each if wanted else (gathered.all,)
             operators = [build_operator(method, view, one, kind) for one in sums]
             refit = partial(_refitted, method, view, gathered.halves, kind)
+            if method.two_pass and halves and kind == self.plan.kind and view.groups == 1 and small:
+                refit = partial(_rotated_again, method, view, gathered.halves, kind, halves)
         return Fitted(operators[0], operators[1:], refit, time.perf_counter() - started)
 
     def _scaled_error(
@@ -225,6 +229,23 @@ def _refitted(
 ) -> LinearOperator:
     """A method fitted on a half without groups of it."""
     return build_operator(method, view, left_out(halves, out), kind)
+
+
+def _rotated_again(
+    method: Approximation,
+    view: LayerView,
+    sums: Sequence[LayerSums],
+    kind: str,
+    halves: PopulationEstimate,
+    out: Sequence[Group],
+) -> LinearOperator:
+    """The same of one with second moments: in the basis of the rest, from the exact block of the half."""
+    rest, half = left_out(sums, out), out[0].half
+    rest.bases = {method.name: basis_of(method, view, kind, rest)}
+    rotated = rest.rotated(method.name, kind)
+    total = halves.halves[half].diagonal_in_basis(*rest.bases[method.name]) * halves.counts[half]
+    rest.values[rotated.key] = total - sum(rotated(group.sums.batch) for group in out)
+    return build_operator(method, view, rest, kind)
 
 
 def _from_block_without(

@@ -217,7 +217,7 @@ class KeptSums(LayerSums):
 class LeftOut(LayerSums):
     """Sums over samples without a few of them, which are kept: each a difference of two.
 
-    Second moments stay in the basis of all the samples; in that of the rest they would need another pass.
+    Second moments are in the basis of all the samples; those in that of the rest would need another pass.
     """
 
     def __init__(self, sums: LayerSums, left: LayerSums) -> None:
@@ -225,7 +225,9 @@ class LeftOut(LayerSums):
         self._sums, self._left = sums, left
 
     def sum(self, statistic: Statistic) -> Tensor:
-        """The sum over the samples that stay."""
+        """The sum over the samples that stay; one that is known is not made."""
+        if statistic.key in self.values:
+            return self.values[statistic.key]
         return self._sums.sum(statistic) - self._left.sum(statistic)
 
     def has(self, statistic: Statistic) -> bool:
