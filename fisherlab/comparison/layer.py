@@ -199,7 +199,7 @@ class LayerTask:
         elif method.from_exact:
             blocks = [main.exact, *(halves.halves if wanted and halves else [])]
             operators = [build_from_block(method, block) for block in blocks]
-            if halves and small and self.plan.method != "gram":
+            if halves and small:
                 refit = partial(_from_block_without, method, halves)
         else:
             sums = gathered.each if wanted else (gathered.all,)

@@ -125,7 +125,7 @@ class PopulationEstimate:
             error.
         overlaps: ⟨Σ_n F_n, Σ_n' F_n'⟩ over two groups, for each pair of `paired`.
         terms: from an operator G and a group to ⟨Σ_n F_n, G⟩.
-        without: F on a half without groups of it; of a Gram operator it is not made.
+        without: F on a half without groups of it.
         rounding: the relative error of the sums.
     """
 

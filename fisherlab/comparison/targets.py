@@ -166,6 +166,17 @@ def left_out(halves: Sequence[LayerSums], out: Sequence[Group]) -> LayerSums:
     return sums
 
 
+def _stays(halves: Sequence[LayerSums], out: Sequence[Group]) -> LayerSums:
+    """The same, of samples that are kept by these samples alone."""
+    half = halves[out[0].half]
+    if not isinstance(half, KeptSums):
+        return left_out(halves, out)
+    stays = torch.ones(half.samples, dtype=torch.bool, device="cpu")
+    for group in out:
+        stays[group.places] = False
+    return KeptSums(half.batch.at(stays.nonzero().squeeze(1)))
+
+
 def remembered_bytes(numbers: int) -> int:
     """What the groups of a jackknife remember of sums with so many numbers in all."""
     return 8 * min(2 * GROUPS * numbers, _MOST_REMEMBERED)
@@ -314,7 +325,7 @@ def _halves(
         groups=groups,
         overlaps=overlaps,
         terms=lambda operator, group: terms(operator, group.sums.batch),
-        without=lambda out: make(left_out(gathered.halves, out)),
+        without=lambda out: make(_stays(gathered.halves, out)),
         rounding=torch.finfo(torch.float64 if isinstance(gathered.all, KeptSums) else dtype).eps,
     )
 
