@@ -72,13 +72,13 @@ def check(model: nn.Module, x: Tensor, y: Tensor, likelihood: str = "categorical
     return set(narrow["note"])
 
 
-@pytest.mark.parametrize("head", [1, 30, 300, 3e3, 1e5, 1e8])
+@pytest.mark.parametrize("head", [1, 300, 1e5, 1e8])
 def test_however_sure_a_softmax_is(head):
     model, x = network(head), samples()
     check(model, x, model(x).argmax(1))
 
 
-@pytest.mark.parametrize("head", [1, 300, 1e4])
+@pytest.mark.parametrize("head", [300, 1e4])
 def test_however_sure_bernoullis_are(head):
     model, x = network(head), samples()
     check(model, x, (model(x) > 0).float(), "bernoulli")
@@ -122,7 +122,7 @@ def test_ordinary_networks_are_done_once():
     assert not any("computed in" in note for note in notes)
 
 
-def test_without_a_copy_the_numbers_are_empty_and_the_note_says_why(monkeypatch, tmp_path):
+def test_without_a_copy_the_numbers_are_empty_and_the_note_says_why(monkeypatch):
     monkeypatch.setattr("fisherlab.comparison.run.widened", lambda *_: None)
     found = compared(network(1e-25), samples(), torch.randn(64, 3), "gaussian")
     own = found.records[found.records["layer"] == "0"]
@@ -130,7 +130,15 @@ def test_without_a_copy_the_numbers_are_empty_and_the_note_says_why(monkeypatch,
     assert own["note"].str.contains("whose products float32 does not hold").all()
     assert found.records[found.records["layer"] == "4"]["trace_exact"].notna().all()
     assert found.coupling.set_index(["layer", "other"])["coupling"]["0"].isna().all()
-    found.save(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_layer_without_numbers_stands_on_the_page(monkeypatch, tmp_path):
+    monkeypatch.setattr("fisherlab.comparison.run.widened", lambda *_: None)
+    found = compared(network(1e-25), samples(), torch.randn(64, 3), "gaussian")
+    assert (
+        "whose products float32 does not hold" in (found.save(tmp_path / "run") / "report.html").read_text()
+    )
 
 
 def test_drawn_labels_are_the_same_in_float64():
