@@ -219,7 +219,7 @@ def direction(F: Block, approximation: Block, gradient: Tensor, damping: Positiv
 @checked
 def exact_steps(F: Block, gradient: Tensor, dampings: Sequence[Positive]) -> list[Tensor]:
     """(F + λI)⁻¹ ∇h [m, d] for each damping."""
-    gradient = real_tensor("the gradient", gradient)
+    gradient, F = real_tensor("the gradient", gradient), _widened(F)
     if gradient.shape != (F.outputs, F.inputs):
         raise InputError(
             f"the gradient has shape {list(gradient.shape)}; the block's is [{F.outputs}, {F.inputs}]"
@@ -248,6 +248,7 @@ def spectrum(F: Block, damping: Finite = 0.0) -> Spectrum:
     Raises:
         NotSupportedError: where the block is too large for an eigendecomposition here.
     """
+    F = _widened(F)
     for block in blocks_of(F):
         if not isinstance(block, GramOperator):
             _check_dense(block)
@@ -387,9 +388,14 @@ def _gram_preconditioned(F: GramOperator, approximation: LinearOperator, damping
 
 
 def _pair(F: LinearOperator, approximation: LinearOperator) -> tuple[LinearOperator, LinearOperator]:
-    """Two operators of one size, in the wider of their dtypes."""
+    """Two operators of one size, in the wider of their dtypes, and in float32 at least."""
     F.check_same_size(approximation)
-    return F.widened(approximation.dtype), approximation.widened(F.dtype)
+    F = _widened(F).widened(approximation.dtype)
+    return F, approximation.widened(F.dtype)
+
+
+def _widened(F: LinearOperator) -> LinearOperator:
+    return F.widened(torch.float32)  # of a half type no matrix can be factored
 
 
 def _norm(F: LinearOperator) -> float:

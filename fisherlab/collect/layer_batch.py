@@ -100,6 +100,10 @@ class LayerBatch:
             return self
         return self._select(slice(0, max(0, samples - self.start)))
 
+    def at(self, places: Tensor) -> "LayerBatch":
+        """The samples at these places of the batch."""
+        return self._select(places.to(self.a.device))
+
     def copied(self, kinds: Iterable[str]) -> "LayerBatch":
         """A copy of its own, with these kinds of g."""
         g = {kind: self.g[kind].clone(memory_format=torch.contiguous_format) for kind in kinds}

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple, TypeVar
 
@@ -13,24 +13,32 @@ from fisherlab.approximations import (
     Diagonal,
     NearestKronecker,
     Statistics,
+    basis_of,
     build_from_block,
     build_operator,
     why_not_built,
 )
 from fisherlab.comparison.measure import Row, Target, measure
+from fisherlab.comparison.population import Group, PopulationEstimate, Refit
 from fisherlab.comparison.result import LayerResult
-from fisherlab.comparison.targets import layerwise_bytes, layerwise_operations, layerwise_target
+from fisherlab.comparison.targets import (
+    layerwise_bytes,
+    layerwise_operations,
+    layerwise_target,
+    left_out,
+)
 from fisherlab.errors import FisherlabError, bytes_text
 from fisherlab.exact.plans import BlockPlan
 from fisherlab.layers import LayerView
 from fisherlab.likelihoods.labels import LAYERWISE
 from fisherlab.metrics import spectrum
 from fisherlab.operators import LinearOperator
-from fisherlab.statistics import SplitSums
+from fisherlab.statistics import LayerSums, SplitSums
 
 T = TypeVar("T")
 
 _LARGEST_DRAWN = 4096  # size of a block that pictures are drawn of, as large as spectra are made of
+_LARGEST_REFITTED = 1024  # size of a block of which what is made from it is made again and again: a choice
 _LAYERWISE_OPERATIONS = 2e12  # derived: twenty seconds a layer at 10¹¹ operations a second
 WATERFALL = ("nearest-kronecker", "kfac", "lngd-lr", "lngd")
 """The steps from the nearest Kronecker product to LNGD, measured whatever was asked for."""
@@ -42,11 +50,13 @@ class Fitted(NamedTuple):
     Attributes:
         all: fitted on all samples.
         halves: fitted on each half, for the population error; none where it is not computed.
+        refit: fits it on a half without some of its samples; None where that would take too long.
         seconds: for all of them.
     """
 
     all: LinearOperator
     halves: Sequence[LinearOperator]
+    refit: Refit | None
     seconds: float
 
 
@@ -155,7 +165,12 @@ class LayerTask:
         for target in (main, *layerwise.values()) if method.layerwise else (main,):
             spectra = self.spectra and target is main
             measured = measure(
-                target, fitted.all, fitted.halves or None, nearest.get(target.name), spectra=spectra
+                target,
+                fitted.all,
+                fitted.halves or None,
+                fitted.refit,
+                nearest.get(target.name),
+                spectra=spectra,
             )
             measured.values["seconds"] += fitted.seconds
             if self.statistics is not None and not (method.from_exact or self.view.vector):
@@ -169,22 +184,30 @@ class LayerTask:
     def _layerwise_targets(self, main: Target, gathered: SplitSums) -> Iterator[Target]:
         wanted = self.aims_at_layerwise and main.name != LAYERWISE
         if wanted and not self.why_no_layerwise:
-            yield layerwise_target(self.view, gathered, self.memory, self.identity)
+            target = layerwise_target(self.view, gathered, self.memory, self.identity)
+            yield replace(target, notes=[self.plan.remark] if self.plan.remark else [])
 
     def _fitted(self, main: Target, method: Approximation, gathered: SplitSums) -> Fitted:
         """The method's operator on all samples; if it is asked for, also on the two halves."""
         started, view = time.perf_counter(), self.view
         kind, halves = method.label_kind(self.plan.kind), main.halves
         wanted = method in self.asked
+        refit: Refit | None = None
+        small = view.size <= _LARGEST_REFITTED
         if self.statistics is not None and not view.vector and not method.from_exact:
             operators = [self.statistics.build_layer(method, view.name)]
         elif method.from_exact:
             blocks = [main.exact, *(halves.halves if wanted and halves else [])]
             operators = [build_from_block(method, block) for block in blocks]
+            if halves and small:
+                refit = partial(_from_block_without, method, halves)
         else:
             sums = gathered.each if wanted else (gathered.all,)
             operators = [build_operator(method, view, one, kind) for one in sums]
-        return Fitted(operators[0], operators[1:], time.perf_counter() - started)
+            refit = partial(_refitted, method, view, gathered.halves, kind)
+            if method.two_pass and halves and kind == self.plan.kind and view.groups == 1 and small:
+                refit = partial(_rotated_again, method, view, gathered.halves, kind, halves)
+        return Fitted(operators[0], operators[1:], refit, time.perf_counter() - started)
 
     def _scaled_error(
         self, result: LayerResult, main: Target, method: Approximation, fitted: Fitted
@@ -199,6 +222,37 @@ def of_vector(asked: Sequence[Approximation]) -> list[Approximation]:
     """The methods of a norm: those meant for vectors, and its block's diagonal whatever was asked for."""
     own = [method for method in asked if method.for_vectors and method.name != Diagonal.name]
     return [Diagonal(), *own]
+
+
+def _refitted(
+    method: Approximation, view: LayerView, halves: Sequence[LayerSums], kind: str, out: Sequence[Group]
+) -> LinearOperator:
+    """A method fitted on a half without groups of it."""
+    return build_operator(method, view, left_out(halves, out), kind)
+
+
+def _rotated_again(
+    method: Approximation,
+    view: LayerView,
+    sums: Sequence[LayerSums],
+    kind: str,
+    halves: PopulationEstimate,
+    out: Sequence[Group],
+) -> LinearOperator:
+    """The same of one with second moments: in the basis of the rest, from the exact block of the half."""
+    rest, half = left_out(sums, out), out[0].half
+    rest.bases = {method.name: basis_of(method, view, kind, rest)}
+    rotated = rest.rotated(method.name, kind)
+    total = halves.halves[half].diagonal_in_basis(*rest.bases[method.name]) * halves.counts[half]
+    rest.values[rotated.key] = total - sum(rotated(group.sums.batch) for group in out)
+    return build_operator(method, view, rest, kind)
+
+
+def _from_block_without(
+    method: Approximation, halves: PopulationEstimate, out: Sequence[Group]
+) -> LinearOperator:
+    """The same for one that is made from the exact block."""
+    return build_from_block(method, halves.without(out))
 
 
 def _try(compute: Callable[[], T]) -> T | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherlab import metrics
-from fisherlab.comparison.population import PopulationEstimate
+from fisherlab.comparison.population import PopulationEstimate, Refit
 from fisherlab.errors import FisherlabError, MemoryLimitError, bytes_text
 from fisherlab.operators import DenseOperator, LinearOperator, PackedOperator, blocks_of
 from fisherlab.records.columns import PLAIN
@@ -126,6 +126,7 @@ def measure(
     target: Target,
     approximation: LinearOperator,
     fits: Sequence[LinearOperator] | None,
+    refit: Refit | None,
     nearest_error: float | None,
     *,
     spectra: bool = True,
@@ -136,6 +137,7 @@ def measure(
         target: F and what belongs to it.
         approximation: F̂.
         fits: F̂ fitted on each half of the samples, for the population error.
+        refit: F̂ fitted on a half without some of its samples, for its standard error.
         nearest_error: the scaled error of the nearest Kronecker product.
         spectra: whether to compute the preconditioned spectrum.
     """
@@ -158,7 +160,7 @@ def measure(
         with _noted(notes):
             values[column] = float(getattr(metrics, column)(F, approximation))
     if target.halves is not None and fits is not None:
-        error, standard_error, note = target.halves.error(fits)
+        error, standard_error, note = target.halves.error(fits, refit)
         values["population_error"], values["population_error_se"] = error, standard_error
         notes += [note] if note else []
     sweep: list[dict[str, float]] = []

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from fisherlab.base.progress import Progress, bar
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.comparison.layer import WATERFALL, LayerTask, of_vector
-from fisherlab.comparison.measure import Target
+from fisherlab.comparison.measure import Row, Target
+from fisherlab.comparison.precision import why_noise
 from fisherlab.comparison.result import LayerResult
 from fisherlab.comparison.targets import (
     GRADIENT,
@@ -22,10 +23,11 @@ from fisherlab.comparison.targets import (
     layerwise_statistics,
     main_statistics,
     main_target,
+    remembered_bytes,
 )
 from fisherlab.exact.fisher import gram_block
 from fisherlab.exact.plans import BlockPlan
-from fisherlab.likelihoods.labels import LAYERWISE, LAYERWISE_COLUMNS
+from fisherlab.likelihoods.labels import LAYERWISE, LabelKind
 from fisherlab.linalg.numerics import eigenvectors_kept
 from fisherlab.operators import blocks_of
 from fisherlab.statistics import PassRequest, SplitSums, gather
@@ -53,6 +55,8 @@ class Experiment:
         progress: see `fisherlab.base.progress`.
         statistics: where the approximations come from; None: from the samples of the exact blocks.
         on_target: called with each layer's name and main target once it is measured.
+        noise: the layers whose numbers would be rounding in the model's type, and why; they have none.
+        coupled: how many samples the coupling takes of each kind of labels.
     """
 
     collector: Collector
@@ -64,6 +68,8 @@ class Experiment:
     progress: Progress = False
     statistics: Statistics | None = None
     on_target: Callable[[str, Target], None] | None = None
+    noise: dict[str, str] = field(default_factory=dict)
+    coupled: dict[str, int] = field(default_factory=dict)
     _grams: dict[str, Tensor] = field(default_factory=dict)
     _works: dict[str, PassRequest] = field(default_factory=dict)
     _tasks: dict[str, LayerTask] = field(default_factory=dict)
@@ -86,9 +92,38 @@ class Experiment:
             for name in names:
                 started = time.perf_counter()
                 with eigenvectors_kept():
-                    found[name] = self._layer(name, self._summed(name, gathered.pop(name)))
+                    result = self._layer(name, self._summed(name, gathered.pop(name)))
+                if result is not None:
+                    found[name] = result
                 log.debug("layer %s: measured in %.1f s", name, time.perf_counter() - started)
-        return {name: found[name] for name in self.plans}
+        return {name: found[name] for name in self.plans if name in found}
+
+    def again(self, collector: Collector, plans: Mapping[str, BlockPlan]) -> "Experiment":
+        """The same with other plans, for some of the layers."""
+        other = replace(self, collector=collector, plans=plans, noise={}, _grams={}, _works={}, _tasks={})
+        other._keepable, other._keepable_alone = self._keepable, self._keepable_alone
+        return other
+
+    def empty(self, name: str, reason: str) -> LayerResult:
+        """A layer without numbers, and why."""
+        task = self._task(name)
+        samples, kind = task.plan.samples or 0, str(task.plan.kind.target)
+        return LayerResult(
+            view=task.view,
+            plan=task.plan,
+            samples=samples,
+            positions=task.positions,
+            columns=samples * self.collector.sizes.label_columns_of(task.plan.kind.with_columns, name),
+            kind=kind,
+            damping=math.nan,
+            measured={(method.name, kind): Row({"note": reason}, [], None) for method in task.asked},
+            drawable=False,
+        )
+
+    def adopt(self, other: "Experiment") -> None:
+        """Takes over the layers that another experiment measured."""
+        self.plans = {name: other.plans.get(name, plan) for name, plan in self.plans.items()}
+        self._grams.update(other._grams)
 
     def _summed(self, name: str, gathered: SplitSums) -> SplitSums:
         """A layer's sums; those of lazy work are made of the samples kept, each when it is asked for."""
@@ -104,7 +139,7 @@ class Experiment:
         """
         names = list(self.plans)
         matrix = torch.full((len(names), len(names)), math.nan, dtype=torch.float64, device="cpu")
-        kinds = [self.plans[name].kind for name in names]
+        kinds = [plan.kind if name in self._grams else LAYERWISE for name, plan in self.plans.items()]
         for kind in set(kinds) - {LAYERWISE}:
             places = [place for place, own in enumerate(kinds) if own == kind]
             rows = torch.stack([self._grams[names[place]].flatten() for place in places])
@@ -136,7 +171,8 @@ class Experiment:
         columns = sum(self.collector.sizes.label_columns_of(kind, name) for kind in work.kinds)
         samples = min(work.keep, self.collector.batches.count() or work.keep)
         kept = size * samples * self.collector.sizes.numbers(name, columns)
-        return kept if work.lazy else kept + 3 * 8 * work.numbers(view)
+        left_out = 2 * remembered_bytes(sum(s.numbers(view) for s in work.statistics))  # of two targets
+        return kept + left_out + (0 if work.lazy else 3 * 8 * work.numbers(view))
 
     def _work(self, name: str) -> PassRequest:
         if name not in self._works:
@@ -174,25 +210,34 @@ class Experiment:
             base.bases,
             samples=plan.samples,
             keep=(plan.samples or 0) if lazy else self._kept(task),
-            keep_kinds=frozenset({plan.kind, *([LAYERWISE] if layerwise else [])}),
+            keep_kinds=self._kept_kinds(task),
             lazy=lazy,
         )
 
+    def _kept_kinds(self, task: LayerTask) -> frozenset[LabelKind]:
+        """The labels of the terms of the target, and of the methods, which are fitted again without some."""
+        methods = [] if self.statistics is not None and not task.view.vector else task.asked
+        used = layer_work(task.view, methods, task.plan.kind).statistics
+        target = [LAYERWISE] if task.aims_at_layerwise and not task.why_no_layerwise else []
+        return frozenset({task.plan.kind, *target, *(LabelKind(s.kind) for s in used if s.kind is not None)})
+
     def _kept(self, task: LayerTask) -> int:
         """How many samples are kept for standard errors and the coupling."""
-        view, plan = task.view, task.plan
-        columns = self.collector.sizes.label_columns_of(plan.kind.with_columns, view.name)
-        if task.aims_at_layerwise:
-            columns += self.collector.sizes.label_columns_of(LAYERWISE_COLUMNS, view.name)
+        view, sizes = task.view, self.collector.sizes
+        columns = sum(sizes.label_columns_of(k.with_columns, view.name) for k in self._kept_kinds(task))
         numbers = self.collector.sizes.numbers(view.name, columns)
         return max(_LEAST_KEPT, min(_MOST_KEPT, _KEPT_BYTES // (8 * numbers)))
 
     # --- what is measured -------------------------------------------------------------------------
 
-    def _layer(self, name: str, gathered: SplitSums) -> LayerResult:
+    def _layer(self, name: str, gathered: SplitSums) -> LayerResult | None:
+        """All of one layer; None where it would be rounding (see `noise`)."""
         task = self._task(name)
         plan, view = task.plan, task.view
         target = main_target(view, plan, gathered, self.memory)
+        if reason := why_noise(target, gathered, self.collector.dtype):
+            self.noise[name] = reason
+            return None
         samples = gathered.all.samples
         result = LayerResult(
             view=view,
@@ -235,7 +280,10 @@ class Experiment:
         return torch.stack([block.gram() for block in blocks_of(operator)]).sum(0)  # type: ignore[attr-defined]
 
     def _coupling_samples(self, kind: str) -> int:
+        if kind in self.coupled:
+            return self.coupled[kind]
         same = [name for name, plan in self.plans.items() if plan.kind == kind]
         columns = self.collector.sizes.label_columns_of(kind, same[0])
         most = min(_COUPLING_COLUMNS, int((self.memory / (64 * len(self.plans))) ** 0.5))
-        return max(1, min([most // columns, *(self._work(name).keep for name in same)]))
+        self.coupled[kind] = max(1, min([most // columns, *(self._work(name).keep for name in same)]))
+        return self.coupled[kind]

@@ -7,13 +7,14 @@ F_n = Σ_c vec(V_{n,c}) vec(V_{n,c})ᵀ, three unbiased parts remove that:
     ⟨F, F̂⟩ ≈ the mean of ⟨F_n, F̂⟩ over the half of the samples that F̂ was not fitted on
     ‖F̂‖²   as it is,
 
-averaged over the two directions of the split. The standard error is the jackknife over samples with
-the two fits held as they are.
+averaged over the two directions of the split. The standard error is a jackknife over groups of samples: the
+estimate is made again without each group, the fit of its half included, for a fit is as much a function of
+the samples as F is. All sums are additive, so that leaving a group out is a subtraction.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -30,8 +31,14 @@ from fisherlab.gradients.inputs import (
 )
 from fisherlab.linalg.numerics import spans
 from fisherlab.operators import LinearOperator
+from fisherlab.statistics import KeptSums
 
 LEAST_SAMPLES = 8  # a choice: four in each half, from which a variance can be told at all
+# Of each half, fewer where it has fewer samples. A choice: from 16 groups in all a standard error is known to
+# 1/√(2·15) = 18 %, and each more costs a fit of every method.
+GROUPS = 8
+_MOST_LOST = 1e-3  # of a sum: a choice, far below the standard errors
+_LEAST_LEFT = 0.1  # of ‖F‖² without a sixteenth of the samples, for a standard error to be one: a choice
 
 
 class PopulationError(NamedTuple):
@@ -40,6 +47,68 @@ class PopulationError(NamedTuple):
     error: float | None
     standard_error: float | None
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples of one half that the jackknife leaves out together.
+
+    Attributes:
+        half: which (0 or 1).
+        places: their places among the samples kept of that half, [b].
+        norms: Σ ‖F_n‖².
+        with_all: ⟨Σ F_n, N·F⟩.
+        squared: ‖Σ F_n‖².
+        sums: their sums, in float64.
+    """
+
+    half: int
+    places: Tensor
+    norms: float
+    with_all: float
+    squared: float
+    sums: KeptSums
+
+    @property
+    def samples(self) -> int:
+        """How many they are."""
+        return len(self.places)
+
+
+Refit = Callable[[Sequence[Group]], LinearOperator]
+"""From groups of one half to F̂ fitted on that half without them."""
+
+
+def group_places(kept: int) -> list[tuple[int, Tensor, Tensor]]:
+    """The groups of the first samples, as many of each half: half, places in that half, places among all.
+
+    Their members are dealt by a fixed shuffle, so that no order of the data makes them unlike each other.
+    """
+    generator = torch.Generator().manual_seed(0)
+    half = half_of(0, kept)
+    sides = [(half == h).nonzero().squeeze(1) for h in (0, 1)]
+    groups = min(GROUPS, *map(len, sides))
+    found = []
+    for h, own in enumerate(sides):
+        order = torch.randperm(len(own), generator=generator, device="cpu")
+        parts = [part.sort().values for part in order.tensor_split(groups)] if groups > 1 else []
+        found += [(h, part, own[part]) for part in parts]
+    return found
+
+
+def paired(groups: int) -> Iterator[tuple[int, int]]:
+    """The pairs of groups that are left out together: of either half one, and neighbours within a half."""
+    each = groups // 2
+    yield from ((place, each + place) for place in range(each))
+    yield from ((start + place, start + place + 1) for start in (0, each) for place in range(0, each - 1, 2))
+
+
+class _Fit(NamedTuple):
+    """F̂ of a half, its ⟨F, F̂⟩ with the other half, and ‖F̂‖²."""
+
+    operator: LinearOperator
+    product: float
+    squared: float
 
 
 @dataclass
@@ -51,18 +120,25 @@ class PopulationEstimate:
         halves: F on the samples of each half (`fisherlab.collect.layer_batch.half_of`).
         counts: how many samples each half has.
         self_products: Σ_n ‖F_n‖².
-        norms: ‖F_n‖² of the first samples, [k], from which the jackknife's terms come; None: no
-            standard error.
-        quadratics: from an operator G to ⟨F_n, G⟩ of those samples, [k]; of those in one half (0 or 1), or
-            of all (None).
+        quadratics: from an operator G to ⟨F_n, G⟩ of the samples kept of a half (0 or 1), [k].
+        groups: what the jackknife leaves out, of the samples kept, those of half 0 first; none: no standard
+            error.
+        overlaps: ⟨Σ_n F_n, Σ_n' F_n'⟩ over two groups, for each pair of `paired`.
+        terms: from an operator G and a group to ⟨Σ_n F_n, G⟩.
+        without: F on a half without groups of it.
+        rounding: the relative error of the sums.
     """
 
     exact: LinearOperator
     halves: Sequence[LinearOperator]
     counts: Sequence[int]
     self_products: float
-    norms: Tensor | None
     quadratics: Callable[[LinearOperator, int | None], Tensor]
+    groups: Sequence[Group]
+    overlaps: Mapping[tuple[int, int], float]
+    terms: Callable[[LinearOperator, Group], float]
+    without: Refit
+    rounding: float
 
     def __post_init__(self) -> None:
         """The parts that do not depend on the approximation."""
@@ -70,48 +146,122 @@ class PopulationEstimate:
         squared = float(self.exact.frobenius_norm()) ** 2
         self._pairs = self.samples**2 * squared - self.self_products
 
-    def error(self, fits: Sequence[LinearOperator]) -> PopulationError:
-        """The population error of an approximation fitted on each half."""
+    @property
+    def lost(self) -> bool:
+        """Whether what is left of ‖F‖² without the products of samples with themselves is rounding."""
+        enough = self.samples >= LEAST_SAMPLES and self.self_products > 0
+        return enough and self.self_products * self.rounding > _MOST_LOST * abs(self._pairs)
+
+    def error(self, fits: Sequence[LinearOperator], refit: Refit | None) -> PopulationError:
+        """The population error of an approximation fitted on each half.
+
+        Args:
+            fits: F̂ of each half.
+            refit: F̂ of a half without groups of it; None: no standard error.
+        """
         n = self.samples
         if n < LEAST_SAMPLES:
             return PopulationError(None, None, f"population error needs at least {LEAST_SAMPLES} samples")
         if self.self_products == 0:
             return PopulationError(None, None, "population error: the block is zero")
-        norm = self._pairs / (n * (n - 1))
-        products = None if self.norms is None else [self.quadratics(fits[1 - h], h) for h in (0, 1)]
-        means = [self._mean(fits[1 - h], h, products) for h in (0, 1)]
-        cross = 0.5 * sum(means)
-        own = 0.5 * sum(float(fit.frobenius_norm()) ** 2 for fit in fits)
-        if norm <= 0 or norm - 2 * cross + own < 0:
+        if self.lost:
+            return PopulationError(None, None, "population error: few samples make up the block to rounding")
+        products = [self.quadratics(fits[1 - h], h) for h in (0, 1)] if self.groups else None
+        found = [self._fit(fit, h, products) for h, fit in enumerate(fits)]
+        error = self._error(found, (), {})
+        if error is None or error < 0:
             return PopulationError(None, None, "population error: the estimate is negative; use more samples")
-        error = ((norm - 2 * cross + own) / norm) ** 0.5
-        return PopulationError(error, self._standard_error(products, means, own))
+        if products is None:
+            return PopulationError(error, None, "no standard error: no terms of single samples are kept")
+        if refit is None:
+            return PopulationError(error, None, "no standard error: its fits would take too long")
+        left = [float(products[group.half][group.places].sum()) for group in self.groups]
+        standard_error = self._standard_error(error, found, left, refit)
+        note = "" if standard_error is not None else "no standard error: few samples make up the block"
+        return PopulationError(error, standard_error, note)
 
-    def _mean(self, fit: LinearOperator, half: int, products: Sequence[Tensor] | None) -> float:
-        """⟨F, F̂⟩ with F from one half of the samples."""
-        if products is not None and len(products[half]) == self.counts[half]:
-            return float(products[half].mean())
-        return float(self.halves[half].inner(fit))
+    def _fit(self, fit: LinearOperator, half: int, products: Sequence[Tensor] | None = None) -> _Fit:
+        """What an F̂ of a half gives; ⟨F_n, F̂⟩ of the samples of the other half may be known."""
+        other, squared = 1 - half, float(fit.frobenius_norm()) ** 2
+        if products is not None and len(products[other]) == self.counts[other]:
+            return _Fit(fit, float(products[other].mean()), squared)
+        return _Fit(fit, float(self.halves[other].inner(fit)), squared)
+
+    def _error(self, fits: Sequence[_Fit], out: Sequence[int], left: Mapping[int, float]) -> float | None:
+        """The error without some groups, negative for a negative square; None where ‖F‖² is gone.
+
+        Args:
+            fits: F̂ of the two halves without them.
+            out: the groups that are left out.
+            left: ⟨Σ F_n, F̂⟩ of each of them with the F̂ of the other half.
+        """
+        pairs, counts = self._pairs, list(self.counts)
+        products = [fits[1].product * counts[0], fits[0].product * counts[1]]
+        for place in out:
+            group = self.groups[place]
+            pairs += group.squared + group.norms - 2 * group.with_all
+            counts[group.half] -= group.samples
+            products[group.half] -= left[place]
+        pairs += 2 * self.overlaps[out[0], out[1]] if len(out) == 2 else 0.0
+        n = sum(counts)
+        norm = pairs / (n * (n - 1))
+        cross = sum(product / count for product, count in zip(products, counts, strict=True))
+        least = _LEAST_LEFT * self._pairs / (self.samples * (self.samples - 1)) if out else 0.0
+        if not norm > least:
+            return None
+        squared = (norm - cross + 0.5 * (fits[0].squared + fits[1].squared)) / norm
+        return math.copysign(abs(squared) ** 0.5, squared)
 
     def _standard_error(
-        self, products: Sequence[Tensor] | None, means: Sequence[float], own: float
+        self, error: float, fits: Sequence[_Fit], left: Sequence[float], refit: Refit
     ) -> float | None:
-        if self.norms is None or products is None:
-            return None
-        n = self.samples
-        norms = (self._pairs - 2 * self._other_samples) / ((n - 1) * (n - 2))
-        crosses = torch.full_like(norms, 0.5 * sum(means))
-        half = half_of(0, len(norms)).to(norms.device)
-        for h in (0, 1):
-            crosses[half == h] -= 0.5 * (products[h] - means[h]) / (self.counts[h] - 1)
-        without = ((norms - 2 * crosses + own) / norms).clamp(min=0).sqrt()
-        return float(((n - 1) * without.var(correction=0)).sqrt())
+        """The jackknife over groups, less what it counts twice.
 
-    @cached_property
-    def _other_samples(self) -> Tensor:
-        """⟨F_n, Σ_{n' ≠ n} F_n'⟩ for the first samples."""
-        assert self.norms is not None
-        return self.quadratics(self.exact, None) * self.samples - self.norms
+        Of T = T_1 + T_2 with T_1 a sum over samples and T_2 one over pairs the jackknife's variance
+        (G − 1)/G Σ_g (T_g − T̄)² is var T_1 + 2 var T_2 (Efron and Stein 1981). The second differences
+        Q_gg' = G T − (G − 1)(T_g + T_g') + (G − 2) T_gg' do not see T_1, and (G − 1)/2G · E[Q²] is what T_2
+        was counted too much. At least half of the jackknife's variance is left, as there where T = T_2. G is
+        N by the samples of a group, which need not cover all samples.
+
+        Args:
+            error: T.
+            fits: F̂ of the two halves.
+            left: ⟨Σ F_n, F̂⟩ of each group with the F̂ of the other half.
+            refit: see `error`.
+        """
+        each, n = len(self.groups) // 2, self.samples
+        alone: dict[int, float | None] = {}
+        together: dict[tuple[int, int], float | None] = {}
+        for place, other in paired(2 * each):
+            one, two = self.groups[place], self.groups[other]
+            if one.half != two.half:
+                first, second = self._fit(refit([one]), 0), self._fit(refit([two]), 1)
+                alone[place] = self._error([first, fits[1]], [place], {place: left[place]})
+                alone[other] = self._error([fits[0], second], [other], {other: left[other]})
+                both = {place: self.terms(second.operator, one), other: self.terms(first.operator, two)}
+                together[place, other] = self._error([first, second], [place, other], both)
+            else:
+                changed = list(fits)
+                changed[one.half] = self._fit(refit([one, two]), one.half)
+                own = {place: left[place], other: left[other]}
+                together[place, other] = self._error(changed, [place, other], own)
+        singles = [alone[place] for place in range(2 * each)]
+        if any(value is None for value in (*singles, *together.values())):
+            return None
+        T = torch.tensor([max(0.0, value) for value in singles if value is not None], dtype=torch.float64)
+        b = torch.tensor([group.samples for group in self.groups], dtype=torch.float64)
+        variance = float(((n - b) ** 2 / (n * b) * (T - T.mean()).square()).sum()) / (2 * each - 1)
+        squares: dict[bool, list[float]] = {True: [], False: []}
+        for (i, j), value in together.items():
+            assert value is not None
+            Q = n * error - float((n - b[i]) * T[i] + (n - b[j]) * T[j])
+            Q += float(n - b[i] - b[j]) * max(0.0, value)
+            squares[self.groups[i].half == self.groups[j].half].append(Q**2 / float(b[i] * b[j]))
+        means = {within: sum(found) / len(found) for within, found in squares.items() if found}
+        within = (each - 1) / (2 * each - 1)  # the share of such pairs among all
+        twice = within * means.get(True, 0.0) + (1 - within) * means[False]
+        twice *= (1 - float(b.mean()) / n) / 2
+        return max(variance - twice, variance / 2) ** 0.5
 
 
 def sample_norms(a: Inputs, g: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """The experiment: model × layers × approximations → tidy records."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
+import torch
 from torch import nn
 
 from fisherlab.approximations import (
@@ -17,14 +19,15 @@ from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.comparison.measure import Target
 from fisherlab.comparison.passes import Experiment
-from fisherlab.comparison.result import Comparison
-from fisherlab.errors import InputError
+from fisherlab.comparison.precision import half_precision, widened
+from fisherlab.comparison.result import Comparison, LayerResult
+from fisherlab.errors import InputError, MemoryLimitError, NumericalError
 from fisherlab.exact.fisher import no_layerwise
 from fisherlab.exact.options import AnalysisOptions, completed, of_pass, parse_bytes, takes
 from fisherlab.exact.plans import BlockPlan, make_plans
 from fisherlab.layers import Layers, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
-from fisherlab.likelihoods.labels import EMPIRICAL, LAYERWISE
+from fisherlab.likelihoods.labels import EMPIRICAL, LAYERWISE, LabelKind
 from fisherlab.runs.origin import Origin
 
 # Derived from 10¹¹ operations a second, about what a CPU of today does: two minutes for the backward passes,
@@ -81,7 +84,10 @@ def compare(
     chosen = select_layers(
         model, layers, bias=given["bias"], activations=named_activations(methods), masks=masks_of(data)
     )
-    collector = Collector(model, chosen, data, likelihood, **of_pass(given))
+    analysed, chosen, in_float32 = _not_half(model, chosen)
+    generator = given["generator"]
+    again = generator.clone_state() if isinstance(generator, torch.Generator) else None  # for the same draws
+    collector = Collector(analysed, chosen, data, likelihood, **of_pass(given))
     if kind == LAYERWISE:
         collector.leave_out(no_layerwise(collector))
     if statistics is not None:
@@ -91,17 +97,7 @@ def compare(
             if not method.from_exact and not statistics.can_build(method):
                 raise InputError(f"the statistics do not hold what {method.name} needs; collect them with it")
     limit = parse_bytes(given["memory"])
-    plans = make_plans(
-        collector,
-        kind,
-        "auto",
-        limit // 2,
-        given["max_columns"],
-        copies=3,
-        together=False,
-        most_operations=_MOST_OPERATIONS,
-        most_contraction=_MOST_CONTRACTION,
-    )
+    plans = _plans(collector, kind, limit, given["max_columns"], dict.fromkeys(collector.layers, in_float32))
     for plan in plans.values():
         if on_plan is not None:
             on_plan(plan)
@@ -111,14 +107,80 @@ def compare(
     experiment = Experiment(
         collector, plans, methods, has_targets, limit, spectra, given["progress"], statistics, on_target
     )
+    results = _measured(experiment, data, chosen, kind, {**given, "generator": again})
     return Comparison(
-        results=experiment.results(),
+        results=results,
         layers=_covered(collector),
         coupling_matrix=experiment.coupling(),
         about=about or Origin.given(model, data),
         device=str(collector.device),
-        dtype=str(collector.dtype).removeprefix("torch."),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
     )
+
+
+def _plans(
+    collector: Collector, kind: LabelKind, limit: int, max_columns: int, remarks: Mapping[str, str]
+) -> dict[str, BlockPlan]:
+    """How each exact block is computed, with a remark for each layer."""
+    plans = make_plans(
+        collector,
+        kind,
+        "auto",
+        limit // 2,
+        max_columns,
+        copies=3,
+        together=False,
+        most_operations=_MOST_OPERATIONS,
+        most_contraction=_MOST_CONTRACTION,
+    )
+    return {
+        name: replace(plan, remark="; ".join(filter(None, (plan.remark, remarks[name]))))
+        for name, plan in plans.items()
+    }
+
+
+def _not_half(model: nn.Module, layers: Layers) -> tuple[nn.Module, Layers, str]:
+    """The model, or a copy of it in float32 where it is in a type of three digits; layers; and a remark."""
+    reason = half_precision(next(model.parameters()).dtype)
+    copied = widened(model, layers, torch.float32) if reason else None
+    return (model, layers, "") if copied is None else (*copied, reason)
+
+
+def _measured(
+    experiment: Experiment, data: Any, chosen: Layers, kind: LabelKind, given: AnalysisOptions
+) -> dict[str, LayerResult]:
+    """The numbers of every layer; of those that are rounding in the model's type from a copy in float64.
+
+    Where there is no such copy, or they are rounding in float64 too, their rows hold nothing but a note.
+    """
+    narrow, copied = experiment.collector, None
+    try:
+        results = experiment.results()
+    except NumericalError:  # beyond the largest number of a narrow type, or of any
+        copied = None if narrow.dtype == torch.float64 else widened(narrow.model, chosen, torch.float64)
+        if copied is None:
+            raise
+        results, reason = {}, f"numbers are beyond the largest of {str(narrow.dtype).removeprefix('torch.')}"
+        experiment.noise = dict.fromkeys(experiment.plans, reason)
+    reasons = experiment.noise
+    if reasons and narrow.dtype != torch.float64:
+        copied = copied or widened(narrow.model, chosen, torch.float64)
+    if copied is not None:
+        try:
+            wide = Collector(copied[0], copied[1].select(reasons), data, narrow.likelihood, **of_pass(given))
+            if kind == LAYERWISE:
+                wide.leave_out(no_layerwise(wide))
+            remarks = {name: f"computed in float64: {reason}" for name, reason in reasons.items()}
+            plans = _plans(wide, kind, experiment.memory, given["max_columns"], remarks)
+            again = experiment.again(wide, plans)
+            results |= again.results()
+        except (InputError, MemoryLimitError) as error:
+            reasons = {name: f"{reason}; in float64: {error}" for name, reason in reasons.items()}
+        else:
+            experiment.adopt(again)
+            reasons |= again.noise
+    results |= {name: experiment.empty(name, why) for name, why in reasons.items() if name not in results}
+    return {name: results[name] for name in experiment.plans}
 
 
 def _covered(collector: Collector) -> Layers:

@@ -1,7 +1,7 @@
 """The exact blocks that approximations are compared with, made from what the passes gathered."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,11 +9,15 @@ from torch import Tensor
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.comparison.measure import Target
 from fisherlab.comparison.population import (
+    GROUPS,
+    Group,
     PopulationEstimate,
+    group_places,
     layerwise_norms,
     layerwise_norms_identity,
     layerwise_self_product,
     layerwise_self_product_identity,
+    paired,
     sample_norms,
     self_product,
 )
@@ -24,7 +28,7 @@ from fisherlab.layers import LayerView
 from fisherlab.likelihoods.labels import EMPIRICAL, LAYERWISE
 from fisherlab.linalg.packing import packed_size
 from fisherlab.operators import GramOperator, KroneckerOperator, LinearOperator, blocks_of
-from fisherlab.statistics import KeptSums, SplitSums, Statistic, moments
+from fisherlab.statistics import KeptSums, LayerSums, LeftOut, SplitSums, Statistic, moments
 from fisherlab.statistics.sums import ROTATED
 
 GRADIENT = Statistic("gradient", moments.gradient_sum, EMPIRICAL)
@@ -72,17 +76,18 @@ def main_target(view: LayerView, plan: BlockPlan, gathered: SplitSums, memory: i
     """The target of the kind that was asked for."""
     if plan.kind == LAYERWISE:
         return layerwise_target(view, gathered, memory, False)
-    if plan.method == "gram":
-        batches = [sums.batch for sums in gathered.each if isinstance(sums, KeptSums)]
-        blocks = [gram_block(batch, plan.kind) for batch in batches]
-    else:
-        blocks = [build_block(view, plan, sums) for sums in gathered.each]
+    make = partial(_block, view, plan)
+    blocks = [make(sums) for sums in gathered.each]
     halves = None
     if gathered.halves and gathered.kept is not None:
-        kept = _KeptTerms(gathered, plan.kind)
-        norms = kept.norms()
-        quadratics = partial(_gram_quadratics, blocks) if plan.method == "gram" else kept.quadratics
-        halves = _halves(blocks, gathered, _self_products(plan), norms, quadratics)
+        kept, dtype = _Kept(gathered, gathered.kept), gathered.kept.a.dtype
+        gram = plan.method == "gram"
+        quadratics = partial(_gram_quadratics, blocks) if gram else partial(_quadratics, kept, plan.kind)
+        squared = partial(_gram_squared, plan.kind)
+        terms = partial(_term, plan.kind)
+        norms = _norms(sample_norms, kept.all, plan.kind)
+        total = _total(norms, gathered, _self_products(plan))
+        halves = _halves(blocks, gathered, total, kept, norms, quadratics, squared, terms, make, dtype)
     return Target(
         str(plan.kind.target),
         blocks[0],
@@ -93,15 +98,27 @@ def main_target(view: LayerView, plan: BlockPlan, gathered: SplitSums, memory: i
     )
 
 
-class _Half(KeptSums):
-    """Sums of the samples of one half; the latest are remembered."""
+def _block(view: LayerView, plan: BlockPlan, sums: LayerSums) -> LinearOperator:
+    """The block of the kind that was asked for, of any samples."""
+    if plan.method != "gram":
+        return build_block(view, plan, sums)
+    assert isinstance(sums, KeptSums)
+    return gram_block(sums.batch, plan.kind)
+
+
+class _Remembering(KeptSums):
+    """Sums of kept samples; the latest are remembered, as many as have so many numbers."""
+
+    def __init__(self, batch: LayerBatch, most: int) -> None:
+        super().__init__(batch)
+        self._most = most
 
     def sum(self, statistic: Statistic) -> Tensor:
         """The sum over samples."""
         found = self._cached.pop(statistic.key) if statistic.key in self._cached else statistic(self.batch)
         if not statistic.key.startswith(ROTATED):
             self._cached[statistic.key] = found
-        while sum(known.numel() for known in self._cached.values()) > _MOST_REMEMBERED:
+        while sum(known.numel() for known in self._cached.values()) > self._most:
             del self._cached[next(iter(self._cached))]
         return found
 
@@ -125,29 +142,60 @@ def added_up(gathered: SplitSums) -> SplitSums:
     lazy = [sums.batch for sums in gathered.each if isinstance(sums, KeptSums)]
     if not lazy or not gathered.halves or lazy[0].groups > 1:
         return gathered
-    halves = tuple(map(_Half, lazy[1:]))
+    halves = tuple(_Remembering(batch, _MOST_REMEMBERED) for batch in lazy[1:])
     return SplitSums(_Both(lazy[0], halves), halves, gathered.kept)
 
 
-class _KeptTerms:
-    """The terms F_n of the samples kept, all of them and by halves, in float64."""
+class _Kept:
+    """The first samples in float64: all of them, by halves, and in the groups that a jackknife leaves out."""
 
-    def __init__(self, gathered: SplitSums, kind: str) -> None:
-        assert gathered.kept is not None
-        self._kind, self._all = kind, gathered.kept.double()
+    def __init__(self, gathered: SplitSums, kept: LayerBatch) -> None:
+        self.all = kept.double()
+        lazy = [sums.batch for sums in gathered.halves if isinstance(sums, KeptSums)]
+        self.halves = lazy if kept is gathered.kept and lazy else [self.all.half(h) for h in (0, 1)]
+        self.places = group_places(len(self.all.a))
+        most = _MOST_REMEMBERED // (2 * GROUPS)
+        self.sums = [_Remembering(self.halves[h].at(own), most) for h, own, _ in self.places]
 
-    @cached_property
-    def _halves(self) -> list[LayerBatch]:
-        return [self._all.half(h) for h in (0, 1)]
 
-    def norms(self) -> Tensor:
-        """‖F_n‖², [k]."""
-        return _norms(sample_norms, self._all, self._kind)
+def left_out(halves: Sequence[LayerSums], out: Sequence[Group]) -> LayerSums:
+    """The sums of a half without groups of it."""
+    sums = halves[out[0].half]
+    for group in out:
+        sums = LeftOut(sums, group.sums)
+    return sums
 
-    def quadratics(self, operator: LinearOperator, half: int | None) -> Tensor:
-        """⟨F_n, G⟩ of the samples in a half, or of all."""
-        batch = self._all if half is None else self._halves[half]
-        return operator.quadratics(batch.a, batch.g[self._kind])
+
+def _stays(halves: Sequence[LayerSums], out: Sequence[Group]) -> LayerSums:
+    """The same, of samples that are kept by these samples alone."""
+    half = halves[out[0].half]
+    if not isinstance(half, KeptSums):
+        return left_out(halves, out)
+    stays = torch.ones(half.samples, dtype=torch.bool, device="cpu")
+    for group in out:
+        stays[group.places] = False
+    return KeptSums(half.batch.at(stays.nonzero().squeeze(1)))
+
+
+def remembered_bytes(numbers: int) -> int:
+    """What the groups of a jackknife remember of sums with so many numbers in all."""
+    return 8 * min(2 * GROUPS * numbers, _MOST_REMEMBERED)
+
+
+def _quadratics(kept: _Kept, kind: str, operator: LinearOperator, half: int | None) -> Tensor:
+    """⟨F_n, G⟩ of the samples kept of a half, or of all."""
+    batch = kept.all if half is None else kept.halves[half]
+    return operator.quadratics(batch.a, batch.g[kind])
+
+
+def _term(kind: str, operator: LinearOperator, batch: LayerBatch) -> float:
+    """⟨Σ_n F_n, G⟩ over samples."""
+    return float(operator.quadratics(batch.a, batch.g[kind]).sum())
+
+
+def _gram_squared(kind: str, batch: LayerBatch) -> float:
+    """‖Σ_n F_n‖², by inner products of all pairs of gradients."""
+    return (float(gram_block(batch, kind).frobenius_norm()) * len(batch.a)) ** 2
 
 
 def _gram_quadratics(blocks: Sequence[LinearOperator], operator: LinearOperator, half: int | None) -> Tensor:
@@ -162,16 +210,27 @@ def _gram_quadratics(blocks: Sequence[LinearOperator], operator: LinearOperator,
 def layerwise_target(view: LayerView, gathered: SplitSums, memory: int, identity: bool) -> Target:
     """The layer-wise Fisher as a target; its samples' columns are one for each unit and position."""
     block, self_products = layerwise_statistics(identity)
-    blocks = [_layerwise_block(view, sums.mean(block), identity) for sums in gathered.each]
+
+    def make(sums: LayerSums) -> LinearOperator:
+        return _layerwise_block(view, sums.mean(block), identity)
+
+    def squared(batch: LayerBatch) -> float:
+        return (float(make(KeptSums(batch)).frobenius_norm()) * len(batch.a)) ** 2
+
+    blocks = [make(sums) for sums in gathered.each]
     halves = None
     if gathered.halves:
-        kept = _few(view, gathered.kept)
+        few = _few(view, gathered.kept)
         of = layerwise_norms_identity if identity else layerwise_norms
         lazy = isinstance(gathered.all, KeptSums)
-        known = gathered.kept if lazy else kept  # of all samples, where the sum over all needs them anyway
+        known = gathered.kept if lazy else few  # of all samples, where the sum over all needs them anyway
         norms = None if known is None else _norms(of, known.double(), LAYERWISE)
-        halves = _halves(blocks, gathered, self_products, norms, partial(_layerwise_quadratics, kept))
-        halves.norms = None if kept is None or norms is None else norms[: len(kept.a)]
+        kept = None if few is None else _Kept(gathered, few)
+        dtype = torch.float64 if gathered.kept is None else gathered.kept.a.dtype
+        total = _total(norms, gathered, self_products)
+        quadratics = partial(_layerwise_quadratics, kept)
+        terms = _layerwise_term
+        halves = _halves(blocks, gathered, total, kept, norms, quadratics, squared, terms, make, dtype)
     return Target(str(LAYERWISE), blocks[0], _gradient(gathered), halves, memory)
 
 
@@ -192,16 +251,24 @@ def _few(view: LayerView, kept: LayerBatch | None) -> LayerBatch | None:
         return None
     numbers = kept.a.shape[1] * view.outputs * view.group.outputs
     samples = _MOST_COLUMN_NUMBERS // numbers
-    return kept.head(samples).double() if samples else None
+    return kept.head(samples) if samples else None
 
 
-def _layerwise_quadratics(kept: LayerBatch | None, operator: LinearOperator, half: int | None) -> Tensor:
-    """Σ_t Σ_j vec(V)ᵀ G vec(V) with V = φ'(s_tj) e_j a_tᵀ for every sample, its positions as samples."""
+def _layerwise_quadratics(kept: _Kept | None, operator: LinearOperator, half: int | None) -> Tensor:
+    """Σ_t Σ_j vec(V)ᵀ G vec(V) with V = φ'(s_tj) e_j a_tᵀ for every sample kept of a half, or of all."""
     assert kept is not None
-    batch = kept if half is None else kept.half(half)
+    return _layerwise_terms(operator, kept.all if half is None else kept.halves[half])
+
+
+def _layerwise_term(operator: LinearOperator, batch: LayerBatch) -> float:
+    return float(_layerwise_terms(operator, batch).sum())
+
+
+def _layerwise_terms(operator: LinearOperator, batch: LayerBatch) -> Tensor:
+    """The same for the samples of a batch, their positions taken as samples."""
     slope = batch.g[LAYERWISE][0]
     samples, positions = slope.shape[:2]
-    by_group = slope.flatten(0, 1).unflatten(-1, (kept.groups, -1))
+    by_group = slope.flatten(0, 1).unflatten(-1, (batch.groups, -1))
     columns = torch.diag_embed(by_group).permute(2, 0, 1, 3).flatten(2).unsqueeze(2)
     return operator.quadratics(_as_samples(batch.a), columns).view(samples, positions).sum(1)
 
@@ -216,17 +283,50 @@ def _as_samples(a: Inputs) -> Inputs:
 def _halves(
     blocks: Sequence[LinearOperator],
     gathered: SplitSums,
-    self_products: Statistic,
+    self_products: float,
+    kept: _Kept | None,
     norms: Tensor | None,
     quadratics: Callable[[LinearOperator, int | None], Tensor],
+    squared: Callable[[LayerBatch], float],
+    terms: Callable[[LinearOperator, LayerBatch], float],
+    make: Callable[[LayerSums], LinearOperator],
+    dtype: torch.dtype,
 ) -> PopulationEstimate:
+    """The blocks with what the jackknife leaves out of them; without samples kept it leaves out nothing.
+
+    Args:
+        blocks: F on all samples and on the two halves.
+        gathered: the sums that they are made of.
+        self_products: Σ ‖F_n‖² of all samples.
+        kept: the first samples.
+        norms: their ‖F_n‖².
+        quadratics: as for `PopulationEstimate`, and for half None of all samples kept.
+        squared: ‖Σ F_n‖² of samples.
+        terms: ⟨Σ F_n, G⟩ of samples.
+        make: a block from sums.
+        dtype: of the products that were summed; of samples that are kept they are in float64.
+    """
+    groups, overlaps = [], {}
+    if kept is not None and norms is not None:
+        with_all = quadratics(blocks[0], None) * gathered.all.samples
+        for (half, own, places), sums in zip(kept.places, kept.sums, strict=True):
+            known_terms = float(norms[places].sum()), float(with_all[places].sum()), squared(sums.batch)
+            groups.append(Group(half, own, *known_terms, sums))
+        for i, j in paired(len(groups)):
+            one, two = groups[i], groups[j]
+            both = squared(kept.all.at(torch.cat([kept.places[i][2], kept.places[j][2]])))
+            overlaps[i, j] = (both - one.squared - two.squared) / 2
     return PopulationEstimate(
         exact=blocks[0],
         halves=blocks[1:],
         counts=[sums.samples for sums in gathered.halves],
-        self_products=_total(norms, gathered, self_products),
-        norms=norms,
+        self_products=self_products,
         quadratics=quadratics,
+        groups=groups,
+        overlaps=overlaps,
+        terms=lambda operator, group: terms(operator, group.sums.batch),
+        without=lambda out: make(_stays(gathered.halves, out)),
+        rounding=torch.finfo(torch.float64 if isinstance(gathered.all, KeptSums) else dtype).eps,
     )
 
 

@@ -6,8 +6,8 @@ multinomial covariance)
 
     u_k = √(p_k T_{k+1} / T_k) e_k − Σ_{j > k} p_j √(p_k / (T_k T_{k+1})) e_j,    k = 0, …, C − 2.
 
-Tails are summed from the last class on, so nothing is subtracted and no root sees a negative number, in
-float32 as in float64, however sure the network is.
+Tails are summed from the last class on, by logarithms, so nothing is subtracted and no root sees a negative
+number, in float32 as in float64, however sure the network is.
 """
 
 import torch
@@ -160,16 +160,18 @@ def _root_columns(outputs: Tensor, token: Tensor, k: Tensor) -> Tensor:
     Returns:
         [c, n, C].
     """
-    p = torch.softmax(outputs, -1)
-    tail = p.flip(-1).cumsum(-1).flip(-1).clamp_(min=torch.finfo(p.dtype).tiny)
-    own, here, after = (
-        values.T.unsqueeze(-1) for values in (p[:, token, k], tail[:, token, k], tail[:, token, k + 1])
-    )
+    log_p = torch.log_softmax(outputs, -1)
+    log_tail = torch.logcumsumexp(log_p.flip(-1), -1).flip(-1)
+    places = (log_p[:, token, k], log_tail[:, token, k], log_tail[:, token, k + 1])
+    log_own, log_here, log_after = (values.T.unsqueeze(-1) for values in places)
+    # by logarithms: of the smallest p that the type holds the root is far above its smallest number
+    root = torch.exp(0.5 * (log_own + log_after - log_here))
+    after = log_after.exp().clamp_(min=torch.finfo(log_p.dtype).tiny)
     k = k.reshape(-1, 1, 1)
-    rows = p.transpose(0, 1)
-    columns = -torch.sqrt(own / here / after) * (rows if len(rows) == 1 else rows[token])
-    columns *= (torch.arange(p.shape[-1], device=k.device) > k).to(p.dtype)
-    return columns.scatter_(-1, k.expand_as(own), torch.sqrt(own * (after / here)))
+    rows = log_p.exp().transpose(0, 1)
+    columns = -(root / after) * (rows if len(rows) == 1 else rows[token])
+    columns *= (torch.arange(log_p.shape[-1], device=k.device) > k).to(log_p.dtype)
+    return columns.scatter_(-1, k.expand_as(root), root)
 
 
 def _root_coordinates(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -195,10 +197,14 @@ def _root_coordinates(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _softmax_residual(outputs: Tensor, labels: Tensor) -> Tensor:
-    """The gradient p − e_y [n, …, C] for labels y [n, …]; no one-hot tensor is made."""
+    """The gradient p − e_y [n, …, C] for labels y [n, …]; no one-hot tensor is made.
+
+    Its entry at y is −Σ p_j over the others: p_y − 1 would be rounding where the network is sure.
+    """
     p = torch.softmax(outputs, -1)
     y = labels.long().unsqueeze(-1)
-    return p.scatter_add_(-1, y, p.new_full((), -1.0).expand(y.shape))
+    p.scatter_(-1, y, 0.0)
+    return p.scatter_(-1, y, -p.sum(-1, keepdim=True))
 
 
 def _check_labels(

@@ -59,8 +59,9 @@ class Bernoulli(_Independent):
     name = "bernoulli"
 
     def residual(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """σ(f) − y."""
-        return torch.sigmoid(outputs) - targets.to(outputs.dtype)
+        """σ(f) − y as (1 − y) σ(f) − y σ(−f): where the network is sure the difference would be rounding."""
+        y = targets.to(outputs.dtype)
+        return (1 - y) * torch.sigmoid(outputs) - y * torch.sigmoid(-outputs)
 
     def draw(self, outputs: Tensor, draws: int, generator: torch.Generator | None) -> Tensor:
         """Zeros and ones [draws, n, …]."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from fisherlab.base.lazy import lazy
 from fisherlab.statistics import moments
 from fisherlab.statistics.gather import Keeper, PassRequest, SplitSums, gather
-from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, Statistic
+from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, LeftOut, Statistic
 
 if TYPE_CHECKING:
     from fisherlab.approximations.saved import Statistics as Statistics
@@ -15,6 +15,7 @@ __all__ = [
     "Keeper",
     "KeptSums",
     "LayerSums",
+    "LeftOut",
     "PassRequest",
     "SplitSums",
     "Statistic",

@@ -191,6 +191,7 @@ class KeptSums(LayerSums):
         self.batch = batch
         self.count(batch)
         self._cached: dict[str, Tensor] = {}
+        self._groups: dict[int, KeptSums] = {}  # each with the bases that are made for it
 
     def sum(self, statistic: Statistic) -> Tensor:
         """The sum over samples; small ones are remembered."""
@@ -207,9 +208,35 @@ class KeptSums(LayerSums):
 
     def group(self, place: int) -> "KeptSums":
         """The sums of one of the groups."""
-        sums = KeptSums(self.batch.group(place))
-        sums.bases = {name: of_group(basis, place) for name, basis in self.bases.items()}
-        return sums
+        if place not in self._groups:
+            sums = self._groups[place] = KeptSums(self.batch.group(place))
+            sums.bases = {name: of_group(basis, place) for name, basis in self.bases.items()}
+        return self._groups[place]
+
+
+class LeftOut(LayerSums):
+    """Sums over samples without a few of them, which are kept: each a difference of two.
+
+    Second moments are in the basis of all the samples; those in that of the rest would need another pass.
+    """
+
+    def __init__(self, sums: LayerSums, left: LayerSums) -> None:
+        super().__init__(sums.samples - left.samples, sums.positions - left.positions, bases=sums.bases)
+        self._sums, self._left = sums, left
+
+    def sum(self, statistic: Statistic) -> Tensor:
+        """The sum over the samples that stay; one that is known is not made."""
+        if statistic.key in self.values:
+            return self.values[statistic.key]
+        return self._sums.sum(statistic) - self._left.sum(statistic)
+
+    def has(self, statistic: Statistic) -> bool:
+        """Whether both are known."""
+        return self._sums.has(statistic) and self._left.has(statistic)
+
+    def group(self, place: int) -> "LeftOut":
+        """The sums of one of the groups."""
+        return LeftOut(self._sums.group(place), self._left.group(place))
 
 
 def _same(U: Tensor | None, V: Tensor | None) -> bool:

@@ -369,3 +369,32 @@ def test_what_is_no_tensor_is_no_target(likelihood, value):
 def test_complex_targets_are_refused(likelihood, dtype):
     with pytest.raises(InputError, match=r"needs real targets; got torch\.complex"):
         likelihood.check(torch.ones(3, 2), torch.ones(3, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize("margin", [20.0, 60.0, 80.0, 160.0])
+@pytest.mark.parametrize("sure", [0, 1, 2])
+def test_what_a_sure_softmax_leaves_is_right_in_float32(sure, margin):
+    """Residuals are no difference of p and 1, and columns end at no floor: p is down to 1e-70 here."""
+    outputs = torch.tensor([[0.3, -0.2, 0.5]])
+    outputs[0, sure] += margin
+    targets = torch.tensor([sure])
+    likelihood = Categorical()
+    residual = likelihood.residual(outputs, targets)
+    found = label_columns(likelihood, "predictive", outputs, None)
+    expected = label_columns(likelihood, "predictive", outputs.double(), None)
+    if margin < 85:  # p itself is held
+        exact = likelihood.residual(outputs.double(), targets)
+        torch.testing.assert_close(residual.double(), exact, rtol=1e-4, atol=0)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-37)
+    for k in range(2):
+        assert float(found[k, 0, k]) == pytest.approx(float(expected[k, 0, k]), rel=1e-4, abs=1e-37)
+
+
+@pytest.mark.parametrize("logit", [-80.0, -20.0, 20.0, 80.0])
+def test_what_a_sure_bernoulli_leaves_is_right_in_float32(logit):
+    outputs, targets = torch.tensor([[logit]]), torch.tensor([[float(logit > 0)]])
+    likelihood = Bernoulli()
+    exact = likelihood.residual(outputs.double(), targets.double())
+    torch.testing.assert_close(likelihood.residual(outputs, targets).double(), exact, rtol=1e-5, atol=0)
+    half = torch.full_like(targets, 0.25)
+    torch.testing.assert_close(likelihood.residual(outputs, half), torch.sigmoid(outputs) - half)
