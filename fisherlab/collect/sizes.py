@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fisherlab.base.memory import at_most
 from fisherlab.layers import Layers
 from fisherlab.likelihoods.labels import (
     DRAWN,
@@ -20,7 +21,8 @@ Needs = Mapping[str, frozenset[LabelKind]]
 """For each layer the kinds of g that a pass is to give."""
 
 _MOST_SAMPLES = 8192  # in one batch: a choice, beyond which a batch of small layers is no faster a sample
-_BATCH_BYTES = 96 * 2**20  # of all layers' a and g, and the passes: a choice, six tensors of the next size
+# Of all layers' a and g, and the passes: a choice, six tensors of the next size, a tenth of the limit.
+_BATCH_BYTES, _BATCH_PART = 96 * 2**20, 10
 # Of one layer's a or g. Below 32 MiB, the most that glibc's threshold for mmap grows to, malloc gives memory
 # again without asking the system for fresh pages; half of it, for some batches have copies.
 _TENSOR_BYTES = 16 * 2**20
@@ -84,5 +86,6 @@ class PassSizes:
             largest = max(largest, outputs * max(columns, default=0))
             held += outputs * sum(columns)
         needed = self.bytes * (2 * inputs + held) + self.pass_bytes(1)
-        most = min(_BATCH_BYTES // needed, _TENSOR_BYTES // (self.bytes * max(inputs, largest)))
+        most = _TENSOR_BYTES // (self.bytes * max(inputs, largest))
+        most = min(most, at_most(_BATCH_BYTES, _BATCH_PART) // needed)
         return max(1, min(most, _MOST_SAMPLES))

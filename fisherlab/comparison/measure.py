@@ -26,6 +26,11 @@ ROW_DAMPING = 1e-1
 """The damping of a record's directions, in the same unit."""
 
 
+def dense_bytes(entries: int) -> int:
+    """What directions and spectra of a dense block with so many entries take at once."""
+    return _DENSE_COPIES * 8 * entries
+
+
 @dataclass
 class Target:
     """What approximations of a layer are compared with.
@@ -71,12 +76,13 @@ class Target:
     @property
     def dense_bytes(self) -> int:
         """What directions, spectra and pictures of the block take at once, where they are dense."""
-        dense = sum(
-            block.shape[0] ** 2
-            for block in blocks_of(self.exact)
-            if isinstance(block, (PackedOperator, DenseOperator))
+        return dense_bytes(
+            sum(
+                block.shape[0] ** 2
+                for block in blocks_of(self.exact)
+                if isinstance(block, (PackedOperator, DenseOperator))
+            )
         )
-        return _DENSE_COPIES * 8 * dense
 
     @property
     def affordable(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.approximations import Approximation, Statistics, create, layer_work
+from fisherlab.base.memory import at_most
 from fisherlab.base.progress import Progress, bar
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.layer_batch import LayerBatch
@@ -36,6 +37,7 @@ log = logging.getLogger("fisherlab")
 # error from k samples is itself known to 1/√(2k), 18 % of 16 and 2 % of 1024.
 _LEAST_KEPT, _MOST_KEPT = 16, 1024
 _KEPT_BYTES = 64 * 2**20
+_GATHERED = 0.7  # of the limit, a choice: the rest is for the pieces of work, see `fisherlab.base.memory`
 _COUPLING_COLUMNS = 1024  # a choice: a Gram matrix of 8 MiB a layer
 
 
@@ -117,26 +119,30 @@ class Experiment:
     # --- what a pass gathers ----------------------------------------------------------------------
 
     def _groups(self) -> Iterator[list[str]]:
-        """Layers one after another, as many as fit half of the memory limit at once."""
+        """Layers one after another, as many as fit at once beside the measurement of one of them."""
         group: list[str] = []
-        held = 0
+        held = beside = 0
         for name in self.plans:
-            needed = self._bytes(name)
-            if group and held + needed > self.memory // 2:
+            kept, sums = self._kept_bytes(name), self._sum_bytes(name)
+            own = self._task(name).bytes_beside(kept)
+            if group and held + kept + sums + max(beside, own) > self.memory * _GATHERED:
                 yield group
-                group, held = [], 0
+                group, held, beside = [], 0, 0
             group.append(name)
-            held += needed
+            held, beside = held + kept + sums, max(beside, own)
         yield group
 
-    def _bytes(self, name: str) -> int:
-        """What a layer's sums and kept samples take after the pass."""
-        work, view = self._work(name), self.collector.layers[name]
-        size = torch.finfo(self.collector.dtype).bits // 8
+    def _kept_bytes(self, name: str) -> int:
+        """What a layer's kept samples take after the pass."""
+        work, size = self._work(name), self.collector.sizes.bytes
         columns = sum(self.collector.sizes.label_columns_of(kind, name) for kind in work.kinds)
         samples = min(work.keep, self.collector.batches.count() or work.keep)
-        kept = size * samples * self.collector.sizes.numbers(name, columns)
-        return kept if work.lazy else kept + 3 * 8 * work.numbers(view)
+        return size * samples * self.collector.sizes.numbers(name, columns)
+
+    def _sum_bytes(self, name: str) -> int:
+        """What a layer's sums take after the pass, of the halves and of all."""
+        work = self._work(name)
+        return 0 if work.lazy else 3 * 8 * work.numbers(self.collector.layers[name])
 
     def _work(self, name: str) -> PassRequest:
         if name not in self._works:
@@ -185,14 +191,14 @@ class Experiment:
         if task.aims_at_layerwise:
             columns += self.collector.sizes.label_columns_of(LAYERWISE_COLUMNS, view.name)
         numbers = self.collector.sizes.numbers(view.name, columns)
-        return max(_LEAST_KEPT, min(_MOST_KEPT, _KEPT_BYTES // (8 * numbers)))
+        return max(_LEAST_KEPT, min(_MOST_KEPT, at_most(_KEPT_BYTES, 64) // (8 * numbers)))
 
     # --- what is measured -------------------------------------------------------------------------
 
     def _layer(self, name: str, gathered: SplitSums) -> LayerResult:
         task = self._task(name)
         plan, view = task.plan, task.view
-        target = main_target(view, plan, gathered, self.memory)
+        target = main_target(view, plan, gathered, task.room)
         samples = gathered.all.samples
         result = LayerResult(
             view=view,

@@ -13,6 +13,7 @@ from fisherlab.approximations import (
     create_all,
     named_activations,
 )
+from fisherlab.base.memory import limited
 from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.comparison.measure import Target
@@ -78,47 +79,50 @@ def compare(
     given = completed(AnalysisOptions, options, "compare")
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
     methods = create_all(approximations)
-    chosen = select_layers(
-        model, layers, bias=given["bias"], activations=named_activations(methods), masks=masks_of(data)
-    )
-    collector = Collector(model, chosen, data, likelihood, **of_pass(given))
-    if kind == LAYERWISE:
-        collector.leave_out(no_layerwise(collector))
-    if statistics is not None:
-        check_statistics(statistics)
-        statistics = statistics.fitting(model, collector.layers, kind)
-        for method in methods:
-            if not method.from_exact and not statistics.can_build(method):
-                raise InputError(f"the statistics do not hold what {method.name} needs; collect them with it")
     limit = parse_bytes(given["memory"])
-    plans = make_plans(
-        collector,
-        kind,
-        "auto",
-        limit // 2,
-        given["max_columns"],
-        copies=3,
-        together=False,
-        most_operations=_MOST_OPERATIONS,
-        most_contraction=_MOST_CONTRACTION,
-    )
-    for plan in plans.values():
-        if on_plan is not None:
-            on_plan(plan)
-    has_targets = collector.batches.first(1)[1] is not None
-    if not has_targets:
-        _refuse_empirical(methods)
-    experiment = Experiment(
-        collector, plans, methods, has_targets, limit, spectra, given["progress"], statistics, on_target
-    )
-    return Comparison(
-        results=experiment.results(),
-        layers=_covered(collector),
-        coupling_matrix=experiment.coupling(),
-        about=about or Origin.given(model, data),
-        device=str(collector.device),
-        dtype=str(collector.dtype).removeprefix("torch."),
-    )
+    with limited(limit):
+        chosen = select_layers(
+            model, layers, bias=given["bias"], activations=named_activations(methods), masks=masks_of(data)
+        )
+        collector = Collector(model, chosen, data, likelihood, **of_pass(given))
+        if kind == LAYERWISE:
+            collector.leave_out(no_layerwise(collector))
+        if statistics is not None:
+            check_statistics(statistics)
+            statistics = statistics.fitting(model, collector.layers, kind)
+            for method in methods:
+                if not method.from_exact and not statistics.can_build(method):
+                    raise InputError(
+                        f"the statistics do not hold what {method.name} needs; collect them with it"
+                    )
+        plans = make_plans(
+            collector,
+            kind,
+            "auto",
+            limit // 2,
+            given["max_columns"],
+            copies=3,
+            together=False,
+            most_operations=_MOST_OPERATIONS,
+            most_contraction=_MOST_CONTRACTION,
+        )
+        for plan in plans.values():
+            if on_plan is not None:
+                on_plan(plan)
+        has_targets = collector.batches.first(1)[1] is not None
+        if not has_targets:
+            _refuse_empirical(methods)
+        experiment = Experiment(
+            collector, plans, methods, has_targets, limit, spectra, given["progress"], statistics, on_target
+        )
+        return Comparison(
+            results=experiment.results(),
+            layers=_covered(collector),
+            coupling_matrix=experiment.coupling(),
+            about=about or Origin.given(model, data),
+            device=str(collector.device),
+            dtype=str(collector.dtype).removeprefix("torch."),
+        )
 
 
 def _covered(collector: Collector) -> Layers:

@@ -6,6 +6,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from fisherlab.base.memory import at_most
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.comparison.measure import Target
 from fisherlab.comparison.population import (
@@ -24,14 +25,14 @@ from fisherlab.layers import LayerView
 from fisherlab.likelihoods.labels import EMPIRICAL, LAYERWISE
 from fisherlab.linalg.packing import packed_size
 from fisherlab.operators import GramOperator, KroneckerOperator, LinearOperator, blocks_of
-from fisherlab.statistics import KeptSums, SplitSums, Statistic, moments
+from fisherlab.statistics import KeptSums, LayerSums, SplitSums, Statistic, moments
 from fisherlab.statistics.sums import ROTATED
 
 GRADIENT = Statistic("gradient", moments.gradient_sum, EMPIRICAL)
 """Σ_n ∇ℓ_n with the data's labels."""
 
-_MOST_COLUMN_NUMBERS = 2**25  # of a layer-wise Fisher's columns at once: 256 MiB in float64, a choice
-_MOST_REMEMBERED = 2**24  # numbers in the sums of one half: 128 MiB in float64, a choice
+_COLUMN_BYTES = 256 * 2**20  # of a layer-wise Fisher's columns at once, in float64: a choice
+_REMEMBERED_BYTES = 128 * 2**20  # of the sums of one half: a choice
 
 _LAYERWISE = (
     Statistic("block-layerwise", moments.unit_blocks, LAYERWISE),
@@ -57,10 +58,10 @@ def layerwise_statistics(identity: bool) -> list[Statistic]:
 
 
 def layerwise_bytes(view: LayerView, identity: bool) -> int:
-    """What the layer-wise Fisher takes: the two halves' sums, their total, and the blocks."""
+    """What the layer-wise Fisher takes: the two halves' sums, their total, and the block of each."""
     if identity:
         return 8 * 3 * view.groups * view.inputs**2
-    return 8 * view.outputs * (3 * packed_size(view.inputs) + view.inputs**2)
+    return 8 * view.outputs * 3 * (packed_size(view.inputs) + view.inputs**2)
 
 
 def layerwise_operations(view: LayerView, positions: int) -> float:
@@ -101,7 +102,7 @@ class _Half(KeptSums):
         found = self._cached.pop(statistic.key) if statistic.key in self._cached else statistic(self.batch)
         if not statistic.key.startswith(ROTATED):
             self._cached[statistic.key] = found
-        while sum(known.numel() for known in self._cached.values()) > _MOST_REMEMBERED:
+        while sum(known.numel() for known in self._cached.values()) > at_most(_REMEMBERED_BYTES, 32) // 8:
             del self._cached[next(iter(self._cached))]
         return found
 
@@ -162,7 +163,7 @@ def _gram_quadratics(blocks: Sequence[LinearOperator], operator: LinearOperator,
 def layerwise_target(view: LayerView, gathered: SplitSums, memory: int, identity: bool) -> Target:
     """The layer-wise Fisher as a target; its samples' columns are one for each unit and position."""
     block, self_products = layerwise_statistics(identity)
-    blocks = [_layerwise_block(view, sums.mean(block), identity) for sums in gathered.each]
+    blocks = [_layerwise_block(view, sums, block, identity) for sums in gathered.each]
     halves = None
     if gathered.halves:
         kept = _few(view, gathered.kept)
@@ -175,10 +176,10 @@ def layerwise_target(view: LayerView, gathered: SplitSums, memory: int, identity
     return Target(str(LAYERWISE), blocks[0], _gradient(gathered), halves, memory)
 
 
-def _layerwise_block(view: LayerView, block: Tensor, identity: bool) -> LinearOperator:
+def _layerwise_block(view: LayerView, sums: LayerSums, block: Statistic, identity: bool) -> LinearOperator:
     if not identity:
-        return layerwise_block(view, block)
-    return by_group(view, block, lambda shape, A: KroneckerOperator(A, A.new_ones(shape.outputs)))
+        return layerwise_block(view, sums.taken_mean(block))
+    return by_group(view, sums.mean(block), lambda shape, A: KroneckerOperator(A, A.new_ones(shape.outputs)))
 
 
 def _norms(of: Callable[[Inputs, Tensor], Tensor], kept: LayerBatch, kind: str) -> Tensor:
@@ -191,7 +192,7 @@ def _few(view: LayerView, kept: LayerBatch | None) -> LayerBatch | None:
     if kept is None:
         return None
     numbers = kept.a.shape[1] * view.outputs * view.group.outputs
-    samples = _MOST_COLUMN_NUMBERS // numbers
+    samples = at_most(_COLUMN_BYTES, 16) // 8 // numbers
     return kept.head(samples).double() if samples else None
 
 

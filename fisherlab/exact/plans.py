@@ -212,7 +212,7 @@ class _Chooser:
                 samples = self.max_columns
         total = samples * columns
         held = _DOUBLE * self.copies * samples * self.collector.sizes.numbers(view.name, columns)
-        held += _DOUBLE * 2 * view.groups * total**2
+        held += _DOUBLE * (self.copies + 1) * view.groups * total**2  # each K, and a factor of one
         operations = self._gram_operations(view, samples, columns)
         return BlockPlan(view.name, "gram", kind, samples, total, operations, held, note)
 

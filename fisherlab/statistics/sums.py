@@ -150,6 +150,12 @@ class LayerSums:
         """The sum over samples by N."""
         return self.sum(statistic) / self.samples
 
+    def taken_mean(self, statistic: Statistic) -> Tensor:
+        """`mean` in the place of a large sum, which is let go."""
+        total = self.sum(statistic)
+        del self.values[statistic.key]
+        return total.div_(self.samples)
+
     def group(self, place: int) -> "LayerSums":
         """The sums of one of the groups."""
         values = {key: value[place] for key, value in self.values.items()}
@@ -200,6 +206,10 @@ class KeptSums(LayerSums):
         if found.numel() <= _SMALL:
             self._cached[statistic.key] = found
         return found
+
+    def taken_mean(self, statistic: Statistic) -> Tensor:
+        """`mean`; a sum that is remembered stays."""
+        return self.mean(statistic)
 
     def has(self, statistic: Statistic) -> bool:
         """Whether the labels that it needs were kept."""
