@@ -143,14 +143,8 @@ def _work(
             f"the statistics would need {bytes_text(8 * held)}, more than the memory limit of "
             f"{bytes_text(memory)}; take fewer layers or approximations, or a larger limit"
         )
-    kinds = {kind for task in work.values() for kind in (task.kinds | ({task.kind} if task.bases else set()))}
-    columns = max((collector.sizes.columns.get(kind, 1) for kind in kinds), default=1)
-    needed = collector.sizes.pass_bytes(columns)
-    if needed > memory:
-        raise MemoryLimitError(
-            f"{columns:,} label columns a sample would need {bytes_text(needed)}, more than the memory limit "
-            f"of {bytes_text(memory)}; use kind='monte-carlo', which draws labels"
-        )
+    needs = {n: task.kinds | ({task.kind} if task.bases else frozenset()) for n, task in work.items()}
+    collector.sizes.require_room(needs, collector.batches.samples)
     return work
 
 

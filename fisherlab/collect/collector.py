@@ -124,6 +124,7 @@ class Collector:
     def _passes(
         self, needs: Needs, what: str, most: int, begin: int | None
     ) -> Iterator[Iterator[dict[str, LayerBatch]]]:
+        self.sizes.require_room(needs, self.batches.samples)
         first, stop = self.share()
         start = first if begin is None else begin
         generators = Generators(self._seed, start)

@@ -36,7 +36,7 @@ log = logging.getLogger("fisherlab")
 # Samples of a layer kept for standard errors and the coupling, as many as fit these bytes: a standard
 # error from k samples is itself known to 1/√(2k), 18 % of 16 and 2 % of 1024.
 _LEAST_KEPT, _MOST_KEPT = 16, 1024
-_KEPT_BYTES = 64 * 2**20
+_KEPT_BYTES, _MOST_KEPT_BYTES = 64 * 2**20, 256 * 2**20
 _GATHERED = 0.7  # of the limit, a choice: the rest is for the pieces of work, see `fisherlab.base.memory`
 _COUPLING_COLUMNS = 1024  # a choice: a Gram matrix of 8 MiB a layer
 
@@ -191,7 +191,8 @@ class Experiment:
         if task.aims_at_layerwise:
             columns += self.collector.sizes.label_columns_of(LAYERWISE_COLUMNS, view.name)
         numbers = self.collector.sizes.numbers(view.name, columns)
-        return max(_LEAST_KEPT, min(_MOST_KEPT, at_most(_KEPT_BYTES, 64) // (8 * numbers)))
+        wanted = max(_LEAST_KEPT, min(_MOST_KEPT, at_most(_KEPT_BYTES, 64) // (8 * numbers)))
+        return max(1, min(wanted, at_most(_MOST_KEPT_BYTES, 16) // (8 * numbers)))
 
     # --- what is measured -------------------------------------------------------------------------
 

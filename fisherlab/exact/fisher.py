@@ -23,7 +23,7 @@ from fisherlab.exact.options import AnalysisOptions, completed, of_pass, parse_b
 from fisherlab.exact.plans import METHODS, BlockPlan, make_plans
 from fisherlab.layers import BlockShape, Layers, LayerView, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
-from fisherlab.likelihoods.labels import LAYERWISE
+from fisherlab.likelihoods.labels import LAYERWISE, LabelKind
 from fisherlab.linalg.packing import smat
 from fisherlab.operators import (
     DenseOperator,
@@ -187,6 +187,7 @@ def _gradient_matrices(collector: Collector, view: LayerView, kind: str) -> Iter
     """Chunks of the samples' gradients V [n·c, m, d], each with its number of samples."""
     model, size = collector.model, torch.finfo(collector.dtype).bits // 8
     columns = collector.sizes.columns[kind]
+    collector.sizes.require_room({view.name: frozenset({LabelKind(kind)})}, collector.batches.samples)
     most = max(1, at_most(_ROW_BYTES, 64) // (size * columns * view.size))
     generators = collector.generators()
     with unchanged(model):
