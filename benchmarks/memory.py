@@ -4,7 +4,8 @@
 
 Each comparison runs in a process of its own, without spectra. What is measured is the growth of the peak
 resident set over the model and the data, once torch and its libraries have made their own pools. It is to be
-at most 1.15 times the limit and 200 MiB. `--where` prints the Python stack at the peak. Linux only.
+at most 1.15 times the limit and 200 MiB. Each row replaces that of its model and limit in
+docs/results/memory.md. `--where` prints the Python stack at the peak. Linux only.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -121,21 +123,28 @@ def main() -> None:
         model, samples, limit = arguments.one
         grown(model, int(samples), limit, arguments.where)
         return
-    rows = []
     for model in arguments.models:
         for limit in arguments.limits:
             row = [model, str(MODELS[model]), limit, f"{most(limit):.0f}"]
             try:
                 growth, seconds = measured(model, MODELS[model], limit, arguments.where)
             except RuntimeError as error:
-                rows.append([*row, "", "", "", f"refused: {error}"])
+                row += ["", "", "", f"refused: {error}"]
             else:
                 ratio = growth / (parse_bytes(limit) / 2**20)
                 kept = "" if growth <= most(limit) else "exceeded"
-                rows.append([*row, f"{growth:.0f}", f"{ratio:.2f}", f"{seconds:.1f}", kept])
-            print(" | ".join(rows[-1]), flush=True)
-    if arguments.models != list(MODELS) or arguments.limits != list(LIMITS):
-        return
+                row += [f"{growth:.0f}", f"{ratio:.2f}", f"{seconds:.1f}", kept]
+            print(" | ".join(row), flush=True)
+            write(row)
+
+
+def write(row: list[str]) -> None:
+    """Puts a row into the table, in the place of that of the same model and limit."""
+    known = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
+    split = [[cell.strip() for cell in line.strip("|").split("|")] for line in known if line[:1] == "|"]
+    rows = {(cells[0], cells[2]): cells for cells in [*split[2:], row]}
+    places = {(model, limit): place for place, (model, limit) in enumerate(product(MODELS, LIMITS))}
+    ordered = [rows[key] for key in sorted(rows, key=lambda key: places.get(key, len(places)))]
     notes = [
         f"machine: {machine()}",
         f"`fl.compare` with {', '.join(METHODS)}, no spectra, networks as initialised, predictive kind",
@@ -144,7 +153,7 @@ def main() -> None:
         "made by `python benchmarks/memory.py`",
     ]
     header = ["model", "samples", "limit", "allowed", "growth", "ratio", "seconds", ""]
-    write_table(RESULTS, "Peak memory against the limit", notes, header, rows)
+    write_table(RESULTS, "Peak memory against the limit", notes, header, ordered)
 
 
 if __name__ == "__main__":

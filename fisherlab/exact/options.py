@@ -30,7 +30,7 @@ class _Limits(TypedDict, total=False):
     bias: Annotated[str, Option("joint", "`joint`, `separate` or `ignore`.")]
     memory: Annotated[
         int | str,
-        Option("4GiB", 'the limit for statistics and exact blocks, in bytes or as text such as "4GiB".'),
+        Option("4GiB", 'the limit for all that an analysis holds, in bytes or as text such as "4GiB".'),
     ]
     max_columns: Annotated[
         int,
