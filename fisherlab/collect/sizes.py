@@ -122,6 +122,6 @@ class PassSizes:
         needed = self.bytes * (2 * inputs + held) + self.pass_bytes(1)
         most = _TENSOR_BYTES // (self.bytes * max(inputs, largest))
         most = min(most, at_most(_BATCH_BYTES, _BATCH_PART) // needed)
-        columns = self.outputs * max((self._label_columns(kinds) for kinds in needs.values()), default=0)
-        most = min(most, at_most(_COLUMN_BYTES, _COLUMN_PART) // max(1, self.bytes * columns))
+        sent = self.outputs * max((self._label_columns(kinds) for kinds in needs.values()), default=0)
+        most = min(most, at_most(_COLUMN_BYTES, _COLUMN_PART) // max(1, self.bytes * sent))
         return max(1, min(most, _MOST_SAMPLES))

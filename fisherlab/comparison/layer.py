@@ -98,7 +98,7 @@ class LayerTask:
         if self.plan.method == "gram":
             return found + max(0, self.plan.bytes - kept)
         dense = dense_bytes(self.view.groups * self.view.group.size**2)
-        return found + (dense if dense <= self.room else 0)
+        return found + (dense if dense <= self.room and self.plan.kind != LAYERWISE else 0)
 
     @property
     def drawn(self) -> bool:

@@ -40,7 +40,7 @@ class Target:
         exact: F.
         gradient: ∇h [m, d]; None without targets.
         halves: for the population error; None where it is not computed.
-        memory: the limit in bytes for the dense matrices of directions and spectra.
+        memory: bytes for the dense matrices of directions and spectra, what the block leaves of the limit.
         notes: remarks that hold for every row.
     """
 
@@ -93,8 +93,8 @@ class Target:
         """Raises `MemoryLimitError` where it does not."""
         if not self.affordable:
             raise MemoryLimitError(
-                f"directions and spectra would need {bytes_text(self.dense_bytes)}, more than the memory "
-                f"limit of {bytes_text(self.memory)}"
+                f"directions and spectra would need {bytes_text(self.dense_bytes)}, more than the "
+                f"{bytes_text(self.memory)} left of the memory limit"
             )
 
     @property
