@@ -150,8 +150,8 @@ def write(row: list[str]) -> None:
         f"`fl.compare` with {', '.join(METHODS)}, no spectra, networks as initialised, predictive kind",
         "growth: of the peak resident set over model and data, in MiB, in a process of its own; one thread",
         f"allowed: 1.15 × the limit + {SLACK} MiB for torch itself; seconds: of the processor",
-        "made row by row by `python benchmarks/memory.py`, on a machine that had other work: seconds are no measure "
-        "of speed; what has no row was not measured yet",
+        "made row by row by `python benchmarks/memory.py`, on a machine that had other work: seconds are no "
+        "measure of speed; what has no row was not measured yet",
     ]
     header = ["model", "samples", "limit", "allowed", "growth", "ratio", "seconds", ""]
     write_table(RESULTS, "Peak memory against the limit", notes, header, ordered)
