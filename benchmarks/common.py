@@ -169,15 +169,21 @@ def peak_memory(script: str, *arguments: str) -> float:
 
 def report_peak(work: Callable[[], Any]) -> None:
     """Prints the growth of this process's peak resident set over the work, in MiB (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts again from here
-    before = _status("VmHWM")
+    before = restart_peak()
     work()
-    print(json.dumps((_status("VmHWM") - before) / 1024))
+    print(json.dumps(resident("VmHWM") - before))
 
 
-def _status(field: str) -> int:
+def restart_peak() -> float:
+    """The peak resident set starts again from what is resident now; returns that, in MiB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    return resident("VmHWM")
+
+
+def resident(field: str) -> float:
+    """A size of this process in MiB: `VmHWM`, the peak resident set, or `VmRSS`, what is resident (Linux)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(field)))
+    return int(next(line.split()[1] for line in lines if line.startswith(field))) / 1024
 
 
 def machine() -> str:

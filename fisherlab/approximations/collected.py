@@ -20,6 +20,7 @@ from fisherlab.approximations.base import (
 )
 from fisherlab.approximations.saved import PartialFile, Statistics, load_statistics, model_hash
 from fisherlab.base import distributed
+from fisherlab.base.memory import limited
 from fisherlab.base.writing import as_path, place_for
 from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
@@ -71,13 +72,15 @@ def collect_statistics(
     given = completed(AnalysisOptions, options, "collect_statistics")
     methods = [method for method in create_all(approximations) if not method.from_exact]
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
-    chosen = select_layers(
-        model, layers, bias=given["bias"], activations=named_activations(methods), masks=masks_of(data)
-    )
-    collector = Collector(model, chosen, data, likelihood, **of_pass(given))
-    if kind == LAYERWISE:
-        collector.leave_out(no_layerwise(collector))
-    return _collected(collector, methods, kind, path, given["memory"])
+    memory = parse_bytes(given["memory"])
+    with limited(memory):
+        chosen = select_layers(
+            model, layers, bias=given["bias"], activations=named_activations(methods), masks=masks_of(data)
+        )
+        collector = Collector(model, chosen, data, likelihood, **of_pass(given))
+        if kind == LAYERWISE:
+            collector.leave_out(no_layerwise(collector))
+        return _collected(collector, methods, kind, path, memory)
 
 
 def _collected(
@@ -85,7 +88,7 @@ def _collected(
     methods: Sequence[Approximation],
     kind: LabelKind,
     path: str | os.PathLike[str] | None,
-    memory: float | str,
+    memory: int,
 ) -> Statistics:
     """The sums that the methods need of a collector's layers, see `collect_statistics`."""
     chosen, work = collector.layers, _work(collector, methods, kind, memory)
@@ -132,25 +135,18 @@ def _identity(collector: Collector, work: Mapping[str, PassRequest], kind: str) 
 
 
 def _work(
-    collector: Collector, methods: Sequence[Approximation], kind: LabelKind, limit: float | str
+    collector: Collector, methods: Sequence[Approximation], kind: LabelKind, memory: int
 ) -> dict[str, PassRequest]:
     """What the passes must sum for these methods; refuses sums, or label columns, that do not fit."""
     work = {name: layer_work(view, methods, kind) for name, view in collector.layers.items()}
-    memory = parse_bytes(limit)
     held = sum(task.numbers(collector.layers[name]) for name, task in work.items())
     if 8 * held > memory:
         raise MemoryLimitError(
             f"the statistics would need {bytes_text(8 * held)}, more than the memory limit of "
             f"{bytes_text(memory)}; take fewer layers or approximations, or a larger limit"
         )
-    kinds = {kind for task in work.values() for kind in (task.kinds | ({task.kind} if task.bases else set()))}
-    columns = max((collector.sizes.columns.get(kind, 1) for kind in kinds), default=1)
-    needed = collector.sizes.pass_bytes(columns)
-    if needed > memory:
-        raise MemoryLimitError(
-            f"{columns:,} label columns a sample would need {bytes_text(needed)}, more than the memory limit "
-            f"of {bytes_text(memory)}; use kind='monte-carlo', which draws labels"
-        )
+    needs = {n: task.kinds | ({task.kind} if task.bases else frozenset()) for n, task in work.items()}
+    collector.sizes.require_room(needs, collector.batches.samples)
     return work
 
 
@@ -185,26 +181,30 @@ def approximate(
         exact = exact_fisher(model, data, likelihood, kind, layers, **given)
         return {name: build_from_block(method, block) for name, block in exact.items()}
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
-    chosen = select_layers(
-        model, layers, bias=given["bias"], activations=named_activations([method]), masks=masks_of(data)
-    )
-    collector = Collector(model, chosen, data, likelihood, **of_pass(given))
-    without = {name: why for name, view in collector.layers.items() if (why := why_not_built(method, view))}
-    if kind == LAYERWISE:
-        without |= no_layerwise(collector)
-    known = [create(name) for name in sorted(registered())] if without else []
-    others = ", ".join(one.name for one in known if one.of_gradients or one.from_exact)
-    way_out = f"of such layers {others} can be made"
-    collector.leave_out(
-        {n: f"{why}, and the layer is {collector.remarks[n]} ({way_out})" for n, why in without.items()}
-    )
-    gathered = gather(collector, _work(collector, [method], kind, given["memory"]))
-    labels = method.label_kind(kind)
-    return {
-        name: build_operator(method, view.shape, gathered[name].all, labels)
-        for name, view in collector.layers.items()
-        if method.fits(view)
-    }
+    memory = parse_bytes(given["memory"])
+    with limited(memory):
+        chosen = select_layers(
+            model, layers, bias=given["bias"], activations=named_activations([method]), masks=masks_of(data)
+        )
+        collector = Collector(model, chosen, data, likelihood, **of_pass(given))
+        without = {
+            name: why for name, view in collector.layers.items() if (why := why_not_built(method, view))
+        }
+        if kind == LAYERWISE:
+            without |= no_layerwise(collector)
+        known = [create(name) for name in sorted(registered())] if without else []
+        others = ", ".join(one.name for one in known if one.of_gradients or one.from_exact)
+        way_out = f"of such layers {others} can be made"
+        collector.leave_out(
+            {n: f"{why}, and the layer is {collector.remarks[n]} ({way_out})" for n, why in without.items()}
+        )
+        gathered = gather(collector, _work(collector, [method], kind, memory))
+        labels = method.label_kind(kind)
+        return {
+            name: build_operator(method, view.shape, gathered.pop(name).all, labels)
+            for name, view in collector.layers.items()
+            if method.fits(view)
+        }
 
 
 def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: LabelKind) -> PassRequest:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.approximations.base import Approximation, register_approximation
+from fisherlab.base.memory import at_most
 from fisherlab.layers import BlockShape
 from fisherlab.linalg.numerics import symmetric_eigh, symmetrised
 from fisherlab.operators import KroneckerOperator, LinearOperator
@@ -106,7 +107,7 @@ def _ritz_vector(R: Rearranged, B: Tensor, enough: float) -> tuple[Tensor, bool]
     if not norm > 0:
         return B, True
     basis = (B / norm).flatten()[None]
-    space = max(2, min(_SPACE, _SPACE_BYTES // basis.nbytes))
+    space = max(2, min(_SPACE, at_most(_SPACE_BYTES, 8) // basis.nbytes))
     projected = basis.new_zeros(space, space)
     while True:
         size = len(basis)

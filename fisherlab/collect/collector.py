@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fisherlab.arguments import Count, check
 from fisherlab.base import distributed
+from fisherlab.base.memory import at_most
 from fisherlab.base.progress import Progress, bar
 from fisherlab.collect.batches import Batches, each
 from fisherlab.collect.forms import ModelInputs
@@ -124,6 +125,7 @@ class Collector:
     def _passes(
         self, needs: Needs, what: str, most: int, begin: int | None
     ) -> Iterator[Iterator[dict[str, LayerBatch]]]:
+        self.sizes.require_room(needs, self.batches.samples)
         first, stop = self.share()
         start = first if begin is None else begin
         generators = Generators(self._seed, start)
@@ -268,9 +270,10 @@ class Collector:
         """Columns [c, n, …] as they come back to parameters, sample by sample; as many at a time as fit."""
         rows = self.sample_gradients(batches)
         size = self.sizes.bytes * sum(self.layers[name].size for name in batches)
-        width = max(1, _GRADIENT_BYTES // (size * columns.shape[1]))
+        most_bytes = at_most(_GRADIENT_BYTES, 16)
+        width = max(1, most_bytes // (size * columns.shape[1]))
         for together in columns.split(width):
-            most = max(1, _GRADIENT_BYTES // (self.sizes.pass_bytes(len(together)) + size * len(together)))
+            most = max(1, most_bytes // (self.sizes.pass_bytes(len(together)) + size * len(together)))
             found = rows.pieces(inputs, together.transpose(0, 1), most)
             for name in batches:
                 require_finite_gradients(name, found[name], index)

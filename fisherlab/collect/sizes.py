@@ -1,8 +1,10 @@
 """How large all is that a pass over data makes: positions, label columns, numbers and bytes a sample."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from fisherlab.base.memory import at_most, limit
+from fisherlab.errors import InputError, MemoryLimitError, bytes_text
 from fisherlab.layers import Layers
 from fisherlab.likelihoods.labels import (
     DRAWN,
@@ -20,10 +22,14 @@ Needs = Mapping[str, frozenset[LabelKind]]
 """For each layer the kinds of g that a pass is to give."""
 
 _MOST_SAMPLES = 8192  # in one batch: a choice, beyond which a batch of small layers is no faster a sample
-_BATCH_BYTES = 96 * 2**20  # of all layers' a and g, and the passes: a choice, six tensors of the next size
+# Of all layers' a and g, and the passes: a choice, six tensors of the next size, a tenth of the limit.
+_BATCH_BYTES, _BATCH_PART = 96 * 2**20, 10
+_COLUMN_BYTES, _COLUMN_PART = 256 * 2**20, 16  # of label columns at the network's output: a choice
 # Of one layer's a or g. Below 32 MiB, the most that glibc's threshold for mmap grows to, malloc gives memory
 # again without asking the system for fresh pages; half of it, for some batches have copies.
 _TENSOR_BYTES = 16 * 2**20
+_MOST_OPERATIONS = 1e16  # for drawn labels: derived, a day at 10¹¹ operations a second
+_WAYS_OUT = "leave the layer out, or give a larger limit", "use kind='monte-carlo', which draws labels"
 _LIVE = 4  # tensors of a layer's size that a backward pass holds at once; counted, not measured
 
 
@@ -69,9 +75,39 @@ class PassSizes:
             return kind.draws or 1
         return self.columns[kind]
 
+    def _label_columns(self, kinds: Iterable[LabelKind]) -> int:
+        """The most columns of those kinds that are sent back from the network's output."""
+        return max((self.columns[kind] for kind in kinds if kind in LABEL_KINDS), default=0)
+
     def pass_bytes(self, columns: int) -> int:
         """About what one sample's passes take with so many label columns sent back at once."""
         return self.bytes * (self.activations * (_LIVE + columns) + 2 * self.outputs * columns)
+
+    def require_room(self, needs: Needs, samples: int | None) -> None:
+        """Checks that the label columns of a sample fit the limit, and that drawn ones come to an end.
+
+        Raises:
+            MemoryLimitError: they do not fit.
+            InputError: labels drawn for so many samples would take more than a day.
+        """
+        for name, kinds in needs.items():
+            for kind in map(LabelKind, kinds):
+                columns = self.label_columns_of(kind, name)
+                drawn = kind == MONTE_CARLO or kind.draws
+                way_out = "draw fewer labels" if drawn else _WAYS_OUT[kind == PREDICTIVE]
+                own = 0 if kind in LABEL_KINDS else self.bytes * self.numbers(name, columns)
+                needed = own or self.pass_bytes(columns)
+                if needed > limit():
+                    raise MemoryLimitError(
+                        f"{columns:,} label columns a sample would need {bytes_text(needed)}, more than the "
+                        f"memory limit of {bytes_text(limit())}; {way_out}"
+                    )
+                operations = 4.0 * (samples or 1) * columns * self.multiplications
+                if drawn and operations > _MOST_OPERATIONS:
+                    raise InputError(
+                        f"{columns:,} labels drawn for each of {samples or 1:,} samples would take "
+                        f"{operations:.1g} operations, more than a day; {way_out}"
+                    )
 
     def samples(self, needs: Needs, scratch: int = 0, in_parts: bool = False) -> int:
         """How many samples a batch may have for its a and g, and the passes themselves, to stay in bounds."""
@@ -84,5 +120,8 @@ class PassSizes:
             largest = max(largest, outputs * max(columns, default=0))
             held += outputs * sum(columns)
         needed = self.bytes * (2 * inputs + held) + self.pass_bytes(1)
-        most = min(_BATCH_BYTES // needed, _TENSOR_BYTES // (self.bytes * max(inputs, largest)))
+        most = _TENSOR_BYTES // (self.bytes * max(inputs, largest))
+        most = min(most, at_most(_BATCH_BYTES, _BATCH_PART) // needed)
+        sent = self.outputs * max((self._label_columns(kinds) for kinds in needs.values()), default=0)
+        most = min(most, at_most(_COLUMN_BYTES, _COLUMN_PART) // max(1, self.bytes * sent))
         return max(1, min(most, _MOST_SAMPLES))

@@ -20,7 +20,7 @@ class FisherConfig(SamplesConfig):
         kind: the labels of the Fisher.
         likelihood: its name; None: the model's own.
         bias: `joint`, `separate` or `ignore`.
-        memory: the limit for all exact blocks together, such as "4GiB".
+        memory: the limit for all that the analysis holds, such as "4GiB".
         max_columns: the most columns N·C of a Gram operator.
         dtype: `float32` or `float64`; None: the model's own, or that of its training.
         draws: labels a sample for `monte-carlo`.

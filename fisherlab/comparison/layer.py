@@ -18,7 +18,7 @@ from fisherlab.approximations import (
     build_operator,
     why_not_built,
 )
-from fisherlab.comparison.measure import Row, Target, measure
+from fisherlab.comparison.measure import Row, Target, dense_bytes, measure
 from fisherlab.comparison.population import Group, PopulationEstimate, Refit
 from fisherlab.comparison.result import LayerResult
 from fisherlab.comparison.targets import (
@@ -95,6 +95,20 @@ class LayerTask:
     def aims_at_layerwise(self) -> bool:
         """Whether a method is compared with the layer-wise Fisher too."""
         return any(method.layerwise and method.fits(self.view) for method in self.asked)
+
+    @property
+    def room(self) -> int:
+        """Bytes for dense matrices, beside the block itself."""
+        return self.memory - self.plan.bytes
+
+    def bytes_beside(self, kept: int) -> int:
+        """What its measurement takes beside what its pass gathered: `kept` bytes of samples, and sums."""
+        found = layerwise_bytes(self.view, self.identity) if self.aims_at_layerwise else 0
+        found = 0 if self.why_no_layerwise else found
+        if self.plan.method == "gram":
+            return found + max(0, self.plan.bytes - kept)
+        dense = dense_bytes(self.view.groups * self.view.group.size**2)
+        return found + (dense if dense <= self.room and self.plan.kind != LAYERWISE else 0)
 
     @property
     def drawn(self) -> bool:
@@ -184,7 +198,7 @@ class LayerTask:
     def _layerwise_targets(self, main: Target, gathered: SplitSums) -> Iterator[Target]:
         wanted = self.aims_at_layerwise and main.name != LAYERWISE
         if wanted and not self.why_no_layerwise:
-            target = layerwise_target(self.view, gathered, self.memory, self.identity)
+            target = layerwise_target(self.view, gathered, self.room, self.identity)
             yield replace(target, notes=[self.plan.remark] if self.plan.remark else [])
 
     def _fitted(self, main: Target, method: Approximation, gathered: SplitSums) -> Fitted:

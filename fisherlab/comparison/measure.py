@@ -26,6 +26,11 @@ ROW_DAMPING = 1e-1
 """The damping of a record's directions, in the same unit."""
 
 
+def dense_bytes(entries: int) -> int:
+    """What directions and spectra of a dense block with so many entries take at once."""
+    return _DENSE_COPIES * 8 * entries
+
+
 @dataclass
 class Target:
     """What approximations of a layer are compared with.
@@ -35,7 +40,7 @@ class Target:
         exact: F.
         gradient: ∇h [m, d]; None without targets.
         halves: for the population error; None where it is not computed.
-        memory: the limit in bytes for the dense matrices of directions and spectra.
+        memory: bytes for the dense matrices of directions and spectra, what the block leaves of the limit.
         notes: remarks that hold for every row.
     """
 
@@ -71,12 +76,13 @@ class Target:
     @property
     def dense_bytes(self) -> int:
         """What directions, spectra and pictures of the block take at once, where they are dense."""
-        dense = sum(
-            block.shape[0] ** 2
-            for block in blocks_of(self.exact)
-            if isinstance(block, (PackedOperator, DenseOperator))
+        return dense_bytes(
+            sum(
+                block.shape[0] ** 2
+                for block in blocks_of(self.exact)
+                if isinstance(block, (PackedOperator, DenseOperator))
+            )
         )
-        return _DENSE_COPIES * 8 * dense
 
     @property
     def affordable(self) -> bool:
@@ -87,8 +93,8 @@ class Target:
         """Raises `MemoryLimitError` where it does not."""
         if not self.affordable:
             raise MemoryLimitError(
-                f"directions and spectra would need {bytes_text(self.dense_bytes)}, more than the memory "
-                f"limit of {bytes_text(self.memory)}"
+                f"directions and spectra would need {bytes_text(self.dense_bytes)}, more than the "
+                f"{bytes_text(self.memory)} left of the memory limit"
             )
 
     @property

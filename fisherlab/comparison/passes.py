@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.approximations import Approximation, Statistics, create, layer_work
+from fisherlab.base.memory import at_most
 from fisherlab.base.progress import Progress, bar
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.layer_batch import LayerBatch
@@ -37,7 +38,8 @@ log = logging.getLogger("fisherlab")
 # Samples of a layer kept for standard errors and the coupling, as many as fit these bytes: a standard
 # error from k samples is itself known to 1/√(2k), 18 % of 16 and 2 % of 1024.
 _LEAST_KEPT, _MOST_KEPT = 16, 1024
-_KEPT_BYTES = 64 * 2**20
+_KEPT_BYTES, _MOST_KEPT_BYTES = 64 * 2**20, 256 * 2**20
+_GATHERED = 0.7  # of the limit, a choice: the rest is for the pieces of work, see `fisherlab.base.memory`
 _COUPLING_COLUMNS = 1024  # a choice: a Gram matrix of 8 MiB a layer
 
 
@@ -152,27 +154,31 @@ class Experiment:
     # --- what a pass gathers ----------------------------------------------------------------------
 
     def _groups(self) -> Iterator[list[str]]:
-        """Layers one after another, as many as fit half of the memory limit at once."""
+        """Layers one after another, as many as fit at once beside the measurement of one of them."""
         group: list[str] = []
-        held = 0
+        held = beside = 0
         for name in self.plans:
-            needed = self._bytes(name)
-            if group and held + needed > self.memory // 2:
+            kept, sums = self._kept_bytes(name), self._sum_bytes(name)
+            own = self._task(name).bytes_beside(kept)
+            if group and held + kept + sums + max(beside, own) > self.memory * _GATHERED:
                 yield group
-                group, held = [], 0
+                group, held, beside = [], 0, 0
             group.append(name)
-            held += needed
+            held, beside = held + kept + sums, max(beside, own)
         yield group
 
-    def _bytes(self, name: str) -> int:
-        """What a layer's sums and kept samples take after the pass."""
-        work, view = self._work(name), self.collector.layers[name]
-        size = torch.finfo(self.collector.dtype).bits // 8
+    def _kept_bytes(self, name: str) -> int:
+        """What a layer's kept samples take after the pass."""
+        work, size = self._work(name), self.collector.sizes.bytes
         columns = sum(self.collector.sizes.label_columns_of(kind, name) for kind in work.kinds)
         samples = min(work.keep, self.collector.batches.count() or work.keep)
-        kept = size * samples * self.collector.sizes.numbers(name, columns)
-        left_out = 2 * remembered_bytes(sum(s.numbers(view) for s in work.statistics))  # of two targets
-        return kept + left_out + (0 if work.lazy else 3 * 8 * work.numbers(view))
+        return size * samples * self.collector.sizes.numbers(name, columns)
+
+    def _sum_bytes(self, name: str) -> int:
+        """What a layer's sums take after the pass: of the halves, of all, and of groups for two targets."""
+        work, view = self._work(name), self.collector.layers[name]
+        groups = 2 * remembered_bytes(sum(statistic.numbers(view) for statistic in work.statistics))
+        return groups + (0 if work.lazy else 3 * 8 * work.numbers(view))
 
     def _work(self, name: str) -> PassRequest:
         if name not in self._works:
@@ -226,7 +232,8 @@ class Experiment:
         view, sizes = task.view, self.collector.sizes
         columns = sum(sizes.label_columns_of(k.with_columns, view.name) for k in self._kept_kinds(task))
         numbers = self.collector.sizes.numbers(view.name, columns)
-        return max(_LEAST_KEPT, min(_MOST_KEPT, _KEPT_BYTES // (8 * numbers)))
+        wanted = max(_LEAST_KEPT, min(_MOST_KEPT, at_most(_KEPT_BYTES, 64) // (8 * numbers)))
+        return max(1, min(wanted, at_most(_MOST_KEPT_BYTES, 16) // (8 * numbers)))
 
     # --- what is measured -------------------------------------------------------------------------
 
@@ -234,7 +241,7 @@ class Experiment:
         """All of one layer; None where it would be rounding (see `noise`)."""
         task = self._task(name)
         plan, view = task.plan, task.view
-        target = main_target(view, plan, gathered, self.memory)
+        target = main_target(view, plan, gathered, task.room)
         if reason := why_noise(target, gathered, self.collector.dtype):
             self.noise[name] = reason
             return None

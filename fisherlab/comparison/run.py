@@ -15,6 +15,7 @@ from fisherlab.approximations import (
     create_all,
     named_activations,
 )
+from fisherlab.base.memory import limited
 from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.comparison.measure import Target
@@ -81,41 +82,48 @@ def compare(
     given = completed(AnalysisOptions, options, "compare")
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
     methods = create_all(approximations)
-    chosen = select_layers(
-        model, layers, bias=given["bias"], activations=named_activations(methods), masks=masks_of(data)
-    )
-    analysed, chosen, in_float32 = _not_half(model, chosen)
-    generator = given["generator"]
-    again = generator.clone_state() if isinstance(generator, torch.Generator) else None  # for the same draws
-    collector = Collector(analysed, chosen, data, likelihood, **of_pass(given))
-    if kind == LAYERWISE:
-        collector.leave_out(no_layerwise(collector))
-    if statistics is not None:
-        check_statistics(statistics)
-        statistics = statistics.fitting(model, collector.layers, kind)
-        for method in methods:
-            if not method.from_exact and not statistics.can_build(method):
-                raise InputError(f"the statistics do not hold what {method.name} needs; collect them with it")
     limit = parse_bytes(given["memory"])
-    plans = _plans(collector, kind, limit, given["max_columns"], dict.fromkeys(collector.layers, in_float32))
-    for plan in plans.values():
-        if on_plan is not None:
-            on_plan(plan)
-    has_targets = collector.batches.first(1)[1] is not None
-    if not has_targets:
-        _refuse_empirical(methods)
-    experiment = Experiment(
-        collector, plans, methods, has_targets, limit, spectra, given["progress"], statistics, on_target
-    )
-    results = _measured(experiment, data, chosen, kind, {**given, "generator": again})
-    return Comparison(
-        results=results,
-        layers=_covered(collector),
-        coupling_matrix=experiment.coupling(),
-        about=about or Origin.given(model, data),
-        device=str(collector.device),
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-    )
+    with limited(limit):
+        chosen = select_layers(
+            model, layers, bias=given["bias"], activations=named_activations(methods), masks=masks_of(data)
+        )
+        analysed, chosen, in_float32 = _not_half(model, chosen)
+        generator = given["generator"]
+        again = (
+            generator.clone_state() if isinstance(generator, torch.Generator) else None
+        )  # for the same draws
+        collector = Collector(analysed, chosen, data, likelihood, **of_pass(given))
+        if kind == LAYERWISE:
+            collector.leave_out(no_layerwise(collector))
+        if statistics is not None:
+            check_statistics(statistics)
+            statistics = statistics.fitting(model, collector.layers, kind)
+            for method in methods:
+                if not method.from_exact and not statistics.can_build(method):
+                    raise InputError(
+                        f"the statistics do not hold what {method.name} needs; collect them with it"
+                    )
+        plans = _plans(
+            collector, kind, limit, given["max_columns"], dict.fromkeys(collector.layers, in_float32)
+        )
+        for plan in plans.values():
+            if on_plan is not None:
+                on_plan(plan)
+        has_targets = collector.batches.first(1)[1] is not None
+        if not has_targets:
+            _refuse_empirical(methods)
+        experiment = Experiment(
+            collector, plans, methods, has_targets, limit, spectra, given["progress"], statistics, on_target
+        )
+        results = _measured(experiment, data, chosen, kind, {**given, "generator": again})
+        return Comparison(
+            results=results,
+            layers=_covered(collector),
+            coupling_matrix=experiment.coupling(),
+            about=about or Origin.given(model, data),
+            device=str(collector.device),
+            dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        )
 
 
 def _plans(

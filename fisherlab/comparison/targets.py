@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fisherlab.base.memory import at_most
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.comparison.measure import Target
 from fisherlab.comparison.population import (
@@ -34,8 +35,8 @@ from fisherlab.statistics.sums import ROTATED
 GRADIENT = Statistic("gradient", moments.gradient_sum, EMPIRICAL)
 """Σ_n ∇ℓ_n with the data's labels."""
 
-_MOST_COLUMN_NUMBERS = 2**25  # of a layer-wise Fisher's columns at once: 256 MiB in float64, a choice
-_MOST_REMEMBERED = 2**24  # numbers in the sums of one half: 128 MiB in float64, a choice
+_COLUMN_BYTES = 256 * 2**20  # of a layer-wise Fisher's columns at once, in float64: a choice
+_REMEMBERED_BYTES = 128 * 2**20  # of the sums of one half: a choice
 
 _LAYERWISE = (
     Statistic("block-layerwise", moments.unit_blocks, LAYERWISE),
@@ -61,10 +62,10 @@ def layerwise_statistics(identity: bool) -> list[Statistic]:
 
 
 def layerwise_bytes(view: LayerView, identity: bool) -> int:
-    """What the layer-wise Fisher takes: the two halves' sums, their total, and the blocks."""
+    """What the layer-wise Fisher takes: the two halves' sums, their total, and the block of each."""
     if identity:
         return 8 * 3 * view.groups * view.inputs**2
-    return 8 * view.outputs * (3 * packed_size(view.inputs) + view.inputs**2)
+    return 8 * view.outputs * 3 * (packed_size(view.inputs) + view.inputs**2)
 
 
 def layerwise_operations(view: LayerView, positions: int) -> float:
@@ -142,7 +143,7 @@ def added_up(gathered: SplitSums) -> SplitSums:
     lazy = [sums.batch for sums in gathered.each if isinstance(sums, KeptSums)]
     if not lazy or not gathered.halves or lazy[0].groups > 1:
         return gathered
-    halves = tuple(_Remembering(batch, _MOST_REMEMBERED) for batch in lazy[1:])
+    halves = tuple(_Remembering(batch, _most_remembered()) for batch in lazy[1:])
     return SplitSums(_Both(lazy[0], halves), halves, gathered.kept)
 
 
@@ -154,7 +155,7 @@ class _Kept:
         lazy = [sums.batch for sums in gathered.halves if isinstance(sums, KeptSums)]
         self.halves = lazy if kept is gathered.kept and lazy else [self.all.half(h) for h in (0, 1)]
         self.places = group_places(len(self.all.a))
-        most = _MOST_REMEMBERED // (2 * GROUPS)
+        most = _most_remembered() // (2 * GROUPS)
         self.sums = [_Remembering(self.halves[h].at(own), most) for h, own, _ in self.places]
 
 
@@ -177,9 +178,14 @@ def _stays(halves: Sequence[LayerSums], out: Sequence[Group]) -> LayerSums:
     return KeptSums(half.batch.at(stays.nonzero().squeeze(1)))
 
 
+def _most_remembered() -> int:
+    """Numbers in the sums of one half."""
+    return at_most(_REMEMBERED_BYTES, 32) // 8
+
+
 def remembered_bytes(numbers: int) -> int:
     """What the groups of a jackknife remember of sums with so many numbers in all."""
-    return 8 * min(2 * GROUPS * numbers, _MOST_REMEMBERED)
+    return 8 * min(2 * GROUPS * numbers, _most_remembered())
 
 
 def _quadratics(kept: _Kept, kind: str, operator: LinearOperator, half: int | None) -> Tensor:
@@ -212,7 +218,7 @@ def layerwise_target(view: LayerView, gathered: SplitSums, memory: int, identity
     block, self_products = layerwise_statistics(identity)
 
     def make(sums: LayerSums) -> LinearOperator:
-        return _layerwise_block(view, sums.mean(block), identity)
+        return _layerwise_block(view, sums, block, identity)
 
     def squared(batch: LayerBatch) -> float:
         return (float(make(KeptSums(batch)).frobenius_norm()) * len(batch.a)) ** 2
@@ -234,10 +240,10 @@ def layerwise_target(view: LayerView, gathered: SplitSums, memory: int, identity
     return Target(str(LAYERWISE), blocks[0], _gradient(gathered), halves, memory)
 
 
-def _layerwise_block(view: LayerView, block: Tensor, identity: bool) -> LinearOperator:
+def _layerwise_block(view: LayerView, sums: LayerSums, block: Statistic, identity: bool) -> LinearOperator:
     if not identity:
-        return layerwise_block(view, block)
-    return by_group(view, block, lambda shape, A: KroneckerOperator(A, A.new_ones(shape.outputs)))
+        return layerwise_block(view, sums.taken_mean(block))
+    return by_group(view, sums.mean(block), lambda shape, A: KroneckerOperator(A, A.new_ones(shape.outputs)))
 
 
 def _norms(of: Callable[[Inputs, Tensor], Tensor], kept: LayerBatch, kind: str) -> Tensor:
@@ -250,7 +256,7 @@ def _few(view: LayerView, kept: LayerBatch | None) -> LayerBatch | None:
     if kept is None:
         return None
     numbers = kept.a.shape[1] * view.outputs * view.group.outputs
-    samples = _MOST_COLUMN_NUMBERS // numbers
+    samples = at_most(_COLUMN_BYTES, 16) // 8 // numbers
     return kept.head(samples) if samples else None
 
 

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
+from fisherlab.base.memory import at_most, limited
 from fisherlab.collect.batches import called, masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.hooks import unchanged
@@ -22,7 +23,7 @@ from fisherlab.exact.options import AnalysisOptions, completed, of_pass, parse_b
 from fisherlab.exact.plans import METHODS, BlockPlan, make_plans
 from fisherlab.layers import BlockShape, Layers, LayerView, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
-from fisherlab.likelihoods.labels import LAYERWISE
+from fisherlab.likelihoods.labels import LAYERWISE, LabelKind
 from fisherlab.linalg.packing import smat
 from fisherlab.operators import (
     DenseOperator,
@@ -77,31 +78,33 @@ def exact_fisher(
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    chosen = select_layers(model, layers, bias=given["bias"], masks=masks_of(data))
-    collector = Collector(model, chosen, data, likelihood, **of_pass(given))
-    if kind == LAYERWISE:
-        collector.leave_out(no_layerwise(collector))
-    chosen = collector.layers
-    plans = make_plans(collector, kind, method, parse_bytes(given["memory"]), given["max_columns"])
-    for plan in plans.values():
-        if plan.note:
-            warnings.warn(f"layer {plan.layer!r}: {plan.note}", stacklevel=3)
-    if method == "per-sample":
-        return {name: _per_sample(collector, chosen[name], plan.kind) for name, plan in plans.items()}
-    work = {
-        name: block_work(plan, chosen[name], collector.sizes.label_columns_of(plan.kind, name))
-        for name, plan in plans.items()
-    }
-    gathered = gather(collector, work)
-    blocks = {}
-    for name, plan in plans.items():
-        found = gathered.pop(name)
-        if plan.method == "gram":
-            assert found.kept is not None
-            blocks[name] = gram_block(found.kept.double(), plan.kind)
-        else:
-            blocks[name] = build_block(chosen[name], plan, found.all)
-    return blocks
+    memory = parse_bytes(given["memory"])
+    with limited(memory):
+        chosen = select_layers(model, layers, bias=given["bias"], masks=masks_of(data))
+        collector = Collector(model, chosen, data, likelihood, **of_pass(given))
+        if kind == LAYERWISE:
+            collector.leave_out(no_layerwise(collector))
+        chosen = collector.layers
+        plans = make_plans(collector, kind, method, memory, given["max_columns"])
+        for plan in plans.values():
+            if plan.note:
+                warnings.warn(f"layer {plan.layer!r}: {plan.note}", stacklevel=3)
+        if method == "per-sample":
+            return {name: _per_sample(collector, chosen[name], plan.kind) for name, plan in plans.items()}
+        work = {
+            name: block_work(plan, chosen[name], collector.sizes.label_columns_of(plan.kind, name))
+            for name, plan in plans.items()
+        }
+        gathered = gather(collector, work)
+        blocks = {}
+        for name, plan in plans.items():
+            found = gathered.pop(name)
+            if plan.method == "gram":
+                assert found.kept is not None
+                blocks[name] = gram_block(found.kept.double(), plan.kind)
+            else:
+                blocks[name] = build_block(chosen[name], plan, found.all)
+        return blocks
 
 
 def no_layerwise(collector: Collector) -> dict[str, str]:
@@ -135,10 +138,10 @@ def block_work(plan: BlockPlan, view: LayerView, columns: int) -> PassRequest:
 
 
 def build_block(view: LayerView, plan: BlockPlan, sums: LayerSums) -> LinearOperator:
-    """The operator of a plan from the sums of its pass."""
+    """The operator of a plan from the sums of its pass, which lose that of the block."""
     statistic = block_statistic(plan)
     assert statistic is not None
-    return by_group(view, sums.mean(statistic), partial(_operator, plan.method))
+    return by_group(view, sums.taken_mean(statistic), partial(_operator, plan.method))
 
 
 def gram_block(kept: LayerBatch, kind: str) -> LinearOperator:
@@ -184,7 +187,8 @@ def _gradient_matrices(collector: Collector, view: LayerView, kind: str) -> Iter
     """Chunks of the samples' gradients V [n·c, m, d], each with its number of samples."""
     model, size = collector.model, torch.finfo(collector.dtype).bits // 8
     columns = collector.sizes.columns[kind]
-    most = max(1, _ROW_BYTES // (size * columns * view.size))
+    collector.sizes.require_room({view.name: frozenset({LabelKind(kind)})}, collector.batches.samples)
+    most = max(1, at_most(_ROW_BYTES, 64) // (size * columns * view.size))
     generators = collector.generators()
     with unchanged(model):
         rows_of = collector.sample_gradients([view.name])

@@ -63,7 +63,7 @@ class _Limits(TypedDict, total=False):
     memory: Annotated[
         float | str,
         Predicate(parse_bytes),
-        Option("4GiB", 'the limit for statistics and exact blocks, in bytes or as text such as "4GiB".'),
+        Option("4GiB", 'the limit for all that an analysis holds, in bytes or as text such as "4GiB".'),
     ]
     max_columns: Annotated[
         Count,

@@ -13,6 +13,9 @@ from fisherlab.linalg.packing import packed_size
 METHODS = ("auto", "per-sample", "kronecker", "gram")
 
 _DOUBLE = 8  # bytes of a float64, in which blocks are summed
+# Matrices K [N·C, N·C] at once, counted: K and a factor; with halves, whose K are a quarter each, also the
+# copy that a factor is made from.
+_GRAMS = 2.0, 3.5
 # A choice: a block of D = 2896 at most is had without weighing its cost against that of a Gram form.
 _SMALL_BLOCK = 64 * 2**20
 
@@ -213,7 +216,7 @@ class _Chooser:
                 samples = self.max_columns
         total = samples * columns
         held = _DOUBLE * self.copies * samples * self.collector.sizes.numbers(view.name, columns)
-        held += _DOUBLE * 2 * view.groups * total**2
+        held += int(_DOUBLE * _GRAMS[self.copies > 1] * view.groups * total**2)
         operations = self._gram_operations(view, samples, columns)
         return BlockPlan(view.name, "gram", kind, samples, total, operations, held, note)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fisherlab.base.memory import at_most
 from fisherlab.gradients.inputs import Inputs, OneHot, inner_products, sample_gradients
 from fisherlab.linalg.numerics import CHUNK_BYTES, ENTRY_COST, add_product, self_product, spans
 
@@ -56,7 +57,7 @@ def tiles(left: GradientPair, right: GradientPair | None = None) -> Iterator[Til
     if not by_positions and isinstance(left.a, OneHot) and right is None:
         left = other = GradientPair(left.a.compact(), left.g)
     tile = _tile_by_positions if by_positions else _tile_by_vectors
-    side = math.isqrt(CHUNK_BYTES // (4 * left.g.element_size()))
+    side = math.isqrt(at_most(CHUNK_BYTES, 16) // (4 * left.g.element_size()))
     ranges = _ranges(left, side, by_positions)
     for index, rows in enumerate(ranges):
         part = left[rows]

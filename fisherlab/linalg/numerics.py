@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisherlab.base.memory import at_most
 from fisherlab.errors import NumericalError
 from fisherlab.linalg.lowrank import SMALLEST, find_range, holds, range_eigenvalues, range_eigh
 
-CHUNK_BYTES = 256 * 2**20  # of one piece of work: a choice, small beside the 4 GiB that a comparison is given
+CHUNK_BYTES = 256 * 2**20  # of one piece of work: a choice, a sixteenth of the memory given by default
+_PIECES = 16  # parts of the memory limit of which a piece may take one: some pieces have several copies
 ENTRY_COST = 50.0  # multiplications that take as long as writing one number to memory and reading it
 _REDUCTION_ELEMENTS = 2**22  # brought to float64 at a time: 32 MiB, which bounds the copy of a large tensor
 _PANELS = 8  # of which 9/16 of the products remain; more panels are too narrow for fast products
@@ -22,7 +24,7 @@ _NARROWEST = 16  # columns of a panel: a choice, the width of a kernel of a matr
 _LEAST_PANEL = 128  # columns, for products of many pieces: a choice, below which they are not faster
 _TILE = 256  # rows and columns: two tiles in float64 are 1 MiB, which stays in a core's cache
 _SINGLE_ROUNDING = 1e-6  # about 8 ε of float32: what sums of products in it leave where there is a zero
-_KNOWN_BYTES = 512 * 2**20  # of eigenvectors that are remembered: a choice, an eighth of the memory given
+_KNOWN_BYTES, _KNOWN_PART = 512 * 2**20, 8  # of eigenvectors that are remembered: a choice, one part of eight
 
 
 def spans(total: int, bytes_each: int, budget: int | None = None) -> Iterator[tuple[int, int]]:
@@ -31,9 +33,9 @@ def spans(total: int, bytes_each: int, budget: int | None = None) -> Iterator[tu
     Args:
         total: how many items.
         bytes_each: bytes that one item takes.
-        budget: bytes of one piece (at least one item); None: `CHUNK_BYTES`.
+        budget: bytes of one piece (at least one item), less where memory is short; None: `CHUNK_BYTES`.
     """
-    step = max(1, (budget or CHUNK_BYTES) // max(1, bytes_each))
+    step = max(1, at_most(budget or CHUNK_BYTES, _PIECES) // max(1, bytes_each))
     for start in range(0, total, step):
         yield start, min(total, start + step)
 
@@ -93,7 +95,7 @@ class _Remembered:
         """`symmetric_eigh` of a matrix."""
         key = (matrix.shape, matrix.dtype, hashlib.blake2b(matrix.cpu().contiguous().numpy().data).digest())
         self._found[key] = self._found.pop(key) if key in self._found else _fresh_eigh(matrix)
-        while len(self._found) > 1 and self._bytes() > _KNOWN_BYTES:
+        while len(self._found) > 1 and self._bytes() > at_most(_KNOWN_BYTES, _KNOWN_PART):
             del self._found[next(iter(self._found))]
         return self._found[key]
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fisherlab.base.memory import DEFAULT, at_most
 from fisherlab.damping import DampingLike
 from fisherlab.errors import InputError, NotSupportedError
 from fisherlab.gradients.contractions import (
@@ -46,8 +47,7 @@ from fisherlab.operators.base import LinearOperator
 from fisherlab.operators.graminverse import GramInverse, apply_factor
 from fisherlab.operators.layout import check_sample_shapes
 
-_DENSE_BYTES = 4 * 2**30  # a choice: the memory that a comparison is given by default
-_HELD_BYTES = 192 * 2**20  # of all V, kept for the operator's life: a choice, a twentieth of that
+_HELD_BYTES, _HELD_PART = 192 * 2**20, 20  # of all V, kept for the operator's life: a choice, a twentieth
 
 
 class GramOperator(LinearOperator):
@@ -68,7 +68,7 @@ class GramOperator(LinearOperator):
 
     structure: ClassVar[int] = 4
 
-    def __init__(self, a: Inputs, g: Tensor, samples: int | None = None, *, memory: int = _DENSE_BYTES):
+    def __init__(self, a: Inputs, g: Tensor, samples: int | None = None, *, memory: int = DEFAULT):
         a, g = alike("the inputs and gradients of a Gram operator", a, g)
         check_sample_shapes(a, g)
         total = a.shape[0] if samples is None else finite("the number of samples", samples)
@@ -230,8 +230,8 @@ class GramOperator(LinearOperator):
     def solves(self, M: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:
         """`solve` at each damping, with products by J for all of them at once."""
         w = self.rows(M)
-        factors = [damped_cholesky(self.gram(), damping) for damping in dampings]
-        corrections = self.combine(torch.stack([apply_factor(factor, w) for factor in factors])) * self.weight
+        solved = [apply_factor(damped_cholesky(self.gram(), damping), w) for damping in dampings]
+        corrections = self.combine(torch.stack(solved)) * self.weight
         for damping, correction in zip(dampings, corrections, strict=True):
             yield (M - correction) / damping
 
@@ -322,7 +322,7 @@ class GramOperator(LinearOperator):
     def held(self) -> Tensor | None:
         """All V [n, c, m, d] where they are small beside what making them again and again would cost."""
         needed = self.columns * self.shape[0] * self.dtype.itemsize
-        if self.pair_symmetric or isinstance(self.a, OneHot) or needed > _HELD_BYTES:
+        if self.pair_symmetric or isinstance(self.a, OneHot) or needed > at_most(_HELD_BYTES, _HELD_PART):
             return None
         return sample_gradients(self.a, self.g)
 

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fisherlab.base.memory import at_most
 from fisherlab.gradients.inputs import by_sample
 from fisherlab.linalg.numerics import self_product, spans, symmetrised
 from fisherlab.operators.base import LinearOperator
@@ -46,7 +47,7 @@ def _few_positions(F: GramOperator) -> bool:
     (c, n, t, m), d = F.g.shape, F.inputs
     by_positions = 2 * (n * t) ** 2 * t + 2 * c * n * t * m * (t + m)
     by_entries = min(2 * n * t * d * (d + t), 2 * c * n * m * d * (d + m))
-    return (n * t) ** 2 * F.dtype.itemsize <= _MOST_BYTES and by_positions < by_entries
+    return (n * t) ** 2 * F.dtype.itemsize <= at_most(_MOST_BYTES, 20) and by_positions < by_entries
 
 
 class _ByEntries:

@@ -19,6 +19,7 @@ from fisherlab.linalg.numerics import (
     damped_power,
     dot64,
     norm64,
+    spans,
     symmetric_eigh,
 )
 from fisherlab.linalg.packing import packed_size, packing_index, svec, svec_outer
@@ -117,8 +118,10 @@ class UnitBlockOperator(LinearOperator):
         return out.view(self.shape)
 
     def _outer_quadratics(self, a: Tensor, g: Tensor) -> Tensor:
-        by_unit = svec_outer(a) @ svec(self.blocks).T
-        return (by_unit * g.square().sum(0)).sum(1)
+        packed, weights = svec(self.blocks), g.square().sum(0)
+        pieces = spans(len(a), packed.shape[1] * a.element_size())
+        parts = (slice(*span) for span in pieces)
+        return torch.cat([(svec_outer(a[part]) @ packed.T * weights[part]).sum(1) for part in parts])
 
     def _inner_with(self, other: LinearOperator) -> Tensor:
         return dot64(self.blocks, other.unit_blocks())

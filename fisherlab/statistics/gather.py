@@ -138,7 +138,8 @@ def gather(
     if stage == 1:
         _first_pass(collector, work, parts, kept, halves, keeper, done)
         done = None
-    gathered = {name: SplitSums.of_parts(sums, _joined(kept[name])) for name, sums in parts.items()}
+    # popped, so that the batches of one layer at most are there twice
+    gathered = {name: SplitSums.of_parts(sums, _joined(kept.pop(name))) for name, sums in parts.items()}
     _second_pass(collector, work, gathered, keeper, done)
     return gathered
 

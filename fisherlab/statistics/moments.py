@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fisherlab.base.memory import at_most
 from fisherlab.gradients.contractions import (
     input_contraction,
     output_contraction,
@@ -176,6 +177,6 @@ def _flat(x: Tensor) -> Tensor:
 
 def _parts(g: Tensor, width: int) -> Iterator[slice]:
     """Slices of the samples of g whose intermediate, `width` numbers a sample, stays in bounds."""
-    step = max(1, min(_MOST_SAMPLES, _CHUNK_BYTES // (g.element_size() * width)))
+    step = max(1, min(_MOST_SAMPLES, at_most(_CHUNK_BYTES, 16) // (g.element_size() * width)))
     for start in range(0, g.shape[1], step):
         yield slice(start, start + step)

@@ -104,12 +104,14 @@ class LayerSums:
         values: for each statistic's key its sum; [G, …] for G > 1 groups.
         bases: for each two-pass method the eigenvectors (U_A, U_B) that its second pass rotates by; None
             where that is the identity.
+        means: of those whose sum was taken, see `taken_mean`.
     """
 
     samples: int = 0
     positions: int = 0
     values: dict[str, Tensor] = field(default_factory=dict)
     bases: dict[str, Basis] = field(default_factory=dict)
+    means: dict[str, Tensor] = field(default_factory=dict)
 
     def count(self, batch: LayerBatch) -> None:
         """Counts a batch, in its first part; in the first pass over the data only."""
@@ -135,6 +137,8 @@ class LayerSums:
         Raises:
             InputError: where it was never collected.
         """
+        if statistic.key in self.means:
+            return self.means[statistic.key] * self.samples
         if statistic.key not in self.values:
             raise InputError(
                 f"the statistic {statistic.key!r} was not collected; collect with the "
@@ -144,17 +148,26 @@ class LayerSums:
 
     def has(self, statistic: Statistic) -> bool:
         """Whether `sum` can give it."""
-        return statistic.key in self.values
+        return statistic.key in self.values or statistic.key in self.means
 
     def mean(self, statistic: Statistic) -> Tensor:
         """The sum over samples by N."""
         return self.sum(statistic) / self.samples
 
+    def taken_mean(self, statistic: Statistic) -> Tensor:
+        """`mean` in the place of a large sum, which `sum` makes anew from it."""
+        if statistic.key not in self.means:
+            total = self.sum(statistic)
+            del self.values[statistic.key]
+            self.means[statistic.key] = total.div_(self.samples)
+        return self.means[statistic.key]
+
     def group(self, place: int) -> "LayerSums":
         """The sums of one of the groups."""
         values = {key: value[place] for key, value in self.values.items()}
         bases = {name: of_group(basis, place) for name, basis in self.bases.items()}
-        return LayerSums(self.samples, self.positions, values, bases)
+        means = {key: value[place] for key, value in self.means.items()}
+        return LayerSums(self.samples, self.positions, values, bases, means)
 
     def __add__(self, other: "LayerSums") -> "LayerSums":
         """The sums over both sets of samples.
@@ -202,6 +215,10 @@ class KeptSums(LayerSums):
             self._cached[statistic.key] = found
         return found
 
+    def taken_mean(self, statistic: Statistic) -> Tensor:
+        """`mean`; a sum that is remembered stays."""
+        return self.mean(statistic)
+
     def has(self, statistic: Statistic) -> bool:
         """Whether the labels that it needs were kept."""
         return statistic.kind is None or statistic.kind in self.batch.g
@@ -229,6 +246,10 @@ class LeftOut(LayerSums):
         if statistic.key in self.values:
             return self.values[statistic.key]
         return self._sums.sum(statistic) - self._left.sum(statistic)
+
+    def taken_mean(self, statistic: Statistic) -> Tensor:
+        """`mean`: there is no sum that could be let go."""
+        return self.mean(statistic)
 
     def has(self, statistic: Statistic) -> bool:
         """Whether both are known."""

@@ -150,7 +150,7 @@ def test_the_layerwise_rows_compare_with_the_layerwise_fisher(comparison, catego
 
 
 def test_empty_cells_have_a_note(comparison, sequences, wide):
-    gram = fl.compare(wide.model, wide.data, NAMES, memory=40_000)
+    gram = fl.compare(wide.model, wide.data, NAMES, memory=44_050)
     without = fl.compare(wide.model, (wide.inputs, None), ("kfac", "lngd"))
     few = fl.compare(wide.model, wide.take(slice(0, 5)).data, ("kfac",), spectra=False)
     positions = fl.compare(sequences.model, sequences.data, ("kfac", "lngd"))
@@ -269,7 +269,7 @@ def test_the_waterfall_has_the_scaled_errors_of_its_steps(comparison, categorica
 
 def test_the_gram_form_gives_the_same_numbers(wide):
     dense = fl.compare(wide.model, wide.data, NAMES).records
-    gram = fl.compare(wide.model, wide.data, NAMES, memory=40_000).records
+    gram = fl.compare(wide.model, wide.data, NAMES, memory=44_050).records
     assert set(dense["method"]) == {"kronecker"}
     assert set(gram["method"]) == {"gram"}
     main = dense["target"] == "predictive"
@@ -331,7 +331,7 @@ def test_layers_and_options(categorical):
 
 def test_plans_are_told(wide):
     told = []
-    fl.compare(wide.model, wide.data, "kfac", memory=40_000, spectra=False, on_plan=told.append)
+    fl.compare(wide.model, wide.data, "kfac", memory=44_050, spectra=False, on_plan=told.append)
     assert [(plan.layer, plan.method) for plan in told] == [("0", "gram"), ("2", "gram")]
 
 
