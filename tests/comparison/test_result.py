@@ -51,7 +51,7 @@ def test_pictures_and_names(comparison):
     for call in (comparison.heatmap, comparison.spectrum, comparison.operators):
         with pytest.raises(InputError, match="unknown layer '3'"):
             call("3")
-    with pytest.raises(InputTypeError, match="named by a string such as '0', not 0"):
+    with pytest.raises(InputTypeError, match="layer must be a string, not 0"):
         comparison.heatmap(0)
     with pytest.raises(InputError, match="unknown approximation 'kfacs'; did you mean kfac"):
         comparison.heatmap("0", "kfacs")
