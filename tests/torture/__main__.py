@@ -53,7 +53,20 @@ def _disk(place: Path, dice: random.Random, short: bool) -> Iterator[object]:
     yield from disk.full(place, 4 if short else 100, dice)
 
 
-PARTS: dict[str, Part] = {"kills": _kills, "files": _files, "crowd": _crowd, "disk": _disk}
+def _inputs(place: Path, dice: random.Random, short: bool) -> Iterator[object]:
+    from torture import inputs
+
+    yield inputs.functions(100 if short else 3000)
+    yield inputs.options(place, 20 if short else 1000)
+
+
+PARTS: dict[str, Part] = {
+    "kills": _kills,
+    "files": _files,
+    "inputs": _inputs,
+    "crowd": _crowd,
+    "disk": _disk,
+}
 
 
 def main() -> int:

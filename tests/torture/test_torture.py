@@ -5,15 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 
-
-@pytest.mark.parametrize("part", ["kills", "files", "crowd", "disk"])
-def test_nothing_breaks(part):
-    command = [sys.executable, "-m", "torture", part, "--short"]
-    ended = subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600
-    )
+def test_nothing_breaks():
+    command = [sys.executable, "-m", "torture", "--short"]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600)
     tallies = json.loads(ended.stdout)
-    assert sum(tally["tries"] for tally in tallies) >= 4
+    assert sum(tally["tries"] for tally in tallies) > 100
     assert [failure for tally in tallies for failure in tally["failures"]] == [], ended.stderr
