@@ -263,3 +263,11 @@ def test_the_log_drops_later_steps_and_cut_lines(place):
         file.write('{"kind": "step", "st')
     Log(place, 2).close()
     assert [(line["step"], line["loss"]) for line in read(place)] == [(0, None), (1, None), (2, None)]
+
+
+@pytest.mark.parametrize(("batch", "said"), [(70, False), (71, True), (256, True)])
+def test_a_batch_above_the_data_is_all_of_them_and_said(place, caplog, batch, said):
+    with caplog.at_level("INFO", logger="fisherlab"):
+        summary = train(TrainConfig(model="train.nets:mlp", epochs=2, batch=batch), place / "run")
+    assert summary["steps"] == 2
+    assert ("takes all 70 samples" in caplog.text) == said

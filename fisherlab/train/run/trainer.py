@@ -63,7 +63,10 @@ class Trainer:
     ) -> None:
         self._config, self._task, self._objective, self._fabric = config, task, objective, fabric
         parts = fabric.world_size * config.accumulation
-        self._order = Order(len(task.train.targets), config.batch, parts, config.seed)
+        samples = len(task.train.targets)
+        if config.batch > samples and fabric.is_global_zero:
+            log.info("a step takes all %d samples, fewer than its batch of %d", samples, config.batch)
+        self._order = Order(samples, config.batch, parts, config.seed)
         self._augment = Augment(config.augment, config.seed + 1)
         self._augment.check(task.train.inputs)
         per_epoch = self._order.per_epoch
