@@ -19,7 +19,7 @@ from fisherlab.approximations import (
     why_not_built,
 )
 from fisherlab.comparison.measure import Row, Target, dense_bytes, measure
-from fisherlab.comparison.population import Group, PopulationEstimate, Refit
+from fisherlab.comparison.population import PopulationEstimate, Refit, SampleGroup
 from fisherlab.comparison.result import LayerResult
 from fisherlab.comparison.targets import (
     layerwise_bytes,
@@ -239,7 +239,7 @@ def of_vector(asked: Sequence[Approximation]) -> list[Approximation]:
 
 
 def _refitted(
-    method: Approximation, view: LayerView, halves: Sequence[LayerSums], kind: str, out: Sequence[Group]
+    method: Approximation, view: LayerView, halves: Sequence[LayerSums], kind: str, out: Sequence[SampleGroup]
 ) -> LinearOperator:
     """A method fitted on a half without groups of it."""
     return build_operator(method, view, left_out(halves, out), kind)
@@ -251,7 +251,7 @@ def _rotated_again(
     sums: Sequence[LayerSums],
     kind: str,
     halves: PopulationEstimate,
-    out: Sequence[Group],
+    out: Sequence[SampleGroup],
 ) -> LinearOperator:
     """The same of one with second moments: in the basis of the rest, from the exact block of the half."""
     rest, half = left_out(sums, out), out[0].half
@@ -263,7 +263,7 @@ def _rotated_again(
 
 
 def _from_block_without(
-    method: Approximation, halves: PopulationEstimate, out: Sequence[Group]
+    method: Approximation, halves: PopulationEstimate, out: Sequence[SampleGroup]
 ) -> LinearOperator:
     """The same for one that is made from the exact block."""
     return build_from_block(method, halves.without(out))

@@ -50,7 +50,7 @@ class PopulationError(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Group:
+class SampleGroup:
     """Samples of one half that the jackknife leaves out together.
 
     Attributes:
@@ -75,7 +75,7 @@ class Group:
         return len(self.places)
 
 
-Refit = Callable[[Sequence[Group]], LinearOperator]
+Refit = Callable[[Sequence[SampleGroup]], LinearOperator]
 """From groups of one half to F̂ fitted on that half without them."""
 
 
@@ -134,9 +134,9 @@ class PopulationEstimate:
     counts: Sequence[int]
     self_products: float
     quadratics: Callable[[LinearOperator, int | None], Tensor]
-    groups: Sequence[Group]
+    groups: Sequence[SampleGroup]
     overlaps: Mapping[tuple[int, int], float]
-    terms: Callable[[LinearOperator, Group], float]
+    terms: Callable[[LinearOperator, SampleGroup], float]
     without: Refit
     rounding: float
 

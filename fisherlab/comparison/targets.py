@@ -11,8 +11,8 @@ from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.comparison.measure import Target
 from fisherlab.comparison.population import (
     GROUPS,
-    Group,
     PopulationEstimate,
+    SampleGroup,
     group_places,
     layerwise_norms,
     layerwise_norms_identity,
@@ -159,7 +159,7 @@ class _Kept:
         self.sums = [_Remembering(self.halves[h].at(own), most) for h, own, _ in self.places]
 
 
-def left_out(halves: Sequence[LayerSums], out: Sequence[Group]) -> LayerSums:
+def left_out(halves: Sequence[LayerSums], out: Sequence[SampleGroup]) -> LayerSums:
     """The sums of a half without groups of it."""
     sums = halves[out[0].half]
     for group in out:
@@ -167,7 +167,7 @@ def left_out(halves: Sequence[LayerSums], out: Sequence[Group]) -> LayerSums:
     return sums
 
 
-def _stays(halves: Sequence[LayerSums], out: Sequence[Group]) -> LayerSums:
+def _stays(halves: Sequence[LayerSums], out: Sequence[SampleGroup]) -> LayerSums:
     """The same, of samples that are kept by these samples alone."""
     half = halves[out[0].half]
     if not isinstance(half, KeptSums):
@@ -317,7 +317,7 @@ def _halves(
         with_all = quadratics(blocks[0], None) * gathered.all.samples
         for (half, own, places), sums in zip(kept.places, kept.sums, strict=True):
             known_terms = float(norms[places].sum()), float(with_all[places].sum()), squared(sums.batch)
-            groups.append(Group(half, own, *known_terms, sums))
+            groups.append(SampleGroup(half, own, *known_terms, sums))
         for i, j in paired(len(groups)):
             one, two = groups[i], groups[j]
             both = squared(kept.all.at(torch.cat([kept.places[i][2], kept.places[j][2]])))

@@ -28,10 +28,10 @@ def numbered(out: Path) -> Iterator[Path]:
 
 def check_free(out: Path, *, force: bool = False) -> None:
     """Raises `InputError` where a run may not be written to `out`."""
-    if out.is_file():
-        raise TakenError(f"{str(out)!r} is a file; choose another directory")
     if out.is_symlink():
         raise TakenError(f"{str(out)!r} is a link; give the directory that it leads to, or another one")
+    if out.exists() and not out.is_dir():  # a device such as /dev/null would be replaced
+        raise TakenError(f"{str(out)!r} is no directory but a file; choose another name")
     if Path.cwd().resolve().is_relative_to(out.resolve()):
         raise InputError(f"{str(out)!r} holds the working directory; choose a directory of its own")
     if out.name in ("", ".."):

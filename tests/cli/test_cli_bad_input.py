@@ -60,7 +60,7 @@ def _files(place: Path) -> set[str]:
         ([*SMALL, "--device", "tpu"], "unknown device 'tpu'"),
         ([*SMALL, "--device", "cuda:99"], "cuda:99"),
         ([*SMALL, "--checkpoint", "nowhere.pt"], "nowhere.pt"),
-        ([*SMALL, "--out", "small_nets.py"], "is a file"),
+        ([*SMALL, "--out", "small_nets.py"], "is no directory"),
         ([*SMALL, "--out", "small_nets.py/run"], "cannot make the directory"),
         (["compare", "--model", "small_nets:empty"], "empty"),
         (["compare", "--model", "small_nets:nan_inputs"], "not finite"),

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from fisherlab.collect.layer_batch import LayerBatch, half_of
 from fisherlab.comparison.population import (
-    Group,
     PopulationEstimate,
     Refit,
+    SampleGroup,
     group_places,
     layerwise_norms,
     layerwise_norms_identity,
@@ -70,7 +70,7 @@ def halves_of(a: Tensor, g: Tensor, kept: int | None = None) -> PopulationEstima
     for half, own, all_ in places:
         sums = KeptSums(samples[half].at(own))
         terms = float(norms[all_].sum()), float(with_all[all_].sum()), squared(sums.batch)
-        groups.append(Group(half, own, *terms, sums))
+        groups.append(SampleGroup(half, own, *terms, sums))
     overlaps = {}
     for i, j in paired(len(groups)):
         both = squared(first.at(torch.cat([places[i][2], places[j][2]])))
@@ -96,7 +96,7 @@ def refitted(a: Tensor, g: Tensor) -> Refit:
     """KFAC of a half without some groups, from the samples that stay."""
     parts = split(a, g)
 
-    def refit(out: Sequence[Group]) -> KroneckerOperator:
+    def refit(out: Sequence[SampleGroup]) -> KroneckerOperator:
         own_a, own_g = parts[out[0].half]
         stays = torch.ones(len(own_a), dtype=torch.bool)
         for group in out:
@@ -209,7 +209,7 @@ def test_the_standard_error_with_fits_that_are_held_is_another():
         a, g = population.sample(64, generator)
         halves, fits = halves_of(a, g), fits_of(a, g)
 
-        def keep(out: Sequence[Group], fits: list[KroneckerOperator] = fits) -> KroneckerOperator:
+        def keep(out: Sequence[SampleGroup], fits: list[KroneckerOperator] = fits) -> KroneckerOperator:
             return fits[out[0].half]
 
         found = [halves.error(fits, refit).standard_error for refit in (keep, refitted(a, g))]

@@ -311,3 +311,15 @@ def test_without_other_processes_the_first_one_is_this_one(place):
         assert part.mine
     with pytest.raises(InputError, match="no interrupted run"):
         together(lambda: RunPart.reopen(place / "nowhere"))
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo, lambda path: path.symlink_to("/dev/null")])
+def test_what_is_no_directory_is_not_replaced(place, make, force):
+    """Also a device, a pipe or a link: the superuser could rename these away."""
+    make(place / "out")
+    before = (place / "out").lstat()
+    with pytest.raises(InputError, match="is no directory|is a link"):
+        RunPart.claim(place / "out", force=force)
+    assert (place / "out").lstat() == before
+    assert [path.name for path in place.iterdir()] == ["out"]
