@@ -1,5 +1,6 @@
 """Files that are written beside their place and renamed, so that one that exists is complete."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from fisherlab.arguments import AnyPath, check
 from fisherlab.errors import FisherlabError, InputError
+
+_SPECIAL = "a device or a pipe"
 
 
 def as_path(what: str, path: object) -> Path:
@@ -31,11 +34,17 @@ def place_for(what: str, path: object) -> Path:
     file = as_path(what, path)
     if file.is_dir():
         raise InputError(f"{what} {str(path)!r} is a folder; give the path of a file")
+    if _is_special(file):
+        raise InputError(f"{what} {str(path)!r} is {_SPECIAL}; give the path of a file")
     if not file.parent.is_dir():
         raise InputError(f"there is no folder {str(file.parent)!r} for {what}; make it, or give another path")
     if not os.access(file.parent, os.W_OK):
         raise InputError(f"{what} cannot be written into {str(file.parent)!r}; give another path")
     return file
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 @contextmanager
@@ -56,8 +65,10 @@ def beside(path: Path) -> Iterator[Path]:
     that was there stays as it was.
 
     Raises:
-        OSError: where the folder is not there, or cannot be written to.
+        OSError: where the folder is not there, or cannot be written to, or `path` is a device or a pipe.
     """
+    if _is_special(path):  # the superuser could rename a file over it
+        raise FileExistsError(errno.EEXIST, _SPECIAL, str(path))
     handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     try:

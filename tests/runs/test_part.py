@@ -319,7 +319,7 @@ def test_what_is_no_directory_is_not_replaced(place, make, force):
     """Also a device, a pipe or a link: the superuser could rename these away."""
     make(place / "out")
     before = (place / "out").lstat()
-    with pytest.raises(InputError, match="is no directory|is a link"):
+    with pytest.raises(InputError, match=r"is no directory|is a link"):
         RunPart.claim(place / "out", force=force)
     assert (place / "out").lstat() == before
     assert [path.name for path in place.iterdir()] == ["out"]
