@@ -118,7 +118,7 @@ _FISHER = together(
         metavar="|".join(BIAS_MODES),
         help="A bias as last column of the weights, as a block of its own, or left out.",
     ),
-    _flag("memory", metavar="SIZE", help="The limit for all exact blocks together."),
+    _flag("memory", metavar="SIZE", help="The limit for all that the analysis holds."),
     _flag("max_columns", help="The most columns of a block kept in factored (Gram) form."),
     _flag("draws", help="Labels a sample for --kind monte-carlo."),
     device,

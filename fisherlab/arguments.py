@@ -58,6 +58,7 @@ _LONGEST_PATH = 4095  # bytes, of Linux
 def _may_be_path(value: Any, longest: int) -> bool:
     try:
         text = os.fsencode(value)
+        text.decode()  # it is written into files of JSON and TOML
     except (TypeError, UnicodeError):
         return False
     names = map(len, text.split(os.fsencode(os.sep)))
@@ -71,7 +72,7 @@ _BOUNDS: Mapping[type, tuple[str, Callable[[Any, Any], bool], str]] = {
     Lt: ("lt", lambda value, bound: value < bound, "below {}"),
     MinLen: ("min_length", lambda value, bound: len(value) >= bound, "of at least {} entries"),
     Predicate: ("func", lambda value, holds: holds(value), "finite"),  # any other raises an error of its own
-    IsPath: ("longest", _may_be_path, "a path with names of 1 to {} bytes"),
+    IsPath: ("longest", _may_be_path, "a path in UTF-8 with names of 1 to {} bytes"),
     OneOf: ("names", lambda value, names: value in names, "one of {}"),
 }
 _WORDS: Mapping[Any, tuple[str, str]] = {

@@ -25,6 +25,7 @@ from fisherlab.base.writing import as_path, place_for
 from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.errors import MemoryLimitError, bytes_text
+from fisherlab.exact.edges import warn_of_edges
 from fisherlab.exact.fisher import exact_fisher, no_layerwise
 from fisherlab.exact.options import DEFAULTS, AnalysisOptions, completed, of_pass, parse_bytes, takes
 from fisherlab.layers import BlockShape, Layers, select_layers
@@ -200,11 +201,13 @@ def approximate(
         )
         gathered = gather(collector, _work(collector, [method], kind, memory))
         labels = method.label_kind(kind)
-        return {
+        built = {
             name: build_operator(method, view.shape, gathered.pop(name).all, labels)
             for name, view in collector.layers.items()
             if method.fits(view)
         }
+        warn_of_edges(built, collector.dtype)
+        return built
 
 
 def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: LabelKind) -> PassRequest:

@@ -38,6 +38,7 @@ LEAST_SAMPLES = 8  # a choice: four in each half, from which a variance can be t
 # 1/√(2·15) = 18 %, and each more costs a fit of every method.
 GROUPS = 8
 _MOST_LOST = 1e-3  # of a sum: a choice, far below the standard errors
+_MOST_ROUNDING = 10  # of the relative errors of sums, in ‖F − F̂‖²/‖F‖²: a choice, of its three terms
 _LEAST_LEFT = 0.1  # of ‖F‖² without a sixteenth of the samples, for a standard error to be one: a choice
 
 
@@ -169,6 +170,9 @@ class PopulationEstimate:
         products = [self.quadratics(fits[1 - h], h) for h in (0, 1)] if self.groups else None
         found = [self._fit(fit, h, products) for h, fit in enumerate(fits)]
         error = self._error(found, (), {})
+        if error is not None and error**2 < _MOST_ROUNDING * self.rounding:
+            floor = (_MOST_ROUNDING * self.rounding) ** 0.5
+            return PopulationError(None, None, f"population error: below {floor:.1g}, which is rounding")
         if error is None or error < 0:
             return PopulationError(None, None, "population error: the estimate is negative; use more samples")
         if products is None:
@@ -248,8 +252,10 @@ class PopulationEstimate:
         singles = [alone[place] for place in range(2 * each)]
         if any(value is None for value in (*singles, *together.values())):
             return None
-        T = torch.tensor([max(0.0, value) for value in singles if value is not None], dtype=torch.float64)
-        b = torch.tensor([group.samples for group in self.groups], dtype=torch.float64)
+        T = torch.tensor(
+            [max(0.0, value) for value in singles if value is not None], dtype=torch.float64, device="cpu"
+        )
+        b = torch.tensor([group.samples for group in self.groups], dtype=torch.float64, device="cpu")
         variance = float(((n - b) ** 2 / (n * b) * (T - T.mean()).square()).sum()) / (2 * each - 1)
         squares: dict[bool, list[float]] = {True: [], False: []}
         for (i, j), value in together.items():

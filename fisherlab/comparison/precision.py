@@ -7,17 +7,21 @@ what is left is no Fisher but the edge of the type. Such layers are done again i
 
 import copy
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from fisherlab.comparison.measure import Target
+from fisherlab.exact.edges import bounds, size_of
 from fisherlab.gradients.inputs import OneHot
 from fisherlab.layers import Layers
 from fisherlab.statistics import SplitSums
 
 HALF = (torch.float16, torch.bfloat16)
 """The types of three digits, in which no sums are made."""
+
+_MOST_SPREAD = 0.01  # of a factor's rounding beside what makes up F: a choice, as far as 1 % of it
 
 
 def why_noise(target: Target, gathered: SplitSums, dtype: torch.dtype) -> str:
@@ -28,8 +32,8 @@ def why_noise(target: Target, gathered: SplitSums, dtype: torch.dtype) -> str:
         gathered: what the passes gathered.
         dtype: of the inputs and gradients.
     """
-    low, high = _bounds(dtype)
-    sizes = {"gradients of weights": _root(target.trace / target.exact.shape[0])}
+    low, high = bounds(dtype)
+    sizes = {"gradients of weights": size_of(target.trace, target.exact.shape[0])}
     if gathered.kept is not None:
         a = gathered.kept.a
         if not isinstance(a, OneHot):
@@ -39,9 +43,33 @@ def why_noise(target: Target, gathered: SplitSums, dtype: torch.dtype) -> str:
         exact_zero = size == 0 and dtype == torch.float64
         if not (low <= size <= high or exact_zero):
             return f"{what} are of size {size:.1g}, whose products {_name(dtype)} does not hold"
+    if dtype != torch.float64 and gathered.kept is not None:
+        a, spread = gathered.kept.a, _MOST_SPREAD / torch.finfo(dtype).eps
+        for kind, g in gathered.kept.g.items():
+            if not isinstance(a, OneHot) and (side := _outlier(a, g, spread)):
+                return f"few {side} ({kind} labels) are so large that {_name(dtype)} loses the others in sums"
     if dtype != torch.float64 and target.halves is not None and target.halves.lost:
         return f"few samples make up the block, and the others are lost in sums in {_name(dtype)}"
     return ""
+
+
+def _outlier(a: Tensor, g: Tensor, most: float) -> str:
+    """Which factors, A or B, are made of other samples than the block.
+
+    The largest ‖a‖² is compared with the mean of ‖a‖² weighted by ‖g‖², that of what makes up F; and the
+    other way round.
+
+    Args:
+        a: inputs [n, t, d].
+        g: output gradients [c, n, t, m].
+        most: the largest ratio.
+    """
+    norm = partial(torch.linalg.vector_norm, dtype=torch.float64)
+    inputs, gradients = norm(a, dim=-1).square(), norm(g, dim=(0, -1)).square()
+    weight = float((inputs * gradients).sum())
+    if float(inputs.max() * gradients.sum()) > most * weight:
+        return "inputs"
+    return "output gradients" if float(gradients.max() * inputs.sum()) > most * weight else ""
 
 
 def widened(model: nn.Module, layers: Layers, dtype: torch.dtype) -> tuple[nn.Module, Layers] | None:
@@ -53,22 +81,12 @@ def widened(model: nn.Module, layers: Layers, dtype: torch.dtype) -> tuple[nn.Mo
         return None
 
 
-def _bounds(dtype: torch.dtype) -> tuple[float, float]:
-    """Between which sizes x the squares x² of numbers down to √ε·x, and sums of them, are held."""
-    info = torch.finfo(dtype)
-    return math.sqrt(info.tiny / info.eps), math.sqrt(info.max * info.eps)
-
-
 def _rms(values: Tensor) -> float:
     """The root of the mean square, of values of any size."""
     largest = float(values.abs().amax()) if values.numel() else 0.0
     if not 0 < largest < math.inf:
         return largest
     return largest * float((values.double() / largest).square().mean().sqrt())
-
-
-def _root(square: float) -> float:
-    return math.sqrt(square) if square >= 0 else math.nan
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -19,6 +19,7 @@ from fisherlab.collect.hooks import unchanged
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.collect.refusals import require_finite_gradients
 from fisherlab.errors import unknown
+from fisherlab.exact.edges import warn_of_edges
 from fisherlab.exact.options import AnalysisOptions, completed, of_pass, parse_bytes, takes
 from fisherlab.exact.plans import METHODS, BlockPlan, make_plans
 from fisherlab.layers import BlockShape, Layers, LayerView, select_layers
@@ -90,13 +91,15 @@ def exact_fisher(
             if plan.note:
                 warnings.warn(f"layer {plan.layer!r}: {plan.note}", stacklevel=3)
         if method == "per-sample":
-            return {name: _per_sample(collector, chosen[name], plan.kind) for name, plan in plans.items()}
+            rows = {name: _per_sample(collector, chosen[name], plan.kind) for name, plan in plans.items()}
+            warn_of_edges(rows, collector.dtype)
+            return rows
         work = {
             name: block_work(plan, chosen[name], collector.sizes.label_columns_of(plan.kind, name))
             for name, plan in plans.items()
         }
         gathered = gather(collector, work)
-        blocks = {}
+        blocks: dict[str, LinearOperator] = {}
         for name, plan in plans.items():
             found = gathered.pop(name)
             if plan.method == "gram":
@@ -104,6 +107,7 @@ def exact_fisher(
                 blocks[name] = gram_block(found.kept.double(), plan.kind)
             else:
                 blocks[name] = build_block(chosen[name], plan, found.all)
+        warn_of_edges(blocks, collector.dtype)
         return blocks
 
 

@@ -73,7 +73,7 @@ def import_model(name: str, seed: int) -> Imported:
             made = seeded(factory, seed)
         except FisherlabError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"the model factory {name!r} failed: {_short(error)}.") from error
     return _understood(name, made)
 
@@ -137,7 +137,7 @@ def _import_factory(name: str) -> Callable[[], Any]:
         raise InputError(f"{name!r} is not of the form package.module:factory.")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"the module {module_name!r} cannot be imported: {_short(error)}.") from error
     factory = getattr(module, attribute, None)
     if factory is None:
@@ -209,7 +209,7 @@ def _working_directory_importable() -> Iterator[None]:
         sys.path.remove(here)
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     """An exception as one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}".rstrip(".: ")

@@ -17,6 +17,7 @@ from fisherlab.optim.turn import Turn
 _APART = 1e-2  # of the entries of an output gradient from those that labels give it: a choice
 _FAR = 9.9  # times the likelihood's own loss, or a part of it: where LNGD's steps are others by far
 _NO_DIGIT = 0.1  # ε times a condition number that leaves not one digit
+_FEWEST = 2  # samples, of which training goes nowhere though a clip bounds it: as the next
 _FEW = 4  # samples a step: measured, docs/results/kl_clip.md
 _LOST = 1e-3  # of μ: rates of smaller ⟨D, ∇ℓ_n⟩² are μ's alone
 
@@ -54,7 +55,7 @@ class Cautions:
             factor, samples, labels = turn.loss
             parts = turn.samples / max(1, samples)  # micro-batches
             self.loss(factor, [turn.samples, parts * labels] if options.of_mean else [1])
-        if 0 < total <= _FEW and not self._bounded:
+        if 0 < total <= (_FEWEST if self._bounded else _FEW):
             self.few_samples(total)
         read = zip(squares, numbers_in(list(squares.values())), strict=True)
         self.rate_damping([(square, settings[name]["rate_damping"]) for name, square in read])
@@ -76,7 +77,7 @@ class Cautions:
         )
 
     def few_samples(self, total: int) -> None:
-        """Of a step that so few samples make, and whose length nothing on the scale of F bounds."""
+        """Of a step that so few samples make."""
         self._say(
             "samples",
             f"a step is made of {total} sample{'s' * (total > 1)}, and may change the outputs far more than "

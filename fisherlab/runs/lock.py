@@ -61,6 +61,8 @@ class DirectoryLock:
             soft.acquire()
             return cls(path, soft, made)
         except Timeout as error:
+            if not path.exists():  # nobody has it: the folder takes no files
+                raise PermissionError(errno.EACCES, "no files can be made there", str(path)) from error
             raise BusyError(
                 f"{str(out)!r} is being written by {_named(path)}; wait for it, or choose another directory "
                 "(a command takes --out)"

@@ -72,6 +72,15 @@ def check(model: nn.Module, x: Tensor, y: Tensor, likelihood: str = "categorical
     return set(narrow["note"])
 
 
+@pytest.mark.parametrize("factor", [10, 1e3, 1e4, 1e6])
+def test_however_large_one_sample_is(factor):
+    """Its inputs make up A, and its label is so sure that it has no share of F."""
+    model, x = network(10), samples()
+    x[0] *= factor
+    notes = check(model, x, model(x).argmax(1))
+    assert any("loses the others in sums" in note for note in notes) == (factor > 1e3)
+
+
 @pytest.mark.parametrize("head", [1, 300, 1e5, 1e8])
 def test_however_sure_a_softmax_is(head):
     model, x = network(head), samples()

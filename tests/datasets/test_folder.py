@@ -97,7 +97,7 @@ def test_folders_without_images_are_refused(tmp_path, root) -> None:
     for path, split in ((tmp_path, "nothing"), (root / "train" / "empty", ""), (root, "train/cat/deep")):
         with pytest.raises(InputError, match="holds no folders of images"):
             datasets.load_folder(path, split)
-    with pytest.raises(InputError, match="size=0"):
+    with pytest.raises(InputError, match="size must be at least 1, not 0"):
         datasets.load_folder(root, "train", size=0)
     with pytest.raises(InputError, match="1 to 4"):
         datasets.load_folder(root, "train", samples=5)

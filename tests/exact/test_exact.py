@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -367,3 +368,22 @@ def test_sizes_of_another_type_are_refused(size):
 
 def test_a_fraction_of_a_byte_is_dropped():
     assert parse_bytes(4.5e9 + 0.5) == 4_500_000_000
+
+
+@pytest.mark.parametrize("make", [fl.exact_fisher, partial(fl.approximate, "kfac")])
+@pytest.mark.parametrize(("logits", "warned"), [(1.0, False), (3000.0, True)])
+def test_what_a_type_does_not_hold_is_warned_of(make, logits, warned):
+    """In float32 the block of a sure network is the edge of the type, or zero; in float64 it is right."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).float()
+    model[2].weight.data *= logits
+    inputs = torch.randn(20, 4)
+    likely = model(inputs).topk(2).values
+    chosen = likely[:, 0] - likely[:, 1] > (80 if warned else 0)  # e⁻⁸⁰: gradients of 1e-17
+    assert chosen.sum() > 5
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        make(model, (inputs[chosen], None))
+        made = [str(one.message) for one in said]
+        make(model.double(), (inputs[chosen].double(), None))
+    assert any("give the model in float64" in text for text in made) == warned
+    assert len(said) == len(made)

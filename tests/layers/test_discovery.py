@@ -130,10 +130,10 @@ def test_wrong_arguments(mixed):
     with pytest.raises(InputTypeError, match="include must be strings, not "):
         fl.find_layers(mixed, (1,))
     for globs in (1, None):
-        with pytest.raises(InputTypeError, match="exclude takes layer names or globs, not"):
+        with pytest.raises(InputTypeError, match="exclude must be strings, not "):
             fl.find_layers(mixed, exclude=globs)
     for activation in (3, ["relu"], None):
-        with pytest.raises(InputTypeError, match="the activation is given by name, not as"):
+        with pytest.raises(InputTypeError, match="activations must be a mapping of strings to strings"):
             fl.find_layers(mixed, activations={"first": activation})
     for argument in ("activations", "masks"):
         with pytest.raises(InputTypeError, match=f"{argument} maps layer names to values"):

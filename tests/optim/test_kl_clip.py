@@ -141,7 +141,7 @@ def test_a_preconditioner_clips_with_the_rate_of_what_follows():
         backward(model, batch)
         with pytest.raises(InputError, match=r"kl_clip bounds lr·D: give step\(lr=…\)"):
             preconditioner.step()
-        with pytest.raises(InputError, match="lr is 0; "):
+        with pytest.raises(InputError, match="lr must be finite and above 0, not 0"):
             preconditioner.step(lr=0)
         preconditioner.step(lr=0.05)
         sgd.step()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import fisherlab as fl
-from fisherlab.errors import InputError
+from fisherlab.errors import InputError, InputTypeError
 from fisherlab.optim import KFAC, LNGD, NGPlus
 
 SIZE, CLASSES = 6, 3
@@ -184,7 +184,7 @@ def test_a_model_of_sequences_first_is_declared():
 
 @pytest.mark.parametrize("wrong", [-1, 0.5, True, "1", {"0": -1}, {"nowhere": 1}, {0: 1}, None])
 def test_a_batch_dim_that_is_none(wrong):
-    with pytest.raises(InputError, match=r"batch_dim|unknown layer"):
+    with pytest.raises((InputError, InputTypeError), match=r"batch_dim|unknown layer"):
         LNGD(nn.Linear(3, 2), batch_dim=wrong)
 
 

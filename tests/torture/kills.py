@@ -51,6 +51,8 @@ def _resumed(
     files: set[str],
 ) -> str:
     for _ in range(dice.randint(1, _MOST)):
+        if (folder / "run").exists():
+            break
         killed = _killed(fisherlab(*_next(folder, start)), folder, longest, dice)
         tally.tries += 1
         if killed.code > 0:
@@ -171,6 +173,8 @@ def sweep(place: Path, kills: int, dice: random.Random) -> Tally:
     while tally.tries < kills:
         with fresh(place, "cut") as folder:
             for _ in range(dice.randint(1, _MOST)):
+                if (folder / "run").exists():
+                    break
                 child = Child(fisherlab(*_next(folder, (*start, "-q"))), folder)
                 child.wait(dice.uniform(0, whole.seconds))
                 killed = child.kill(with_children=dice.random() < 0.5)
