@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -320,7 +321,8 @@ def save(figure: Figure, path_without_suffix: str | Path, png_dpi: int = 200) ->
     base.parent.mkdir(parents=True, exist_ok=True)
     png, pdf = base.with_name(base.name + ".png"), base.with_name(base.name + ".pdf")
     canvas, dpi = figure.canvas, figure.dpi
-    with matplotlib.style.context(["default", STYLE]):  # type: ignore[list-item]
+    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():  # type: ignore[list-item]
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a layer's name may have any letters
         try:
             figure.dpi = png_dpi
             FigureCanvasAgg(figure).print_png(

@@ -2,6 +2,7 @@ import io
 import re
 import subprocess
 import sys
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -259,3 +260,11 @@ def test_a_tight_box_keeps_the_caption():
     figure.savefig(whole, dpi=50)
     figure.savefig(tight, dpi=50, bbox_inches="tight", pad_inches=0)
     assert Image.open(tight).size == Image.open(whole).size
+
+
+def test_letters_without_a_glyph_are_no_warning(tmp_path):
+    figure = Figure()
+    figure.text(0.5, 0.5, "layer 日本語\t")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.save(figure, tmp_path / "figure")
