@@ -58,11 +58,14 @@ class DirectoryLock:
                 if isinstance(error, Timeout) or error.errno not in _NO_FLOCK:
                     raise
             soft = SoftFileLock(path, timeout=seconds, thread_local=False)  # signs it itself
-            soft.acquire()
+            try:
+                soft.acquire()
+            except Timeout as error:
+                if path.exists():
+                    raise
+                raise PermissionError(errno.EACCES, "no files can be made there", str(path)) from error
             return cls(path, soft, made)
         except Timeout as error:
-            if not path.exists():  # nobody has it: the folder takes no files
-                raise PermissionError(errno.EACCES, "no files can be made there", str(path)) from error
             raise BusyError(
                 f"{str(out)!r} is being written by {_named(path)}; wait for it, or choose another directory "
                 "(a command takes --out)"
