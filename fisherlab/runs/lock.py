@@ -4,6 +4,7 @@ import errno
 import os
 import platform
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -50,7 +51,7 @@ class DirectoryLock:
         made = [folder for folder in out.absolute().parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            native = FileLock(path, timeout=seconds, thread_local=False, on_acquired=_sign)
+            native = FileLock(path, timeout=seconds, thread_local=False, on_acquired=partial(_sign, path))
             try:
                 native.acquire()
                 return cls(path, native, made)
@@ -99,10 +100,14 @@ def signed_here(path: Path) -> bool:
     return _signature(path)[1:2] == [platform.node()]
 
 
-def _sign(descriptor: int) -> None:
-    """Writes who holds a lock into its file, as a `SoftFileLock` does."""
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n{platform.node()}\n".encode())
+def _sign(path: Path, descriptor: int) -> None:
+    """Writes who holds a lock into its file, as a `SoftFileLock` does; on a full disk none is left."""
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n{platform.node()}\n".encode())
+    except OSError:
+        path.unlink()  # it is held still
+        raise
 
 
 def _signature(path: Path) -> list[str]:

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import util
 from pathlib import Path
 
 PATIENCE = 300.0  # seconds after which a child counts as hanging
@@ -118,6 +119,7 @@ class Child:
                     stream.flush()
                 except OSError:
                     code = code or 1
+            util._exit_function()  # as at the end of any process: else loky's semaphores stay
             os._exit(code)
 
     def wait(self, seconds: float = PATIENCE) -> bool:
