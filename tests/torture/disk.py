@@ -34,7 +34,7 @@ def _full(place: Path, command: str, tries: int, dice: random.Random) -> Tally:
             (folder / "kept").write_text("a file of someone else")
             ended = Child(fisherlab(*arguments), folder, largest).ended()
             left = {name for name in listing(folder) if not name.startswith("run.part")} - {"kept"}
-            resumable = command == "train" and "--resume" in ended.err
+            resumable = command == "train" and (folder / "run.part" / "config.toml").is_file()
             if not ended.code and listing(folder) == files | {"kept"}:
                 continue  # its files are a few bytes smaller this time, and all fit
             if not ended.refused:
