@@ -43,12 +43,14 @@ def why_noise(target: Target, gathered: SplitSums, dtype: torch.dtype) -> str:
         exact_zero = size == 0 and dtype == torch.float64
         if not (low <= size <= high or exact_zero):
             return f"{what} are of size {size:.1g}, whose products {_name(dtype)} does not hold"
-    if dtype != torch.float64 and gathered.kept is not None:
-        a, spread = gathered.kept.a, _MOST_SPREAD / torch.finfo(dtype).eps
+    if dtype == torch.float64:
+        return ""
+    if gathered.kept is not None and not isinstance(gathered.kept.a, OneHot):
+        most = _MOST_SPREAD / torch.finfo(dtype).eps
         for kind, g in gathered.kept.g.items():
-            if not isinstance(a, OneHot) and (side := _outlier(a, g, spread)):
+            if side := _outlier(gathered.kept.a, g, most):
                 return f"few {side} ({kind} labels) are so large that {_name(dtype)} loses the others in sums"
-    if dtype != torch.float64 and target.halves is not None and target.halves.lost:
+    if target.halves is not None and target.halves.lost:
         return f"few samples make up the block, and the others are lost in sums in {_name(dtype)}"
     return ""
 

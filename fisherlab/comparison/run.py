@@ -89,9 +89,7 @@ def compare(
         )
         analysed, chosen, in_float32 = _not_half(model, chosen)
         generator = given["generator"]
-        again = (
-            generator.clone_state() if isinstance(generator, torch.Generator) else None
-        )  # for the same draws
+        again = None if generator is None else generator.clone_state()  # for the same draws
         collector = Collector(analysed, chosen, data, likelihood, **of_pass(given))
         if kind == LAYERWISE:
             collector.leave_out(no_layerwise(collector))

@@ -142,7 +142,7 @@ def block_work(plan: BlockPlan, view: LayerView, columns: int) -> PassRequest:
 
 
 def build_block(view: LayerView, plan: BlockPlan, sums: LayerSums) -> LinearOperator:
-    """The operator of a plan from the sums of its pass, which lose that of the block."""
+    """The operator of a plan from the sums of its pass; that of the block becomes its mean in place."""
     statistic = block_statistic(plan)
     assert statistic is not None
     return by_group(view, sums.taken_mean(statistic), partial(_operator, plan.method))

@@ -59,12 +59,7 @@ class DirectoryLock:
                 if isinstance(error, Timeout) or error.errno not in _NO_FLOCK:
                     raise
             soft = SoftFileLock(path, timeout=seconds, thread_local=False)  # signs it itself
-            try:
-                soft.acquire()
-            except Timeout as error:
-                if path.exists():
-                    raise
-                raise PermissionError(errno.EACCES, "no files can be made there", str(path)) from error
+            soft.acquire()
             return cls(path, soft, made)
         except Timeout as error:
             raise BusyError(
