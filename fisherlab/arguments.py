@@ -231,7 +231,8 @@ def _is_number(value: Any) -> bool:
     """Whether it is a real number, or a tensor that holds one, as torch takes them too."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.Tensor):
-        return isinstance(value, Real) and not isinstance(value, bool)
+        holds = not isinstance(value, int) or abs(value) < 2**63  # else torch does not take it
+        return isinstance(value, Real) and not isinstance(value, bool) and holds
     dense = value.layout == torch.strided and not (value.is_nested or value.is_meta)
     return dense and value.numel() == 1 and not (value.is_complex() or value.dtype == torch.bool)
 

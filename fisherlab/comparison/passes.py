@@ -118,6 +118,7 @@ class Experiment:
             columns=samples * self.collector.sizes.label_columns_of(task.plan.kind.with_columns, name),
             kind=kind,
             damping=math.nan,
+            dtype=self.collector.dtype,
             measured={(method.name, kind): Row({"note": reason}, [], None) for method in task.asked},
             drawable=False,
         )
@@ -254,6 +255,7 @@ class Experiment:
             columns=samples * self.collector.sizes.label_columns_of(plan.kind.with_columns, name),
             kind=target.name,
             damping=target.damping,
+            dtype=self.collector.dtype,
             drawable=target.affordable,
         )
         if plan.kind != LAYERWISE:

@@ -35,7 +35,7 @@ from fisherlab.statistics import KeptSums
 
 LEAST_SAMPLES = 8  # a choice: four in each half, from which a variance can be told at all
 # Of each half, fewer where it has fewer samples. A choice: from 16 groups in all a standard error is known to
-# 1/√(2·15) = 18 %, and each more costs a fit of every method.
+# 1/√(2·14) = 19 %, and each more costs a fit of every method.
 GROUPS = 8
 _MOST_LOST = 1e-3  # of a sum: a choice, far below the standard errors
 _MOST_ROUNDING = 10  # of the relative errors of sums, in ‖F − F̂‖²/‖F‖²: a choice, of its three terms
@@ -219,13 +219,15 @@ class PopulationEstimate:
     def _standard_error(
         self, error: float, fits: Sequence[_Fit], left: Sequence[float], refit: Refit
     ) -> float | None:
-        """The jackknife over groups, less what it counts twice.
+        """The jackknife over the groups of each half, less what it counts twice.
 
-        Of T = T_1 + T_2 with T_1 a sum over samples and T_2 one over pairs the jackknife's variance
-        (G − 1)/G Σ_g (T_g − T̄)² is var T_1 + 2 var T_2 (Efron and Stein 1981). The second differences
-        Q_gg' = G T − (G − 1)(T_g + T_g') + (G − 2) T_gg' do not see T_1, and (G − 1)/2G · E[Q²] is what T_2
-        was counted too much. At least half of the jackknife's variance is left, as there where T = T_2. G is
-        N by the samples of a group, which need not cover all samples.
+        The halves are two samples, and T is no symmetric function of both: a group is compared with those of
+        its own half, and the variance is Σ_halves (G − 1)/G Σ_g (T_g − T̄)². Of T = T_1 + T_2 with T_1 a sum
+        over samples and T_2 one over pairs that is var T_1 + 2 var T_2 (Efron and Stein 1981). Second
+        differences do not see T_1: within a half Q = G T − (G − 1)(T_g + T_g') + (G − 2) T_gg', across
+        them D = T − T_g − T_g' + T_gg', and var T_2 = Σ_halves (G − 1)/2G · E[Q²] + (G − 1)(G' − 1) E[D²].
+        At least half of the jackknife's variance is left, as there where T = T_2. G is a half's samples by
+        those of a group, which need not cover all of them.
 
         Args:
             error: T.
@@ -233,7 +235,7 @@ class PopulationEstimate:
             left: ⟨Σ F_n, F̂⟩ of each group with the F̂ of the other half.
             refit: see `error`.
         """
-        each, n = len(self.groups) // 2, self.samples
+        each = len(self.groups) // 2
         alone: dict[int, float | None] = {}
         together: dict[tuple[int, int], float | None] = {}
         for place, other in paired(2 * each):
@@ -252,22 +254,30 @@ class PopulationEstimate:
         singles = [alone[place] for place in range(2 * each)]
         if any(value is None for value in (*singles, *together.values())):
             return None
-        T = torch.tensor(
-            [max(0.0, value) for value in singles if value is not None], dtype=torch.float64, device="cpu"
-        )
-        b = torch.tensor([group.samples for group in self.groups], dtype=torch.float64, device="cpu")
-        variance = float(((n - b) ** 2 / (n * b) * (T - T.mean()).square()).sum()) / (2 * each - 1)
-        squares: dict[bool, list[float]] = {True: [], False: []}
-        for (i, j), value in together.items():
-            assert value is not None
-            Q = n * error - float((n - b[i]) * T[i] + (n - b[j]) * T[j])
-            Q += float(n - b[i] - b[j]) * max(0.0, value)
-            squares[self.groups[i].half == self.groups[j].half].append(Q**2 / float(b[i] * b[j]))
-        means = {within: sum(found) / len(found) for within, found in squares.items() if found}
-        within = (each - 1) / (2 * each - 1)  # the share of such pairs among all
-        twice = within * means.get(True, 0.0) + (1 - within) * means[False]
-        twice *= (1 - float(b.mean()) / n) / 2
-        return max(variance - twice, variance / 2) ** 0.5
+        T = [max(0.0, value) for value in singles if value is not None]
+        pairs = {pair: max(0.0, value) for pair, value in together.items() if value is not None}
+        return self._variance(error, T, pairs) ** 0.5
+
+    def _variance(self, T: float, alone: Sequence[float], pairs: Mapping[tuple[int, int], float]) -> float:
+        """That of `_standard_error` from T, T without each group, and without pairs of them."""
+        n = [self.counts[group.half] for group in self.groups]
+        b = [group.samples for group in self.groups]
+        each, variance = len(b) // 2, 0.0
+        for half in (range(each), range(each, 2 * each)):
+            mean = sum(alone[g] for g in half) / each
+            spread = sum((n[g] - b[g]) ** 2 / (n[g] * b[g]) * (alone[g] - mean) ** 2 for g in half)
+            variance += spread / (each - 1)
+        within, across = [], []
+        for (i, j), both in pairs.items():
+            if self.groups[i].half == self.groups[j].half:
+                Q = n[i] * T - (n[i] - b[i]) * alone[i] - (n[j] - b[j]) * alone[j]
+                Q += (n[i] - b[i] - b[j]) * both
+                within.append((1 / b[i] - 1 / n[i]) / (2 * b[j]) * Q**2)
+            else:
+                D = T - alone[i] - alone[j] + both
+                across.append((n[i] / b[i] - 1) * (n[j] / b[j] - 1) * D**2)
+        twice = sum(across) / len(across) + (2 * sum(within) / len(within) if within else 0.0)
+        return max(variance - twice, variance / 2)
 
 
 def sample_norms(a: Inputs, g: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from fisherlab.arguments import AnyPath, checked
@@ -41,6 +42,7 @@ class LayerResult:
         columns: N·C as used.
         kind: the labels of the exact block.
         damping: λ of the rows.
+        dtype: in which it was computed; that of the model, or a wider one.
         operators: F (under the name `exact`) and F̂ by approximation; empty where they were let go to
             stay under the memory limit.
         measured: numbers by (approximation, target).
@@ -57,6 +59,7 @@ class LayerResult:
     columns: int
     kind: str
     damping: float
+    dtype: torch.dtype
     operators: dict[str, LinearOperator] = field(default_factory=dict)
     measured: dict[tuple[str, str], Row] = field(default_factory=dict)
     waterfall: dict[str, float | None] = field(default_factory=dict)
@@ -326,7 +329,7 @@ class Comparison(Result):
         view = result.view
         return {
             **{name: getattr(self.about, name) for name in ORIGIN},
-            "dtype": self.dtype,
+            "dtype": str(result.dtype).removeprefix("torch."),
             "layer": view.name,
             "module": view.family,
             "outputs": view.outputs,

@@ -17,6 +17,8 @@ from fisherlab.base.tensorfiles import read_tensors
 from fisherlab.base.writing import as_path
 from fisherlab.errors import InputError
 
+# Types that weights are kept in; those of 8 bits come with scales that are kept beside them.
+_REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # What torch says of objects that its restricted unpickler does not build.
 _REFUSED = re.compile(r"unsupported (global|class)|trying to call|can only (create|build)", re.I)
 
@@ -119,7 +121,10 @@ def _unlike(given: Tensor, own: Tensor) -> str:
     for kind in ("meta", "quantized"):
         if getattr(given, f"is_{kind}"):
             return kind
-    return "complex" if given.is_complex() and not own.is_complex() else ""
+    if given.is_complex() and not own.is_complex():
+        return "complex"
+    whole = own.is_floating_point() and given.dtype not in _REAL
+    return str(given.dtype).removeprefix("torch.") if whole else ""
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], int | None]:

@@ -62,6 +62,9 @@ class DirectoryLock:
             soft.acquire()
             return cls(path, soft, made)
         except Timeout as error:
+            if wait and not path.exists():
+                path.touch()  # where no file can be made filelock waits as for one that is let go
+                return cls.of(out, wait=False)
             raise BusyError(
                 f"{str(out)!r} is being written by {_named(path)}; wait for it, or choose another directory "
                 "(a command takes --out)"

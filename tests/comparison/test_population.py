@@ -1,6 +1,7 @@
 """The population error by simulation: draws from a distribution whose Fisher is known."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -317,18 +318,69 @@ def test_the_jackknife_is_that_of_estimates_with_groups_left_out(population, sam
     whole, groups = estimate(), [places for _, _, places in group_places(samples)]
     assert found.error == pytest.approx(float(whole), rel=1e-9)
     b = torch.tensor([len(group) for group in groups]).double()
+    n = torch.tensor([int((side == h).sum()) for h, _, _ in group_places(samples)]).double()
     without = torch.stack([estimate(group) for group in groups])
-    weights = (samples - b) ** 2 / (samples * b) / (len(groups) - 1)
-    variance = float((weights * (without - without.mean()).square()).sum())
+    each, variance = len(groups) // 2, 0.0
+    for own in (slice(each), slice(each, None)):
+        spread = (without[own] - without[own].mean()).square()
+        variance += float(((n[own] - b[own]) ** 2 / (n[own] * b[own]) * spread).sum()) / (each - 1)
     within, across = [], []
     for i, j in paired(len(groups)):
-        Q = samples * whole - (samples - b[i]) * without[i] - (samples - b[j]) * without[j]
-        Q += (samples - b[i] - b[j]) * estimate(groups[i], groups[j])
-        (across if j - i == len(groups) // 2 else within).append(float(Q**2 / (b[i] * b[j])))
-    share = (len(groups) // 2 - 1) / (len(groups) - 1)
-    twice = share * sum(within) / len(within) + (1 - share) * sum(across) / len(across)
-    twice *= (1 - float(b.mean()) / samples) / 2
+        both = estimate(groups[i], groups[j])
+        if j - i == each:
+            D = whole - without[i] - without[j] + both
+            across.append(float(D**2 * (n[i] / b[i] - 1) * (n[j] / b[j] - 1)))
+        else:
+            Q = n[i] * whole - (n[i] - b[i]) * without[i] - (n[j] - b[j]) * without[j]
+            Q += (n[i] - b[i] - b[j]) * both
+            within.append(float(Q**2 / (b[i] * b[j]) * (1 - b[i] / n[i]) / 2))
+    twice = 2 * sum(within) / len(within) + sum(across) / len(across)
     assert found.standard_error == pytest.approx(max(variance - twice, variance / 2) ** 0.5, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "weights", [(1, 0, 0, 0), (1, 0.5, 0, 0), (1, 0, 0.5, 0), (1, 0, 0, 0.5), (1, -0.6, 0.4, 0.3)], ids=str
+)
+def test_the_jackknife_is_right_of_sums_over_samples_and_pairs(weights):
+    """Sums over samples, over pairs within a half, and across: the mean variance is the true one."""
+    n, tries, (one, within, other, across) = 16, 4000, weights
+    x = torch.randn(tries, 2, n, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * n**0.5
+    places = group_places(2 * n)
+    groups = [SimpleNamespace(half=h, samples=len(own)) for h, own, _ in places]
+
+    def statistic(*out: int) -> Tensor:
+        kept = torch.ones(2, n, dtype=torch.bool)
+        for place in out:
+            kept[places[place][0], places[place][1]] = False
+        sums = [x[:, h, kept[h]] for h in (0, 1)]
+        m = [own.shape[1] for own in sums]
+        pairs = [
+            (own.sum(1) ** 2 - (own**2).sum(1)) / (len_ * (len_ - 1))
+            for own, len_ in zip(sums, m, strict=True)
+        ]
+        means = [own.mean(1) for own in sums]
+        return (
+            9
+            + one * (means[0] - 2 * means[1])
+            + within * pairs[0]
+            + other * pairs[1]
+            + across * means[0] * means[1]
+        )
+
+    whole = statistic()
+    alone = torch.stack([statistic(place) for place in range(len(groups))], 1)
+    both = {pair: statistic(*pair) for pair in paired(len(groups))}
+    halves = SimpleNamespace(counts=[n, n], groups=groups)
+    found = [
+        PopulationEstimate._variance(
+            halves,
+            float(whole[k]),
+            alone[k].tolist(),
+            {pair: float(value[k]) for pair, value in both.items()},
+        )
+        for k in range(tries)
+    ]
+    assert sum(found) / tries == pytest.approx(float(whole.var()), rel=0.12)
 
 
 @pytest.mark.parametrize("kept", [1, 2, 3, 17, 400])

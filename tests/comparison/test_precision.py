@@ -122,8 +122,9 @@ def test_half_types_are_done_in_float32(dtype):
     model, x = network().to(dtype), samples().to(dtype)
     notes = check(model, x, torch.randint(3, (64,), generator=torch.Generator().manual_seed(2)))
     assert all(f"computed in float32: {str(dtype)[6:]} holds three digits" in note for note in notes)
-    records = compared(model, x, torch.zeros(64, dtype=torch.int64), "categorical").records
-    assert set(records["dtype"]) == {str(dtype)[6:]}
+    found = compared(model, x, torch.zeros(64, dtype=torch.int64), "categorical")
+    assert set(found.records["dtype"]) == {"float32"}
+    assert found.dtype == str(dtype)[6:]
 
 
 def test_ordinary_networks_are_done_once():
@@ -164,3 +165,12 @@ def test_drawn_labels_are_the_same_in_float64():
             records.append(found.records[found.records["layer"] == "0"])
         assert "computed in float64" in records[0]["note"].iloc[0]
         assert records[0]["trace_exact"].iloc[0] == pytest.approx(records[1]["trace_exact"].iloc[0], rel=1e-5)
+
+
+def test_the_record_says_in_which_type_a_layer_was_computed():
+    x = samples()
+    narrow = compared(network(1e-25), x, torch.randn(64, 3), "gaussian").records
+    done_again = narrow["note"].str.contains("computed in float64")
+    assert done_again.any()
+    assert (narrow["dtype"] == done_again.map({True: "float64", False: "float32"})).all()
+    assert (narrow["dtype"][narrow["note"] == ""] == "float32").all()

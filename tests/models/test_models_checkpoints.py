@@ -143,3 +143,18 @@ def test_weights_that_are_not_finite_are_refused(model, state, tmp_path, value) 
     state["1.bias"][2] = value
     save_file(state, tmp_path / "w.safetensors")
     assert_refused(model, tmp_path / "w.safetensors", "NaN or infinity in '1.bias'")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_weights_of_fewer_digits_than_numbers_are_refused(model, state, tmp_path, dtype) -> None:
+    path = tmp_path / "few.pt"
+    torch.save({name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}, path)
+    assert_refused(model, path, f"as a {str(dtype).removeprefix('torch.')} tensor")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_weights_in_another_type_of_real_numbers_are_taken(model, state, tmp_path, dtype) -> None:
+    path = tmp_path / "other.pt"
+    torch.save({name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}, path)
+    load_weights(model, path)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

@@ -323,3 +323,9 @@ def test_what_is_no_directory_is_not_replaced(place, make, force):
         RunPart.claim(place / "out", force=force)
     assert (place / "out").lstat() == before
     assert [path.name for path in place.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder in which nobody can make a file")
+def test_a_place_where_no_file_can_be_made_is_not_called_busy():
+    with pytest.raises(InputError, match=r"cannot make the directory '/proc/run' \(No such file"):
+        RunPart.claim(Path("/proc/run"))

@@ -43,6 +43,8 @@ def _full(place: Path, command: str, tries: int, dice: random.Random) -> Tally:
                 tally.count(f"{largest} bytes: left behind {sorted(left)}")
             elif (folder / "run.part").exists() and not resumable:
                 tally.count(f"{largest} bytes: run.part is left behind")
+            elif (folder / "run.part").exists() and "--resume" not in ended.err:
+                tally.count(f"{largest} bytes: the run could be continued, and {ended} does not say so")
             else:
                 tally.count()
     return tally

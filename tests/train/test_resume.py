@@ -322,3 +322,16 @@ def test_files_that_no_index_names_are_removed(place):
     stray.write_bytes(b"half")
     assert Checkpoints(part, 2, True, ()).newest() is not None
     assert not stray.exists()
+
+
+@pytest.mark.parametrize("file", ["write_curves", "write_json"])
+def test_a_full_disk_at_the_very_end_says_how_to_go_on(place, monkeypatch, file):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    config = TrainConfig(**{**COMMON, "model": "train.nets:mlp", "optimizer": "adam", "epochs": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr(f"fisherlab.train.run.training.{file}", full)
+        with pytest.raises(FisherlabError, match=r"No space left on device\); mend .* --resume .*cut"):
+            train(config, place / "cut")
+    assert resume(place / "cut")["outcome"] == "finished"

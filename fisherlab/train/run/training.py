@@ -12,7 +12,7 @@ import torch
 
 from fisherlab.arguments import IsPath, checked
 from fisherlab.base import distributed
-from fisherlab.base.writing import beside
+from fisherlab.base.writing import beside, reported
 from fisherlab.errors import InputError
 from fisherlab.loop.objectives import Objective, objective
 from fisherlab.loop.progress import OnStep
@@ -189,8 +189,9 @@ class TrainingRun:
             diverged = self._train(checkpoints, lines, report)
             summary = self._summary(out, checkpoints, diverged)
             if checkpoints:
-                self._write(part.path, checkpoints, summary)
-                checkpoints.drop_states()
+                with reported("the run", part.path, f"mend this, and continue it with --resume {out}"):
+                    self._write(part.path, checkpoints, summary)
+                    checkpoints.drop_states()
                 part.finish()
         except KeyboardInterrupt:
             if checkpoints and checkpoints.entries:
