@@ -5,6 +5,7 @@ python benchmarks/optimizer_edges.py [--cases "batch 1" "loss x 1e6"] [--methods
 
 import argparse
 import math
+import re
 import warnings
 from typing import Any
 
@@ -88,7 +89,7 @@ def main() -> None:
         for method in arguments.methods:
             free = train(method, x, y, kl_clip=None, **CASES[case])
             own = train(method, x, y, **CASES[case])
-            said = "; ".join(text.split(",")[0] for text in own[2])
+            said = "; ".join(re.split(r",(?![^(]*\))", text)[0] for text in own[2])
             numbers = " | ".join(f"{peak:.3g}, {last:.3g}" for peak, last, _ in (free, own))
             print(f"| {case} | {method} | {numbers} | {said} |", flush=True)
 
