@@ -58,7 +58,8 @@ class SampleGroup:
         half: which (0 or 1).
         places: their places among the samples kept of that half, [b].
         norms: Σ ‖F_n‖².
-        with_all: ⟨Σ F_n, N·F⟩.
+        with_own: ⟨Σ F_n, Σ F_n'⟩ with all samples of its half.
+        with_other: the same with those of the other half.
         squared: ‖Σ F_n‖².
         sums: their sums, in float64.
     """
@@ -66,7 +67,8 @@ class SampleGroup:
     half: int
     places: Tensor
     norms: float
-    with_all: float
+    with_own: float
+    with_other: float
     squared: float
     sums: KeptSums
 
@@ -120,7 +122,7 @@ class PopulationEstimate:
         exact: F on all N samples.
         halves: F on the samples of each half (`fisherlab.collect.layer_batch.half_of`).
         counts: how many samples each half has.
-        self_products: Σ_n ‖F_n‖².
+        self_products: Σ_n ‖F_n‖² of each half.
         quadratics: from an operator G to ⟨F_n, G⟩ of the samples kept of a half (0 or 1), [k].
         groups: what the jackknife leaves out, of the samples kept, those of half 0 first; none: no standard
             error.
@@ -133,7 +135,7 @@ class PopulationEstimate:
     exact: LinearOperator
     halves: Sequence[LinearOperator]
     counts: Sequence[int]
-    self_products: float
+    self_products: Sequence[float]
     quadratics: Callable[[LinearOperator, int | None], Tensor]
     groups: Sequence[SampleGroup]
     overlaps: Mapping[tuple[int, int], float]
@@ -144,14 +146,21 @@ class PopulationEstimate:
     def __post_init__(self) -> None:
         """The parts that do not depend on the approximation."""
         self.samples = sum(self.counts)
-        squared = float(self.exact.frobenius_norm()) ** 2
-        self._pairs = self.samples**2 * squared - self.self_products
+        squared = [
+            n**2 * float(F.frobenius_norm()) ** 2 for n, F in zip(self.counts, self.halves, strict=True)
+        ]
+        whole = self.samples**2 * float(self.exact.frobenius_norm()) ** 2
+        self._within = [one - own for one, own in zip(squared, self.self_products, strict=True)]
+        self._across = (whole - sum(squared)) / 2
+        self._pairs = whole - sum(self.self_products)
 
     @property
     def lost(self) -> bool:
         """Whether what is left of ‖F‖² without the products of samples with themselves is rounding."""
-        enough = self.samples >= LEAST_SAMPLES and self.self_products > 0
-        return enough and self.self_products * self.rounding > _MOST_LOST * abs(self._pairs)
+        own = sum(self.self_products)
+        return (
+            self.samples >= LEAST_SAMPLES and own > 0 and own * self.rounding > _MOST_LOST * abs(self._pairs)
+        )
 
     def error(self, fits: Sequence[LinearOperator], refit: Refit | None) -> PopulationError:
         """The population error of an approximation fitted on each half.
@@ -163,7 +172,7 @@ class PopulationEstimate:
         n = self.samples
         if n < LEAST_SAMPLES:
             return PopulationError(None, None, f"population error needs at least {LEAST_SAMPLES} samples")
-        if self.self_products == 0:
+        if not any(self.self_products):
             return PopulationError(None, None, "population error: the block is zero")
         if self.lost:
             return PopulationError(None, None, "population error: few samples make up the block to rounding")
@@ -194,21 +203,32 @@ class PopulationEstimate:
     def _error(self, fits: Sequence[_Fit], out: Sequence[int], left: Mapping[int, float]) -> float | None:
         """The error without some groups, negative for a negative square; None where ‖F‖² is gone.
 
+        In ‖F‖² the pairs within either half, and those across, keep the weights that they have of all
+        samples: else a half that lost samples would count less, and the estimate would move to the other.
+
         Args:
             fits: F̂ of the two halves without them.
             out: the groups that are left out.
             left: ⟨Σ F_n, F̂⟩ of each of them with the F̂ of the other half.
         """
-        pairs, counts = self._pairs, list(self.counts)
+        within, across, counts = list(self._within), self._across, list(self.counts)
         products = [fits[1].product * counts[0], fits[0].product * counts[1]]
         for place in out:
             group = self.groups[place]
-            pairs += group.squared + group.norms - 2 * group.with_all
+            within[group.half] += group.squared + group.norms - 2 * group.with_own
+            across -= group.with_other
             counts[group.half] -= group.samples
             products[group.half] -= left[place]
-        pairs += 2 * self.overlaps[out[0], out[1]] if len(out) == 2 else 0.0
-        n = sum(counts)
-        norm = pairs / (n * (n - 1))
+        if len(out) == 2:
+            one, two = (self.groups[place].half for place in out)
+            overlap = self.overlaps[out[0], out[1]]
+            within[one] += 2 * overlap if one == two else 0.0
+            across += overlap if one != two else 0.0
+        whole = [n / m for n, m in zip(self.counts, counts, strict=True)]
+        norm = 2 * across * whole[0] * whole[1]
+        for pairs, n, m in zip(within, self.counts, counts, strict=True):
+            norm += pairs * (n * (n - 1)) / (m * (m - 1))
+        norm /= self.samples * (self.samples - 1)
         cross = sum(product / count for product, count in zip(products, counts, strict=True))
         least = _LEAST_LEFT * self._pairs / (self.samples * (self.samples - 1)) if out else 0.0
         if not norm > least:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.base.memory import at_most
-from fisherlab.collect.layer_batch import LayerBatch
+from fisherlab.collect.layer_batch import LayerBatch, half_of
 from fisherlab.comparison.measure import Target
 from fisherlab.comparison.population import (
     GROUPS,
@@ -289,7 +289,7 @@ def _as_samples(a: Inputs) -> Inputs:
 def _halves(
     blocks: Sequence[LinearOperator],
     gathered: SplitSums,
-    self_products: float,
+    self_products: Sequence[float],
     kept: _Kept | None,
     norms: Tensor | None,
     quadratics: Callable[[LinearOperator, int | None], Tensor],
@@ -303,7 +303,7 @@ def _halves(
     Args:
         blocks: F on all samples and on the two halves.
         gathered: the sums that they are made of.
-        self_products: Σ ‖F_n‖² of all samples.
+        self_products: Σ ‖F_n‖² of each half.
         kept: the first samples.
         norms: their ‖F_n‖².
         quadratics: as for `PopulationEstimate`, and for half None of all samples kept.
@@ -315,9 +315,12 @@ def _halves(
     groups, overlaps = [], {}
     if kept is not None and norms is not None:
         with_all = quadratics(blocks[0], None) * gathered.all.samples
+        with_own = [quadratics(blocks[1 + h], h) * gathered.halves[h].samples for h in (0, 1)]
         for (half, own, places), sums in zip(kept.places, kept.sums, strict=True):
-            known_terms = float(norms[places].sum()), float(with_all[places].sum()), squared(sums.batch)
-            groups.append(SampleGroup(half, own, *known_terms, sums))
+            same = float(with_own[half][own].sum())
+            others = float(with_all[places].sum()) - same
+            known = float(norms[places].sum()), same, others, squared(sums.batch)
+            groups.append(SampleGroup(half, own, *known, sums))
         for i, j in paired(len(groups)):
             one, two = groups[i], groups[j]
             both = squared(kept.all.at(torch.cat([kept.places[i][2], kept.places[j][2]])))
@@ -336,11 +339,12 @@ def _halves(
     )
 
 
-def _total(norms: Tensor | None, gathered: SplitSums, self_products: Statistic) -> float:
-    """Σ_n ‖F_n‖² over all samples."""
+def _total(norms: Tensor | None, gathered: SplitSums, self_products: Statistic) -> list[float]:
+    """Σ_n ‖F_n‖² over each half."""
     if norms is not None and len(norms) == gathered.all.samples:
-        return float(norms.sum())
-    return float(gathered.all.sum(self_products).sum())
+        half = half_of(0, len(norms)).to(norms.device)
+        return [float(norms[half == h].sum()) for h in (0, 1)]
+    return [float(sums.sum(self_products).sum()) for sums in gathered.halves]
 
 
 def _gradient(gathered: SplitSums) -> Tensor | None:

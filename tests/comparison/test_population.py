@@ -1,6 +1,8 @@
 """The population error by simulation: draws from a distribution whose Fisher is known."""
 
+import math
 from collections.abc import Sequence
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -67,21 +69,23 @@ def halves_of(a: Tensor, g: Tensor, kept: int | None = None) -> PopulationEstima
 
     norms, exact = sample_norms(first.a, first.g["predictive"]), block(a, g)
     with_all, places = quadratics(exact, None) * len(a), group_places(len(first.a))
+    parts = split(a, g)
+    with_own = [quadratics(block(*part), h) * len(part[0]) for h, part in enumerate(parts)]
     groups = []
     for half, own, all_ in places:
         sums = KeptSums(samples[half].at(own))
-        terms = float(norms[all_].sum()), float(with_all[all_].sum()), squared(sums.batch)
+        same = float(with_own[half][own].sum())
+        terms = float(norms[all_].sum()), same, float(with_all[all_].sum()) - same, squared(sums.batch)
         groups.append(SampleGroup(half, own, *terms, sums))
     overlaps = {}
     for i, j in paired(len(groups)):
         both = squared(first.at(torch.cat([places[i][2], places[j][2]])))
         overlaps[i, j] = (both - groups[i].squared - groups[j].squared) / 2
-    parts = split(a, g)
     return PopulationEstimate(
         exact=exact,
         halves=[block(*part) for part in parts],
         counts=[len(part[0]) for part in parts],
-        self_products=float(self_product(a, g)),
+        self_products=[float(self_product(*part)) for part in parts],
         quadratics=quadratics,
         groups=groups,
         overlaps=overlaps,
@@ -307,8 +311,13 @@ def test_the_jackknife_is_that_of_estimates_with_groups_left_out(population, sam
     def estimate(*out: Tensor) -> Tensor:
         keep = torch.ones(samples, dtype=torch.bool)
         keep[torch.cat([torch.empty(0, dtype=torch.long), *out])] = False
-        pairs, n = torch.einsum("nde,mde->nm", F[keep], F[keep]), int(keep.sum())
-        norm = (pairs.sum() - pairs.trace()) / (n * (n - 1))
+        norm = F.new_zeros(())
+        for h, other in product((0, 1), (0, 1)):
+            pairs = torch.einsum("nde,mde->nm", F[keep & (side == h)], F[keep & (side == other)])
+            pairs += torch.zeros_like(pairs).fill_diagonal_(math.nan if h == other else 0.0)
+            n, m = int((side == h).sum()), int((side == other).sum())
+            norm += float(pairs.nanmean()) * n * (m - (h == other))
+        norm /= samples * (samples - 1)
         fits = [kfac(a[keep & (side == h)], g[:, keep & (side == h)]).dense() for h in (0, 1)]
         cross = sum((F[keep & (side == h)].mean(0) * fits[1 - h]).sum() for h in (0, 1)) / 2
         own = sum(fit.square().sum() for fit in fits) / 2
