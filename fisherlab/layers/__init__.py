@@ -2,6 +2,7 @@
 
 from fisherlab.layers import attention as _attention  # noqa: F401
 from fisherlab.layers import convolution as _convolution  # noqa: F401
+from fisherlab.layers import recurrent as _recurrent  # noqa: F401
 from fisherlab.layers.activation import (
     ACTIVATIONS,
     NETWORK_OUTPUT,
