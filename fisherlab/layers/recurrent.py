@@ -84,6 +84,13 @@ class CellAdapter(FusedAdapter):
         return end if several else end[0]
 
 
+def evaluated_with_gradients(model: nn.Module) -> None:
+    """Takes recurrent networks out of evaluation mode, of which cuDNN gives no gradients, without dropout."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.training, module.dropout = True, 0.0
+
+
 class _Packed(NamedTuple):
     """Where the rows of a packed sequence are among samples, in their own order, and steps."""
 
@@ -160,6 +167,8 @@ def _run(
     """
     names = [one + suffix for one in ("weight_ih", "bias_ih", "weight_hh", "bias_hh", "weight_hr")]
     weights: list[Any] = [getattr(module, name, None) for name in names]
+    # nodes older than those of `at`, which therefore have their gradients before the parameters have theirs
+    weights[2:] = [None if one is None else one.view_as(one) for one in weights[2:]]
     W_i, b_i, W_h, b_h, W_r = weights
     sums = functional.linear(x, W_i, b_i).transpose(0, 1)
     record("ih" + suffix, x.transpose(0, 1), sums, valid=valid)
