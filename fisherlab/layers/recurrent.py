@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from fisherlab.layers.adapter import register_layer
+from fisherlab.layers.adapter import adapter_of, register_layer
 from fisherlab.layers.fused import FusedAdapter, Part, Record
 
 State = tuple[Tensor, ...]
@@ -86,9 +86,9 @@ class CellAdapter(FusedAdapter):
 
 def evaluated_with_gradients(model: nn.Module) -> None:
     """Takes recurrent networks out of evaluation mode, of which cuDNN gives no gradients, without dropout."""
-    for module in model.modules():
-        if isinstance(module, nn.RNNBase):
-            module.training, module.dropout = True, 0.0
+    networks: list[Any] = [one for one in model.modules() if isinstance(adapter_of(one), RecurrentAdapter)]
+    for module in networks:
+        module.training, module.dropout = True, 0.0
 
 
 class _Packed(NamedTuple):
