@@ -37,7 +37,7 @@ class Part:
 
     def shape(self, module: nn.Module) -> tuple[int, int]:
         """(m, d) of W."""
-        m, d = self.adapter.matrix(module, of_rows(module.get_parameter(self.weight), self.rows, 1)).shape
+        m, d = self.adapter.matrix(module, of_rows(getattr(module, self.weight), self.rows, 1)).shape
         return m, d
 
 
