@@ -1,6 +1,7 @@
 """A module seen as s = W a: adapters, discovery, coverage and the activation that follows."""
 
 from fisherlab.layers import convolution as _convolution  # noqa: F401
+from fisherlab.layers import recognised as _recognised  # noqa: F401
 from fisherlab.layers.activation import (
     ACTIVATIONS,
     NETWORK_OUTPUT,
@@ -14,6 +15,7 @@ from fisherlab.layers.adapter import Adapter, register_layer
 from fisherlab.layers.attention import spelled_out
 from fisherlab.layers.coverage import Layers
 from fisherlab.layers.discovery import find_layers, match_names, select_layers
+from fisherlab.layers.norm import NormAdapter
 from fisherlab.layers.view import BlockShape, LayerCall, LayerView, Mask
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "LayerView",
     "Layers",
     "Mask",
+    "NormAdapter",
     "activations_from",
     "find_activations",
     "find_layers",
