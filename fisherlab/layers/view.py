@@ -131,7 +131,7 @@ class LayerView(BlockShape):
 
     @property
     def family(self) -> str:
-        """The module's type name, as shown in tables; with its package where torch.nn has another so named."""
+        """The module's type name, as shown in tables; with its package where torch.nn has one so named."""
         cls = type(self.modules[0])
         other = getattr(nn, cls.__name__, cls) is not cls
         return f"{cls.__module__.partition('.')[0]}.{cls.__name__}" if other else cls.__name__

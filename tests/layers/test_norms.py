@@ -1,4 +1,4 @@
-"""Norms of one's own, by an adapter of a few lines or recognised: blocks against single samples' gradients."""
+"""Norms of one's own, by an adapter or recognised: their blocks against single samples' gradients."""
 
 import pytest
 import torch
