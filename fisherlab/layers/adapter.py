@@ -12,7 +12,23 @@ from fisherlab.gradients.inputs import Inputs
 from fisherlab.gradients.patches import Patches
 
 
-class Adapter(ABC):
+class ModuleAdapter(ABC):
+    """What fisherlab knows of modules of some types; see `Adapter` and `FusedAdapter`.
+
+    Attributes:
+        modules: the types, or qualified names of types whose package is not to be imported
+            (`"transformers.pytorch_utils.Conv1D"`: the module's name as in `__module__`, then the class's); a
+            subclass with a forward of its own is not taken for one of them.
+    """
+
+    modules: ClassVar[tuple[type[nn.Module] | str, ...]]
+
+    def refusal(self, module: nn.Module) -> str:
+        """Why this module cannot be seen so, or an empty text."""
+        return ""
+
+
+class Adapter(ModuleAdapter):
     """Modules of one type as s_t = W a_t, with l rows (samples, or several rows a sample) and t positions.
 
     One for a module of your own gives `shape`, `inputs` and `outputs`, is registered once, and every
@@ -35,6 +51,8 @@ class Adapter(ABC):
 
         fisherlab.register_layer(PointwiseAdapter())
 
+    A module that computes several projections in one forward is a `FusedAdapter`'s.
+
     Attributes:
         modules: the types, or qualified names of types whose package is not to be imported
             (`"transformers.pytorch_utils.Conv1D"`: the module's name as in `__module__`, then the class's); a
@@ -42,7 +60,6 @@ class Adapter(ABC):
         sample_first: the first dimension counts samples whatever `batch_dim` says (convolutions).
     """
 
-    modules: ClassVar[tuple[type[nn.Module] | str, ...]]
     sample_first: ClassVar[bool] = False
 
     @abstractmethod
@@ -77,28 +94,25 @@ class Adapter(ABC):
         """G: the weight is a block-diagonal matrix of G blocks [m/G, d]."""
         return 1
 
-    def refusal(self, module: nn.Module) -> str:
-        """Why this module cannot be seen so, or an empty text."""
-        return ""
-
     def why_not(self, module: nn.Module, x: Tensor, output: Tensor) -> str:
         """Why a call that is looked at was not as the adapter says, or an empty text."""
         return ""
 
 
-_ADAPTERS: dict[type[nn.Module] | str, Adapter] = {}
-_RECOGNISERS: list[Callable[[nn.Module], Adapter | None]] = []
+_ADAPTERS: dict[type[nn.Module] | str, ModuleAdapter] = {}
+_RECOGNISERS: list[Callable[[nn.Module], ModuleAdapter | None]] = []
 
 
 @checked
-def register_layer(adapter: Adapter) -> None:
+def register_layer(adapter: ModuleAdapter) -> None:
     """Makes the modules of an adapter known to every function, in the place of what was known of them.
 
     Raises:
-        InputTypeError: for anything but an `Adapter` with module types, or their qualified names.
+        InputTypeError: for anything but an `Adapter` or a `FusedAdapter` with module types, or their
+            qualified names.
     """
     types = getattr(adapter, "modules", None)
-    known = isinstance(adapter, Adapter) and isinstance(types, (tuple, list)) and len(types) > 0
+    known = isinstance(adapter, ModuleAdapter) and isinstance(types, (tuple, list)) and len(types) > 0
     if not known or not all(map(_names_modules, adapter.modules)):
         raise InputTypeError(
             "register_layer takes an instance of a fisherlab Adapter with a tuple of module types, or of "
@@ -117,12 +131,12 @@ def _names_modules(one: object) -> bool:
     return isinstance(one, type) and issubclass(one, nn.Module)
 
 
-def recognise_by(recogniser: Callable[[nn.Module], Adapter | None]) -> None:
+def recognise_by(recogniser: Callable[[nn.Module], ModuleAdapter | None]) -> None:
     """Asks a function for the adapter of modules that no registered type, with its forward, is."""
     _RECOGNISERS.append(recogniser)
 
 
-def adapter_of(module: nn.Module) -> Adapter | None:
+def adapter_of(module: nn.Module) -> ModuleAdapter | None:
     """The adapter of a module's type, or of what it is recognised as; None where its forward was replaced."""
     if "forward" in vars(module):
         return None
@@ -132,14 +146,15 @@ def adapter_of(module: nn.Module) -> Adapter | None:
     return next(filter(None, (recogniser(module) for recogniser in _RECOGNISERS)), None)
 
 
-def why_unknown(module: nn.Module, *more: type[nn.Module]) -> str:
-    """Why a module has no adapter.
+def kin_adapter(module: nn.Module) -> ModuleAdapter | None:
+    """The adapter of the type that a module is of, or derives from, whatever its forward is."""
+    known = _known_type(module)
+    return None if known is None else _of_type(known)
 
-    Args:
-        module: the module.
-        more: further types that are known without an adapter.
-    """
-    name, known = class_name(type(module)), _known_type(module, *more)
+
+def why_unknown(module: nn.Module) -> str:
+    """Why a module has no adapter."""
+    name, known = class_name(type(module)), _known_type(module)
     if "forward" in vars(module):
         return (
             f"the forward of this {name} was replaced on the instance, as accelerate's hooks do; take the "
@@ -162,9 +177,9 @@ def _qualified(cls: type | str) -> str:
     return cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _of_type(cls: type[nn.Module]) -> Adapter | None:
+def _of_type(cls: type[nn.Module]) -> ModuleAdapter | None:
     return _ADAPTERS.get(cls) or _ADAPTERS.get(_qualified(cls))
 
 
-def _known_type(module: nn.Module, *more: type[nn.Module]) -> type[nn.Module] | None:
-    return next((cls for cls in type(module).__mro__ if _of_type(cls) is not None or cls in more), None)
+def _known_type(module: nn.Module) -> type[nn.Module] | None:
+    return next((cls for cls in type(module).__mro__ if _of_type(cls) is not None), None)

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Annotated
 
 import torch
@@ -15,9 +14,9 @@ from fisherlab.arguments import OneOf, check, checked
 from fisherlab.errors import InputError, InputTypeError, known_name, unknown
 from fisherlab.layers.activation import ACTIVATIONS
 from fisherlab.layers.adapter import Adapter, adapter_of, class_name, why_unknown
-from fisherlab.layers.attention import PARTS, projection
 from fisherlab.layers.coverage import Covered, Layers
-from fisherlab.layers.linear import LINEAR, EmbeddingAdapter
+from fisherlab.layers.fused import FusedAdapter, Part, fused_adapter
+from fisherlab.layers.linear import EmbeddingAdapter
 from fisherlab.layers.norm import NormAdapter
 from fisherlab.layers.view import LayerView, Mask
 
@@ -210,22 +209,35 @@ class _Owned:
     module: nn.Module
     adapter: Adapter
     role: str  # "weight" or "bias"
-    part: str | None = None
+    part: Part | None = None
+
+    @property
+    def part_name(self) -> str | None:
+        """That of the part; None: the module itself."""
+        return None if self.part is None else self.part.name
+
+    @property
+    def way(self) -> tuple[object, ...]:
+        """How the parameter is seen; those that share it must see it alike."""
+        if self.part is None:
+            return type(self.adapter), self.adapter.groups(self.module)
+        return type(self.adapter), self.part.name, str(self.part.rows), str(self.part.bias_rows)
 
 
 def _owned_by(module_name: str, module: nn.Module) -> list[tuple[str, _Owned]]:
     """The short names of a module's parameters that have a place in a block."""
-    if isinstance(module, nn.MultiheadAttention) and "forward" not in vars(module):
-        found = []
-        for part in PARTS if type(module).forward is nn.MultiheadAttention.forward else ():
-            weight = projection(module, part)[0]
-            owner = partial(_Owned, module_name, module, LINEAR, part=part)
-            found += [(weight, owner(role="weight")), ("in_proj_bias", owner(role="bias"))]
-        return found
     adapter = adapter_of(module)
     if adapter is None or adapter.refusal(module):
         return []
-    return [(role, _Owned(module_name, module, adapter, role)) for role in ("weight", "bias")]
+    if isinstance(adapter, Adapter):
+        return [(role, _Owned(module_name, module, adapter, role)) for role in ("weight", "bias")]
+    parts = adapter.parts(module) if isinstance(adapter, FusedAdapter) else ()
+    return [
+        (short, _Owned(module_name, module, part.adapter, role, part))
+        for part in parts
+        for role, short in (("weight", part.weight), ("bias", part.bias))
+        if short is not None
+    ]
 
 
 class _Walk:
@@ -241,13 +253,15 @@ class _Walk:
                     "first"
                 )
         self._names = {id(p): name for name, p in model.named_parameters()}
-        # the attention module of its own name and of that of its out-projection
-        self._attention: dict[str, nn.MultiheadAttention] = {}
+        # the fused module of its own name and of those of the modules inside that only it calls
+        self._fused: dict[str, nn.Module] = {}
         self._owners: dict[tuple[int, str | None], list[_Owned]] = {}
         self._strangers: dict[int, list[str]] = {}
         for module_name, module in self._modules:
-            if isinstance(module, nn.MultiheadAttention):
-                self._attention |= dict.fromkeys((module_name, _joined(module_name, "out_proj")), module)
+            fused = fused_adapter(module)
+            if fused is not None and not fused.refusal(module):
+                inside = (None, *fused.children)
+                self._fused |= dict.fromkeys((_joined(module_name, child) for child in inside), module)
             owned: dict[str, list[_Owned]] = {}
             for short, owner in _owned_by(module_name, module):
                 owned.setdefault(short, []).append(owner)
@@ -255,7 +269,7 @@ class _Walk:
                 if parameter is None:
                     continue
                 for owner in owned.get(short, []):
-                    self._owners.setdefault((id(parameter), owner.part), []).append(owner)
+                    self._owners.setdefault((id(parameter), owner.part_name), []).append(owner)
                 if short not in owned:
                     self._strangers.setdefault(id(parameter), []).append(_joined(module_name, short))
         self.views: list[LayerView] = []
@@ -266,9 +280,10 @@ class _Walk:
         """The blocks in the order of the modules, and a line a parameter."""
         done: set[tuple[int, str | None]] = set()
         for module_name, module in self._modules:
-            parts = PARTS if isinstance(module, nn.MultiheadAttention) else (None,)
-            for part in parts:
-                self._visit(module_name, module, part, done)
+            owned = _owned_by(module_name, module)
+            for part in dict.fromkeys(owner.part_name for _, owner in owned):
+                own = {o.role: (short, o) for short, o in owned if o.part_name == part}
+                self._visit(module_name, module, part, own, done)
             for short, parameter in module._parameters.items():
                 if parameter is not None:
                     self._explain(module, short, parameter)
@@ -280,9 +295,13 @@ class _Walk:
         return self.views, covered
 
     def _visit(
-        self, module_name: str, module: nn.Module, part: str | None, done: set[tuple[int, str | None]]
+        self,
+        module_name: str,
+        module: nn.Module,
+        part: str | None,
+        own: Mapping[str, tuple[str, _Owned]],
+        done: set[tuple[int, str | None]],
     ) -> None:
-        own = {o.role: (short, o) for short, o in _owned_by(module_name, module) if o.part == part}
         usable: dict[str, tuple[nn.Parameter, list[_Owned]]] = {}
         for role, (short, _) in own.items():
             parameter = module._parameters.get(short)
@@ -294,10 +313,10 @@ class _Walk:
         base = _joined(module_name, part)
         modules = [[id(owner.module) for owner in owners] for _, owners in usable.values()]
         if self._bias == "joint" and len(usable) == 2 and modules[0] == modules[1]:
-            self._add(base, part, usable)
+            self._add(base, usable)
             return
         for role, found in usable.items():
-            self._add(base if role == "weight" else _joined(base, "bias"), part, {role: found})
+            self._add(base if role == "weight" else _joined(base, "bias"), {role: found})
 
     def _free(self, parameter: nn.Parameter, part: str | None) -> bool:
         """Whether a parameter can be in a block; else the reason is noted."""
@@ -312,15 +331,15 @@ class _Walk:
             self._reasons[name] = "complex parameters are not supported"
         elif parameter.layout != torch.strided:
             self._reasons[name] = "sparse parameters are not supported"
-        elif len({(type(o.adapter), o.part, o.adapter.groups(o.module)) for o in owners}) > 1:
+        elif len({owner.way for owner in owners}) > 1:
             kinds = " and ".join(dict.fromkeys(class_name(type(o.module)) for o in owners))
             self._reasons[name] = f"tied between {kinds}, which see it in different ways"
         return name not in self._reasons
 
-    def _add(self, name: str, part: str | None, found: dict[str, tuple[nn.Parameter, list[_Owned]]]) -> None:
+    def _add(self, name: str, found: dict[str, tuple[nn.Parameter, list[_Owned]]]) -> None:
         owners = next(iter(found.values()))[1]
         parameters = {role: self._names[id(p)] for role, (p, _) in found.items()}
-        self.views.append(_view(name, owners, parameters, self._attention.get(owners[0].module_name)))
+        self.views.append(_view(name, owners, parameters, self._fused.get(owners[0].module_name)))
         for parameter, _ in found.values():
             parameter_name = self._names[id(parameter)]
             self._layers.setdefault(parameter_name, []).append(name)
@@ -341,7 +360,7 @@ class _Walk:
         if refusal:
             self._reasons[name] = refusal
         elif adapter is None and not _owned_by("", module):
-            self._reasons[name] = why_unknown(module, nn.MultiheadAttention)
+            self._reasons[name] = why_unknown(module)
         else:
             self._reasons[name] = "neither weight nor bias"
 
@@ -350,19 +369,17 @@ def _view(
     name: str,
     owners: Sequence[_Owned],
     parameters: Mapping[str, str],
-    attention: nn.MultiheadAttention | None,
+    fused: nn.Module | None,
 ) -> LayerView:
     owner = owners[0]
     module, part = owner.module, owner.part
     weight, bias = parameters.get("weight"), parameters.get("bias")
-    rows = bias_rows = None
     if part is None:
         outputs, inputs = owner.adapter.shape(module)
         groups = owner.adapter.groups(module) if weight else 1
     else:
-        weight_name, rows, bias_rows = projection(module, part)
-        outputs, groups = module.embed_dim, 1  # type: ignore[assignment]
-        inputs = module.get_parameter(weight_name).shape[1]
+        (outputs, inputs), groups = part.shape(module), 1
+    adapter = None if fused is None else fused_adapter(fused)
     vector = isinstance(owner.adapter, NormAdapter)
     if vector:
         outputs, inputs = outputs * len(parameters), 1
@@ -380,11 +397,11 @@ def _view(
         adapter=owner.adapter,
         weight=weight,
         bias=bias,
-        rows=rows,
-        bias_rows=bias_rows,
-        part=part,
-        attention=attention,
-        batch_dim=None if attention is None else int(not attention.batch_first),
+        rows=None if part is None else part.rows,
+        bias_rows=None if part is None else part.bias_rows,
+        part=owner.part_name,
+        fused=fused,
+        batch_dim=None if adapter is None or fused is None else adapter.batch_dim(fused),
     )
 
 

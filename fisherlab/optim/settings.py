@@ -331,5 +331,6 @@ def _rows(views: Iterable[LayerView], parameters: Mapping[str, nn.Parameter]) ->
         for name, rows in ((view.weight, view.rows), (view.bias, view.bias_rows)):
             if name is not None:
                 every = range(len(parameters[name]))
-                found.setdefault(name, set()).update(every if rows is None else every[rows])
+                own = every[slice(None) if rows is None else rows]
+                found.setdefault(name, set()).update((own,) if isinstance(own, int) else own)
     return found
