@@ -1,7 +1,9 @@
 """A module seen as s = W a: adapters, discovery, coverage and the activation that follows."""
 
 from fisherlab.layers import attention as _attention  # noqa: F401
+from fisherlab.layers import bag as _bag  # noqa: F401
 from fisherlab.layers import convolution as _convolution  # noqa: F401
+from fisherlab.layers import experts as _experts  # noqa: F401
 from fisherlab.layers import recognised as _recognised  # noqa: F401
 from fisherlab.layers.activation import (
     ACTIVATIONS,

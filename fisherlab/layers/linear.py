@@ -141,7 +141,7 @@ def _check_samples(module: nn.Module, x: Tensor) -> None:
         raise InputError(f"a {type(module).__name__} sees a tensor of shape {list(x.shape)} without samples")
 
 
-LINEAR = LinearAdapter()
+LINEAR, TRANSPOSED, EMBEDDING = LinearAdapter(), TransposedLinearAdapter(), EmbeddingAdapter()
 
-for _adapter in (LINEAR, TransposedLinearAdapter(), BilinearAdapter(), EmbeddingAdapter()):
+for _adapter in (LINEAR, TRANSPOSED, BilinearAdapter(), EMBEDDING):
     register_layer(_adapter)
