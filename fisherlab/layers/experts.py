@@ -23,9 +23,9 @@ _LAYOUT = ("has_gate", "has_bias", "is_transposed", "down_proj")
 class ExpertsAdapter(FusedAdapter):
     """The blocks `<module>.<projection>.<expert>`, for which only the tokens routed to an expert count.
 
-    An expert computes its own tokens, as in the model. What is kept of its calls has a row for every token, so
-    that it stays known of which sample each is: E·(m + d) numbers a token and projection. The block of an expert
-    without a token is zero.
+    An expert computes its own tokens, as in the model. What is kept of a call has a row for every token, so
+    that it stays known of which sample each is: with the inputs of the first projection in common, E times
+    the outputs of both and the inputs of the second. The block of an expert without a token is zero.
     """
 
     modules: ClassVar[tuple[type[nn.Module], ...]] = ()
@@ -58,9 +58,9 @@ class ExpertsAdapter(FusedAdapter):
         for place in range(len(module.down_proj)):
             chosen = top_k_index == place
             own = _Tokens(module, record, place, chosen.any(-1))
-            inner = own.projected(_first(module), own.of(hidden_states))
+            inner = own.projected(_first(module), own.of(hidden_states), hidden_states)
             inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
-            outer = own.projected("down_proj", inner)
+            outer = own.projected("down_proj", inner, own.among_all(inner.detach()))
             if getattr(module, "has_post_expert_norm", False):
                 outer = module.post_expert_norm(outer)
             weighted = outer * own.of((top_k_weights * chosen).sum(-1, keepdim=True))
@@ -79,16 +79,16 @@ class _Tokens:
         """Their rows of a tensor."""
         return x[self.places]
 
-    def projected(self, weight: str, x: Tensor) -> Tensor:
-        """The expert's projection of their rows."""
+    def projected(self, weight: str, x: Tensor, among_all: Tensor) -> Tensor:
+        """The expert's projection of their rows x, which stand so among those of all tokens."""
         module = self._module
         W = getattr(module, weight)[self._expert]
         bias = getattr(module, f"{weight}_bias")[self._expert] if module.has_bias else None
-        output = self._among_all(functional.linear(x, W.mT if module.is_transposed else W, bias))
-        self._record(f"{weight}.{self._expert}", self._among_all(x.detach()), output, valid=self._valid)
+        output = self.among_all(functional.linear(x, W.mT if module.is_transposed else W, bias))
+        self._record(f"{weight}.{self._expert}", among_all, output, valid=self._valid)
         return self.of(output)
 
-    def _among_all(self, rows: Tensor) -> Tensor:
+    def among_all(self, rows: Tensor) -> Tensor:
         """Rows of all tokens, zero but for these."""
         return rows.new_zeros(len(self._valid), rows.shape[-1]).index_copy(0, self.places, rows)
 

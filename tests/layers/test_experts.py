@@ -20,7 +20,7 @@ exec("def forward(self, *args, **kwargs):\n    return self.computed(*args, **kwa
 
 
 class Stacked(nn.Module):
-    """Experts as transformers stores them, with an implementation of its own: every expert for every token."""
+    """Experts as transformers stores them, computed in another way: every expert for every token."""
 
     def __init__(self, gate: bool, bias: bool, transposed: bool) -> None:
         super().__init__()
