@@ -19,6 +19,7 @@ from fisherlab.layers.coverage import Layers
 from fisherlab.layers.discovery import find_layers, match_names, select_layers
 from fisherlab.layers.fused import FusedAdapter, Part, Record, is_fused, spelled_out
 from fisherlab.layers.norm import NormAdapter
+from fisherlab.layers.recurrent import evaluated_with_gradients
 from fisherlab.layers.view import BlockShape, LayerCall, LayerView, Mask, as_long, longer
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Record",
     "activations_from",
     "as_long",
+    "evaluated_with_gradients",
     "find_activations",
     "find_layers",
     "is_fused",
