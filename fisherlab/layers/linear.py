@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from fisherlab.errors import InputError
 from fisherlab.gradients.inputs import OneHot
-from fisherlab.layers.adapter import Adapter, register_layer
+from fisherlab.layers.adapter import Adapter, class_name, register_layer
 
 
 class LinearAdapter(Adapter):
@@ -17,6 +17,7 @@ class LinearAdapter(Adapter):
     modules: ClassVar[tuple[type[nn.Module] | str, ...]] = (
         nn.Linear,
         "torch_geometric.nn.dense.linear.Linear",
+        "transformers.models.falcon.modeling_falcon.FalconLinear",
     )
 
     def shape(self, module: Any) -> tuple[int, int]:
@@ -138,7 +139,9 @@ class EmbeddingAdapter(Adapter):
 
 def _check_samples(module: nn.Module, x: Tensor) -> None:
     if x.dim() < 2:
-        raise InputError(f"a {type(module).__name__} sees a tensor of shape {list(x.shape)} without samples")
+        raise InputError(
+            f"a {class_name(type(module))} sees a tensor of shape {list(x.shape)} without samples"
+        )
 
 
 LINEAR, TRANSPOSED, EMBEDDING = LinearAdapter(), TransposedLinearAdapter(), EmbeddingAdapter()

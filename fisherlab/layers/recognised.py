@@ -7,7 +7,6 @@ channel.
 The first calls, and later ones, are compared with it (`RecognisedNormAdapter.why_not`).
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -53,9 +52,9 @@ class RecognisedNormAdapter(NormAdapter):
             expected = u * _along(scale, output.shape) + v
             if module._parameters.get("bias") is not None:
                 expected = expected + _along(shift, output.shape)
+            return "" if _close(found, expected) else NO_SCALE
         except Exception:  # somebody else's forward, which may need more than its first argument
             return NO_SCALE
-        return "" if _close(found, expected) else NO_SCALE
 
 
 def _norm_of(module: nn.Module) -> Adapter | None:
@@ -69,9 +68,10 @@ def _norm_of(module: nn.Module) -> Adapter | None:
 
 def _called(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The module's output with these numbers; None: a bias of zeros. Neither it nor its hooks take notice."""
-    twin = copy.copy(module)
+    twin = object.__new__(type(module))
     own = {"weight": weight, "bias": torch.zeros_like(weight) if bias is None else bias}
-    twin.__dict__["_parameters"] = {n: p if p is None else own[n] for n, p in module._parameters.items()}
+    parameters = {n: p if p is None else own[n] for n, p in module._parameters.items()}
+    vars(twin).update(vars(module), _parameters=parameters)
     with torch.no_grad():
         return twin.forward(x)
 
