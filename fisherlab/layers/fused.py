@@ -37,7 +37,7 @@ class Part:
 
     def shape(self, module: nn.Module) -> tuple[int, int]:
         """(m, d) of W."""
-        m, d = self.adapter.matrix(module, of_rows(module.get_parameter(self.weight), self.rows, 1)).shape
+        m, d = self.adapter.matrix(module, of_rows(getattr(module, self.weight), self.rows, 1)).shape
         return m, d
 
 
@@ -98,7 +98,7 @@ class FusedAdapter(ModuleAdapter):
 
     Attributes:
         modules: the types; a subclass with a forward of its own is not taken for one of them.
-        children: names of modules inside that their own calls are seen of only when it is spelled out.
+        children: names of modules inside whose own calls are seen only while this one is spelled out.
     """
 
     children: ClassVar[tuple[str, ...]] = ()
@@ -171,4 +171,4 @@ def spelled_out(modules: Iterable[nn.Module], record: ModuleRecord) -> Iterator[
             for forward in forwards:
                 forward.records.remove(record)
                 if not forward.records:
-                    vars(forward.module).pop("forward")
+                    vars(forward.module).pop("forward", None)

@@ -100,9 +100,9 @@ class _Packed(NamedTuple):
 
     @classmethod
     def of(cls, packed: PackedSequence) -> "_Packed":
-        sizes, device = packed.batch_sizes, packed.data.device
-        steps = torch.arange(len(sizes)).repeat_interleave(sizes)
-        places = torch.arange(len(steps)) - (sizes.cumsum(0) - sizes)[steps]
+        sizes, device = packed.batch_sizes, packed.data.device  # the sizes are on the CPU
+        steps = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
+        places = torch.arange(len(steps), device="cpu") - (sizes.cumsum(0) - sizes)[steps]
         steps, places = steps.to(device), places.to(device)
         order = packed.sorted_indices
         samples = places if order is None else order[places]

@@ -399,6 +399,31 @@ def test_nothing_is_left_behind():
     assert torch.equal(pickle.loads(pickle.dumps(copy.deepcopy(model)))(data[0]), expected)
 
 
+def test_dropout_between_layers():
+    """An analysis is without it, of a model in training mode too; a training goes on with it."""
+    torch.manual_seed(0)
+    model = Classifier(nn.LSTM(D, H, 2, batch_first=True, dropout=0.5), H).double().train()
+    data = torch.randn(6, T, D, dtype=torch.float64), torch.randint(3, (6,))
+    found = fl.exact_fisher(model, data, kind="empirical")
+    assert model.rnn.training
+    assert model.rnn.dropout == 0.5
+    for name, V in samples_gradients(copy.deepcopy(model).eval(), data[:1], data[1]).items():
+        assert torch.allclose(found[name].dense(), block(V), rtol=1e-10, atol=1e-15)
+    optimizer = fl.optim.LNGD(model, lr=0.01)
+    losses = []
+    for _ in range(3):
+        found = []
+        for one in (copy.deepcopy(model), model):  # the copy without the optimizer's hooks: torch's own
+            torch.manual_seed(5)
+            found.append(functional.cross_entropy(one(data[0]), data[1]))
+        torch.testing.assert_close(*found)
+        optimizer.zero_grad()
+        found[1].backward()
+        optimizer.step()
+        losses.append(found[1].item())
+    assert losses[2] < losses[0]
+
+
 def test_one_sequence_alone_runs_unseen():
     rnn, told = nn.GRU(D, H), []
     x = torch.randn(T, D)
