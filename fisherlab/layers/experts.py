@@ -57,7 +57,7 @@ class ExpertsAdapter(FusedAdapter):
         result = torch.zeros_like(hidden_states)
         for place in range(len(module.down_proj)):
             chosen = top_k_index == place
-            own = _Tokens(module, record, place, chosen.any(-1))
+            own = _Routed(module, record, place, chosen.any(-1))
             inner = own.projected(_first(module), own.of(hidden_states), hidden_states)
             inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
             outer = own.projected("down_proj", inner, own.among_all(inner.detach()))
@@ -68,7 +68,7 @@ class ExpertsAdapter(FusedAdapter):
         return result
 
 
-class _Tokens:
+class _Routed:
     """The tokens that are routed to one expert, among all."""
 
     def __init__(self, module: Any, record: Record, expert: int, valid: Tensor) -> None:
