@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fisherlab.exact.fisher import exact_fisher as exact_fisher
     from fisherlab.layers import Adapter as Adapter
     from fisherlab.layers import FusedAdapter as FusedAdapter
+    from fisherlab.layers import NormAdapter as NormAdapter
     from fisherlab.layers import Part as Part
     from fisherlab.layers import find_layers as find_layers
     from fisherlab.layers import register_layer as register_layer
@@ -46,6 +47,7 @@ __getattr__, __dir__, __all__ = lazy(
         "Approximation": "fisherlab.approximations",
         "Comparison": "fisherlab.comparison.result",
         "FisherlabError": "fisherlab.errors",
+        "NormAdapter": "fisherlab.layers",
         "FusedAdapter": "fisherlab.layers",
         "Part": "fisherlab.layers",
         "Statistic": "fisherlab.statistics",

@@ -49,7 +49,7 @@ class KFAC(Approximation):
         """(A, B)."""
         inputs, outputs = self.statistics(layer, kind)
         count = sums.positions if self.sharing == "expand" else sums.samples
-        return sums.mean(inputs), sums.sum(outputs) / count
+        return sums.mean(inputs), sums.sum(outputs) / (count or 1)  # none: an expert that saw no token
 
     def build(self, layer: BlockShape, sums: LayerSums, kind: str) -> KroneckerOperator:
         """A ⊗ B."""

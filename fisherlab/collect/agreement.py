@@ -62,6 +62,10 @@ def why_not(
     reached = any(g is not None for g in by_parameter.values())
     if reached and all(g is None for g in gradients):
         return USED_ELSEWHERE
+    unlike = (view.adapter.why_not(view.modules[0], call.input, call.output) for call in calls)
+    reason = next(filter(None, unlike), "")
+    if reason:
+        return reason
     arrived = [g for g in (*gradients, *by_parameter.values()) if g is not None]
     if not all(is_finite(_without_zeros(g)) for g in arrived):
         return NOT_FINITE

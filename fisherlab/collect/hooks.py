@@ -201,13 +201,14 @@ def _keeper(
     """A forward hook of a module, for all views of it."""
     spread = None if samples is None else next((v for v in views if v.expanded is not None), None)
     depth = _depth.get()
+    adapter = views[0].adapter  # one for a module
 
     def keep(
         module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
     ) -> Tensor | None:
         if _depth.get() != depth:  # a look in the middle of the pass that is captured
             return None
-        x = args[0] if args else next(iter(kwargs.values()), None)
+        x = adapter.argument(module, *args, **kwargs)
         if not isinstance(x, Tensor) or not isinstance(output, Tensor):  # a hook of the user's changed it
             return None
         if samples is not None and not torch.is_grad_enabled():

@@ -1,7 +1,10 @@
 """A module seen as s = W a: adapters, discovery, coverage and the activation that follows."""
 
 from fisherlab.layers import attention as _attention  # noqa: F401
+from fisherlab.layers import bag as _bag  # noqa: F401
 from fisherlab.layers import convolution as _convolution  # noqa: F401
+from fisherlab.layers import experts as _experts  # noqa: F401
+from fisherlab.layers import recognised as _recognised  # noqa: F401
 from fisherlab.layers.activation import (
     ACTIVATIONS,
     NETWORK_OUTPUT,
@@ -15,6 +18,7 @@ from fisherlab.layers.adapter import Adapter, register_layer
 from fisherlab.layers.coverage import Layers
 from fisherlab.layers.discovery import find_layers, match_names, select_layers
 from fisherlab.layers.fused import FusedAdapter, Part, Record, is_fused, spelled_out
+from fisherlab.layers.norm import NormAdapter
 from fisherlab.layers.recurrent import evaluated_with_gradients
 from fisherlab.layers.view import BlockShape, LayerCall, LayerView, Mask, as_long, longer
 
@@ -29,6 +33,7 @@ __all__ = [
     "LayerView",
     "Layers",
     "Mask",
+    "NormAdapter",
     "Part",
     "Record",
     "activations_from",

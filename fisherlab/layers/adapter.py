@@ -1,7 +1,8 @@
 """How modules of one type are seen as s = W a, and the registry of such adapters."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -15,10 +16,12 @@ class ModuleAdapter(ABC):
     """What fisherlab knows of modules of some types; see `Adapter` and `FusedAdapter`.
 
     Attributes:
-        modules: the types; a subclass with a forward of its own is not taken for one of them.
+        modules: the types, or qualified names of types whose package is not to be imported
+            (`"transformers.pytorch_utils.Conv1D"`: the module's name as in `__module__`, then the class's); a
+            subclass with a forward of its own is not taken for one of them.
     """
 
-    modules: ClassVar[tuple[type[nn.Module], ...]]
+    modules: ClassVar[tuple[type[nn.Module] | str, ...]]
 
     def refusal(self, module: nn.Module) -> str:
         """Why this module cannot be seen so, or an empty text."""
@@ -51,7 +54,9 @@ class Adapter(ModuleAdapter):
     A module that computes several projections in one forward is a `FusedAdapter`'s.
 
     Attributes:
-        modules: the types; a subclass with a forward of its own is not taken for one of them.
+        modules: the types, or qualified names of types whose package is not to be imported
+            (`"transformers.pytorch_utils.Conv1D"`: the module's name as in `__module__`, then the class's); a
+            subclass with a forward of its own is not taken for one of them.
         sample_first: the first dimension counts samples whatever `batch_dim` says (convolutions).
     """
 
@@ -63,11 +68,15 @@ class Adapter(ModuleAdapter):
 
     @abstractmethod
     def inputs(self, module: nn.Module, x: Tensor, output: Tensor) -> Inputs | Patches:
-        """The module's first argument x [l, …] as a [l, t, groups·d], group by group; or as patches."""
+        """What `argument` gave, x [l, …], as a [l, t, groups·d], group by group; or as patches."""
 
     @abstractmethod
     def outputs(self, module: nn.Module, g: Tensor) -> Tensor:
         """Tensors shaped as the module's output, [c, l, …], as [c, l, t, m]."""
+
+    def argument(self, module: nn.Module, *args: Any, **keywords: Any) -> Any:
+        """What is kept of a call, as one tensor: its first argument, or several in one where a needs them."""
+        return args[0] if args else next(iter(keywords.values()), None)
 
     def matrix(self, module: nn.Module, weight: Tensor) -> Tensor:
         """Tensors shaped as the weight, with any leading dimensions, as [..., m, d]."""
@@ -85,38 +94,62 @@ class Adapter(ModuleAdapter):
         """G: the weight is a block-diagonal matrix of G blocks [m/G, d]."""
         return 1
 
+    def why_not(self, module: nn.Module, x: Tensor, output: Tensor) -> str:
+        """Why a call that is looked at was not as the adapter says, or an empty text."""
+        return ""
 
-_ADAPTERS: dict[type[nn.Module], ModuleAdapter] = {}
+
+_ADAPTERS: dict[type[nn.Module] | str, ModuleAdapter] = {}
+_RECOGNISERS: list[Callable[[nn.Module], ModuleAdapter | None]] = []
 
 
 @checked
 def register_layer(adapter: ModuleAdapter) -> None:
-    """Makes the modules of an adapter known to every function.
+    """Makes the modules of an adapter known to every function, in the place of what was known of them.
 
     Raises:
-        InputTypeError: for anything but an `Adapter` or a `FusedAdapter` with module types.
+        InputTypeError: for anything but an `Adapter` or a `FusedAdapter` with module types, or their
+            qualified names.
     """
     types = getattr(adapter, "modules", None)
     known = isinstance(adapter, ModuleAdapter) and isinstance(types, (tuple, list)) and len(types) > 0
-    if not known or not all(isinstance(t, type) and issubclass(t, nn.Module) for t in adapter.modules):
+    if not known or not all(map(_names_modules, adapter.modules)):
         raise InputTypeError(
-            "register_layer takes an instance of a fisherlab Adapter with a tuple of module types"
+            "register_layer takes an instance of a fisherlab Adapter with a tuple of module types, or of "
+            "their qualified names ('package.module.Class')"
         )
-    _ADAPTERS.update(dict.fromkeys(adapter.modules, adapter))
+    for one in adapter.modules:
+        for other in [key for key in _ADAPTERS if _qualified(key) == one or _qualified(one) == key]:
+            del _ADAPTERS[other]
+        _ADAPTERS[one] = adapter
+
+
+def _names_modules(one: object) -> bool:
+    if isinstance(one, str):
+        parts = one.replace(".<locals>", "").split(".")
+        return len(parts) > 1 and all(part.isidentifier() for part in parts)
+    return isinstance(one, type) and issubclass(one, nn.Module)
+
+
+def recognise_by(recogniser: Callable[[nn.Module], ModuleAdapter | None]) -> None:
+    """Asks a function for the adapter of modules that no registered type, with its forward, is."""
+    _RECOGNISERS.append(recogniser)
 
 
 def adapter_of(module: nn.Module) -> ModuleAdapter | None:
-    """The adapter of a module's type; None where it is unknown, or has a forward of its own."""
-    known = _known_type(module)
-    if known is None or "forward" in vars(module) or type(module).forward is not known.forward:
+    """The adapter of a module's type, or of what it is recognised as; None where its forward was replaced."""
+    if "forward" in vars(module):
         return None
-    return _ADAPTERS[known]
+    known = _known_type(module)
+    if known is not None and type(module).forward is known.forward:
+        return _of_type(known)
+    return next(filter(None, (recogniser(module) for recogniser in _RECOGNISERS)), None)
 
 
 def kin_adapter(module: nn.Module) -> ModuleAdapter | None:
     """The adapter of the type that a module is of, or derives from, whatever its forward is."""
     known = _known_type(module)
-    return None if known is None else _ADAPTERS[known]
+    return None if known is None else _of_type(known)
 
 
 def why_unknown(module: nn.Module) -> str:
@@ -136,10 +169,17 @@ def why_unknown(module: nn.Module) -> str:
 
 
 def class_name(cls: type) -> str:
-    """The name of a class of torch; that of any other with its module."""
-    own = cls.__module__.partition(".")[0] == "torch"
-    return cls.__qualname__ if own else f"{cls.__module__}.{cls.__qualname__}"
+    """The name of a class of `torch.nn`; that of any other with its module."""
+    return cls.__qualname__ if getattr(nn, cls.__qualname__, None) is cls else _qualified(cls)
+
+
+def _qualified(cls: type | str) -> str:
+    return cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _of_type(cls: type[nn.Module]) -> ModuleAdapter | None:
+    return _ADAPTERS.get(cls) or _ADAPTERS.get(_qualified(cls))
 
 
 def _known_type(module: nn.Module) -> type[nn.Module] | None:
-    return next((cls for cls in type(module).__mro__ if cls in _ADAPTERS), None)
+    return next((cls for cls in type(module).__mro__ if _of_type(cls) is not None), None)

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from fisherlab.errors import InputError
 from fisherlab.gradients.patches import Patches
-from fisherlab.layers.adapter import Adapter, register_layer
+from fisherlab.layers.adapter import Adapter, class_name, register_layer
 
 
 class _ChannelAdapter(Adapter):
@@ -115,7 +115,7 @@ def _padded(module: Any, x: Tensor) -> Tensor:
 def _check_dimensions(module: Any, x: Tensor) -> None:
     if x.dim() != len(module.kernel_size) + 2:
         raise InputError(
-            f"a {type(module).__name__} sees a tensor of shape {list(x.shape)}; give inputs with a "
+            f"a {class_name(type(module))} sees a tensor of shape {list(x.shape)}; give inputs with a "
             "first dimension for the samples"
         )
 

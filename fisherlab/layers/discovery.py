@@ -406,4 +406,4 @@ def _view(
 
 
 def _joined(name: str, last: str | None) -> str:
-    return name if last is None else f"{name}.{last}".lstrip(".")
+    return f"{name}.{last}".lstrip(".") if last else name

@@ -20,7 +20,7 @@ class Part:
     """One projection s = W a of a fused module; it is the layer `<module>.<name>`.
 
     Attributes:
-        name: of the part.
+        name: of the part; empty where the module has no other, for the layer `<module>`.
         weight: the name of the module's parameter that holds W.
         bias: that of its bias; None: it has none.
         rows: the rows of the weight that are W; of stacked matrices [E, m, d] the place of one.

@@ -1,5 +1,6 @@
 """The scale and shift of normalisation layers: y = γ∘x̂ + β."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -10,17 +11,36 @@ from fisherlab.layers.adapter import Adapter, register_layer
 
 
 class NormAdapter(Adapter):
-    """A sample's gradients are vectors: Σ_t g_t∘x̂_t for the scale, Σ_t g_t for the shift.
+    """The scale γ and shift β of a norm: y = γ∘x̂ + β, with γ the module's `weight` and β its `bias`.
 
-    As s = W a with a = 1 and one position: `outputs` are those vectors, [c, l, 1, p].
+    A sample's gradients are vectors, Σ_t g_t∘x̂_t for γ and Σ_t g_t for β. One for a norm of your own says
+    what x̂ is, and along which dimensions the entries of γ lie:
+
+        class ScaledAdapter(fisherlab.NormAdapter):
+            modules = ("mypackage.norms.Scaled",)  # or the type itself
+
+            def normalised(self, module, x):
+                return x / x.norm(dim=-1, keepdim=True)
+
+        fisherlab.register_layer(ScaledAdapter())
+
+    Attributes:
+        channels: whether γ has an entry a channel, the second dimension of the output; else it has one for
+            each place of the last dimensions, as many as γ has dimensions.
     """
+
+    channels: ClassVar[bool] = False
+
+    @abstractmethod
+    def normalised(self, module: Any, x: Tensor) -> Tensor:
+        """x̂, shaped as the output: the output with scale 1 and shift 0."""
 
     def shape(self, module: nn.Module) -> tuple[int, int]:
         """[p, 1], p the entries of the scale."""
         return module.get_parameter("weight").numel(), 1
 
     def inputs(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
-        """Ones [l, 1, 1]."""
+        """Ones [l, 1, 1]: as s = W a a norm has one position and the input 1."""
         return output.new_ones(len(x), 1, 1)
 
     def outputs(self, module: nn.Module, g: Tensor) -> Tensor:
@@ -36,13 +56,12 @@ class NormAdapter(Adapter):
         parts = [] if x is None else [self.summed(module, g * self.normalised(module, x))]
         return torch.cat([*parts, self.summed(module, g)] if shift else parts, dim=-1)
 
-    def normalised(self, module: Any, x: Tensor) -> Tensor:
-        """x̂: the module's output with scale 1 and shift 0."""
-        raise NotImplementedError
-
     def summed(self, module: nn.Module, g: Tensor) -> Tensor:
         """[c, l, …] summed over the dimensions that share the scale: [c, l, 1, p]."""
-        raise NotImplementedError
+        if self.channels:
+            return g.flatten(3).sum(3).unsqueeze(2) if g.dim() > 3 else g.unsqueeze(2)
+        entries = g.flatten(g.dim() - module.get_parameter("weight").dim())
+        return entries.reshape(*entries.shape[:2], -1, entries.shape[-1]).sum(2, keepdim=True)
 
 
 class ChannelNormAdapter(NormAdapter):
@@ -58,6 +77,7 @@ class ChannelNormAdapter(NormAdapter):
         nn.InstanceNorm3d,
     )
     sample_first: ClassVar[bool] = True
+    channels: ClassVar[bool] = True
 
     def normalised(self, module: Any, x: Tensor) -> Tensor:
         """By the running moments, or those of each sample."""
@@ -67,10 +87,6 @@ class ChannelNormAdapter(NormAdapter):
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
             return functional.batch_norm(x, *moments, training=moments[0] is None, eps=module.eps)
         return functional.instance_norm(x, *moments, use_input_stats=moments[0] is None, eps=module.eps)
-
-    def summed(self, module: nn.Module, g: Tensor) -> Tensor:
-        """Over everything after the channels."""
-        return g.flatten(3).sum(3).unsqueeze(2) if g.dim() > 3 else g.unsqueeze(2)
 
 
 class LastNormAdapter(NormAdapter):
@@ -83,11 +99,6 @@ class LastNormAdapter(NormAdapter):
         if isinstance(module, nn.RMSNorm):
             return functional.rms_norm(x, module.normalized_shape, eps=module.eps)
         return functional.layer_norm(x, module.normalized_shape, eps=module.eps)
-
-    def summed(self, module: Any, g: Tensor) -> Tensor:
-        """Over the positions between the first dimension and the last ones."""
-        entries = g.flatten(g.dim() - len(module.normalized_shape))
-        return entries.reshape(*entries.shape[:2], -1, entries.shape[-1]).sum(2, keepdim=True)
 
 
 for _adapter in (ChannelNormAdapter(), LastNormAdapter()):

@@ -74,7 +74,7 @@ class LayerCall:
     """One call of a layer in a forward pass.
 
     Attributes:
-        input: its first argument, without its graph.
+        input: its first argument, or what its adapter keeps of all (`Adapter.argument`), without its graph.
         output: what it gave, without its graph; it may be a stand-in of that shape without numbers.
         edge: the `GradientEdge` of the output, which keeps the graph alive; None: not kept.
         slope: φ'(s) of an activation that the user named; None: none was.
@@ -144,8 +144,10 @@ class LayerView(BlockShape):
 
     @property
     def family(self) -> str:
-        """The module's type name, as shown in tables."""
-        return type(self.modules[0]).__name__
+        """The module's type name, as shown in tables; with its package where torch.nn has one so named."""
+        cls = type(self.modules[0])
+        other = getattr(nn, cls.__name__, cls) is not cls
+        return f"{cls.__module__.partition('.')[0]}.{cls.__name__}" if other else cls.__name__
 
     @property
     def parameters(self) -> tuple[str, ...]:
