@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Annotated
@@ -14,11 +14,19 @@ from torch.nn.parameter import is_lazy
 from fisherlab.arguments import OneOf, check, checked
 from fisherlab.errors import InputError, InputTypeError, known_name, unknown
 from fisherlab.layers.activation import ACTIVATIONS
-from fisherlab.layers.adapter import Adapter, adapter_of, class_name, why_unknown
+from fisherlab.layers.adapter import (
+    Adapter,
+    adapter_of,
+    class_name,
+    why_no_gradient,
+    why_replaced,
+    why_unknown,
+)
 from fisherlab.layers.attention import PARTS, projection
 from fisherlab.layers.coverage import Covered, Layers
 from fisherlab.layers.linear import LINEAR, EmbeddingAdapter
 from fisherlab.layers.norm import NormAdapter
+from fisherlab.layers.parameters import made_of, parameter_view, why_no_block
 from fisherlab.layers.view import LayerView, Mask
 
 BIAS_MODES = ("joint", "separate", "ignore")
@@ -245,6 +253,7 @@ class _Walk:
         self._attention: dict[str, nn.MultiheadAttention] = {}
         self._owners: dict[tuple[int, str | None], list[_Owned]] = {}
         self._strangers: dict[int, list[str]] = {}
+        self._holders: dict[int, list[nn.Module]] = {}
         for module_name, module in self._modules:
             if isinstance(module, nn.MultiheadAttention):
                 self._attention |= dict.fromkeys((module_name, _joined(module_name, "out_proj")), module)
@@ -254,6 +263,7 @@ class _Walk:
             for short, parameter in module._parameters.items():
                 if parameter is None:
                     continue
+                self._holders.setdefault(id(parameter), []).append(module)
                 for owner in owned.get(short, []):
                     self._owners.setdefault((id(parameter), owner.part), []).append(owner)
                 if short not in owned:
@@ -271,7 +281,7 @@ class _Walk:
                 self._visit(module_name, module, part, done)
             for short, parameter in module._parameters.items():
                 if parameter is not None:
-                    self._explain(module, short, parameter)
+                    self._by_itself(module_name, module, short, parameter)
         covered = [
             Covered(name, layer, self._reasons.get(name, ""))
             for name in self._names.values()
@@ -300,22 +310,20 @@ class _Walk:
             self._add(base if role == "weight" else _joined(base, "bias"), part, {role: found})
 
     def _free(self, parameter: nn.Parameter, part: str | None) -> bool:
-        """Whether a parameter can be in a block; else the reason is noted."""
-        name = self._names[id(parameter)]
-        owners = self._owners[id(parameter), part]
+        """Whether a parameter can be in a block that calls tell of; why it is in none at all is noted."""
+        if reason := why_no_block(parameter):
+            self._reasons[self._names[id(parameter)]] = reason
+        return not reason and not self._why_tied(parameter, part)
+
+    def _why_tied(self, parameter: nn.Parameter, part: str | None) -> str:
+        """Between which uses a parameter is tied that are not seen in one way, or an empty text."""
+        owners = self._owners.get((id(parameter), part), [])
         strangers = self._strangers.get(id(parameter), [])
-        if not parameter.requires_grad:
-            self._reasons[name] = "frozen (requires_grad is False)"
-        elif strangers:
-            self._reasons[name] = "tied: also " + ", ".join(strangers)
-        elif parameter.is_complex():
-            self._reasons[name] = "complex parameters are not supported"
-        elif parameter.layout != torch.strided:
-            self._reasons[name] = "sparse parameters are not supported"
-        elif len({(type(o.adapter), o.part, o.adapter.groups(o.module)) for o in owners}) > 1:
-            kinds = " and ".join(dict.fromkeys(class_name(type(o.module)) for o in owners))
-            self._reasons[name] = f"tied between {kinds}, which see it in different ways"
-        return name not in self._reasons
+        kinds = {(type(o.adapter), o.part, o.adapter.groups(o.module)) for o in owners}
+        if not owners or (len(kinds) == 1 and not strangers):
+            return ""
+        known = [f"{o.module_name} ({class_name(type(o.module))})" for o in owners]
+        return "tied between " + " and ".join([*known, *strangers])
 
     def _add(self, name: str, part: str | None, found: dict[str, tuple[nn.Parameter, list[_Owned]]]) -> None:
         owners = next(iter(found.values()))[1]
@@ -328,22 +336,38 @@ class _Walk:
                 others = ", ".join(owner.module_name for owner in owners[1:])
                 self._reasons[parameter_name] = f"tied: summed over {others} too"
 
-    def _explain(self, module: nn.Module, short: str, parameter: nn.Parameter) -> None:
-        """Why a parameter that no adapter sees is in no block."""
+    def _by_itself(self, module_name: str, module: nn.Module, short: str, parameter: nn.Parameter) -> None:
+        """The block of a parameter that no calls tell of, by the samples' gradients; or why it has none."""
         name = self._names[id(parameter)]
         if name in self._reasons or name in self._layers:
             return
-        if not parameter.requires_grad:
-            self._reasons[name] = "frozen (requires_grad is False)"
+        no_gradient = next(filter(None, map(why_no_gradient, self._holders[id(parameter)])), "")
+        if reason := why_no_block(parameter) or no_gradient or why_replaced(module):
+            self._reasons[name] = reason
             return
-        adapter = adapter_of(module)
-        refusal = "" if adapter is None else adapter.refusal(module)
-        if refusal:
-            self._reasons[name] = refusal
-        elif adapter is None and not _owned_by("", module):
-            self._reasons[name] = why_unknown(module, nn.MultiheadAttention)
+        owners = self._owners.get((id(parameter), None), [])
+        if owners:
+            role, base = owners[0].role, owners[0].module_name
+            if role == "bias" and self._bias == "ignore":
+                self._reasons[name] = "biases are ignored"
+                return
+            view = _view(base if role == "weight" else _joined(base, role), owners, {role: name}, None)
         else:
-            self._reasons[name] = "neither weight nor bias"
+            view = parameter_view(name, parameter, module_name, module)
+        tied = self._why_tied(parameter, None)
+        self._reasons[name] = tied or self._why_by_itself(module, short, name, parameter)
+        self.views.append(replace(view.made_of_gradients(), why_by_gradients=self._reasons[name]))
+        self._layers[name] = [view.name]
+
+    def _why_by_itself(self, module: nn.Module, short: str, name: str, parameter: nn.Parameter) -> str:
+        """Why a parameter without an adapter, or beside one, is in a block of its own."""
+        adapter = adapter_of(module)
+        reason = made_of(module, short) or ("" if adapter is None else adapter.refusal(module))
+        if not reason and adapter is None and not _owned_by("", module):
+            reason = why_unknown(module, nn.MultiheadAttention)
+        others = [other for other in self._strangers[id(parameter)] if other != name]
+        tied = f"; tied: summed over {', '.join(others)} too" if others else ""
+        return (reason or "neither weight nor bias") + tied
 
 
 def _view(

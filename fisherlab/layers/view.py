@@ -111,6 +111,8 @@ class LayerView(BlockShape):
         activation: the name of the element-wise function that follows, where the user gave it;
             None: found from the graph of a forward pass.
         mask: gives the valid positions; None: all.
+        why_by_gradients: why it is made of the samples' gradients whatever calls its modules have; empty: only
+            where these do not tell.
         expanded: the dimension of size 1 of the module's input and output that is expanded over the samples,
             of a call that does not depend on them; −1: a new first one. None: calls are taken as they are.
     """
@@ -127,12 +129,13 @@ class LayerView(BlockShape):
     batch_dim: int | None = None
     activation: str | None = None
     mask: Mask | None = None
+    why_by_gradients: str = ""
     expanded: int | None = None
 
     @property
     def family(self) -> str:
-        """The module's type name, as shown in tables."""
-        return type(self.modules[0]).__name__
+        """The module's type name, as shown in tables; `Parameter` of a parameter by itself."""
+        return self.adapter.family or type(self.modules[0]).__name__
 
     @property
     def parameters(self) -> tuple[str, ...]:
