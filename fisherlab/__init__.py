@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from fisherlab.errors import FisherlabError as FisherlabError
     from fisherlab.exact.fisher import exact_fisher as exact_fisher
     from fisherlab.layers import Adapter as Adapter
+    from fisherlab.layers import FusedAdapter as FusedAdapter
+    from fisherlab.layers import Part as Part
     from fisherlab.layers import find_layers as find_layers
     from fisherlab.layers import register_layer as register_layer
     from fisherlab.representations import represent as represent
@@ -44,6 +46,8 @@ __getattr__, __dir__, __all__ = lazy(
         "Approximation": "fisherlab.approximations",
         "Comparison": "fisherlab.comparison.result",
         "FisherlabError": "fisherlab.errors",
+        "FusedAdapter": "fisherlab.layers",
+        "Part": "fisherlab.layers",
         "Statistic": "fisherlab.statistics",
         "Statistics": "fisherlab.approximations",
         "approximate": "fisherlab.approximations",

@@ -16,7 +16,7 @@ from fisherlab.collect.hooks import inputs_of, outputs_of
 from fisherlab.collect.refusals import own_rows, rounding
 from fisherlab.gradients.inputs import Inputs, squared_norms, weighted_sum
 from fisherlab.gradients.patches import Patches
-from fisherlab.layers import LayerCall, LayerView
+from fisherlab.layers import LayerCall, LayerView, as_long
 from fisherlab.linalg.numerics import spans
 
 _CHUNK_BYTES = 32 * 2**20  # of patches that are unfolded at a time: a choice, a few pieces for a look
@@ -176,7 +176,10 @@ def _own_rows(
     batch_dim: int,
 ) -> bool:
     if [call.output.shape for call in calls] != [call.output.shape for call in other]:
-        return False
+        calls, other = as_long(calls, other)
+        if [call.output.shape for call in calls] != [call.output.shape for call in other]:
+            return False
+        a = inputs_of(view, calls, samples, batch_dim)
     if not own_rows(a, inputs_of(view, other, samples, batch_dim)):
         return False
     if view.weight is not None and not view.vector:

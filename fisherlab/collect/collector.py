@@ -29,6 +29,7 @@ from fisherlab.collect.hooks import (
     outputs_of,
     unchanged,
     unit_columns,
+    valid_of,
 )
 from fisherlab.collect.layer_batch import LayerBatch, mask_of, masked, valid_positions, whole
 from fisherlab.collect.reading import MOST, Reading
@@ -225,10 +226,11 @@ class Collector:
         if view.by_gradients:
             return LayerBatch(start, view.unit_inputs(samples, self.dtype, self.device), {}, view.groups)
         make = partial(inputs_of, view, calls, samples, self.batch_dim)
-        if view.mask is None and not view.one_hot:
+        rows = valid_of(view, calls, samples, self.batch_dim)
+        if view.mask is None and rows is None and not view.one_hot:
             return LayerBatch(start, make, {}, view.groups)
         a = make()
-        valid = valid_positions(view, inputs, a)
+        valid = valid_positions(view, inputs, a, rows)
         return LayerBatch(start, masked(a, valid), {}, view.groups, valid)
 
     def _of_calls(

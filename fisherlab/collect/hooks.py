@@ -164,11 +164,13 @@ def capture(
     depth = _depth.get()
     parts: dict[tuple[int, str], list[LayerView]] = {}
     modules: dict[int, tuple[nn.Module, list[LayerView]]] = {}
-    attention: dict[int, nn.Module] = {}
+    fused: dict[int, nn.Module] = {}
 
-    def record(module: nn.Module, part: str, x: Tensor, output: Tensor) -> None:
+    def record(
+        module: nn.Module, part: str, x: Tensor, output: Tensor, at: Tensor, valid: Tensor | None
+    ) -> None:
         for view in parts.get((id(module), part), []) if _depth.get() == depth else ():
-            _keep(view, seen, outputs, x, output)
+            _keep(view, seen, outputs, x, output, at, valid)
 
     handles = []
     with ExitStack() as stack:
@@ -178,13 +180,12 @@ def capture(
                     modules.setdefault(id(module), (module, []))[1].append(view)
                 else:
                     parts.setdefault((id(module), view.part), []).append(view)
-                if view.attention is not None:
-                    attention[id(view.attention)] = view.attention
+                if view.fused is not None:
+                    fused[id(view.fused)] = view.fused
         for module, views in modules.values():
             keeper = _keeper(views, seen, outputs, samples)
             handles.append(module.register_forward_hook(keeper, with_kwargs=True))
-        if attention:
-            stack.enter_context(spelled_out(list(attention.values()), record))
+        stack.enter_context(spelled_out(fused.values(), record))
         try:
             yield seen
         finally:
@@ -211,13 +212,13 @@ def _keeper(
             _require_no_reentrant_checkpoint()
         for view in views:
             if spread is None or view.expanded is None:
-                _keep(view, seen, outputs, x, output)
+                _keep(view, seen, outputs, x, output, output)
         if spread is None or samples is None:
             return None
         x, output = spread.over_samples(x, samples), spread.over_samples(output, samples)
         for view in views:
             if view.expanded is not None:
-                _keep(view, seen, outputs, x, output)
+                _keep(view, seen, outputs, x, output, output)
         return output
 
     return keep
@@ -241,14 +242,20 @@ def _require_no_reentrant_checkpoint() -> None:
 
 
 def _keep(
-    view: LayerView, seen: dict[str, list[LayerCall]], outputs: bool, x: Tensor, output: Tensor
+    view: LayerView,
+    seen: dict[str, list[LayerCall]],
+    outputs: bool,
+    x: Tensor,
+    output: Tensor,
+    at: Tensor,
+    valid: Tensor | None = None,
 ) -> None:
-    if not output.requires_grad:  # a call without gradients
+    if not at.requires_grad:  # a call without gradients
         return
     slope = None if view.activation is None else slope_of(view.activation, output)
-    edge = torch.autograd.graph.get_gradient_edge(output)
+    edge = torch.autograd.graph.get_gradient_edge(at)
     kept = output.detach() if outputs else output.new_empty(()).expand(output.shape)
-    seen[view.name].append(LayerCall(x.detach(), kept, edge, slope))
+    seen[view.name].append(LayerCall(x.detach(), kept, edge, slope, valid))
 
 
 def layerwise_slope(call: LayerCall, activation: Activation, kind: LabelKind) -> Tensor:
@@ -378,3 +385,16 @@ def outputs_of(
     """Tensors [c, …] shaped as the outputs of a layer's calls, likewise: g [c, n, t, m]."""
     pieces = [view.to_outputs(g, call, samples, batch_dim) for call, g in calls]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+
+def valid_of(view: LayerView, calls: Sequence[LayerCall], samples: int, batch_dim: int) -> Tensor | None:
+    """Which rows of a layer's calls count, likewise a bool [n, t]; None: all."""
+    found = [view.valid_rows(call, samples, batch_dim) for call in calls]
+    if all(valid is None for valid in found):
+        return None
+    shapes = [inputs_of(view, [call], samples, batch_dim).shape[:2] for call in calls]
+    every = [
+        torch.ones(shape, dtype=torch.bool, device=call.input.device) if valid is None else valid
+        for valid, shape, call in zip(found, shapes, calls, strict=True)
+    ]
+    return torch.cat(every, 1)

@@ -167,16 +167,26 @@ def _coins(block: int) -> Tensor:
     return torch.randint(2, (_COINS,), generator=torch.Generator().manual_seed(block), device="cpu")
 
 
-def valid_positions(view: LayerView, inputs: ModelInputs, a: Inputs | Patches) -> Tensor | None:
-    """The positions of a layer that count: those of its own mask, and indices that are no padding."""
-    valid = None
+def valid_positions(
+    view: LayerView, inputs: ModelInputs, a: Inputs | Patches, rows: Tensor | None
+) -> Tensor | None:
+    """The positions of a layer that count: those of its own mask, and indices that are no padding.
+
+    Args:
+        view: the layer.
+        inputs: of the model.
+        a: of the layer.
+        rows: those that its calls say count, a bool [n, t]; None: all.
+    """
+    valid = rows
     if view.mask is not None and not view.vector:  # a norm's sums have no positions left
-        valid = mask_of(view, inputs)
-        if valid.shape != a.shape[:2]:
+        own = mask_of(view, inputs)
+        if own.shape != a.shape[:2]:
             raise InputError(
-                f"the mask of layer {view.name!r} has shape {list(valid.shape)}; it must be a bool for each "
+                f"the mask of layer {view.name!r} has shape {list(own.shape)}; it must be a bool for each "
                 f"sample and position, {list(a.shape[:2])}"
             )
+        valid = own if rows is None else own & rows
     if isinstance(a, OneHot) and a.masked:
         return a.indices >= 0 if valid is None else valid & (a.indices >= 0)
     return valid

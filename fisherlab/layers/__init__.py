@@ -1,6 +1,8 @@
 """A module seen as s = W a: adapters, discovery, coverage and the activation that follows."""
 
+from fisherlab.layers import attention as _attention  # noqa: F401
 from fisherlab.layers import convolution as _convolution  # noqa: F401
+from fisherlab.layers import recurrent as _recurrent  # noqa: F401
 from fisherlab.layers.activation import (
     ACTIVATIONS,
     NETWORK_OUTPUT,
@@ -11,10 +13,10 @@ from fisherlab.layers.activation import (
     slope_of,
 )
 from fisherlab.layers.adapter import Adapter, register_layer
-from fisherlab.layers.attention import spelled_out
 from fisherlab.layers.coverage import Layers
 from fisherlab.layers.discovery import find_layers, match_names, select_layers
-from fisherlab.layers.view import BlockShape, LayerCall, LayerView, Mask
+from fisherlab.layers.fused import FusedAdapter, Part, Record, is_fused, spelled_out
+from fisherlab.layers.view import BlockShape, LayerCall, LayerView, Mask, as_long, longer
 
 __all__ = [
     "ACTIVATIONS",
@@ -22,13 +24,19 @@ __all__ = [
     "Activation",
     "Adapter",
     "BlockShape",
+    "FusedAdapter",
     "LayerCall",
     "LayerView",
     "Layers",
     "Mask",
+    "Part",
+    "Record",
     "activations_from",
+    "as_long",
     "find_activations",
     "find_layers",
+    "is_fused",
+    "longer",
     "match_names",
     "nodes_behind",
     "register_layer",

@@ -11,7 +11,21 @@ from fisherlab.gradients.inputs import Inputs
 from fisherlab.gradients.patches import Patches
 
 
-class Adapter(ABC):
+class ModuleAdapter(ABC):
+    """What fisherlab knows of modules of some types; see `Adapter` and `FusedAdapter`.
+
+    Attributes:
+        modules: the types; a subclass with a forward of its own is not taken for one of them.
+    """
+
+    modules: ClassVar[tuple[type[nn.Module], ...]]
+
+    def refusal(self, module: nn.Module) -> str:
+        """Why this module cannot be seen so, or an empty text."""
+        return ""
+
+
+class Adapter(ModuleAdapter):
     """Modules of one type as s_t = W a_t, with l rows (samples, or several rows a sample) and t positions.
 
     One for a module of your own gives `shape`, `inputs` and `outputs`, is registered once, and every
@@ -34,13 +48,14 @@ class Adapter(ABC):
 
         fisherlab.register_layer(PointwiseAdapter())
 
+    A module that computes several projections in one forward is a `FusedAdapter`'s.
+
     Attributes:
         modules: the types; a subclass with a forward of its own is not taken for one of them.
         sample_first: the first dimension counts samples whatever `batch_dim` says (convolutions).
         family: what tables call such layers; empty: by the module's type.
     """
 
-    modules: ClassVar[tuple[type[nn.Module], ...]]
     family: ClassVar[str] = ""
     sample_first: ClassVar[bool] = False
 
@@ -72,23 +87,19 @@ class Adapter(ABC):
         """G: the weight is a block-diagonal matrix of G blocks [m/G, d]."""
         return 1
 
-    def refusal(self, module: nn.Module) -> str:
-        """Why this module cannot be seen so, or an empty text."""
-        return ""
 
-
-_ADAPTERS: dict[type[nn.Module], Adapter] = {}
+_ADAPTERS: dict[type[nn.Module], ModuleAdapter] = {}
 
 
 @checked
-def register_layer(adapter: Adapter) -> None:
+def register_layer(adapter: ModuleAdapter) -> None:
     """Makes the modules of an adapter known to every function.
 
     Raises:
-        InputTypeError: for anything but an `Adapter` with module types.
+        InputTypeError: for anything but an `Adapter` or a `FusedAdapter` with module types.
     """
     types = getattr(adapter, "modules", None)
-    known = isinstance(adapter, Adapter) and isinstance(types, (tuple, list)) and len(types) > 0
+    known = isinstance(adapter, ModuleAdapter) and isinstance(types, (tuple, list)) and len(types) > 0
     if not known or not all(isinstance(t, type) and issubclass(t, nn.Module) for t in adapter.modules):
         raise InputTypeError(
             "register_layer takes an instance of a fisherlab Adapter with a tuple of module types"
@@ -96,12 +107,18 @@ def register_layer(adapter: Adapter) -> None:
     _ADAPTERS.update(dict.fromkeys(adapter.modules, adapter))
 
 
-def adapter_of(module: nn.Module) -> Adapter | None:
+def adapter_of(module: nn.Module) -> ModuleAdapter | None:
     """The adapter of a module's type; None where it is unknown, or has a forward of its own."""
     known = _known_type(module)
     if known is None or "forward" in vars(module) or type(module).forward is not known.forward:
         return None
     return _ADAPTERS[known]
+
+
+def kin_adapter(module: nn.Module) -> ModuleAdapter | None:
+    """The adapter of the type that a module is of, or derives from, whatever its forward is."""
+    known = _known_type(module)
+    return None if known is None else _ADAPTERS[known]
 
 
 def why_replaced(module: nn.Module) -> str:
@@ -114,14 +131,9 @@ def why_replaced(module: nn.Module) -> str:
     )
 
 
-def why_unknown(module: nn.Module, *more: type[nn.Module]) -> str:
-    """Why a module has no adapter.
-
-    Args:
-        module: the module.
-        more: further types that are known without an adapter.
-    """
-    name, known = class_name(type(module)), _known_type(module, *more)
+def why_unknown(module: nn.Module) -> str:
+    """Why a module has no adapter."""
+    name, known = class_name(type(module)), _known_type(module)
     if known is not None and type(module).forward is not known.forward:
         return (
             f"{name} is a {class_name(known)} with a forward of its own; if s = W a still holds, give it an "
@@ -145,5 +157,5 @@ def class_name(cls: type) -> str:
     return cls.__qualname__ if own else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _known_type(module: nn.Module, *more: type[nn.Module]) -> type[nn.Module] | None:
-    return next((cls for cls in type(module).__mro__ if cls in _ADAPTERS or cls in more), None)
+def _known_type(module: nn.Module) -> type[nn.Module] | None:
+    return next((cls for cls in type(module).__mro__ if cls in _ADAPTERS), None)

@@ -1,89 +1,102 @@
 """`nn.MultiheadAttention` written out, so that its projections can be seen while it runs."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-PARTS = ("q", "k", "v")
-
-Record = Callable[[nn.Module, str, Tensor, Tensor], None]
-"""Told of every projection: the module, its part, input and output."""
+from fisherlab.layers.adapter import register_layer
+from fisherlab.layers.fused import FusedAdapter, Part, Record, of_rows
 
 
-def projection(module: Any, part: str) -> tuple[str, slice | None, slice]:
-    """The weight of q, k or v: its name, its rows in that parameter, and its rows in `in_proj_bias`."""
-    place, size = PARTS.index(part), module.embed_dim
-    rows = slice(place * size, (place + 1) * size)
-    if module._qkv_same_embed_dim:
-        return "in_proj_weight", rows, rows
-    return f"{part}_proj_weight", None, rows
+class AttentionAdapter(FusedAdapter):
+    """q, k and v, which are rows of one weight where all have one size, and the out-projection."""
+
+    modules: ClassVar[tuple[type[nn.Module], ...]] = (nn.MultiheadAttention,)
+    children: ClassVar[tuple[str, ...]] = ("out_proj",)
+    _open = 0
+
+    def parts(self, module: Any) -> list[Part]:
+        """Three."""
+        size, bias = module.embed_dim, None if module.in_proj_bias is None else "in_proj_bias"
+        found = []
+        for place, name in enumerate("qkv"):
+            rows = slice(place * size, (place + 1) * size)
+            if module._qkv_same_embed_dim:
+                found.append(Part(name, "in_proj_weight", bias, rows, rows))
+            else:
+                found.append(Part(name, f"{name}_proj_weight", bias, None, rows))
+        return found
+
+    def batch_dim(self, module: Any) -> int:
+        """The first dimension or the second."""
+        return int(not module.batch_first)
+
+    @contextmanager
+    def while_open(self) -> Iterator[None]:
+        """Without the fast path of `nn.TransformerEncoder`, which does not call the module."""
+        if not self._open:
+            self._fast = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+            if not self._open:
+                torch.backends.mha.set_fastpath_enabled(self._fast)
+
+    def forward(
+        self,
+        module: Any,
+        record: Record,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The arguments and the result of `nn.MultiheadAttention.forward`."""
+        if query.dim() != 3:  # one sample alone: its projections are then not seen
+            given = (
+                *(query, key, value, key_padding_mask, need_weights),
+                *(attn_mask, average_attn_weights, is_causal),
+            )
+            return type(module).forward(module, *given)
+        projected = []
+        for part, x in zip(self.parts(module), (query, key, value), strict=True):
+            projected.append(_project(module, part, x))
+            record(part.name, x, projected[-1])
+        if not module.batch_first:
+            projected = [x.transpose(0, 1) for x in projected]
+        q, k, v = projected
+        n, target, _ = q.shape
+        k, v, extra = _with_extra(module, k, v)
+        mask = _mask(module, q, k.shape[1] - extra, key_padding_mask, attn_mask)
+        if mask is not None and extra:
+            mask = functional.pad(mask, (0, extra))
+        heads = [x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for x in (q, k, v)]
+        scores = heads[0] @ heads[1].mT / math.sqrt(heads[0].shape[-1])
+        weights = torch.softmax(scores if mask is None else scores + mask, -1)
+        if module.training:
+            weights = functional.dropout(weights, module.dropout)
+        mixed = (weights @ heads[2]).transpose(1, 2).reshape(n, target, module.embed_dim)
+        output = module.out_proj(mixed if module.batch_first else mixed.transpose(0, 1))
+        if not need_weights:
+            return output, None
+        return output, weights.mean(1) if average_attn_weights else weights
 
 
-@contextmanager
-def spelled_out(modules: list[nn.Module], record: Record) -> Iterator[None]:
-    """While it is open these attention modules call their projections one by one."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        for module in modules:
-            module.forward = partial(_forward, module, record)  # type: ignore[method-assign]
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module in modules:
-            module.__dict__.pop("forward", None)
-
-
-def _forward(
-    module: Any,
-    record: Record,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_padding_mask: Tensor | None = None,
-    need_weights: bool = True,
-    attn_mask: Tensor | None = None,
-    average_attn_weights: bool = True,
-    is_causal: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """The arguments and the result of `nn.MultiheadAttention.forward`."""
-    if query.dim() != 3:  # one sample alone: its projections are then not seen
-        given = query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
-        return type(module).forward(module, *given)
-    projected = []
-    for part, x in zip(PARTS, (query, key, value), strict=True):
-        projected.append(_project(module, part, x))
-        record(module, part, x, projected[-1])
-    if not module.batch_first:
-        projected = [x.transpose(0, 1) for x in projected]
-    q, k, v = projected
-    n, target, _ = q.shape
-    k, v, extra = _with_extra(module, k, v)
-    mask = _mask(module, q, k.shape[1] - extra, key_padding_mask, attn_mask)
-    if mask is not None and extra:
-        mask = functional.pad(mask, (0, extra))
-    heads = [x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for x in (q, k, v)]
-    scores = heads[0] @ heads[1].mT / math.sqrt(heads[0].shape[-1])
-    weights = torch.softmax(scores if mask is None else scores + mask, -1)
-    if module.training:
-        weights = functional.dropout(weights, module.dropout)
-    mixed = (weights @ heads[2]).transpose(1, 2).reshape(n, target, module.embed_dim)
-    output = module.out_proj(mixed if module.batch_first else mixed.transpose(0, 1))
-    if not need_weights:
-        return output, None
-    return output, weights.mean(1) if average_attn_weights else weights
-
-
-def _project(module: Any, part: str, x: Tensor) -> Tensor:
-    name, rows, bias_rows = projection(module, part)
-    weight = getattr(module, name) if rows is None else getattr(module, name)[rows]
-    bias = None if module.in_proj_bias is None else module.in_proj_bias[bias_rows]
+def _project(module: Any, part: Part, x: Tensor) -> Tensor:
+    weight = of_rows(getattr(module, part.weight), part.rows, 1)
+    bias = None if part.bias is None else of_rows(getattr(module, part.bias), part.bias_rows, 0)
     return functional.linear(x, weight, bias)
 
 
@@ -118,3 +131,6 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, -math.inf)
     return mask.to(dtype)
+
+
+register_layer(AttentionAdapter())

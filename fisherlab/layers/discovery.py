@@ -1,13 +1,10 @@
 """Which layers of a model have a Fisher block, by name or glob, and why its other parameters have none."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Annotated
 
-import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -22,20 +19,16 @@ from fisherlab.layers.adapter import (
     why_replaced,
     why_unknown,
 )
-from fisherlab.layers.attention import PARTS, projection
+from fisherlab.layers.checks import check_not_compiled, check_whole
 from fisherlab.layers.coverage import Covered, Layers
-from fisherlab.layers.linear import LINEAR, EmbeddingAdapter
+from fisherlab.layers.fused import FusedAdapter, Part, fused_adapter
+from fisherlab.layers.linear import EmbeddingAdapter
 from fisherlab.layers.norm import NormAdapter
 from fisherlab.layers.parameters import made_of, parameter_view, why_no_block
 from fisherlab.layers.view import LayerView, Mask
 
 BIAS_MODES = ("joint", "separate", "ignore")
 Bias = Annotated[str, OneOf(BIAS_MODES)]
-
-_WHOLE = (
-    "a layer's weight must be whole in every process: use DistributedDataParallel; an analysis takes a plain "
-    "model too, with the weights of get_model_state_dict under StateDictOptions(full_state_dict=True)"
-)
 
 
 @checked
@@ -114,41 +107,6 @@ def match_names(names: Iterable[str], globs: Iterable[str]) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
 
 
-def check_not_compiled(model: nn.Module) -> None:
-    """Refuse a model with a compiled module, named in the error (`InputError`)."""
-    for name, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-            where = f"module {name!r}" if name else "the model"
-            raise InputError(f"{where} is compiled, which hides its layers; give it without torch.compile")
-
-
-def check_has_numbers(model: nn.Module) -> None:
-    """Refuse a model with a parameter or buffer on the meta device, named in the error (`InputError`)."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_meta:
-            raise InputError(
-                f"{name!r} is on the meta device, which holds no numbers; bring the model to a device with "
-                "model.to_empty(device=...) and load its weights"
-            )
-
-
-def check_whole(model: nn.Module) -> None:
-    """Refuse a model whose parameters are shared out among processes (`InputError`).
-
-    Parameters of `fully_shard` are plain tensors between its forward and backward pass, so modules are asked.
-    """
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: nothing is sharded by it
-    ways = {"fully_shard": fsdp.FSDPModule, "FSDP": fsdp.FullyShardedDataParallel} if fsdp else {}
-    for module in model.modules():
-        for way, kind in ways.items():
-            if isinstance(module, kind):
-                raise InputError(f"the model is sharded by {way}; {_WHOLE}")
-    for what, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
-        for name, tensor in tensors:
-            if hasattr(tensor, "full_tensor"):
-                raise InputError(f"{what} {name!r} is a DTensor; {_WHOLE}")
-
-
 def _check_arguments(model: nn.Module, bias: str) -> None:
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
@@ -218,22 +176,35 @@ class _Owned:
     module: nn.Module
     adapter: Adapter
     role: str  # "weight" or "bias"
-    part: str | None = None
+    part: Part | None = None
+
+    @property
+    def part_name(self) -> str | None:
+        """That of the part; None: the module itself."""
+        return None if self.part is None else self.part.name
+
+    @property
+    def way(self) -> tuple[object, ...]:
+        """How the parameter is seen; those that share it must see it alike."""
+        if self.part is None:
+            return type(self.adapter), self.adapter.groups(self.module)
+        return type(self.adapter), self.part.name, str(self.part.rows), str(self.part.bias_rows)
 
 
 def _owned_by(module_name: str, module: nn.Module) -> list[tuple[str, _Owned]]:
     """The short names of a module's parameters that have a place in a block."""
-    if isinstance(module, nn.MultiheadAttention) and "forward" not in vars(module):
-        found = []
-        for part in PARTS if type(module).forward is nn.MultiheadAttention.forward else ():
-            weight = projection(module, part)[0]
-            owner = partial(_Owned, module_name, module, LINEAR, part=part)
-            found += [(weight, owner(role="weight")), ("in_proj_bias", owner(role="bias"))]
-        return found
     adapter = adapter_of(module)
     if adapter is None or adapter.refusal(module):
         return []
-    return [(role, _Owned(module_name, module, adapter, role)) for role in ("weight", "bias")]
+    if isinstance(adapter, Adapter):
+        return [(role, _Owned(module_name, module, adapter, role)) for role in ("weight", "bias")]
+    parts = adapter.parts(module) if isinstance(adapter, FusedAdapter) else ()
+    return [
+        (short, _Owned(module_name, module, part.adapter, role, part))
+        for part in parts
+        for role, short in (("weight", part.weight), ("bias", part.bias))
+        if short is not None
+    ]
 
 
 class _Walk:
@@ -249,25 +220,28 @@ class _Walk:
                     "first"
                 )
         self._names = {id(p): name for name, p in model.named_parameters()}
-        # the attention module of its own name and of that of its out-projection
-        self._attention: dict[str, nn.MultiheadAttention] = {}
+        # the fused module of its own name and of those of the modules inside that only it calls
+        self._fused: dict[str, nn.Module] = {}
         self._owners: dict[tuple[int, str | None], list[_Owned]] = {}
-        self._strangers: dict[int, list[str]] = {}
-        self._holders: dict[int, list[nn.Module]] = {}
+        self._strangers: set[int] = set()
+        self._holders: dict[int, list[tuple[str, nn.Module]]] = {}
         for module_name, module in self._modules:
-            if isinstance(module, nn.MultiheadAttention):
-                self._attention |= dict.fromkeys((module_name, _joined(module_name, "out_proj")), module)
+            fused = fused_adapter(module)
+            if fused is not None and not fused.refusal(module):
+                inside = (None, *fused.children)
+                self._fused |= dict.fromkeys((_joined(module_name, child) for child in inside), module)
             owned: dict[str, list[_Owned]] = {}
             for short, owner in _owned_by(module_name, module):
                 owned.setdefault(short, []).append(owner)
             for short, parameter in module._parameters.items():
                 if parameter is None:
                     continue
-                self._holders.setdefault(id(parameter), []).append(module)
+                place = _joined(module_name, short), module
+                self._holders.setdefault(id(parameter), []).append(place)
                 for owner in owned.get(short, []):
-                    self._owners.setdefault((id(parameter), owner.part), []).append(owner)
+                    self._owners.setdefault((id(parameter), owner.part_name), []).append(owner)
                 if short not in owned:
-                    self._strangers.setdefault(id(parameter), []).append(_joined(module_name, short))
+                    self._strangers.add(id(parameter))
         self.views: list[LayerView] = []
         self._reasons: dict[str, str] = {}
         self._layers: dict[str, list[str]] = {}
@@ -276,9 +250,10 @@ class _Walk:
         """The blocks in the order of the modules, and a line a parameter."""
         done: set[tuple[int, str | None]] = set()
         for module_name, module in self._modules:
-            parts = PARTS if isinstance(module, nn.MultiheadAttention) else (None,)
-            for part in parts:
-                self._visit(module_name, module, part, done)
+            owned = _owned_by(module_name, module)
+            for part in dict.fromkeys(owner.part_name for _, owner in owned):
+                own = {o.role: (short, o) for short, o in owned if o.part_name == part}
+                self._visit(module_name, module, part, own, done)
             for short, parameter in module._parameters.items():
                 if parameter is not None:
                     self._by_itself(module_name, module, short, parameter)
@@ -290,9 +265,13 @@ class _Walk:
         return self.views, covered
 
     def _visit(
-        self, module_name: str, module: nn.Module, part: str | None, done: set[tuple[int, str | None]]
+        self,
+        module_name: str,
+        module: nn.Module,
+        part: str | None,
+        own: Mapping[str, tuple[str, _Owned]],
+        done: set[tuple[int, str | None]],
     ) -> None:
-        own = {o.role: (short, o) for short, o in _owned_by(module_name, module) if o.part == part}
         usable: dict[str, tuple[nn.Parameter, list[_Owned]]] = {}
         for role, (short, _) in own.items():
             parameter = module._parameters.get(short)
@@ -304,31 +283,22 @@ class _Walk:
         base = _joined(module_name, part)
         modules = [[id(owner.module) for owner in owners] for _, owners in usable.values()]
         if self._bias == "joint" and len(usable) == 2 and modules[0] == modules[1]:
-            self._add(base, part, usable)
+            self._add(base, usable)
             return
         for role, found in usable.items():
-            self._add(base if role == "weight" else _joined(base, "bias"), part, {role: found})
+            self._add(base if role == "weight" else _joined(base, "bias"), {role: found})
 
     def _free(self, parameter: nn.Parameter, part: str | None) -> bool:
         """Whether a parameter can be in a block that calls tell of; why it is in none at all is noted."""
         if reason := why_no_block(parameter):
             self._reasons[self._names[id(parameter)]] = reason
-        return not reason and not self._why_tied(parameter, part)
+        ways = {owner.way for owner in self._owners[id(parameter), part]}
+        return not reason and len(ways) == 1 and id(parameter) not in self._strangers
 
-    def _why_tied(self, parameter: nn.Parameter, part: str | None) -> str:
-        """Between which uses a parameter is tied that are not seen in one way, or an empty text."""
-        owners = self._owners.get((id(parameter), part), [])
-        strangers = self._strangers.get(id(parameter), [])
-        kinds = {(type(o.adapter), o.part, o.adapter.groups(o.module)) for o in owners}
-        if not owners or (len(kinds) == 1 and not strangers):
-            return ""
-        known = [f"{o.module_name} ({class_name(type(o.module))})" for o in owners]
-        return "tied between " + " and ".join([*known, *strangers])
-
-    def _add(self, name: str, part: str | None, found: dict[str, tuple[nn.Parameter, list[_Owned]]]) -> None:
+    def _add(self, name: str, found: dict[str, tuple[nn.Parameter, list[_Owned]]]) -> None:
         owners = next(iter(found.values()))[1]
         parameters = {role: self._names[id(p)] for role, (p, _) in found.items()}
-        self.views.append(_view(name, owners, parameters, self._attention.get(owners[0].module_name)))
+        self.views.append(_view(name, owners, parameters, self._fused.get(owners[0].module_name)))
         for parameter, _ in found.values():
             parameter_name = self._names[id(parameter)]
             self._layers.setdefault(parameter_name, []).append(name)
@@ -341,7 +311,8 @@ class _Walk:
         name = self._names[id(parameter)]
         if name in self._reasons or name in self._layers:
             return
-        no_gradient = next(filter(None, map(why_no_gradient, self._holders[id(parameter)])), "")
+        holders = self._holders[id(parameter)]
+        no_gradient = next(filter(None, (why_no_gradient(holder) for _, holder in holders)), "")
         if reason := why_no_block(parameter) or no_gradient or why_replaced(module):
             self._reasons[name] = reason
             return
@@ -354,39 +325,36 @@ class _Walk:
             view = _view(base if role == "weight" else _joined(base, role), owners, {role: name}, None)
         else:
             view = parameter_view(name, parameter, module_name, module)
-        tied = self._why_tied(parameter, None)
-        self._reasons[name] = tied or self._why_by_itself(module, short, name, parameter)
+        if len(holders) > 1:
+            reason = "tied between " + " and ".join(f"{n} ({class_name(type(m))})" for n, m in holders)
+        self._reasons[name] = reason or self._why_by_itself(module, short)
         self.views.append(replace(view.made_of_gradients(), why_by_gradients=self._reasons[name]))
         self._layers[name] = [view.name]
 
-    def _why_by_itself(self, module: nn.Module, short: str, name: str, parameter: nn.Parameter) -> str:
-        """Why a parameter without an adapter, or beside one, is in a block of its own."""
+    def _why_by_itself(self, module: nn.Module, short: str) -> str:
+        """Why a parameter of one module is in a block by itself."""
         adapter = adapter_of(module)
         reason = made_of(module, short) or ("" if adapter is None else adapter.refusal(module))
-        if not reason and adapter is None and not _owned_by("", module):
-            reason = why_unknown(module, nn.MultiheadAttention)
-        others = [other for other in self._strangers[id(parameter)] if other != name]
-        tied = f"; tied: summed over {', '.join(others)} too" if others else ""
-        return (reason or "neither weight nor bias") + tied
+        if not reason and adapter is None:
+            reason = why_unknown(module)
+        return reason or "neither weight nor bias"
 
 
 def _view(
     name: str,
     owners: Sequence[_Owned],
     parameters: Mapping[str, str],
-    attention: nn.MultiheadAttention | None,
+    fused: nn.Module | None,
 ) -> LayerView:
     owner = owners[0]
     module, part = owner.module, owner.part
     weight, bias = parameters.get("weight"), parameters.get("bias")
-    rows = bias_rows = None
     if part is None:
         outputs, inputs = owner.adapter.shape(module)
         groups = owner.adapter.groups(module) if weight else 1
     else:
-        weight_name, rows, bias_rows = projection(module, part)
-        outputs, groups = module.embed_dim, 1  # type: ignore[assignment]
-        inputs = module.get_parameter(weight_name).shape[1]
+        (outputs, inputs), groups = part.shape(module), 1
+    adapter = None if fused is None else fused_adapter(fused)
     vector = isinstance(owner.adapter, NormAdapter)
     if vector:
         outputs, inputs = outputs * len(parameters), 1
@@ -404,11 +372,11 @@ def _view(
         adapter=owner.adapter,
         weight=weight,
         bias=bias,
-        rows=rows,
-        bias_rows=bias_rows,
-        part=part,
-        attention=attention,
-        batch_dim=None if attention is None else int(not attention.batch_first),
+        rows=None if part is None else part.rows,
+        bias_rows=None if part is None else part.bias_rows,
+        part=owner.part_name,
+        fused=fused,
+        batch_dim=None if adapter is None or fused is None else adapter.batch_dim(fused),
     )
 
 

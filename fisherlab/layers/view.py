@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fisherlab.errors import InputError
 from fisherlab.gradients.inputs import Inputs, OneHot, dense_inputs
 from fisherlab.gradients.patches import Patches
 from fisherlab.layers.adapter import Adapter
+from fisherlab.layers.fused import Rows, of_rows
 from fisherlab.layers.norm import NormAdapter
 
 Mask = Callable[[Any], Tensor]
@@ -76,16 +78,26 @@ class LayerCall:
         output: what it gave, without its graph; it may be a stand-in of that shape without numbers.
         edge: the `GradientEdge` of the output, which keeps the graph alive; None: not kept.
         slope: φ'(s) of an activation that the user named; None: none was.
+        valid: bool, shaped as the output without its last dimension, samples first: the rows that count;
+            None: all.
     """
 
     input: Tensor
     output: Tensor
     edge: Any = None
     slope: Tensor | None = None
+    valid: Tensor | None = None
 
     def without_graph(self) -> "LayerCall":
-        """The input and the output alone."""
-        return LayerCall(self.input, self.output)
+        """The input, the output and the rows that count alone."""
+        return replace(self, edge=None, slope=None)
+
+    def lengthened(self, positions: int) -> "LayerCall":
+        """The same with rows at its end that do not count, where it says which do: so many of a sample."""
+        if self.valid is None or self.valid.dim() < 2:
+            return self
+        values = (longer(x, positions) for x in (self.input, self.output, self.valid))
+        return LayerCall(next(values), next(values), self.edge, self.slope, next(values))
 
     def gradients(self, found: Tensor | None, columns: int = 1) -> Tensor:
         """What came back to the output, [columns, …]; zeros where no path led to it (None)."""
@@ -102,17 +114,18 @@ class LayerView(BlockShape):
         adapter: how the modules are seen.
         weight: the full name of the weight parameter in the block, or None.
         bias: the full name of the bias parameter in the block, or None; it is the last column.
-        rows: the rows of the weight that belong to the block; None: all.
-        bias_rows: the entries of the bias that belong to it; None: all.
-        part: `q`, `k` or `v` of an attention module; None: the module itself.
-        attention: the attention module that the block belongs to, whose projections its own forward does
-            not call one by one.
+        rows: the rows of the weight that belong to the block, or the place of one of stacked matrices;
+            None: all.
+        bias_rows: the entries of the bias that belong to it, likewise; None: all.
+        part: the name of the part of a fused module, such as `q` of an attention; None: the module itself.
+        fused: the fused module that the block belongs to, whose projections its own forward does not call
+            one by one.
         batch_dim: the dimension that counts samples; None: that of the model.
         activation: the name of the element-wise function that follows, where the user gave it;
             None: found from the graph of a forward pass.
         mask: gives the valid positions; None: all.
-        why_by_gradients: why it is made of the samples' gradients whatever calls its modules have; empty: only
-            where these do not tell.
+        why_by_gradients: why it is made of the samples' gradients whatever calls its modules have; empty:
+            only where these do not tell.
         expanded: the dimension of size 1 of the module's input and output that is expanded over the samples,
             of a call that does not depend on them; −1: a new first one. None: calls are taken as they are.
     """
@@ -122,10 +135,10 @@ class LayerView(BlockShape):
     adapter: Adapter
     weight: str | None = None
     bias: str | None = None
-    rows: slice | None = None
-    bias_rows: slice | None = None
+    rows: Rows = None
+    bias_rows: Rows = None
     part: str | None = None
-    attention: nn.MultiheadAttention | None = None
+    fused: nn.Module | None = None
     batch_dim: int | None = None
     activation: str | None = None
     mask: Mask | None = None
@@ -184,22 +197,30 @@ class LayerView(BlockShape):
         Raises:
             InputError: where the batch dimension is no multiple of the number of samples.
         """
-        call = LayerCall(
-            self._rows_first(call.input, 0, batch_dim), self._rows_first(call.output, 0, batch_dim)
-        )
-        rows = self._rows_a_sample(call.output.shape, samples)
+        x, output = (self._rows_first(value, 0, batch_dim) for value in (call.input, call.output))
+        rows = self._rows_a_sample(output.shape, samples)
+        valid = self.valid_rows(call, samples, batch_dim)
         if self.weight is None:
-            positions = self.adapter.outputs(self.modules[0], call.output.unsqueeze(0)).shape[2]
-            return call.output.new_ones(samples, rows * positions, 1)
-        a = self.adapter.inputs(self.modules[0], call.input, call.output)
+            positions = self.adapter.outputs(self.modules[0], output.unsqueeze(0)).shape[2]
+            ones = output.new_ones(samples, rows * positions, 1)
+            return ones if valid is None else ones * valid.unsqueeze(-1)
+        a = self.adapter.inputs(self.modules[0], x, output)
         if isinstance(a, Patches):
             patches = a if self.bias is None else a.with_ones()
             return patches if rows == 1 else patches.unfolded().reshape(samples, -1, patches.shape[2])
         if self.bias is not None and not self.vector:
             a = _with_ones(a, self.groups)
         if isinstance(a, OneHot):
-            return OneHot(a.indices.reshape(samples, -1), a.size, a.dtype)
-        return a.reshape(samples, -1, a.shape[-1])
+            indices = a.indices.reshape(samples, -1)
+            return OneHot(indices if valid is None else indices.masked_fill(~valid, -1), a.size, a.dtype)
+        a = a.reshape(samples, -1, a.shape[-1])
+        return a if valid is None else a * valid.unsqueeze(-1)
+
+    def valid_rows(self, call: LayerCall, samples: int, batch_dim: int = 0) -> Tensor | None:
+        """The rows of a call that count, a bool [n, t]; None: all. A vector's are summed already."""
+        if call.valid is None or self.vector:
+            return None
+        return self._rows_first(call.valid.unsqueeze(-1), 0, batch_dim).reshape(samples, -1)
 
     def sample_rows(self, x: Tensor, samples: int, batch_dim: int = 0) -> Tensor:
         """A call's input as it is, the samples first: [n, …]; raises as `to_inputs`."""
@@ -222,25 +243,22 @@ class LayerView(BlockShape):
         """Gradients by parameter name, with any leading dimensions, as one [..., m, d] matrix."""
         parts = []
         if self.weight is not None:
-            weight = gradients[self.weight]
-            if self.rows is not None:
-                weight = weight[..., self.rows, :]
+            weight = of_rows(gradients[self.weight], self.rows, 1)
             parts.append(self.adapter.matrix(self.modules[0], weight))
         if self.bias is not None:
             bias = gradients[self.bias]
             if self.vector:
                 parts.append(self.adapter.matrix(self.modules[0], bias))
             else:
-                parts.append((bias if self.bias_rows is None else bias[..., self.bias_rows]).unsqueeze(-1))
+                parts.append(of_rows(bias, self.bias_rows, 0).unsqueeze(-1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2 if self.vector else -1)
 
-    def to_parameters(self, matrix: Tensor) -> "list[tuple[str, slice | None, Tensor]]":
+    def to_parameters(self, matrix: Tensor) -> "list[tuple[str, Rows, Tensor]]":
         """A matrix [m, d] as (parameter, its rows or None for all, tensor of their shape), not of a norm."""
         parts = []
         if self.weight is not None:
             columns = matrix if self.bias is None else matrix[:, :-1]
-            shaped = columns if self.part else self.adapter.weight(self.modules[0], columns)
-            parts.append((self.weight, self.rows, shaped))
+            parts.append((self.weight, self.rows, self.adapter.weight(self.modules[0], columns)))
         if self.bias is not None:
             parts.append((self.bias, self.bias_rows, matrix[:, -1]))
         return parts
@@ -288,6 +306,25 @@ class LayerView(BlockShape):
                 "name the dimension that counts samples with batch_dim"
             )
         return shape[0] // samples
+
+
+def as_long(
+    calls: Sequence[LayerCall], other: Sequence[LayerCall]
+) -> tuple[list[LayerCall], list[LayerCall]]:
+    """Calls of two passes with as many rows a sample, where they say which count; see `lengthened`."""
+    if len(calls) != len(other):
+        return list(calls), list(other)
+    positions = [
+        max(x.shape[1] for x in (one.output, two.output)) if one.valid is not None else 0
+        for one, two in zip(calls, other, strict=True)
+    ]
+    found = [[call.lengthened(t) for call, t in zip(own, positions, strict=True)] for own in (calls, other)]
+    return found[0], found[1]
+
+
+def longer(x: Tensor, positions: int) -> Tensor:
+    """A tensor [n, t, …] with zeros at the end of its second dimension, up to so many."""
+    return functional.pad(x, (*(0, 0) * (x.dim() - 2), 0, max(0, positions - x.shape[1])))
 
 
 def _with_ones(a: Inputs, groups: int) -> Tensor:

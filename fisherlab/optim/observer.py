@@ -1,6 +1,8 @@
 """What passes say of layers' statistics: of layer-wise sampling, of drawn labels, and of the loss itself."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from fisherlab.collect.hooks import (
     inputs_of,
     layerwise_slope,
     outputs_of,
+    valid_of,
 )
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.errors import InputError
@@ -98,8 +101,11 @@ class Observer:
     ) -> Observation:
         """What the g [c, n, t, m] of calls of a layer says of its statistics."""
         view, dtype, dim = self._blocks[name].view, self._gradients.dtype_of(name), self._dims[name]
-        uses = [LayerCall(call.use.input.to(dtype), call.use.output) for call in calls]
-        batch = LayerBatch(0, lambda: inputs_of(view, uses, samples, dim), {self._kind: g}, view.groups)
+        uses = [replace(call.use, input=call.use.input.to(dtype)) for call in calls]
+        valid = valid_of(view, uses, samples, dim)
+        g = g if valid is None else g.masked_fill(~valid[None, :, :, None], 0.0)
+        a = partial(inputs_of, view, uses, samples, dim)
+        batch = LayerBatch(0, a, {self._kind: g}, view.groups, valid)
         return self._cadence.observe(name, batch, waiting)
 
     def _keep(self, record: ForwardPass, name: str, calls: list[KeptCall], g: Tensor) -> None:
@@ -143,7 +149,7 @@ class Observer:
                     slope = torch.zeros_like(call.output)
                 else:
                     output = ends.get((call.edge.node, call.edge.output_nr), call.output)
-                    call = LayerCall(call.input, output.detach(), call.edge, call.slope)
+                    call = replace(call, output=output.detach())
                     slope = layerwise_slope(call, activation, self._kind)
                 pairs.append((call, slope.detach().unsqueeze(0).to(self._gradients.dtype_of(name))))
             g = outputs_of(self._blocks[name].view, pairs, record.samples, self._dims[name])
@@ -226,7 +232,7 @@ class Observer:
             self._marks,
             name,
             call.edge.output_nr,
-            (LayerCall(call.input, call.output, None, call.slope), kept),
+            (replace(call, edge=None), kept),
         )
         call.edge.node.metadata.setdefault(self._key, []).append(mark)
         return mark
@@ -238,7 +244,7 @@ class Observer:
             for mark in node.metadata.get(self._key, ()):
                 if mark.call is not None:
                     bare, kept = mark.call
-                    call = LayerCall(bare.input, bare.output, GradientEdge(node, mark.place), bare.slope)
+                    call = replace(bare, edge=GradientEdge(node, mark.place))
                     found.append((mark.order, mark.name, call, kept))
         taken: dict[str, list[LayerCall]] = {name: [] for name in self._blocks}
         layers: dict[str, list[KeptCall]] = {name: [] for name in self._blocks}

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from fisherlab.collect.refusals import node_names, numbers_of
 from fisherlab.errors import InputError
 from fisherlab.gradients.inputs import Inputs
 from fisherlab.gradients.patches import Patches
-from fisherlab.layers import LayerCall, LayerView
+from fisherlab.layers import LayerCall, LayerView, as_long, is_fused, longer
 from fisherlab.optim.passes import ForwardPass, tensors_in
 
 ACT_ON_EACH_OTHER = (
@@ -71,6 +71,22 @@ class _Calls:
     def shapes(self) -> list[torch.Size]:
         """Of the outputs."""
         return [use.output.shape for use in self.uses]
+
+    def alike(self, other: "_Calls") -> "tuple[_Calls, _Calls]":
+        """Both with as many rows a sample, where calls say which count."""
+        pairs = zip((self, other), as_long(self.uses, other.uses), strict=True)
+        first, second = (
+            replace(
+                own,
+                uses=uses,
+                g=[
+                    g if g is None or g.shape == use.output.shape else longer(g, use.output.shape[1])
+                    for g, use in zip(own.g, uses, strict=True)
+                ],
+            )
+            for own, uses in pairs
+        )
+        return first, second
 
 
 @dataclass(frozen=True)
@@ -117,7 +133,7 @@ class SampleLook:
         )
         if passes is None:
             return None
-        first, second = passes.first[view.name], passes.second[view.name]
+        first, second = passes.first[view.name].alike(passes.second[view.name])
         if trusted:
             rows = LayerRows(view, first, second, view.sample_dim(declared), self.few, passes.silent)
             return Found(rows.dim, True, self._elsewhere(view, first, rows) if rows.read else "")
@@ -266,7 +282,7 @@ def _prepare(module: nn.Module, training: bool) -> None:
     """Training mode where asked for, but without dropout."""
     module.train(training)
     for part in module.modules():
-        if isinstance(part, (nn.modules.dropout._DropoutNd, nn.MultiheadAttention)):
+        if isinstance(part, nn.modules.dropout._DropoutNd) or is_fused(part):
             part.eval()
 
 

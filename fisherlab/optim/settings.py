@@ -26,7 +26,7 @@ from fisherlab.arguments import (
 )
 from fisherlab.errors import InputError, unknown
 from fisherlab.layers import Layers, LayerView, find_layers, match_names
-from fisherlab.layers.discovery import check_has_numbers, check_not_compiled, check_whole
+from fisherlab.layers.checks import check_has_numbers, check_not_compiled, check_whole
 from fisherlab.likelihoods import Likelihood
 
 Bounds = tuple[float, float] | list[float]
@@ -334,5 +334,6 @@ def _rows(views: Iterable[LayerView], parameters: Mapping[str, nn.Parameter]) ->
         for name, rows in ((view.weight, view.rows), (view.bias, view.bias_rows)):
             if name is not None:
                 every = range(len(parameters[name]))
-                found.setdefault(name, set()).update(every if rows is None else every[rows])
+                own = every[slice(None) if rows is None else rows]
+                found.setdefault(name, set()).update((own,) if isinstance(own, int) else own)
     return found

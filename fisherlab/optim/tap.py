@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fisherlab.collect.hooks import capture, is_looked_at
 from fisherlab.errors import InputError
 from fisherlab.layers import LayerCall, LayerView
-from fisherlab.layers.discovery import check_whole
+from fisherlab.layers.checks import check_whole
 from fisherlab.likelihoods import Bernoulli, Categorical, Likelihood
 from fisherlab.likelihoods.labels import DRAWN, EMPIRICAL, LabelKind
 from fisherlab.optim.cadence import Cadence
@@ -112,7 +112,7 @@ class TrainingTap:
         self._is_layer = {
             id(module)
             for view in self._views.values()
-            for module in (*view.modules, view.attention)
+            for module in (*view.modules, view.fused)
             if module is not None
         }
         parts = {name: {id(m) for m in view.modules} for name, view in self._views.items()}
@@ -158,7 +158,7 @@ class TrainingTap:
     def why_unseen(self, name: str) -> str:
         """Why a layer's gradient came without a call that was seen."""
         view = self._views[name]
-        met = [self._met[id(m)] for m in (*view.modules, view.attention) if id(m) in self._met]
+        met = [self._met[id(m)] for m in (*view.modules, view.fused) if id(m) in self._met]
         if "backward" in met:
             return (
                 "its module was called without gradients and again in the backward pass, as reentrant "
@@ -166,8 +166,8 @@ class TrainingTap:
             )
         if "no_grad" in met:
             return "its module was called under no_grad"
-        if view.attention is not None and met:
-            return "its attention module was called by itself: call a module that has it inside"
+        if view.fused is not None and met:
+            return f"its {type(view.fused).__name__} was called by itself: call a module that has it inside"
         if met:
             return "the call of its module was not part of the pass that the gradient came through"
         return (

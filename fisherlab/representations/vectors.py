@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 from fisherlab.collect.batches import called, is_finite
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.forms import ModelInputs
-from fisherlab.collect.hooks import capture, inputs_of, outputs_of
+from fisherlab.collect.hooks import capture, inputs_of, outputs_of, valid_of
+from fisherlab.collect.layer_batch import valid_positions
 from fisherlab.errors import NotSupportedError, NumericalError
-from fisherlab.gradients.inputs import OneHot
 from fisherlab.layers import ACTIVATIONS, Activation, LayerCall, LayerView, find_activations
 
 _BATCH_BYTES = 256 * 2**20  # of a pass with its copies: a choice, as `numerics.CHUNK_BYTES`
@@ -127,13 +127,11 @@ class BatchReading:
         return self._copies.activated(name, self._found[name][place], s)
 
     def _valid(self, view: LayerView, calls: list[LayerCall]) -> Tensor | None:
-        valid = None if view.mask is None else view.mask(self._inputs)
-        if not view.one_hot:
-            return valid
-        a = inputs_of(view, calls, self.samples, self._collector.batch_dim)
-        if not (isinstance(a, OneHot) and a.masked):
-            return valid
-        return a.indices >= 0 if valid is None else valid & (a.indices >= 0)
+        given = view, calls, self.samples, self._collector.batch_dim
+        rows = valid_of(*given)
+        if view.mask is None and not view.one_hot:
+            return rows
+        return valid_positions(view, self._inputs, inputs_of(*given), rows)
 
 
 def read(collector: Collector, inputs: ModelInputs) -> BatchReading:

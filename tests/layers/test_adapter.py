@@ -121,7 +121,7 @@ def test_an_adapter_can_refuse_a_module(case):
 @pytest.mark.parametrize("thing", [PointwiseAdapter, Pointwise(2, 2), "pointwise"])
 def test_other_things_are_not_registered(thing):
     with pytest.raises(
-        InputTypeError, match=r"an instance of a fisherlab Adapter|adapter must be an Adapter, not "
+        InputTypeError, match=r"an instance of a fisherlab Adapter|adapter must be a ModuleAdapter, not "
     ):
         fl.register_layer(thing)
 
