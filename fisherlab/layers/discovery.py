@@ -45,7 +45,7 @@ def find_layers(
 
     Args:
         model: any module.
-        include: names or globs of `named_modules()` names.
+        include: names or globs of `named_modules()` names, and of parameters that are blocks by themselves.
         exclude: names or globs to leave out.
         bias: `joint`: the bias is the last column of the layer's matrix; `separate`: a block of
             its own, named `<layer>.bias`; `ignore`: in no block.
@@ -322,6 +322,8 @@ class _Walk:
             if role == "bias" and self._bias == "ignore":
                 self._reasons[name] = "biases are ignored"
                 return
+            # of the ways to see it the one of fewest inputs, each of which is a position
+            owners = sorted(owners, key=lambda owner: owner.adapter.shape(owner.module)[1])
             view = _view(base if role == "weight" else _joined(base, role), owners, {role: name}, None)
         else:
             view = parameter_view(name, parameter, module_name, module)

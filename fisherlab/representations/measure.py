@@ -67,7 +67,10 @@ def represent(
     chosen = select_layers(model, layers, masks=masks_of(data))
     names = [name for name, view in chosen.items() if view.weight is not None and not view.vector]
     if not names:
-        raise InputError("the layers chosen are norms, biases or parameters by themselves, which have no representation vector")
+        raise InputError(
+            "the layers chosen are norms, biases or parameters by themselves, which have no representation "
+            "vector"
+        )
     collector = Collector(
         model,
         chosen.select(names),

@@ -195,7 +195,8 @@ def test_a_matrix_of_an_embedding_and_the_output_layer_is_one_block(method):
     labels = torch.zeros(N, dtype=torch.long)
     F = fl.exact_fisher(model, (tokens, labels), method=method, layers=["token"])["token"]
     expected = reference(model, tokens, labels, "token.weight")
-    assert close(F.dense("column"), expected)  # W is the transposed weight
+    assert (F.outputs, F.inputs) == (6, D)  # as the output layer sees it
+    assert close(F.dense("row"), expected)
     methods = ["diagonal", "tkfac", "nearest-kronecker"]
     assert all(list(fl.approximate(m, model, (tokens, labels), layers="token")) == ["token"] for m in methods)
 
