@@ -189,7 +189,9 @@ def approximate(
         )
         collector = Collector(model, chosen, data, likelihood, **of_pass(given))
         without = {
-            name: why for name, view in collector.layers.items() if (why := why_not_built(method, view))
+            name: why
+            for name, view in collector.layers.items()
+            if not view.vector and (why := why_not_built(method, view))  # few methods are meant for vectors
         }
         if kind == LAYERWISE:
             without |= no_layerwise(collector)

@@ -5,7 +5,7 @@ each row of a and g belongs to one sample, and where the parameters act through 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -66,8 +66,7 @@ def why_not(
     reason = next(filter(None, unlike), "")
     if reason:
         return reason
-    arrived = [g for g in (*gradients, *by_parameter.values()) if g is not None]
-    if not all(is_finite(_without_zeros(g)) for g in arrived):
+    if not all_finite([*gradients, *by_parameter.values()]):
         return NOT_FINITE
     try:
         a = inputs_of(view, calls, samples, batch_dim)
@@ -104,6 +103,11 @@ def is_mixed(
     """Whether something comes back to the rows of silent samples; the arguments are those of `why_not`."""
     g = _outputs(view, calls, gradients, samples, batch_dim)
     return reaches_silent(g, silent, rounding(g.dtype))
+
+
+def all_finite(gradients: Iterable[Tensor | None]) -> bool:
+    """Whether all that came back is finite."""
+    return all(is_finite(_without_zeros(g)) for g in gradients if g is not None)
 
 
 def came_back(gradients: Sequence[Tensor | None], by_parameter: Mapping[str, Tensor | None]) -> bool:

@@ -271,15 +271,23 @@ class Collector:
     ) -> Iterator[dict[str, LayerBatch]]:
         """Columns [c, n, …] as they come back to parameters, sample by sample; as many at a time as fit."""
         rows = self.sample_gradients(batches)
-        size = self.sizes.bytes * sum(self.layers[name].size for name in batches)
-        most_bytes = at_most(_GRADIENT_BYTES, 16)
-        width = max(1, most_bytes // (size * columns.shape[1]))
-        for together in columns.split(width):
-            most = max(1, most_bytes // (self.sizes.pass_bytes(len(together)) + size * len(together)))
+        numbers = sum(self.layers[name].size for name in batches)
+        held = self.sizes.bytes * numbers * columns.shape[1]
+        for together in columns.split(max(1, at_most(_GRADIENT_BYTES, 16) // held)):
+            most = self.samples_together(len(together), numbers)
             found = rows.pieces(inputs, together.transpose(0, 1), most)
             for name in batches:
                 require_finite_gradients(name, found[name], index)
             yield {n: one.part({kind: found[n].permute(1, 0, 3, 2)}, False) for n, one in batches.items()}
+
+    def samples_together(self, columns: int, numbers: int) -> int:
+        """How many samples' gradients are computed at a time, of so many columns and numbers each.
+
+        A graph may keep more than what the layers give, or have no layers in it.
+        """
+        passing = replace(self.sizes, activations=max(self.sizes.activations, self._reading.saved))
+        needed = passing.pass_bytes(columns) + self.sizes.bytes * numbers * columns
+        return max(1, at_most(_GRADIENT_BYTES, 16) // needed)
 
     def sample_gradients(self, names: Iterable[str]) -> SampleGradients:
         """The samples' gradients of these layers' parameters by autograd alone.

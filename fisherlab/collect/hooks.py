@@ -177,7 +177,7 @@ def capture(
     handles = []
     with ExitStack() as stack:
         for view in layers.values():
-            for module in view.modules:
+            for module in () if view.why_by_gradients else view.modules:
                 if view.part is None:
                     modules.setdefault(id(module), (module, []))[1].append(view)
                 else:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fisherlab.collect.agreement import (
     MIXED,
     NOT_FINITE,
+    all_finite,
     came_back,
     close,
     is_mixed,
@@ -78,6 +79,8 @@ class Look:
     def why_not(self, view: LayerView, batch_dim: int) -> str:
         """Why a view of a layer is not right here, or an empty text."""
         own = {name: self.by_parameter[name] for name in view.parameters}
+        if view.why_by_gradients:  # no calls are looked at
+            return view.why_by_gradients if all_finite(own.values()) else NOT_FINITE
         other = None if self.other is None else self.other[view.name]
         calls, gradients = self.seen[view.name], self.gradients[view.name]
         given = view, calls, other, gradients, own, self.samples, batch_dim
@@ -255,6 +258,22 @@ class Looker:
             g is own if g is None or own is None else close(g.double(), own, scale)
             for g, own in zip(together, expected, strict=True)
         )
+
+    def saved(self, inputs: ModelInputs) -> int:
+        """How many numbers the graph of a forward pass keeps, without those of the model itself."""
+        own = {x.untyped_storage().data_ptr() for x in (*self.model.parameters(), *self.model.buffers())}
+        kept: dict[int, int] = {}
+
+        def pack(x: Tensor) -> Tensor:
+            if x.layout == torch.strided:
+                storage = x.untyped_storage()
+                kept[storage.data_ptr()] = storage.nbytes() // x.element_size()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            outputs = outputs_of_model(self.model, inputs)
+        del outputs
+        return sum(numbers for place, numbers in kept.items() if place not in own)
 
     def _outputs(self, layers: Mapping[str, LayerView], inputs: ModelInputs) -> Tensor:
         """The model's outputs, along the ways of a look but with no layer expanded."""

@@ -7,6 +7,7 @@ expanded over them; else by its parameters' gradients, sample by sample; and els
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,11 @@ class Reading:
             ragged = [n for n in self.captured if any(call.valid is not None for call in look.seen[n])]
             self._count({name: look.seen[name] for name in ragged}, look.samples)
         return replace(first, seen=seen, outputs=outputs)
+
+    @cached_property
+    def saved(self) -> int:
+        """How many numbers a graph keeps for one sample, of all that it computes."""
+        return self._looker.saved(self.looked_at[0]) // len(self.looked_at[1])
 
     def make_sure(self, inputs: ModelInputs, index: int) -> None:
         """Looks anew at inputs of shapes not seen before, and at two samples where one alone was seen.
@@ -231,7 +237,7 @@ class Reading:
                 left_out[name] = reason
                 del self.views[name]
                 continue
-            if reason and told:
+            if reason and told and not view.why_by_gradients:
                 found, again = self._otherwise(view, looks)
                 if found is not None:
                     self.views[name], looks, reason = found, again, ""

@@ -1,6 +1,7 @@
 """The samples' gradients of parameters by autograd alone: no hooks, no captured inputs."""
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -41,7 +42,7 @@ class SampleGradients:
         """For each block V [n, c, m, d] for columns u [n, c, …]."""
         if not self._loop:
             try:
-                return vmap(self._sample, in_dims=(self._batch_dim, 0))(inputs, u)
+                return self._together(inputs, u)
             except Exception:  # the model does what vmap cannot
                 self._loop = True
         return self._one_by_one(inputs, u)
@@ -92,7 +93,7 @@ class SampleGradients:
         columns = torch.stack([first, first.flip(-1) + first.square()], 1)
         try:
             rows = list(self._rows(part, columns))
-            found = vmap(self._sample, in_dims=(self._batch_dim, 0))(part, columns)
+            found = self._together(part, columns)
         except Exception:  # the model does what vmap cannot
             return False
         return all(
@@ -125,6 +126,16 @@ class SampleGradients:
             found = torch.autograd.grad(outputs, parameters, u, retain_graph=True, allow_unused=True)
         pairs = zip(self._own.items(), found, strict=True)
         return {name: _filled(g, parameter) for (name, parameter), g in pairs}
+
+    def _together(self, inputs: ModelInputs, u: Tensor) -> dict[str, Tensor]:
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # vmap has no rule for its kernel
+        try:
+            with warnings.catch_warnings():  # of other functions without one, which torch takes one by one
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                return vmap(self._sample, in_dims=(self._batch_dim, 0))(inputs, u)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
     def _sample(self, x: ModelInputs, u: Tensor) -> dict[str, Tensor]:
         pull = vjp(lambda block: self._output(block, x), self._block)[1]

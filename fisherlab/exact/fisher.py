@@ -189,12 +189,13 @@ def _per_sample(collector: Collector, view: LayerView, kind: str) -> LinearOpera
 
 def _gradient_matrices(collector: Collector, view: LayerView, kind: str) -> Iterator[tuple[Tensor, int]]:
     """Chunks of the samples' gradients V [n·c, m, d], each with its number of samples."""
-    model, size = collector.model, torch.finfo(collector.dtype).bits // 8
+    model = collector.model
     columns = collector.sizes.columns[kind]
     collector.sizes.require_room({view.name: frozenset({LabelKind(kind)})}, collector.batches.samples)
-    most = max(1, at_most(_ROW_BYTES, 64) // (size * columns * view.size))
     generators = collector.generators()
     with unchanged(model):
+        most = max(1, at_most(_ROW_BYTES, 64) // (collector.sizes.bytes * columns * view.size))
+        most = min(most, collector.samples_together(columns, view.size))
         rows_of = collector.sample_gradients([view.name])
         for index, (inputs, targets) in enumerate(collector.read(most)):
             with torch.no_grad():

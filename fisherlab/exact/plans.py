@@ -177,8 +177,8 @@ class _Chooser:
         positions = self.collector.sizes.positions[view.name]
         samples, columns = self.collector.batches.count(), self.collector.sizes.columns[self.kind]
         total = None if samples is None else samples * columns
-        packed = positions == 1 and not view.one_hot and not view.by_gradients
-        if self.method == "kronecker" and view.by_gradients:
+        packed = positions == 1 and not view.one_hot
+        if self.method == "kronecker" and view.by_gradients and not packed:
             raise NotSupportedError(
                 f"layer {view.name!r} is {self.collector.remarks[view.name]}; Kronecker accumulation needs "
                 "its inputs: use method='auto', 'gram' or 'per-sample'"

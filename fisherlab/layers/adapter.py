@@ -58,8 +58,10 @@ class Adapter(ModuleAdapter):
             (`"transformers.pytorch_utils.Conv1D"`: the module's name as in `__module__`, then the class's); a
             subclass with a forward of its own is not taken for one of them.
         sample_first: the first dimension counts samples whatever `batch_dim` says (convolutions).
+        family: what tables call such layers; empty: by the module's type.
     """
 
+    family: ClassVar[str] = ""
     sample_first: ClassVar[bool] = False
 
     @abstractmethod
@@ -152,20 +154,34 @@ def kin_adapter(module: nn.Module) -> ModuleAdapter | None:
     return None if known is None else _of_type(known)
 
 
+def why_replaced(module: nn.Module) -> str:
+    """That a module's forward is not that of its class, or an empty text."""
+    if "forward" not in vars(module):
+        return ""
+    return (
+        f"the forward of this {class_name(type(module))} was replaced on the instance, as accelerate's hooks "
+        "do; take the wrapper off first (accelerator.unwrap_model, accelerate.hooks.remove_hook_from_module)"
+    )
+
+
 def why_unknown(module: nn.Module) -> str:
     """Why a module has no adapter."""
     name, known = class_name(type(module)), _known_type(module)
-    if "forward" in vars(module):
-        return (
-            f"the forward of this {name} was replaced on the instance, as accelerate's hooks do; take the "
-            "wrapper off first (accelerator.unwrap_model, accelerate.hooks.remove_hook_from_module)"
-        )
     if known is not None and type(module).forward is not known.forward:
         return (
             f"{name} is a {class_name(known)} with a forward of its own; if s = W a still holds, give it an "
             "adapter with register_layer"
         )
-    return f"{name} is not supported"
+    return f"a parameter of {name}"
+
+
+def why_no_gradient(module: nn.Module) -> str:
+    """Why what autograd gives the parameters of a module is no gradient of the loss, or an empty text."""
+    if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return ""
+    if module.max_norm is not None:
+        return f"an {class_name(type(module))} with max_norm changes its weight in the forward pass"
+    return "scale_grad_by_freq is no gradient of the loss" if module.scale_grad_by_freq else ""
 
 
 def class_name(cls: type) -> str:

@@ -83,10 +83,12 @@ class Layers(Mapping[str, LayerView]):
 
     def read_as(self, views: Mapping[str, LayerView], remarks: Mapping[str, str]) -> "Layers":
         """The layers as these views, and a remark on each in the coverage."""
-        parameters = [
-            Covered(p.parameter, p.layer, "; ".join(filter(None, (p.reason, remarks.get(p.layer)))))
-            for p in self._parameters
-        ]
+
+        def said(p: Covered) -> str:
+            remark = remarks.get(p.layer, "")
+            return remark if p.reason in remark else "; ".join(filter(None, (p.reason, remark)))
+
+        parameters = [Covered(p.parameter, p.layer, said(p)) for p in self._parameters]
         return Layers((views[name] for name in self), parameters, self._left_out)
 
     def coverage(self) -> "pandas.DataFrame":

@@ -1,32 +1,34 @@
 """Which layers of a model have a Fisher block, by name or glob, and why its other parameters have none."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Annotated
 
-import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fisherlab.arguments import OneOf, check, checked
 from fisherlab.errors import InputError, InputTypeError, known_name, unknown
 from fisherlab.layers.activation import ACTIVATIONS
-from fisherlab.layers.adapter import Adapter, adapter_of, class_name, why_unknown
+from fisherlab.layers.adapter import (
+    Adapter,
+    adapter_of,
+    class_name,
+    why_no_gradient,
+    why_replaced,
+    why_unknown,
+)
+from fisherlab.layers.checks import check_not_compiled, check_whole
 from fisherlab.layers.coverage import Covered, Layers
 from fisherlab.layers.fused import FusedAdapter, Part, fused_adapter
 from fisherlab.layers.linear import EmbeddingAdapter
 from fisherlab.layers.norm import NormAdapter
+from fisherlab.layers.parameters import made_of, parameter_view, why_no_block
 from fisherlab.layers.view import LayerView, Mask
 
 BIAS_MODES = ("joint", "separate", "ignore")
 Bias = Annotated[str, OneOf(BIAS_MODES)]
-
-_WHOLE = (
-    "a layer's weight must be whole in every process: use DistributedDataParallel; an analysis takes a plain "
-    "model too, with the weights of get_model_state_dict under StateDictOptions(full_state_dict=True)"
-)
 
 
 @checked
@@ -43,7 +45,7 @@ def find_layers(
 
     Args:
         model: any module.
-        include: names or globs of `named_modules()` names.
+        include: names or globs of `named_modules()` names, and of parameters that are blocks by themselves.
         exclude: names or globs to leave out.
         bias: `joint`: the bias is the last column of the layer's matrix; `separate`: a block of
             its own, named `<layer>.bias`; `ignore`: in no block.
@@ -103,41 +105,6 @@ def match_names(names: Iterable[str], globs: Iterable[str]) -> list[str]:
         if glob != "*" and not any(fnmatchcase(name, glob) for name in names):
             raise unknown("layer", glob, names)
     return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
-
-
-def check_not_compiled(model: nn.Module) -> None:
-    """Refuse a model with a compiled module, named in the error (`InputError`)."""
-    for name, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-            where = f"module {name!r}" if name else "the model"
-            raise InputError(f"{where} is compiled, which hides its layers; give it without torch.compile")
-
-
-def check_has_numbers(model: nn.Module) -> None:
-    """Refuse a model with a parameter or buffer on the meta device, named in the error (`InputError`)."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_meta:
-            raise InputError(
-                f"{name!r} is on the meta device, which holds no numbers; bring the model to a device with "
-                "model.to_empty(device=...) and load its weights"
-            )
-
-
-def check_whole(model: nn.Module) -> None:
-    """Refuse a model whose parameters are shared out among processes (`InputError`).
-
-    Parameters of `fully_shard` are plain tensors between its forward and backward pass, so modules are asked.
-    """
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: nothing is sharded by it
-    ways = {"fully_shard": fsdp.FSDPModule, "FSDP": fsdp.FullyShardedDataParallel} if fsdp else {}
-    for module in model.modules():
-        for way, kind in ways.items():
-            if isinstance(module, kind):
-                raise InputError(f"the model is sharded by {way}; {_WHOLE}")
-    for what, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
-        for name, tensor in tensors:
-            if hasattr(tensor, "full_tensor"):
-                raise InputError(f"{what} {name!r} is a DTensor; {_WHOLE}")
 
 
 def _check_arguments(model: nn.Module, bias: str) -> None:
@@ -256,7 +223,8 @@ class _Walk:
         # the fused module of its own name and of those of the modules inside that only it calls
         self._fused: dict[str, nn.Module] = {}
         self._owners: dict[tuple[int, str | None], list[_Owned]] = {}
-        self._strangers: dict[int, list[str]] = {}
+        self._strangers: set[int] = set()
+        self._holders: dict[int, list[tuple[str, nn.Module]]] = {}
         for module_name, module in self._modules:
             fused = fused_adapter(module)
             if fused is not None and not fused.refusal(module):
@@ -268,10 +236,12 @@ class _Walk:
             for short, parameter in module._parameters.items():
                 if parameter is None:
                     continue
+                place = _joined(module_name, short), module
+                self._holders.setdefault(id(parameter), []).append(place)
                 for owner in owned.get(short, []):
                     self._owners.setdefault((id(parameter), owner.part_name), []).append(owner)
                 if short not in owned:
-                    self._strangers.setdefault(id(parameter), []).append(_joined(module_name, short))
+                    self._strangers.add(id(parameter))
         self.views: list[LayerView] = []
         self._reasons: dict[str, str] = {}
         self._layers: dict[str, list[str]] = {}
@@ -286,7 +256,7 @@ class _Walk:
                 self._visit(module_name, module, part, own, done)
             for short, parameter in module._parameters.items():
                 if parameter is not None:
-                    self._explain(module, short, parameter)
+                    self._by_itself(module_name, module, short, parameter)
         covered = [
             Covered(name, layer, self._reasons.get(name, ""))
             for name in self._names.values()
@@ -319,22 +289,11 @@ class _Walk:
             self._add(base if role == "weight" else _joined(base, "bias"), {role: found})
 
     def _free(self, parameter: nn.Parameter, part: str | None) -> bool:
-        """Whether a parameter can be in a block; else the reason is noted."""
-        name = self._names[id(parameter)]
-        owners = self._owners[id(parameter), part]
-        strangers = self._strangers.get(id(parameter), [])
-        if not parameter.requires_grad:
-            self._reasons[name] = "frozen (requires_grad is False)"
-        elif strangers:
-            self._reasons[name] = "tied: also " + ", ".join(strangers)
-        elif parameter.is_complex():
-            self._reasons[name] = "complex parameters are not supported"
-        elif parameter.layout != torch.strided:
-            self._reasons[name] = "sparse parameters are not supported"
-        elif len({owner.way for owner in owners}) > 1:
-            kinds = " and ".join(dict.fromkeys(class_name(type(o.module)) for o in owners))
-            self._reasons[name] = f"tied between {kinds}, which see it in different ways"
-        return name not in self._reasons
+        """Whether a parameter can be in a block that calls tell of; why it is in none at all is noted."""
+        if reason := why_no_block(parameter):
+            self._reasons[self._names[id(parameter)]] = reason
+        ways = {owner.way for owner in self._owners[id(parameter), part]}
+        return not reason and len(ways) == 1 and id(parameter) not in self._strangers
 
     def _add(self, name: str, found: dict[str, tuple[nn.Parameter, list[_Owned]]]) -> None:
         owners = next(iter(found.values()))[1]
@@ -347,22 +306,40 @@ class _Walk:
                 others = ", ".join(owner.module_name for owner in owners[1:])
                 self._reasons[parameter_name] = f"tied: summed over {others} too"
 
-    def _explain(self, module: nn.Module, short: str, parameter: nn.Parameter) -> None:
-        """Why a parameter that no adapter sees is in no block."""
+    def _by_itself(self, module_name: str, module: nn.Module, short: str, parameter: nn.Parameter) -> None:
+        """The block of a parameter that no calls tell of, by the samples' gradients; or why it has none."""
         name = self._names[id(parameter)]
         if name in self._reasons or name in self._layers:
             return
-        if not parameter.requires_grad:
-            self._reasons[name] = "frozen (requires_grad is False)"
+        holders = self._holders[id(parameter)]
+        no_gradient = next(filter(None, (why_no_gradient(holder) for _, holder in holders)), "")
+        if reason := why_no_block(parameter) or no_gradient or why_replaced(module):
+            self._reasons[name] = reason
             return
-        adapter = adapter_of(module)
-        refusal = "" if adapter is None else adapter.refusal(module)
-        if refusal:
-            self._reasons[name] = refusal
-        elif adapter is None and not _owned_by("", module):
-            self._reasons[name] = why_unknown(module)
+        owners = self._owners.get((id(parameter), None), [])
+        if owners:
+            role, base = owners[0].role, owners[0].module_name
+            if role == "bias" and self._bias == "ignore":
+                self._reasons[name] = "biases are ignored"
+                return
+            # of the ways to see it the one of fewest inputs, each of which is a position
+            owners = sorted(owners, key=lambda owner: owner.adapter.shape(owner.module)[1])
+            view = _view(base if role == "weight" else _joined(base, role), owners, {role: name}, None)
         else:
-            self._reasons[name] = "neither weight nor bias"
+            view = parameter_view(name, parameter, module_name, module)
+        if len(holders) > 1:
+            reason = "tied between " + " and ".join(f"{n} ({class_name(type(m))})" for n, m in holders)
+        self._reasons[name] = reason or self._why_by_itself(module, short)
+        self.views.append(replace(view.made_of_gradients(), why_by_gradients=self._reasons[name]))
+        self._layers[name] = [view.name]
+
+    def _why_by_itself(self, module: nn.Module, short: str) -> str:
+        """Why a parameter of one module is in a block by itself."""
+        adapter = adapter_of(module)
+        reason = made_of(module, short) or ("" if adapter is None else adapter.refusal(module))
+        if not reason and adapter is None:
+            reason = why_unknown(module)
+        return reason or "neither weight nor bias"
 
 
 def _view(

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from fisherlab.errors import InputError
 from fisherlab.gradients.inputs import OneHot
-from fisherlab.layers.adapter import Adapter, class_name, register_layer
+from fisherlab.layers.adapter import Adapter, class_name, register_layer, why_no_gradient
 
 
 class LinearAdapter(Adapter):
@@ -132,9 +132,7 @@ class EmbeddingAdapter(Adapter):
 
     def refusal(self, module: nn.Module) -> str:
         """Lookups that change the weight or its gradient are no linear map of it."""
-        if module.max_norm is not None:
-            return "an Embedding with max_norm changes its weight in the forward pass"
-        return "scale_grad_by_freq is no gradient of the loss" if module.scale_grad_by_freq else ""
+        return why_no_gradient(module)
 
 
 def _check_samples(module: nn.Module, x: Tensor) -> None:

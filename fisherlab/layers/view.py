@@ -124,6 +124,8 @@ class LayerView(BlockShape):
         activation: the name of the element-wise function that follows, where the user gave it;
             None: found from the graph of a forward pass.
         mask: gives the valid positions; None: all.
+        why_by_gradients: why it is made of the samples' gradients whatever calls its modules have; empty:
+            only where these do not tell.
         expanded: the dimension of size 1 of the module's input and output that is expanded over the samples,
             of a call that does not depend on them; −1: a new first one. None: calls are taken as they are.
     """
@@ -140,14 +142,19 @@ class LayerView(BlockShape):
     batch_dim: int | None = None
     activation: str | None = None
     mask: Mask | None = None
+    why_by_gradients: str = ""
     expanded: int | None = None
 
     @property
     def family(self) -> str:
-        """The module's type name, as shown in tables; with its package where torch.nn has one so named."""
+        """The module's type name, as shown in tables; with its package where torch.nn has one so named.
+
+        `Parameter` of a parameter by itself.
+        """
         cls = type(self.modules[0])
         other = getattr(nn, cls.__name__, cls) is not cls
-        return f"{cls.__module__.partition('.')[0]}.{cls.__name__}" if other else cls.__name__
+        named = f"{cls.__module__.partition('.')[0]}.{cls.__name__}" if other else cls.__name__
+        return self.adapter.family or named
 
     @property
     def parameters(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from fisherlab.arguments import (
 )
 from fisherlab.errors import InputError, unknown
 from fisherlab.layers import Layers, LayerView, find_layers, match_names
-from fisherlab.layers.discovery import check_has_numbers, check_not_compiled, check_whole
+from fisherlab.layers.checks import check_has_numbers, check_not_compiled, check_whole
 from fisherlab.likelihoods import Likelihood
 
 Bounds = tuple[float, float] | list[float]
@@ -247,11 +247,14 @@ def check_model(model: nn.Module) -> nn.Module:
 def layers_of(
     model: nn.Module, include: Iterable[str], exclude: Iterable[str], activations: Mapping[str, str] | None
 ) -> Layers:
-    """The layers with a weight matrix; norms and embeddings are left to the step of other parameters."""
+    """The layers with a weight matrix that their calls tell of.
+
+    Norms, embeddings and parameters by themselves are left to the step of other parameters.
+    """
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     match_names([*find_layers(model), *dict(model.named_modules())], exclude)
     found = find_layers(model, include, exclude, activations=activations)
-    names = [name for name, view in found.items() if not (view.vector or view.one_hot)]
+    names = [name for name, view in found.items() if not (view.vector or view.one_hot or view.by_gradients)]
     if not names:
         raise InputError("no layer of the model has a weight matrix; use an optimizer of torch.optim")
     return found.select(names)

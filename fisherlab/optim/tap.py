@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fisherlab.collect.hooks import capture, is_looked_at
 from fisherlab.errors import InputError
 from fisherlab.layers import LayerCall, LayerView
-from fisherlab.layers.discovery import check_whole
+from fisherlab.layers.checks import check_whole
 from fisherlab.likelihoods import Bernoulli, Categorical, Likelihood
 from fisherlab.likelihoods.labels import DRAWN, EMPIRICAL, LabelKind
 from fisherlab.optim.cadence import Cadence

@@ -49,7 +49,8 @@ def represent(
         model: the network; in evaluation mode during the call, and unchanged by it.
         data: `(inputs, targets)` tensors, or an iterable of such batches that can be read several times.
         likelihood: what the outputs mean.
-        layers: names, globs, or `find_layers(...)`; None: all. Norms are left out: they have no vector s.
+        layers: names, globs, or `find_layers(...)`; None: all. Norms and parameters by
+            themselves are left out: they have no vector s.
         about: what the tables call the model, the data, the checkpoint and the seed.
         on_start: called before the work, when the arguments have been accepted.
         **options: of reading the data, see `ReadingOptions`.
@@ -66,7 +67,10 @@ def represent(
     chosen = select_layers(model, layers, masks=masks_of(data))
     names = [name for name, view in chosen.items() if view.weight is not None and not view.vector]
     if not names:
-        raise InputError("the layers chosen are norms or biases, which have no representation vector")
+        raise InputError(
+            "the layers chosen are norms, biases or parameters by themselves, which have no representation "
+            "vector"
+        )
     collector = Collector(
         model,
         chosen.select(names),

@@ -24,7 +24,7 @@ from fisherlab.errors import FisherlabError, InputError
 from fisherlab.exact.options import TraceOptions, completed, takes
 from fisherlab.exact.plans import BlockPlan
 from fisherlab.layers import Layers
-from fisherlab.layers.discovery import check_has_numbers, check_whole
+from fisherlab.layers.checks import check_has_numbers, check_whole
 from fisherlab.likelihoods import Likelihood
 from fisherlab.models.checkpoints import Weights, check_weights, put_weights, read_weights
 from fisherlab.models.loading import batch_norms, settle_norms

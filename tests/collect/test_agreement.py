@@ -53,8 +53,10 @@ def matrix(module: nn.Module, found: dict[str, Tensor]) -> Tensor:
 
 def gradients(model: nn.Module, x: Tensor, likelihood: str, name: str) -> Tensor:
     """V [n, c, m, d] of a layer by autograd, sample by sample and column by column."""
-    module = model.get_submodule(name.removesuffix(".bias") if name.endswith(".bias") else name)
+    raw = dict(model.named_parameters()).get(name) if not name.endswith(".bias") else None
+    module = model if raw is not None else model.get_submodule(name.removesuffix(".bias"))
     own = {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
+    own = own if raw is None else {name: raw}
     rows = []
     for sample in x:
         outputs = model(sample[None])
@@ -66,7 +68,7 @@ def gradients(model: nn.Module, x: Tensor, likelihood: str, name: str) -> Tensor
                 n: torch.zeros_like(p) if g is None else g
                 for (n, p), g in zip(own.items(), found, strict=True)
             }
-            rows[-1].append(matrix(module, filled))
+            rows[-1].append(matrix(module, filled) if raw is None else filled[name].reshape(-1, 1))
     return torch.stack([torch.stack(columns) for columns in rows])
 
 

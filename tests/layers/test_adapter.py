@@ -61,8 +61,10 @@ def linear(case) -> Case:
     return Case(model, case.inputs, case.targets, case.likelihood)
 
 
-def test_an_unknown_module_has_no_block(case):
-    assert list(fl.find_layers(case.model)) == ["head"]
+def test_the_weight_of_an_unknown_module_is_a_parameter_by_itself(case):
+    layers = fl.find_layers(case.model)
+    assert list(layers) == ["inner.weight", "head"]
+    assert (layers["inner.weight"].family, layers["inner.weight"].by_gradients) == ("Parameter", True)
 
 
 def test_a_registered_module_has_a_block(case):
@@ -100,7 +102,7 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_it(case):
         pass
 
     fl.register_layer(PointwiseAdapter())
-    assert list(fl.find_layers(network(Doubled(5, 4)))) == ["head"]
+    assert list(fl.find_layers(network(Doubled(5, 4)))) == ["inner.weight", "head"]
     assert list(fl.find_layers(network(Named(5, 4)))) == ["inner", "head"]
 
 
@@ -111,7 +113,7 @@ def test_an_adapter_can_refuse_a_module(case):
 
     fl.register_layer(Careful())
     layers = fl.find_layers(case.model)
-    assert list(layers) == ["head"]
+    assert list(layers) == ["inner.weight", "head"]
     table = layers.coverage().set_index("parameter")
     assert table["reason"]["inner.weight"] == "too small"
 

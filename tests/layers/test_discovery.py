@@ -45,7 +45,8 @@ def use_of(x: Tensor) -> LayerCall:
 
 def test_layers_in_the_order_of_the_modules(mixed):
     layers = fl.find_layers(mixed)
-    assert list(layers) == ["first", "norm", "body.0", "body.2", "tied_in", "tied_in.bias"]
+    expected = ["scale", "first", "norm", "body.0", "body.2", "tied_in", "tied_in.bias"]
+    assert list(layers) == expected
     view = layers["first"]
     assert (view.outputs, view.inputs, view.size) == (4, 4, 16)
     assert view.parameters == ("first.weight", "first.bias")
@@ -55,7 +56,9 @@ def test_layers_in_the_order_of_the_modules(mixed):
     assert layers["norm"].parameters == ("norm.weight", "norm.bias")
     assert layers["tied_in"].parameters == ("tied_in.weight",)
     assert layers["tied_in"].modules == (mixed.tied_in, mixed.tied_out)
-    assert len(layers) == 6
+    assert layers["scale"].parameters == ("scale",)
+    assert (layers["scale"].family, layers["scale"].size) == ("Parameter", 1)
+    assert len(layers) == 7
 
 
 def test_coverage_has_a_row_for_every_parameter_once(mixed):
@@ -64,7 +67,7 @@ def test_coverage_has_a_row_for_every_parameter_once(mixed):
     names = [name for name, _ in mixed.named_parameters()]
     assert sorted(table["parameter"]) == sorted(names)
     covered = dict(zip(table["parameter"], table["covered"], strict=True))
-    assert covered == {name: name != "scale" for name in names}
+    assert covered == dict.fromkeys(names, True)
 
 
 def test_coverage_gives_the_reason(mixed):
@@ -73,7 +76,7 @@ def test_coverage_gives_the_reason(mixed):
     assert found["norm.weight"] == ""
     assert found["tied_in.weight"] == "tied: summed over tied_out too"
     assert found["tied_in.bias"] == ""
-    assert found["scale"] == f"{Mixed.__module__}.Mixed is not supported"
+    assert found["scale"] == f"a parameter of {Mixed.__module__}.Mixed"
 
 
 def test_frozen_parameters_have_no_block(mixed):
@@ -109,7 +112,8 @@ def test_modes_of_the_bias(bias):
 def test_globs_choose_and_exclude(mixed):
     assert list(fl.find_layers(mixed, "body.*")) == ["body.0", "body.2"]
     assert list(fl.find_layers(mixed, ("first", "body.2"))) == ["first", "body.2"]
-    assert list(fl.find_layers(mixed, exclude=("body.*", "tied*"))) == ["first", "norm"]
+    assert list(fl.find_layers(mixed, exclude=("body.*", "tied*", "scale"))) == ["first", "norm"]
+    assert list(fl.find_layers(mixed, "scale")) == ["scale"]
     assert list(fl.find_layers(mixed, "body.?", exclude="body.0")) == ["body.2"]
     found = reasons(fl.find_layers(mixed, "first"))
     assert found["body.0.weight"] == "not selected"
@@ -154,6 +158,7 @@ def test_wrong_arguments(mixed):
     ("model", "message"),
     [
         (nn.Sequential(nn.ReLU()), "the model has no parameters"),
+        (nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)), "Embedding with max_norm changes its weight"),
         (nn.Linear(2, 2).requires_grad_(False), "frozen"),
     ],
 )
@@ -176,7 +181,8 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_linear():
         pass
 
     layers = fl.find_layers(nn.Sequential(Named(2, 3), Twice(3, 2)))
-    assert list(layers) == ["0"]
+    assert list(layers) == ["0", "1.weight", "1.bias"]
+    assert [view.by_gradients for view in layers.values()] == [False, True, True]
     twice = reasons(layers)["1.weight"]
     assert twice.startswith(f"{__name__}.test_a_subclass")
     assert ".Twice is a Linear with a forward of its own; " in twice
@@ -238,10 +244,9 @@ def test_a_class_that_is_not_of_torch_has_its_full_name():
             self.weight = nn.Parameter(torch.ones(2, 3))
 
     Linear.__module__, Linear.__qualname__ = "other_package.nn.dense", "Linear"
-    found = reasons(fl.find_layers(nn.Sequential(nn.Linear(3, 3), Linear())))
-    assert found["1.weight"] == "other_package.nn.dense.Linear is not supported"
-    with pytest.raises(InputError, match=r"\(other_package\.nn\.dense\.Linear is not supported\)"):
-        fl.find_layers(nn.Sequential(Linear()))
+    found = reasons(fl.find_layers(nn.Sequential(nn.Linear(3, 3), Linear(), nn.PReLU())))
+    assert found["1.weight"] == "a parameter of other_package.nn.dense.Linear"
+    assert found["2.weight"] == "a parameter of PReLU"
     assert class_name(nn.PReLU) == "PReLU"
     assert class_name(torch.ao.nn.qat.Linear) == "torch.ao.nn.qat.modules.linear.Linear"
 
@@ -306,7 +311,7 @@ def test_masks_go_to_the_layers_they_are_given_for(mixed):
 
     layers = fl.find_layers(mixed, exclude="tied*", masks={"body.*": first, "body.2": second})
     masks = {name: view.mask for name, view in layers.items()}
-    assert masks == {"first": None, "norm": None, "body.0": first, "body.2": second}
+    assert masks == {"scale": None, "first": None, "norm": None, "body.0": first, "body.2": second}
     with pytest.raises(InputError, match=r"unknown layer 'bdy\.0'; did you mean body\.0"):
         fl.find_layers(mixed, masks={"bdy.0": first})
 

@@ -163,11 +163,12 @@ def test_a_shared_weight_is_one_block():
     assert sizes(Recurrent()) == {"read": (4, 3), "step": (4, 5), "head": (3, 5)}
 
 
-def test_a_weight_shared_by_layers_of_different_kinds_has_no_block():
+def test_a_weight_shared_by_layers_of_different_kinds_has_one_block():
     model = LanguageModel()
     model.head.weight = model.token.weight
     found = fl.find_layers(model)
-    assert "token" not in found
+    assert found["token"].parameters == ("token.weight",)
+    assert found["token"].by_gradients
     assert "head" not in found
     reason = reasons(model)["token.weight"]
     assert "Embedding" in reason
@@ -186,9 +187,10 @@ class Elsewhere(nn.Module):
         return self.head(self.layer(x) @ self.again[0])
 
 
-def test_a_weight_that_another_module_holds_has_no_block():
+def test_a_weight_that_another_module_holds_is_made_of_gradients():
     found = fl.find_layers(Elsewhere())
-    assert "layer" not in found
+    assert found["layer"].by_gradients
+    assert not found["layer.bias"].by_gradients
     assert "again" in reasons(Elsewhere())["layer.weight"]
 
 
@@ -225,10 +227,13 @@ class Scaled(nn.Conv2d):
         return 2 * super().forward(x)
 
 
-@pytest.mark.parametrize("module", [Scaled(1, 2, 3)], ids=described)
+@pytest.mark.parametrize("module", [Scaled(1, 2, 3), nn.PReLU(2)], ids=described)
 def test_modules_of_other_kinds_are_named(module):
     model = nn.Sequential(nn.Linear(2, 2), module)
-    assert list(fl.find_layers(model)) == ["0"]
+    layers = fl.find_layers(model)
+    own = [f"1.{name}" for name, _ in module.named_parameters()]
+    assert list(layers) == ["0", *own]
+    assert {layers[name].family for name in own} == {"Parameter"}
     found = [reason for name, reason in reasons(model).items() if name.startswith("1.")]
     assert all(type(module).__name__ in reason for reason in found)
 
