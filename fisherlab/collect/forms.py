@@ -1,8 +1,10 @@
 """What a batch may be: a pair (inputs, targets) or inputs alone; and what is said of anything else."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
+from operator import or_
+from types import NoneType
 from typing import Any
 
 import torch
@@ -10,11 +12,12 @@ from torch import Tensor, nn
 
 from fisherlab.errors import InputTypeError
 
-ModelInputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
-"""What a model is called with: `model(x)`, `model(*x)` or `model(**x)`."""
+ModelInputs = Tensor | tuple[Tensor, ...] | dict[str, Any]
+"""What a model is called with: `model(x)`, `model(*x)` or `model(**x)`, with flags beside the tensors."""
 
 Batch = tuple[ModelInputs, Tensor | None]
 
+_ROWS = 256  # of a data set of the package datasets in a batch: a choice
 _SHOWN = 4  # parts of a batch that an error names: a choice, what a line holds
 
 
@@ -22,7 +25,8 @@ def tensors_of(inputs: ModelInputs) -> tuple[Tensor, ...]:
     """The tensors of the inputs."""
     if isinstance(inputs, Tensor):
         return (inputs,)
-    return tuple(inputs.values() if isinstance(inputs, dict) else inputs)
+    values = inputs.values() if isinstance(inputs, dict) else inputs
+    return tuple(value for value in values if isinstance(value, Tensor))
 
 
 def split(batch: Any, index: int) -> Batch:
@@ -43,6 +47,22 @@ def split(batch: Any, index: int) -> Batch:
     )
 
 
+def in_batches(data: Any) -> Any:
+    """A data set of the package datasets as its batches, which it gives itself; anything else as it is."""
+    of_datasets = type(data).__module__.partition(".")[0] == "datasets" and hasattr(data, "iter")
+    return _Rows(data) if of_datasets else data
+
+
+class _Rows:
+    """The batches of a `datasets.Dataset`; they can be read again."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._rows.iter(batch_size=_ROWS)
+
+
 def is_pair(data: Any) -> bool:
     """Whether something is inputs with targets, which may be None."""
     return (
@@ -56,9 +76,11 @@ def is_pair(data: Any) -> bool:
 def _are_inputs(value: Any) -> bool:
     if isinstance(value, Tensor):
         return True
-    values = value.values() if isinstance(value, Mapping) else value
-    several = isinstance(value, (tuple, list, Mapping)) and len(value) > 0
-    return several and all(isinstance(v, Tensor) for v in values)
+    if isinstance(value, Mapping):
+        tensors = [isinstance(one, Tensor) for one in value.values()]
+        flags = (isinstance(one, (NoneType, bool, int, float, str)) for one in value.values())
+        return any(tensors) and all(map(or_, tensors, flags))
+    return isinstance(value, (tuple, list)) and len(value) > 0 and all(isinstance(one, Tensor) for one in value)
 
 
 def is_no_batches(data: Any) -> bool:
@@ -122,4 +144,4 @@ def why_no_numbers(values: Tensor) -> str:
 def _plain(inputs: Any) -> ModelInputs:
     if isinstance(inputs, Tensor):
         return inputs
-    return dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
+    return {str(name): value for name, value in inputs.items()} if isinstance(inputs, Mapping) else tuple(inputs)

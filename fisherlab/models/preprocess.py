@@ -2,11 +2,9 @@
 
 from torch import Tensor
 
+from fisherlab.collect.own_labels import IGNORED
 from fisherlab.datasets.dataset import Dataset
 from fisherlab.errors import InputError
-
-IGNORED = -100
-"""The target of a position without a token; the default `ignore_index` of the token likelihood."""
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CHANNELS = {

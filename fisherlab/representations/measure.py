@@ -73,6 +73,7 @@ def represent(
         data,
         as_likelihood(likelihood),
         draws=DRAWS,
+        output=given["output"],
         batch_dim=given["batch_dim"],
         generator=given["generator"],
     )
