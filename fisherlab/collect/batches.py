@@ -12,16 +12,17 @@ from fisherlab.arguments import check
 from fisherlab.collect.forms import (
     Batch,
     ModelInputs,
+    OwnLabels,
     described,
     in_batches,
     is_no_batches,
     is_pair,
+    name_of,
     split,
     tensors_of,
     way_out,
     why_no_numbers,
 )
-from fisherlab.collect.own_labels import OwnLabels, name_of
 from fisherlab.datasets.dataset import Dataset, Inputs
 from fisherlab.errors import FisherlabError, InputError, InputTypeError
 from fisherlab.layers import Mask
@@ -67,10 +68,10 @@ class Batches:
     that shuffles or augments is found out. Batches are cut where they are larger than the caller wants.
 
     Args:
-        data: a pair `(inputs, targets)` (targets may be None), inputs alone, or an iterable of either, or a
-            `datasets.Dataset` with the format of torch; inputs are a tensor, or a tuple or dictionary of tensors
-            for a model with several arguments, a dictionary also with flags. Where a dictionary has no targets
-            beside it, its `labels` (or `label`) are the targets.
+        data: a pair `(inputs, targets)` (targets may be None), inputs alone, an iterable of either, or a
+            `datasets.Dataset` with the format of torch; inputs are a tensor, or a tuple or dictionary of
+            tensors for a model with several arguments, a dictionary also with flags. Where a dictionary has
+            no targets beside it, its `labels` (or `label`) are the targets.
         samples_dim: the dimension of the inputs that counts samples.
 
     Attributes:
@@ -100,8 +101,7 @@ class Batches:
 
     def own_labels(self) -> str | None:
         """The name of the labels within the first batch; None: it has targets beside it, or no labels."""
-        with torch.random.fork_rng([]):
-            raw, _ = self._first_raw()
+        raw, _ = self._first_raw()
         alone = raw[0] if is_pair(raw) and raw[1] is None else raw
         return name_of(alone[0] if isinstance(alone, (tuple, list)) and len(alone) == 1 else alone)
 
@@ -114,18 +114,18 @@ class Batches:
 
         Starting a `DataLoader` draws from torch's random state, which is put back.
         """
-        with torch.random.fork_rng([]):
-            return self._cut(self._checked(*self._first_raw()), 0, samples)
+        return self._cut(self._checked(*self._first_raw()), 0, samples)
 
     def _first_raw(self) -> tuple[Any, int]:
         """The first batch that has samples, as it was given, and its index."""
         if self._tensors:
             return self._data, 0
         if isinstance(self._data, _Rest) or not isinstance(self._data, Iterator):
-            given = enumerate(self._data.taken if isinstance(self._data, _Rest) else self._data)
-            for index, raw in given:
-                if self.size(self._checked(raw, index)[0]):
-                    return raw, index
+            with torch.random.fork_rng([]):
+                given = self._data.taken if isinstance(self._data, _Rest) else self._data
+                for index, raw in enumerate(given):
+                    if self.size(self._checked(raw, index)[0]):
+                        return raw, index
             raise _empty()
         # A generator can be read only once: keep what the look takes from it.
         taken: list[Any] = []

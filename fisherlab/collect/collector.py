@@ -19,7 +19,7 @@ from fisherlab.arguments import Count, check
 from fisherlab.base import distributed
 from fisherlab.base.memory import at_most
 from fisherlab.base.progress import Progress, bar
-from fisherlab.collect.batches import Batches, called, each
+from fisherlab.collect.batches import Batches, each
 from fisherlab.collect.forms import ModelInputs
 from fisherlab.collect.hooks import (
     backward,
@@ -31,8 +31,8 @@ from fisherlab.collect.hooks import (
     unit_columns,
 )
 from fisherlab.collect.layer_batch import LayerBatch, mask_of, masked, valid_positions, whole
-from fisherlab.collect.outputs import LOSS, Output, Outputs, parts_of
-from fisherlab.collect.own_labels import OwnLabels, read_by
+from fisherlab.collect.outputs import Output, Outputs
+from fisherlab.collect.own_labels import own_labels
 from fisherlab.collect.padding import Padding, padded_layers, tokens_of
 from fisherlab.collect.reading import MOST, Reading
 from fisherlab.collect.refusals import require_finite_gradients, require_finite_weights
@@ -90,8 +90,7 @@ class Collector:
         require_finite_weights(model)
         self.remarks: dict[str, str] = {}
         self.outputs = Outputs(model, output)
-        self._of_decoder = False
-        self._settle_labels()
+        self.batches.labels = own_labels(self.batches, model, self.outputs, likelihood)
         self._reading = Reading(model, self.batches, batch_dim, self.outputs)
         self._sample_gradients: dict[tuple[str, ...], SampleGradients] = {}
         self.vectors: frozenset[str] = frozenset()
@@ -177,7 +176,7 @@ class Collector:
     ) -> Tensor:
         """The label columns [c, n, …] of one of `LABEL_KINDS`; zero at the padding of inputs."""
         columns = self._every_column(kind, outputs, targets, generators)
-        tokens = tokens_of(inputs, outputs, decoder=self._of_decoder)
+        tokens = tokens_of(inputs, outputs, decoder=self.outputs.of_decoder)
         return columns if tokens is None else masked_columns(columns, tokens)
 
     def _every_column(
@@ -365,42 +364,17 @@ class Collector:
             return g
         valid = batch.valid[None, :, :, None]
         padding = isinstance(view.mask, Padding)
-        checked = (padding or batch.start == 0 and not view.one_hot) and kind in LABEL_KINDS
+        checked = (padding or (batch.start == 0 and not view.one_hot)) and kind in LABEL_KINDS
         if checked and bool(g.masked_fill(valid, 0.0).any()):
             if padding:
                 raise InputError(
-                    f"the loss depends on what layer {name!r} gives at padding, which it did not in the first "
-                    "samples; put a batch with padding first"
+                    f"the loss depends on what layer {name!r} gives at padding, which it did not in the "
+                    "first samples; put a batch with padding first"
                 )
             raise InputError(
                 f"the mask of layer {name!r} hides positions that the loss depends on; leave them in"
             )
         return g.masked_fill(~valid, 0.0)
-
-    def _settle_labels(self) -> None:
-        """Finds how labels within the batches are to be read, see `OwnLabels`."""
-        name = self.batches.own_labels()
-        if name is None:
-            return
-        inputs, labels = self._first()
-        assert isinstance(inputs, dict) and labels is not None
-        with unchanged(self.model):
-            try:
-                self.outputs(inputs)
-                kept = False
-            except InputError:  # an encoder-decoder makes its decoder's inputs of them
-                self.outputs({**inputs, name: labels})
-                kept = True
-            try:
-                returned = called(self.model, {**inputs, name: labels})
-            except InputError:  # labels are no argument of it
-                returned = None
-            loss = (parts_of(returned) or {}).get(LOSS)
-            if isinstance(loss, Tensor) and loss.requires_grad and not loss.dim():
-                read = read_by(loss, self.outputs.of(returned), labels, self.likelihood, kept=kept)
-            else:
-                read = OwnLabels(kept=kept)
-        self.batches.labels, self._of_decoder = read, kept
 
     def _first(self) -> tuple[ModelInputs, Tensor | None]:
         """The first samples, in the model's dtype and on its device."""
@@ -425,9 +399,7 @@ class Collector:
             self.leave_out(self._reading.left_out, stacklevel=6)
             self.remarks = self._reading.remarks
             self.layers = self.layers.read_as(self._reading.views, self.remarks)
-            self.layers = padded_layers(
-                self.layers, inputs, self.outputs, self.batch_dim, decoder=self._of_decoder
-            )
+            self.layers = padded_layers(self.layers, inputs, self.outputs, self.batch_dim)
             self.activations: dict[str, Activation] = {}
             for name, found in find_activations(first.outputs, first.seen).items():
                 given = self.layers[name].activation

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
-from operator import or_
 from types import NoneType
 from typing import Any
 
@@ -19,6 +19,11 @@ Batch = tuple[ModelInputs, Tensor | None]
 
 _ROWS = 256  # of a data set of the package datasets in a batch: a choice
 _SHOWN = 4  # parts of a batch that an error names: a choice, what a line holds
+
+
+_LABELS = ("labels", "label")
+IGNORED = -100
+"""The target of a position without a token; the default `ignore_index` of the token likelihood."""
 
 
 def tensors_of(inputs: ModelInputs) -> tuple[Tensor, ...]:
@@ -45,6 +50,12 @@ def split(batch: Any, index: int) -> Batch:
         f"batch {index} of the data is {described(batch)}; each must be a pair (inputs, targets) of "
         f"torch tensors{way_out(batch)}"
     )
+
+
+def _strangers(inputs: Mapping[str, Any]) -> list[str]:
+    """The names of inputs that are neither a tensor nor a flag."""
+    known = Tensor, NoneType, bool, int, float, str
+    return [name for name, value in inputs.items() if not isinstance(value, known)]
 
 
 def in_batches(data: Any) -> Any:
@@ -77,10 +88,10 @@ def _are_inputs(value: Any) -> bool:
     if isinstance(value, Tensor):
         return True
     if isinstance(value, Mapping):
-        tensors = [isinstance(one, Tensor) for one in value.values()]
-        flags = (isinstance(one, (NoneType, bool, int, float, str)) for one in value.values())
-        return any(tensors) and all(map(or_, tensors, flags))
-    return isinstance(value, (tuple, list)) and len(value) > 0 and all(isinstance(one, Tensor) for one in value)
+        return any(isinstance(one, Tensor) for one in value.values()) and not _strangers(value)
+    return (
+        isinstance(value, (tuple, list)) and len(value) > 0 and all(isinstance(one, Tensor) for one in value)
+    )
 
 
 def is_no_batches(data: Any) -> bool:
@@ -117,6 +128,11 @@ def _type_name(value: Any) -> str:
 
 def way_out(batch: Any) -> str:
     """What to do about a batch of another form, where that can be told."""
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    strange = _strangers(inputs) if isinstance(inputs, Mapping) else []
+    if strange and any(isinstance(one, Tensor) for one in inputs.values()):
+        kind = type(inputs[strange[0]]).__name__
+        return f"; {strange[0]!r} among the inputs is a {kind}, neither a tensor nor a flag: take it out"
     parts = batch.values() if isinstance(batch, Mapping) else batch
     parts = list(parts) if isinstance(batch, (tuple, list, Mapping)) else [batch]
     if any(map(_is_array, parts)):
@@ -144,4 +160,39 @@ def why_no_numbers(values: Tensor) -> str:
 def _plain(inputs: Any) -> ModelInputs:
     if isinstance(inputs, Tensor):
         return inputs
-    return {str(name): value for name, value in inputs.items()} if isinstance(inputs, Mapping) else tuple(inputs)
+    return (
+        {str(name): value for name, value in inputs.items()} if isinstance(inputs, Mapping) else tuple(inputs)
+    )
+
+
+@dataclass(frozen=True)
+class OwnLabels:
+    """How the labels within a batch are read.
+
+    Attributes:
+        shifted: whether the label of a position is that of the next one, and the last has none.
+        kept: whether the model is called with them.
+    """
+
+    shifted: bool = False
+    kept: bool = False
+
+    def split(self, inputs: ModelInputs) -> tuple[ModelInputs, Tensor | None]:
+        """The inputs of a model, and the targets that stand among them."""
+        name = name_of(inputs)
+        if name is None or not isinstance(inputs, dict):
+            return inputs, None
+        targets = inputs[name]
+        if not self.kept:
+            inputs = {key: value for key, value in inputs.items() if key != name}
+        if self.shifted:
+            targets = torch.cat([targets[:, 1:], torch.full_like(targets[:, :1], IGNORED)], 1)
+        return inputs, targets
+
+
+def name_of(inputs: Any) -> str | None:
+    """Under which name labels stand in a batch; None: under none, or beside nothing."""
+    if not isinstance(inputs, Mapping):
+        return None
+    found = [name for name in _LABELS if isinstance(inputs.get(name), Tensor)]
+    return found[0] if found and len(inputs) > 1 else None

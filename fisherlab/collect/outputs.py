@@ -20,21 +20,25 @@ LOGITS, LOSS = "logits", "loss"
 class Outputs:
     """A model as a function from inputs to one tensor of outputs [n, …].
 
-    A model may return a tensor, or several things by name (a mapping, a dataclass, a named tuple) or by place (a
-    tuple). Of these `logits` are taken, or else the one tensor of real numbers that has a dimension for samples.
+    A model may return a tensor, or several things by name (a mapping, a dataclass, a named tuple) or by place
+    (a tuple). Of these `logits` are taken, or else the one tensor of real numbers that is no single number.
 
     Args:
         model: the network.
-        output: the name or the place of what is taken, or a function of what the model returns; None: the logits.
+        output: the name or the place of what is taken, or a function of what the model returns; None: the
+            logits.
 
     Attributes:
-        taken: what was taken of the last call, as "logits of CausalLMOutput"; empty where the model returned a
-            tensor.
+        taken: what was taken of the last call, as "logits of CausalLMOutput"; empty where the model returned
+            a tensor.
+        of_decoder: whether the outputs are those of a decoder, whose positions are not those of the inputs.
     """
 
     def __init__(self, model: nn.Module | Callable[..., Any], output: Output = None) -> None:
         self._model, self._output = model, output
         self.taken = ""
+        config = getattr(model, "config", None)
+        self.of_decoder = bool(getattr(config, "is_encoder_decoder", False))  # as transformers says it
 
     def __call__(self, inputs: ModelInputs) -> Tensor:
         """The outputs for some inputs.
@@ -49,22 +53,23 @@ class Outputs:
         """The outputs in what a call of the model returned.
 
         Raises:
-            InputError: where several tensors could be meant, none of that name is there, or it is a single number.
+            InputError: where several tensors could be meant, none of that name is there, or it is a single
+                number.
             InputTypeError: where it is anything but a dense tensor of real numbers.
         """
         found, self.taken = self._picked(returned)
-        whose = f"the model's output ({self.taken})" if self.taken else "what the model returns"
+        what = f"{self.taken} is" if self.taken else "the model returns"
         if not isinstance(found, Tensor):
             raise InputTypeError(
-                f"{whose} is {_described(found)}, without a tensor of outputs; wrap the model so that it returns "
-                "one, or name it with output="
+                f"{what} {_described(found)}, without a tensor of outputs; name one with output=, or wrap it "
+                "so that it gives one"
             )
         if not found.dim():
-            raise InputError(f"{whose} is a single number; wrap the model so that it returns outputs a sample")
+            raise InputError(f"{what} a single number; wrap it so that there are outputs a sample")
         if not found.is_floating_point() or found.layout != torch.strided:
             raise InputTypeError(
-                f"{whose} is a {found.layout} tensor of {found.dtype}; wrap the model so that it returns a dense "
-                "one of real numbers, such as logits"
+                f"{what} a {found.layout} tensor of {found.dtype}; wrap it so that it is a dense one of real "
+                "numbers, such as logits"
             )
         return found
 
@@ -77,7 +82,9 @@ class Outputs:
         kind = type(returned).__name__
         if self._output is not None:
             if parts is None:
-                raise InputError(f"output={self._output!r}: the model returns {_described(returned)} alone")
+                raise InputError(
+                    f"output={self._output!r} names nothing: the model returns {_described(returned)}"
+                )
             name = self._named(parts, kind)
             return parts[name], f"{name} of {kind}"
         if parts is None:

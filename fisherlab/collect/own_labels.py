@@ -1,60 +1,68 @@
 """Labels within a batch (`labels`, `label`): how the model that they are made for reads them.
 
-By the convention of transformers a model that is given `labels` returns its own loss. A causal language model's
-labels are its tokens, and the label of a position is the next token; others' are those of the position itself; an
-encoder-decoder makes its decoder's inputs of them. Which it is, the gradient of the loss tells.
+By the convention of transformers a model that is given `labels` returns its own loss. A causal language
+model's labels are its tokens, and the label of a position is the next token; others' are those of the
+position itself; an encoder-decoder makes its decoder's inputs of them. The gradient of the loss tells which.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fisherlab.collect.forms import ModelInputs
+from fisherlab.collect.batches import Batches, called, each
+from fisherlab.collect.forms import OwnLabels
+from fisherlab.collect.hooks import unchanged
+from fisherlab.collect.outputs import LOSS, Outputs, parts_of
 from fisherlab.errors import InputError
 from fisherlab.likelihoods import Likelihood, TokenCategorical
 
-NAMES = ("labels", "label")
-IGNORED = -100
-"""The target of a position without a token; the default `ignore_index` of the token likelihood."""
+_LOOKED_AT = 8  # samples: a choice, of which one has a label
 
 
-@dataclass(frozen=True)
-class OwnLabels:
-    """How the labels within a batch are read.
+def own_labels(batches: Batches, model: nn.Module, outputs: Outputs, likelihood: Likelihood) -> OwnLabels:
+    """How labels within the batches are to be read.
 
-    Attributes:
-        shifted: whether the label of a position is that of the next one, and the last has none.
-        kept: whether the model is called with them.
+    Args:
+        batches: the data.
+        model: the network.
+        outputs: calls it.
+        likelihood: what the outputs mean.
+
+    Raises:
+        InputError: where the model takes the inputs neither without their labels nor with them, or its own
+            loss reads tokens in another way than the two that there are.
     """
+    name = batches.own_labels()
+    if name is None:
+        return OwnLabels()
+    inputs, labels = batches.first(_LOOKED_AT)
+    assert isinstance(inputs, dict)
+    assert labels is not None
+    first = next(model.parameters())
 
-    shifted: bool = False
-    kept: bool = False
+    def moved(x: Tensor) -> Tensor:
+        return x.to(device=first.device, dtype=first.dtype if x.is_floating_point() else None)
 
-    def split(self, inputs: ModelInputs) -> tuple[ModelInputs, Tensor | None]:
-        """The inputs of a model, and the targets that stand among them."""
-        name = name_of(inputs)
-        if name is None or not isinstance(inputs, dict):
-            return inputs, None
-        targets = inputs[name]
-        if not self.kept:
-            inputs = {key: value for key, value in inputs.items() if key != name}
-        if self.shifted:
-            targets = torch.cat([targets[:, 1:], torch.full_like(targets[:, :1], IGNORED)], 1)
-        return inputs, targets
-
-
-def name_of(inputs: Any) -> str | None:
-    """Under which name labels stand in a batch; None: under none, or beside nothing."""
-    if not isinstance(inputs, Mapping):
-        return None
-    found = [name for name in NAMES if isinstance(inputs.get(name), Tensor)]
-    return found[0] if found and len(inputs) > 1 else None
+    inputs, labels = each(inputs, moved), moved(labels)
+    with unchanged(model):
+        try:
+            outputs(inputs)
+            kept = False
+        except InputError:  # an encoder-decoder makes its decoder's inputs of them
+            outputs({**inputs, name: labels})
+            kept = True
+        try:
+            returned = called(model, {**inputs, name: labels})
+        except InputError:  # labels are no argument of it
+            return OwnLabels()
+        loss = (parts_of(returned) or {}).get(LOSS)
+        if not isinstance(loss, Tensor) or not loss.requires_grad or loss.dim():
+            return OwnLabels(kept=kept)
+        return _read_by(loss, outputs.of(returned), labels, likelihood, kept=kept)
 
 
-def read_by(loss: Tensor, outputs: Tensor, labels: Tensor, likelihood: Likelihood, *, kept: bool) -> OwnLabels:
+def _read_by(
+    loss: Tensor, outputs: Tensor, labels: Tensor, likelihood: Likelihood, *, kept: bool
+) -> OwnLabels:
     """How a model's own loss reads labels, by the gradient that it gives the outputs.
 
     Args:
@@ -78,8 +86,8 @@ def read_by(loss: Tensor, outputs: Tensor, labels: Tensor, likelihood: Likelihoo
         if _is_multiple(own, likelihood.residual(outputs.detach(), targets)):
             return found
     raise InputError(
-        "the model's own loss reads its labels neither as those of the positions nor as those of the next ones; "
-        "give targets of the outputs' positions, as a pair (inputs, targets)"
+        "the model's own loss reads its labels neither as those of the positions nor as those of the next "
+        "ones; give targets of the outputs' positions, as a pair (inputs, targets)"
     )
 
 

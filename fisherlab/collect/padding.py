@@ -1,4 +1,4 @@
-"""Positions of padded sequences: those where a batch's `attention_mask` is 0 have no label, and are not counted."""
+"""Padding: positions where a batch's `attention_mask` is 0 have no label, and are not counted."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,10 @@ from fisherlab.collect.hooks import capture, outputs_of
 from fisherlab.collect.outputs import Outputs
 from fisherlab.layers import Layers, LayerView
 
-_MASKS = ("attention_mask", "decoder_attention_mask")  # of the inputs, and of what an encoder-decoder's decoder takes
+_MASKS = (
+    "attention_mask",
+    "decoder_attention_mask",
+)  # the second: of what a decoder is given
 _OF_DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
 
 
@@ -50,10 +53,8 @@ def tokens_of(inputs: ModelInputs, outputs: Tensor, *, decoder: bool = False) ->
     return mask if fits else None
 
 
-def padded_layers(
-    layers: Layers, inputs: ModelInputs, outputs: Outputs, batch_dim: int, *, decoder: bool
-) -> Layers:
-    """The layers with a `Padding` where their positions are those of a mask, and padding has no part in the loss.
+def padded_layers(layers: Layers, inputs: ModelInputs, outputs: Outputs, batch_dim: int) -> Layers:
+    """The layers with a `Padding` where their positions are those of a mask, and the loss needs none of it.
 
     A layer whose outputs at padding reach the loss (a mean over all positions) keeps all of its positions.
 
@@ -62,20 +63,21 @@ def padded_layers(
         inputs: of the first samples.
         outputs: calls the model.
         batch_dim: the dimension that counts samples.
-        decoder: whether the model's outputs are those of a decoder.
     """
     masks = dict(_masks(inputs))
     if not masks:
         return layers
     padding = sum((~mask).sum(1) for mask in masks.values())
     assert isinstance(padding, Tensor)
-    chosen = padding.argsort(descending=True)[:1]  # one sample, that with most padding, tells of its positions
+    chosen = padding.argsort(descending=True)[
+        :1
+    ]  # one sample, that with most padding, tells of its positions
     few = each(inputs, lambda x: x.index_select(batch_dim, chosen.to(x.device)))
     calls = {name: view for name, view in layers.items() if not view.by_gradients}
     with capture(calls, samples=1) as seen:
         found = outputs(few)
     column = random_column(found, torch.zeros(1, dtype=torch.bool))
-    tokens = tokens_of(few, found, decoder=decoder)
+    tokens = tokens_of(few, found, decoder=outputs.of_decoder)
     if tokens is not None:
         column = column.masked_fill(~tokens.reshape(*tokens.shape, *[1] * (found.dim() - 2)), 0.0)
     edges = [call.edge for own in seen.values() for call in own]
@@ -84,7 +86,8 @@ def padded_layers(
     gradients = iter(torch.autograd.grad(found, edges, column, allow_unused=True))
     small = dict(_masks(few))
     for name, view in calls.items():
-        pairs = [(call, call.gradients(next(gradients, None)).reshape(1, *call.output.shape)) for call in seen[name]]
+        found_g = [(call, next(gradients)) for call in seen[name]]
+        pairs = [(call, call.gradients(None if g is None else g.unsqueeze(0))) for call, g in found_g]
         if pairs and view.mask is None and not view.vector:
             g = outputs_of(view, pairs, 1, batch_dim)[0]
             key = _fitting(view, g, small, len(pairs))

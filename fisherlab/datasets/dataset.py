@@ -36,7 +36,8 @@ class Dataset:
     Attributes:
         name: the registered name, for example "mnist".
         inputs: a tensor, or a tuple of tensors or a dictionary where a model takes several; the first
-            dimension counts samples. Images are float32 [n, channels, height, width] in [0, 1], tokens int64 [n, T].
+            dimension counts samples. Images are float32 [n, channels, height, width] in [0, 1], tokens int64
+            [n, T].
         targets: int64, the classes [n] or the tokens [n, T].
         split: its name, for example "train".
         checksum: sha256 that identifies the source of this split.

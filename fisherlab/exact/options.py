@@ -93,8 +93,8 @@ class _Returned(TypedDict, total=False):
         "str | int | Callable[[Any], torch.Tensor] | None",
         Option(
             None,
-            "the name or the place of the outputs among what the model returns, or a function that takes them out "
-            "of it; None: a tensor itself, `logits`, or the only tensor.",
+            "the name or place of the outputs in what the model returns, or a function of it; None: "
+            "`logits`, or the only tensor.",
         ),
     ]
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fisherlab.collect.own_labels import IGNORED
+from fisherlab.collect.forms import IGNORED
 from fisherlab.datasets.dataset import Dataset
 from fisherlab.errors import InputError
 
@@ -98,7 +98,7 @@ def text_pairs(data: Dataset) -> tuple[Tensor, ...]:
         InputError: if the data set does not hold pairs of texts.
     """
     vocabulary(data)
-    if isinstance(data.inputs, Tensor):
+    if not isinstance(data.inputs, tuple):
         raise InputError(f"the data set {data.name!r} holds single texts; the model takes pairs of texts.")
     return data.inputs
 
