@@ -92,6 +92,7 @@ class Batches:
         self._data = data
         self._checksums: list[int] | None = None
         self._started = False
+        self._head: tuple[Any, int] | None = None  # a loader with workers is slow to start
         self.samples: int | None = None
         self.forms: dict[Form, tuple[int, ModelInputs]] = {}
         if self._tensors:
@@ -120,19 +121,25 @@ class Batches:
         """The first batch that has samples, as it was given, and its index."""
         if self._tensors:
             return self._data, 0
-        if isinstance(self._data, _Rest) or not isinstance(self._data, Iterator):
+        if self._head is None and isinstance(self._data, Iterator):
+            # It can be read only once: keep what the look takes from it.
+            taken: list[Any] = []
+
+            def read() -> Iterator[Any]:
+                for raw in self._data:
+                    taken.append(raw)
+                    yield raw
+
+            self._head = self._with_samples(read())
+            self._data = _Rest(taken, self._data)
+        elif self._head is None:
             with torch.random.fork_rng([]):
-                given = self._data.taken if isinstance(self._data, _Rest) else self._data
-                for index, raw in enumerate(given):
-                    if self.size(self._checked(raw, index)[0]):
-                        return raw, index
-            raise _empty()
-        # A generator can be read only once: keep what the look takes from it.
-        taken: list[Any] = []
-        for index, raw in enumerate(self._data):
-            taken.append(raw)
+                self._head = self._with_samples(self._data)
+        return self._head
+
+    def _with_samples(self, given: Iterable[Any]) -> tuple[Any, int]:
+        for index, raw in enumerate(given):
             if self.size(self._checked(raw, index)[0]):
-                self._data = _Rest(taken, self._data)
                 return raw, index
         raise _empty()
 
@@ -301,10 +308,10 @@ class _Rest:
     """A generator whose first batches were taken from it already."""
 
     def __init__(self, taken: list[Any], rest: Iterator[Any]) -> None:
-        self.taken, self._rest = taken, rest
+        self._taken, self._rest = taken, rest
 
     def __iter__(self) -> Iterator[Any]:
-        yield from self.taken
+        yield from self._taken
         yield from self._rest
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherlab.errors import InputTypeError
+from fisherlab.errors import InputError, InputTypeError
 
 ModelInputs = Tensor | tuple[Tensor, ...] | dict[str, Any]
 """What a model is called with: `model(x)`, `model(*x)` or `model(**x)`, with flags beside the tensors."""
@@ -71,7 +71,14 @@ class _Rows:
         self._rows = rows
 
     def __iter__(self) -> Iterator[Any]:
-        yield from self._rows.iter(batch_size=_ROWS)
+        for batch in self._rows.iter(batch_size=_ROWS):
+            if not all(isinstance(column, Tensor) for column in batch.values()):
+                listed = next(name for name, column in batch.items() if not isinstance(column, Tensor))
+                raise InputError(
+                    f'column {listed!r} of the data set is no tensor: give dataset.with_format("torch"), with '
+                    "columns of numbers that are padded to one shape"
+                )
+            yield batch
 
 
 def is_pair(data: Any) -> bool:

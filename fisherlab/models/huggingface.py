@@ -19,11 +19,12 @@ _TOKEN_CLASSES, _CLASSES = "ForTokenClassification", "ForSequenceClassification"
 
 
 class Pretrained(NamedTuple):
-    """A model, with random tokens and the likelihood of its head."""
+    """A model, with random tokens, the likelihood of its head, and where weights are from, if not random."""
 
     model: nn.Module
     data: tuple[dict[str, Tensor], Tensor]
     likelihood: str
+    weights: str
 
 
 def pretrained(name: str, seed: int) -> Pretrained:
@@ -48,8 +49,9 @@ def pretrained(name: str, seed: int) -> Pretrained:
     with _quiet(transformers):
         config = _config(transformers, name)
         architecture = _architecture(transformers, name, config)
-        model = _made(transformers, name, config, architecture)
-    return Pretrained(model, *_tokens(name, architecture, config, seed))
+        tokens = _tokens(name, architecture, config, seed)
+        model, weights = _made(transformers, name, config, architecture)
+    return Pretrained(model, *tokens, weights)
 
 
 def _config(transformers: Any, name: str) -> Any:
@@ -93,29 +95,23 @@ def _architecture(transformers: Any, name: str, config: Any) -> type[nn.Module]:
     raise _no_head(name, type(config).__name__)
 
 
-def _made(transformers: Any, name: str, config: Any, architecture: Any) -> nn.Module:
-    """The model with the weights of its folder, or as initialised."""
+def _made(transformers: Any, name: str, config: Any, architecture: Any) -> tuple[nn.Module, str]:
+    """The model with the weights of its folder, or as initialised, and where they are from."""
     folder = Path(name)
     if name in transformers.CONFIG_MAPPING and not folder.is_dir():
-        return _called(name, lambda: architecture(config))
+        return _called(name, lambda: architecture(config)), ""
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
             raise InputError(
                 f"the weights in {name!r} are pickles, which may run anything; save them as safetensors "
                 "(model.save_pretrained)"
             )
-        return _called(name, lambda: architecture(config))
-    return _called(
-        name,
-        lambda: architecture.from_pretrained(
-            name,
-            config=config,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-        ),
+        return _called(name, lambda: architecture(config)), ""
+    how = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    model = _called(
+        name, lambda: architecture.from_pretrained(name, config=config, dtype=torch.float32, **how)
     )
+    return model, str(folder.absolute()) if folder.is_dir() else name
 
 
 def _called(name: str, make: Callable[[], nn.Module]) -> nn.Module:

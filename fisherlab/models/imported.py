@@ -22,7 +22,7 @@ class Imported(NamedTuple):
     """What a factory gave: a model, and its own data and likelihood if it gave them.
 
     A library's model has no data of its own; `from_package` names where it comes from. `stand_in` says what
-    stands in the place of data.
+    stands in the place of data, `weights` where weights are from, if not as initialised.
     """
 
     model: nn.Module
@@ -30,6 +30,7 @@ class Imported(NamedTuple):
     likelihood: Any
     from_package: str = ""
     stand_in: str = ""
+    weights: str = ""
 
 
 def is_import(name: str) -> bool:
@@ -67,8 +68,9 @@ def import_model(name: str, seed: int) -> Imported:
     """
     library, _, model_name = name.partition(":")
     if library == TRANSFORMERS:
-        model, data, likelihood = seeded(lambda: pretrained(model_name, seed), seed)
-        return Imported(model, data, likelihood, stand_in=STAND_IN.format(seed=seed))
+        made = seeded(lambda: pretrained(model_name, seed), seed)
+        stand_in = STAND_IN.format(seed=seed)
+        return Imported(made.model, made.data, made.likelihood, stand_in=stand_in, weights=made.weights)
     if library in _LIBRARIES:
         return Imported(
             seeded(lambda: _library_model(library, model_name), seed), None, "categorical", library

@@ -185,6 +185,8 @@ def prepare(
         result = trained_weights(spec, dataset, seed, progress)
         model.load_state_dict(result.state)
         weights = WeightsOrigin(result.description, result.sha256, result.steps)
+    elif imported and imported.weights:
+        weights = WeightsOrigin(imported.weights, hash_of(model.state_dict()), None)
     convert = partial(converted, dtype=dtype, device=device)
     inputs = each(spec.preprocess(used), convert)
     if checkpoint is None and not on_the_spot and not imported and settle_norms(model, inputs):
