@@ -68,6 +68,7 @@ def _compare(config: CompareConfig, prepared: "Prepared", progress: bool) -> "Co
         "likelihood": config.likelihood or prepared.likelihood,
         "kind": config.kind,
         "layers": find_layers(prepared.model, config.layers, bias=config.bias, masks=prepared.masks),
+        "output": config.model_output,
         "memory": config.memory,
         "max_columns": config.max_columns,
         "draws": config.draws,

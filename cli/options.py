@@ -86,6 +86,12 @@ data_dir = _flag("data_dir", metavar="DIR", help="Where to look for data first."
 layers = _flag(
     "layers", multiple=True, metavar="GLOB", help="Names or globs of layers; repeatable.  [default: all]"
 )
+model_output = click.option(
+    "--output",
+    "model_output",
+    metavar="NAME",
+    help="Of a model that returns several things.  [default: logits, or the only tensor]",
+)
 likelihood = _flag(
     "likelihood",
     metavar="NAME",
@@ -96,7 +102,10 @@ dtype = _flag("dtype", metavar="|".join(DTYPES), help="Of weights and data.  [de
 seed = _flag("seed", help="Of weights, samples and drawn labels.")
 model = together(
     click.option(
-        "--model", required=True, help="A built-in model (see `list models`), or package.module:factory."
+        "--model",
+        required=True,
+        help="A built-in model (see `list models`); package.module:factory, which returns model, (model, "
+        "data) or (model, data, likelihood); torchvision:NAME, timm:NAME, transformers:CONFIG_OR_PATH.",
     ),
     _flag("checkpoint", metavar="FILE", help="Weights: .safetensors, or a state dict of torch.save."),
     _flag("data", metavar="NAME", help="A data set (see `list data`) in place of the model's own."),
@@ -113,6 +122,7 @@ _FISHER = together(
         "kind", metavar="KIND", help="Labels of the Fisher: predictive, monte-carlo, empirical or layerwise."
     ),
     likelihood,
+    model_output,
     _flag(
         "bias",
         metavar="|".join(BIAS_MODES),

@@ -19,6 +19,7 @@ from .represent_run import perform
 )
 @options.layers
 @options.likelihood
+@options.model_output
 @options.dtype
 @options.device
 @options.seed

@@ -59,6 +59,7 @@ def _represent(config: RepresentConfig, prepared: "Prepared", progress: bool) ->
         prepared.data,
         config.likelihood or prepared.likelihood,
         config.layers,
+        output=config.model_output,
         generator=torch.Generator().manual_seed(config.seed),
         progress=progress,
         about=preparing.about(config, prepared),

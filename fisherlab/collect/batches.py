@@ -12,9 +12,12 @@ from fisherlab.arguments import check
 from fisherlab.collect.forms import (
     Batch,
     ModelInputs,
+    OwnLabels,
     described,
+    in_batches,
     is_no_batches,
     is_pair,
+    name_of,
     split,
     tensors_of,
     way_out,
@@ -49,34 +52,12 @@ def called(model: Callable[..., Any], inputs: ModelInputs) -> Any:
         raise InputError(f"the model fails on inputs {given} ({why}); check that the data fit it") from error
 
 
-def outputs_of_model(model: Callable[..., Any], inputs: ModelInputs) -> Tensor:
-    """As `called`, of a model that may return anything.
-
-    Raises:
-        InputError: as `called`.
-        InputTypeError: where the model returns anything but one dense tensor of real numbers.
-    """
-    outputs = called(model, inputs)
-    if not isinstance(outputs, Tensor):
-        raise InputTypeError(
-            f"the model returns a {type(outputs).__name__}; wrap it so that it returns one tensor of outputs"
-        )
-    if not outputs.dim():
-        raise InputError("the model returns a single number; wrap it so that it returns outputs a sample")
-    if not outputs.is_floating_point() or outputs.layout != torch.strided:
-        raise InputTypeError(
-            f"the model returns a {outputs.layout} tensor of {outputs.dtype}; wrap it so that it returns a "
-            "dense one of real numbers, such as logits"
-        )
-    return outputs
-
-
 def each(inputs: ModelInputs, change: Callable[[Tensor], Tensor]) -> Any:
-    """The inputs with every tensor changed."""
+    """The inputs with every tensor changed; what stands beside them is as before."""
     if isinstance(inputs, Tensor):
         return change(inputs)
     if isinstance(inputs, dict):
-        return {name: change(value) for name, value in inputs.items()}
+        return {n: change(value) if isinstance(value, Tensor) else value for n, value in inputs.items()}
     return tuple(change(value) for value in inputs)
 
 
@@ -87,14 +68,21 @@ class Batches:
     that shuffles or augments is found out. Batches are cut where they are larger than the caller wants.
 
     Args:
-        data: a pair `(inputs, targets)` (targets may be None), inputs alone, or an iterable of either;
-            inputs are a tensor, or a tuple or dictionary of tensors for a model with several arguments.
+        data: a pair `(inputs, targets)` (targets may be None), inputs alone, an iterable of either, or a
+            `datasets.Dataset` with the format of torch; inputs are a tensor, or a tuple or dictionary of
+            tensors for a model with several arguments, a dictionary also with flags. Where a dictionary has
+            no targets beside it, its `labels` (or `label`) are the targets.
         samples_dim: the dimension of the inputs that counts samples.
+
+    Attributes:
+        labels: how labels within a dictionary are read; the model says so, see `OwnLabels`.
     """
 
     def __init__(self, data: Any, samples_dim: int = 0) -> None:
         check("batch_dim", samples_dim, int)
         self._dim = samples_dim
+        self.labels = OwnLabels()
+        data = in_batches(data)
         self._tensors = isinstance(data, (Tensor, Mapping)) or is_pair(data)
         if not self._tensors and (not isinstance(data, Iterable) or is_no_batches(data)):
             raise InputTypeError(
@@ -104,12 +92,19 @@ class Batches:
         self._data = data
         self._checksums: list[int] | None = None
         self._started = False
+        self._head: tuple[Any, int] | None = None  # a loader with workers is slow to start
         self.samples: int | None = None
         self.forms: dict[Form, tuple[int, ModelInputs]] = {}
         if self._tensors:
             self.samples = self.size(self._checked(data, 0)[0])
             if not self.samples:
                 raise _empty()
+
+    def own_labels(self) -> str | None:
+        """The name of the labels within the first batch; None: it has targets beside it, or no labels."""
+        raw, _ = self._first_raw()
+        alone = raw[0] if is_pair(raw) and raw[1] is None else raw
+        return name_of(alone[0] if isinstance(alone, (tuple, list)) and len(alone) == 1 else alone)
 
     def size(self, inputs: ModelInputs) -> int:
         """The number of samples."""
@@ -120,20 +115,32 @@ class Batches:
 
         Starting a `DataLoader` draws from torch's random state, which is put back.
         """
-        if self._tensors or not isinstance(self._data, Iterator):
+        return self._cut(self._checked(*self._first_raw()), 0, samples)
+
+    def _first_raw(self) -> tuple[Any, int]:
+        """The first batch that has samples, as it was given, and its index."""
+        if self._tensors:
+            return self._data, 0
+        if self._head is None and isinstance(self._data, Iterator):
+            # It can be read only once: keep what the look takes from it.
+            taken: list[Any] = []
+
+            def read() -> Iterator[Any]:
+                for raw in self._data:
+                    taken.append(raw)
+                    yield raw
+
+            self._head = self._with_samples(read())
+            self._data = _Rest(taken, self._data)
+        elif self._head is None:
             with torch.random.fork_rng([]):
-                for batch in self._raw():
-                    if self.size(batch[0]):
-                        return self._cut(batch, 0, samples)
-            raise _empty()
-        # A generator can be read only once: keep what the look takes from it.
-        taken: list[Any] = []
-        for index, raw in enumerate(self._data):
-            taken.append(raw)
-            batch = self._checked(raw, index)
-            if self.size(batch[0]):
-                self._data = _Rest(taken, self._data)
-                return self._cut(batch, 0, samples)
+                self._head = self._with_samples(self._data)
+        return self._head
+
+    def _with_samples(self, given: Iterable[Any]) -> tuple[Any, int]:
+        for index, raw in enumerate(given):
+            if self.size(self._checked(raw, index)[0]):
+                return raw, index
         raise _empty()
 
     def batches(self, most: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
@@ -144,7 +151,7 @@ class Batches:
                 not finite, or a second pass differs from the first.
         """
         if self._tensors:
-            yield from self._cuts(split(self._data, 0), most, start, stop)
+            yield from self._cuts(self._split(self._data, 0), most, start, stop)
             return
         checksums: list[int] = []
         count = 0
@@ -185,7 +192,7 @@ class Batches:
         """A hash of all values, in hexadecimal; empty for a generator that is not read to its end yet."""
         checksums = self._checksums
         if self._tensors:
-            checksums = [_checksum(split(self._data, 0))]
+            checksums = [_checksum(self._split(self._data, 0))]
         elif checksums is None and not isinstance(self._data, _Rest):
             with torch.random.fork_rng([]):
                 checksums = [_checksum(batch) for batch in self._raw()]
@@ -193,7 +200,7 @@ class Batches:
 
     def _raw(self) -> Iterator[Batch]:
         if self._tensors:
-            yield split(self._data, 0)
+            yield self._split(self._data, 0)
             return
         if isinstance(self._data, _Rest):
             if self._started:
@@ -215,9 +222,14 @@ class Batches:
                     )
             yield batch
 
+    def _split(self, batch: Any, index: int) -> Batch:
+        """A batch as it was given, its own labels taken for targets where it has no others."""
+        inputs, targets = split(batch, index)
+        return self.labels.split(inputs) if targets is None else (inputs, targets)
+
     def _checked(self, batch: Any, index: int) -> Batch:
         """A batch as it was given, of tensors that belong together; it may be empty."""
-        inputs, targets = split(batch, index)
+        inputs, targets = self._split(batch, index)
         named = [("inputs", values) for values in tensors_of(inputs)]
         named += [] if targets is None else [("targets", targets)]
         for what, values in named:
@@ -331,8 +343,9 @@ def hash_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _checksum(batch: Batch) -> int:
-    value = 0
     inputs, targets = batch
+    flags = {n: v for n, v in inputs.items() if not isinstance(v, Tensor)} if isinstance(inputs, dict) else {}
+    value = zlib.crc32(repr(flags).encode()) if flags else 0
     for tensor in (*tensors_of(inputs), *([] if targets is None else [targets])):
         value = zlib.crc32(_bytes(tensor), value)
     return value

@@ -32,6 +32,9 @@ from fisherlab.collect.hooks import (
     valid_of,
 )
 from fisherlab.collect.layer_batch import LayerBatch, mask_of, masked, valid_positions, whole
+from fisherlab.collect.outputs import Output, Outputs
+from fisherlab.collect.own_labels import own_labels
+from fisherlab.collect.padding import Padding, padded_layers, tokens_of
 from fisherlab.collect.reading import MOST, Reading
 from fisherlab.collect.refusals import require_finite_gradients, require_finite_weights
 from fisherlab.collect.sample_gradients import SampleGradients
@@ -40,7 +43,7 @@ from fisherlab.errors import InputError
 from fisherlab.layers import Activation, LayerCall, Layers, find_activations
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.likelihoods.draws import Generators, drawn_seed
-from fisherlab.likelihoods.labels import LAYERWISE_COLUMNS, LabelKind
+from fisherlab.likelihoods.labels import LAYERWISE_COLUMNS, LabelKind, masked_columns
 
 _GRADIENT_BYTES = 2**28  # of samples' gradients at a time: a choice, small beside the 4 GiB given by default
 
@@ -53,10 +56,11 @@ class Collector:
     `vectors` are the layers that are summed as ones with a single position; batches with more are refused.
 
     Args:
-        model: the network; its output is one tensor [n, …].
+        model: the network.
         layers: the layers to look at.
         data: see `Batches`.
         likelihood: what the output means.
+        output: which tensor of what the model returns is its output, see `Outputs`.
         draws: labels a sample for the kind `monte-carlo`.
         batch_dim: the dimension that counts samples in the layers' inputs and outputs.
         generator: source of the seed for drawn labels; None: seed 0. Every pass draws the same labels.
@@ -70,6 +74,7 @@ class Collector:
         data: Any,
         likelihood: Likelihood,
         *,
+        output: Output = None,
         draws: int = 1,
         batch_dim: int = 0,
         generator: torch.Generator | None = None,
@@ -85,7 +90,9 @@ class Collector:
         self.device, self.dtype = first.device, first.dtype
         require_finite_weights(model)
         self.remarks: dict[str, str] = {}
-        self._reading = Reading(model, self.batches, batch_dim)
+        self.outputs = Outputs(model, output)
+        self.batches.labels = own_labels(self.batches, model, self.outputs, likelihood)
+        self._reading = Reading(model, self.batches, batch_dim, self.outputs)
         self._sample_gradients: dict[tuple[str, ...], SampleGradients] = {}
         self.vectors: frozenset[str] = frozenset()
         self.sizes = self._look()
@@ -166,8 +173,16 @@ class Collector:
         outputs: Tensor,
         targets: Tensor | None,
         generators: Generators,
+        inputs: ModelInputs,
     ) -> Tensor:
-        """The label columns [c, n, …] of one of `LABEL_KINDS`."""
+        """The label columns [c, n, …] of one of `LABEL_KINDS`; zero at the padding of inputs."""
+        columns = self._every_column(kind, outputs, targets, generators)
+        tokens = tokens_of(inputs, outputs, decoder=self.outputs.of_decoder)
+        return columns if tokens is None else masked_columns(columns, tokens)
+
+    def _every_column(
+        self, kind: str, outputs: Tensor, targets: Tensor | None, generators: Generators
+    ) -> Tensor:
         if kind in ("predictive", "empirical"):
             return label_columns(self.likelihood, kind, outputs, targets)
         draws = 1 if kind == "drawn" else self._draws
@@ -207,7 +222,7 @@ class Collector:
         yield {name: batch.part(batch.g, True) for name, batch in batches.items()}
         wanted = [kind for kind in LABEL_KINDS if any(kind in kinds for kinds in needs.values())]
         for kind in wanted:
-            columns = self.columns(kind, outputs.detach(), targets, generators)
+            columns = self.columns(kind, outputs.detach(), targets, generators, inputs)
             taken = {name: batches[name] for name in needs if kind in needs[name]}
             others = {name: batch for name, batch in taken.items() if name not in seen}
             if others:
@@ -297,7 +312,9 @@ class Collector:
         """
         names = tuple(names)
         if names not in self._sample_gradients:
-            rows = SampleGradients(self.model, [self.layers[name] for name in names], self.batch_dim)
+            rows = SampleGradients(
+                self.model, [self.layers[name] for name in names], self.batch_dim, self.outputs
+            )
             for name, reason in rows.why_not(*self._reading.looked_at).items():
                 if reason:
                     raise InputError(
@@ -356,17 +373,27 @@ class Collector:
         if batch.valid is None:
             return g
         valid = batch.valid[None, :, :, None]
-        checked = batch.start == 0 and kind in LABEL_KINDS and not view.one_hot
+        padding = isinstance(view.mask, Padding)
+        checked = (padding or (batch.start == 0 and not view.one_hot)) and kind in LABEL_KINDS
         if checked and bool(g.masked_fill(valid, 0.0).any()):
+            if padding:
+                raise InputError(
+                    f"the loss depends on what layer {name!r} gives at padding, which it did not in the "
+                    "first samples; put a batch with padding first"
+                )
             raise InputError(
                 f"the mask of layer {name!r} hides positions that the loss depends on; leave them in"
             )
         return g.masked_fill(~valid, 0.0)
 
+    def _first(self) -> tuple[ModelInputs, Tensor | None]:
+        """The first samples, in the model's dtype and on its device."""
+        inputs, targets = self.batches.first(MOST)
+        return each(inputs, self._move), None if targets is None else self._move(targets)
+
     def _look(self) -> PassSizes:
         """Reads a few samples: how each layer is to be read, and sizes."""
-        inputs, targets = self.batches.first(MOST)
-        inputs, targets = each(inputs, self._move), None if targets is None else self._move(targets)
+        inputs, targets = self._first()
         counted: list[int] = []
 
         def check(outputs: Tensor) -> None:
@@ -382,6 +409,7 @@ class Collector:
             self.leave_out(self._reading.left_out, stacklevel=6)
             self.remarks = self._reading.remarks
             self.layers = self.layers.read_as(self._reading.views, self.remarks)
+            self.layers = padded_layers(self.layers, inputs, self.outputs, self.batch_dim)
             self.activations: dict[str, Activation] = {}
             for name, found in find_activations(first.outputs, first.seen).items():
                 given = self.layers[name].activation

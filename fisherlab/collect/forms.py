@@ -1,28 +1,37 @@
 """What a batch may be: a pair (inputs, targets) or inputs alone; and what is said of anything else."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fisherlab.errors import InputTypeError
+from fisherlab.errors import InputError, InputTypeError
 
-ModelInputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
-"""What a model is called with: `model(x)`, `model(*x)` or `model(**x)`."""
+ModelInputs = Tensor | tuple[Tensor, ...] | dict[str, Any]
+"""What a model is called with: `model(x)`, `model(*x)` or `model(**x)`, with flags beside the tensors."""
 
 Batch = tuple[ModelInputs, Tensor | None]
 
+_ROWS = 256  # of a data set of the package datasets in a batch: a choice
 _SHOWN = 4  # parts of a batch that an error names: a choice, what a line holds
+
+
+_LABELS = ("labels", "label")
+IGNORED = -100
+"""The target of a position without a token; the default `ignore_index` of the token likelihood."""
 
 
 def tensors_of(inputs: ModelInputs) -> tuple[Tensor, ...]:
     """The tensors of the inputs."""
     if isinstance(inputs, Tensor):
         return (inputs,)
-    return tuple(inputs.values() if isinstance(inputs, dict) else inputs)
+    values = inputs.values() if isinstance(inputs, dict) else inputs
+    return tuple(value for value in values if isinstance(value, Tensor))
 
 
 def split(batch: Any, index: int) -> Batch:
@@ -43,6 +52,35 @@ def split(batch: Any, index: int) -> Batch:
     )
 
 
+def _strangers(inputs: Mapping[str, Any]) -> list[str]:
+    """The names of inputs that are neither a tensor nor a flag."""
+    known = Tensor, NoneType, bool, int, float, str
+    return [name for name, value in inputs.items() if not isinstance(value, known)]
+
+
+def in_batches(data: Any) -> Any:
+    """A data set of the package datasets as its batches, which it gives itself; anything else as it is."""
+    of_datasets = type(data).__module__.partition(".")[0] == "datasets" and hasattr(data, "iter")
+    return _Rows(data) if of_datasets else data
+
+
+class _Rows:
+    """The batches of a `datasets.Dataset`; they can be read again."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._rows.iter(batch_size=_ROWS):
+            if not all(isinstance(column, Tensor) for column in batch.values()):
+                listed = next(name for name, column in batch.items() if not isinstance(column, Tensor))
+                raise InputError(
+                    f'column {listed!r} of the data set is no tensor: give dataset.with_format("torch"), with '
+                    "columns of numbers that are padded to one shape"
+                )
+            yield batch
+
+
 def is_pair(data: Any) -> bool:
     """Whether something is inputs with targets, which may be None."""
     return (
@@ -56,9 +94,11 @@ def is_pair(data: Any) -> bool:
 def _are_inputs(value: Any) -> bool:
     if isinstance(value, Tensor):
         return True
-    values = value.values() if isinstance(value, Mapping) else value
-    several = isinstance(value, (tuple, list, Mapping)) and len(value) > 0
-    return several and all(isinstance(v, Tensor) for v in values)
+    if isinstance(value, Mapping):
+        return any(isinstance(one, Tensor) for one in value.values()) and not _strangers(value)
+    return (
+        isinstance(value, (tuple, list)) and len(value) > 0 and all(isinstance(one, Tensor) for one in value)
+    )
 
 
 def is_no_batches(data: Any) -> bool:
@@ -95,6 +135,11 @@ def _type_name(value: Any) -> str:
 
 def way_out(batch: Any) -> str:
     """What to do about a batch of another form, where that can be told."""
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    strange = _strangers(inputs) if isinstance(inputs, Mapping) else []
+    if strange and any(isinstance(one, Tensor) for one in inputs.values()):
+        kind = type(inputs[strange[0]]).__name__
+        return f"; {strange[0]!r} among the inputs is a {kind}, neither a tensor nor a flag: take it out"
     parts = batch.values() if isinstance(batch, Mapping) else batch
     parts = list(parts) if isinstance(batch, (tuple, list, Mapping)) else [batch]
     if any(map(_is_array, parts)):
@@ -122,4 +167,39 @@ def why_no_numbers(values: Tensor) -> str:
 def _plain(inputs: Any) -> ModelInputs:
     if isinstance(inputs, Tensor):
         return inputs
-    return dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
+    return (
+        {str(name): value for name, value in inputs.items()} if isinstance(inputs, Mapping) else tuple(inputs)
+    )
+
+
+@dataclass(frozen=True)
+class OwnLabels:
+    """How the labels within a batch are read.
+
+    Attributes:
+        shifted: whether the label of a position is that of the next one, and the last has none.
+        kept: whether the model is called with them.
+    """
+
+    shifted: bool = False
+    kept: bool = False
+
+    def split(self, inputs: ModelInputs) -> tuple[ModelInputs, Tensor | None]:
+        """The inputs of a model, and the targets that stand among them."""
+        name = name_of(inputs)
+        if name is None or not isinstance(inputs, dict):
+            return inputs, None
+        targets = inputs[name]
+        if not self.kept:
+            inputs = {key: value for key, value in inputs.items() if key != name}
+        if self.shifted:
+            targets = torch.cat([targets[:, 1:], torch.full_like(targets[:, :1], IGNORED)], 1)
+        return inputs, targets
+
+
+def name_of(inputs: Any) -> str | None:
+    """Under which name labels stand in a batch; None: under none, or beside nothing."""
+    if not isinstance(inputs, Mapping):
+        return None
+    found = [name for name in _LABELS if isinstance(inputs.get(name), Tensor)]
+    return found[0] if found and len(inputs) > 1 else None

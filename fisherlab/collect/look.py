@@ -25,9 +25,10 @@ from fisherlab.collect.agreement import (
     silent_samples,
     why_not,
 )
-from fisherlab.collect.batches import each, outputs_of_model
+from fisherlab.collect.batches import each
 from fisherlab.collect.forms import ModelInputs
 from fisherlab.collect.hooks import backward, capture
+from fisherlab.collect.outputs import Outputs
 from fisherlab.collect.refusals import (
     node_names,
     not_finite,
@@ -111,10 +112,12 @@ class Looker:
         model: the network, in evaluation mode.
         batch_dim: the dimension that counts samples in its inputs and, unless a view says otherwise, in the
             layers' tensors.
+        outputs: calls it.
     """
 
     model: nn.Module
     batch_dim: int
+    outputs: Outputs
 
     def look(
         self,
@@ -235,7 +238,7 @@ class Looker:
             numbers: how many numbers a pass of one sample computes.
         """
         with capture(layers) as seen:
-            outputs = outputs_of_model(self.model, inputs)
+            outputs = self.outputs(inputs)
         edges: list[Any] = [call.edge for calls in seen.values() for call in calls]
         if not edges:
             return True
@@ -278,7 +281,7 @@ class Looker:
     def _outputs(self, layers: Mapping[str, LayerView], inputs: ModelInputs) -> Tensor:
         """The model's outputs, along the ways of a look but with no layer expanded."""
         with capture(layers, outputs=False):
-            return outputs_of_model(self.model, inputs).detach()
+            return self.outputs(inputs).detach()
 
     def _backward(
         self,
@@ -305,7 +308,7 @@ class Looker:
         self, layers: Mapping[str, LayerView], inputs: ModelInputs, samples: int
     ) -> tuple[Tensor, dict[str, list[LayerCall]]]:
         with capture(layers, samples=samples) as seen:
-            return outputs_of_model(self.model, inputs), seen
+            return self.outputs(inputs), seen
 
     def _second_twice(self, x: Tensor) -> Tensor:
         second = x.narrow(self.batch_dim, 1, 1)

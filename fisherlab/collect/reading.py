@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from fisherlab.base.memory import at_most
 from fisherlab.collect.agreement import NOT_FINITE
-from fisherlab.collect.batches import Batches, Form, each, outputs_of_model
+from fisherlab.collect.batches import Batches, Form, each
 from fisherlab.collect.forms import ModelInputs, tensors_of
 from fisherlab.collect.hooks import capture, inputs_of
 from fisherlab.collect.look import FEW, Look, Looker, moves_rows
+from fisherlab.collect.outputs import Outputs
 from fisherlab.collect.refusals import require_finite
 from fisherlab.collect.sample_gradients import SampleGradients
 from fisherlab.errors import InputError
@@ -43,6 +44,7 @@ class Reading:
         model: the network.
         batches: what tells samples and shapes of its inputs.
         batch_dim: the dimension that counts samples, unless a view says otherwise.
+        outputs: calls the model.
 
     Attributes:
         views: the layers that can be read, as they are.
@@ -55,9 +57,9 @@ class Reading:
         positions: T by layer, over all calls: the most that were looked at.
     """
 
-    def __init__(self, model: nn.Module, batches: Batches, batch_dim: int) -> None:
-        self._model, self._batches, self._batch_dim = model, batches, batch_dim
-        self._looker = Looker(model, batch_dim)
+    def __init__(self, model: nn.Module, batches: Batches, batch_dim: int, outputs: Outputs) -> None:
+        self._model, self._batches, self._batch_dim, self._outputs = model, batches, batch_dim, outputs
+        self._looker = Looker(model, batch_dim, outputs)
         self.views: dict[str, LayerView] = {}
         self.left_out: dict[str, str] = {}
         self.remarks: dict[str, str] = {}
@@ -140,7 +142,7 @@ class Reading:
         """
         samples = self._batches.size(inputs)
         with capture(self.captured, samples=samples) as seen:
-            outputs = outputs_of_model(self._model, inputs)
+            outputs = self._outputs(inputs)
         require_finite(outputs, seen, index)
         for name, known in self._rows.get(self._batches.form(inputs), {}).items():
             try:
@@ -313,7 +315,7 @@ class Reading:
         without: dict[str, str] = {}
         if not views:
             return without
-        rows = SampleGradients(self._model, views, self._batch_dim)
+        rows = SampleGradients(self._model, views, self._batch_dim, self._outputs)
         for look in looks:
             wrong = rows.why_not(look.inputs, look.column)
             without |= {n: f"{reasons[n]}, and {why}" for n, why in wrong.items() if why}

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from fisherlab.collect.agreement import close
-from fisherlab.collect.batches import called, each
+from fisherlab.collect.batches import each
 from fisherlab.collect.forms import ModelInputs, tensors_of
+from fisherlab.collect.outputs import Outputs
 from fisherlab.errors import FisherlabError
 from fisherlab.layers import LayerView
 from fisherlab.linalg.numerics import spans
@@ -27,10 +28,13 @@ class SampleGradients:
         model: the network, in evaluation mode.
         views: the blocks.
         batch_dim: the dimension of the model's inputs that counts samples.
+        outputs: calls the model.
     """
 
-    def __init__(self, model: nn.Module, views: Sequence[LayerView], batch_dim: int) -> None:
-        self._model, self._views, self._batch_dim = model, views, batch_dim
+    def __init__(
+        self, model: nn.Module, views: Sequence[LayerView], batch_dim: int, outputs: Outputs
+    ) -> None:
+        self._model, self._views, self._batch_dim, self._outputs = model, views, batch_dim, outputs
         own = dict(model.named_parameters())
         names = dict.fromkeys(name for view in views for name in view.parameters)
         self._own = {name: own[name] for name in names}
@@ -63,7 +67,7 @@ class SampleGradients:
             inputs: of a few samples.
             u: a column [n, …] at their outputs.
         """
-        outputs = called(self._model, inputs)
+        outputs = self._outputs(inputs)
         expected, rounding = self._gradients(outputs, u), _rounding(self._model, outputs, u)
         totals = {view.name: torch.zeros((), dtype=torch.float64) for view in self._views}
         squares = dict.fromkeys(totals, 0.0)
@@ -113,7 +117,7 @@ class SampleGradients:
     def _rows(self, inputs: ModelInputs, u: Tensor) -> Iterator[dict[str, Tensor]]:
         """For each sample V [c, m, d] of every block, by plain autograd."""
         for n, columns in enumerate(u):
-            outputs = called(self._model, self._samples_between(inputs, n, n + 1))
+            outputs = self._outputs(self._samples_between(inputs, n, n + 1))
             pulled = [self._gradients(outputs, column.unsqueeze(0)) for column in columns]
             gradients = {name: torch.stack([one[name] for one in pulled]) for name in self._own}
             yield {view.name: view.to_matrix(gradients) for view in self._views}
@@ -128,12 +132,18 @@ class SampleGradients:
         return {name: _filled(g, parameter) for (name, parameter), g in pairs}
 
     def _together(self, inputs: ModelInputs, u: Tensor) -> dict[str, Tensor]:
+        """The same by vmap over the tensors of the inputs: what stands beside them is no sample's."""
+
+        def of_sample(tensors: tuple[Tensor, ...], u: Tensor) -> dict[str, Tensor]:
+            own = iter(tensors)
+            return self._sample(each(inputs, lambda _: next(own)), u)
+
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # vmap has no rule for its kernel
         try:
             with warnings.catch_warnings():  # of other functions without one, which torch takes one by one
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-                return vmap(self._sample, in_dims=(self._batch_dim, 0))(inputs, u)
+                return vmap(of_sample, in_dims=(self._batch_dim, 0))(tensors_of(inputs), u)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
 
@@ -145,7 +155,8 @@ class SampleGradients:
     def _output(self, block: Mapping[str, Tensor], x: ModelInputs) -> Tensor:
         x = each(x, lambda value: value.unsqueeze(self._batch_dim))
         arguments, keywords = ((), x) if isinstance(x, dict) else (tensors_of(x), {})
-        return functional_call(self._model, {**self._parameters, **block}, arguments, keywords).squeeze(0)
+        returned = functional_call(self._model, {**self._parameters, **block}, arguments, keywords)
+        return self._outputs.of(returned).squeeze(0)
 
 
 def _filled(gradient: Tensor | None, parameter: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ def compare(
             results=results,
             layers=_covered(collector),
             coupling_matrix=experiment.coupling(),
-            about=about or Origin.given(model, data),
+            about=replace(about or Origin.given(model, data), output=collector.outputs.taken),
             device=str(collector.device),
             dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         )

@@ -1,6 +1,7 @@
 """One split of a data set in memory, and random subsets of it."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from fisherlab.arguments import Seed, Whole, checked
 from fisherlab.errors import InputError
 
-Inputs = Tensor | tuple[Tensor, ...]
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Any]
 
 
 @checked
@@ -34,8 +35,9 @@ class Dataset:
 
     Attributes:
         name: the registered name, for example "mnist".
-        inputs: a tensor, or a tuple of tensors where a model takes several; the first dimension counts
-            samples. Images are float32 [n, channels, height, width] in [0, 1], tokens int64 [n, T].
+        inputs: a tensor, or a tuple of tensors or a dictionary where a model takes several; the first
+            dimension counts samples. Images are float32 [n, channels, height, width] in [0, 1], tokens int64
+            [n, T].
         targets: int64, the classes [n] or the tokens [n, T].
         split: its name, for example "train".
         checksum: sha256 that identifies the source of this split.
@@ -82,7 +84,16 @@ class Dataset:
             InputError: if `samples` is below 1 or above the number of samples.
         """
         kept = random_indices(len(self), samples, seed)
-        inputs = self.inputs
-        chosen = inputs[kept] if isinstance(inputs, Tensor) else tuple(part[kept] for part in inputs)
+
+        def chosen_of(part: Any) -> Any:
+            return part[kept] if isinstance(part, Tensor) else part  # a flag is no sample's
+
+        match self.inputs:
+            case dict() as inputs:
+                chosen: Inputs = {name: chosen_of(part) for name, part in inputs.items()}
+            case tuple() as inputs:
+                chosen = tuple(map(chosen_of, inputs))
+            case inputs:
+                chosen = chosen_of(inputs)
         references = tuple(self.references[place] for place in kept.tolist()) if self.references else ()
         return replace(self, inputs=chosen, targets=self.targets[kept], references=references)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.base.memory import at_most, limited
-from fisherlab.collect.batches import called, masks_of
+from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.hooks import unchanged
 from fisherlab.collect.layer_batch import LayerBatch
@@ -199,7 +199,7 @@ def _gradient_matrices(collector: Collector, view: LayerView, kind: str) -> Iter
         rows_of = collector.sample_gradients([view.name])
         for index, (inputs, targets) in enumerate(collector.read(most)):
             with torch.no_grad():
-                u = collector.columns(kind, called(model, inputs), targets, generators)
+                u = collector.columns(kind, collector.outputs(inputs), targets, generators, inputs)
             V = rows_of(inputs, u.transpose(0, 1))[view.name]
             require_finite_gradients(view.name, V, index)
             yield V.flatten(0, 1), u.shape[1]

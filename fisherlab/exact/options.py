@@ -88,19 +88,30 @@ class _Shown(TypedDict, total=False):
     progress: Annotated[Progress, Option(False, "True for bars on stderr.")]
 
 
-class AnalysisOptions(_Limits, _Draws, _Reading, _Shown, total=False):
+class _Returned(TypedDict, total=False):
+    output: Annotated[
+        "str | int | Callable[[Any], torch.Tensor] | None",
+        Option(
+            None,
+            "the name or place of the outputs in what the model returns, or a function of it; None: "
+            "`logits`, or the only tensor.",
+        ),
+    ]
+
+
+class AnalysisOptions(_Returned, _Limits, _Draws, _Reading, _Shown, total=False):
     """The options of `exact_fisher`, `approximate`, `collect_statistics` and `compare`."""
 
 
-class PassOptions(_Draws, _Reading, _Shown, total=False):
+class PassOptions(_Returned, _Draws, _Reading, _Shown, total=False):
     """Those that a pass over the data takes."""
 
 
-class ReadingOptions(_Reading, _Shown, total=False):
+class ReadingOptions(_Returned, _Reading, _Shown, total=False):
     """Those of `represent`, which makes no blocks."""
 
 
-class TraceOptions(_Limits, _Draws, _Shown, total=False):
+class TraceOptions(_Returned, _Limits, _Draws, _Shown, total=False):
     """Those of `trace`, which has a seed for the generators of its comparisons."""
 
 

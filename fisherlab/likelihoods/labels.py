@@ -124,10 +124,10 @@ def label_columns(
         labels = likelihood.draw(outputs, draws, generator)[part]
         columns = torch.stack([likelihood.drawn_residual(outputs, label) for label in labels]) / draws**0.5
     mask = None if targets is None else likelihood.mask(targets)
-    return columns if mask is None else _masked(columns, mask)
+    return columns if mask is None else masked_columns(columns, mask)
 
 
-def _masked(columns: Tensor, mask: Tensor) -> Tensor:
+def masked_columns(columns: Tensor, mask: Tensor) -> Tensor:
     """Columns [c, n, T, …] with zeros where the mask [n, T] is False."""
     missing = columns.dim() - 1 - mask.dim()
     return columns.masked_fill(~mask.reshape(*mask.shape, *[1] * missing), 0.0)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherlab.collect.batches import called, each
+from fisherlab.collect.batches import each
+from fisherlab.collect.outputs import Outputs
 from fisherlab.errors import FisherlabError, NumericalError
 from fisherlab.loop.augment import Augment, augmented
 from fisherlab.loop.objectives import Objective
@@ -101,7 +102,7 @@ class Steps:
             inputs, targets = self._samples.take(self._own(chosen, micro))
             inputs = each(inputs, lambda images, share=share: augmented(images, share))  # type: ignore[misc]
             with self.apart(last=micro == self._accumulation - 1):
-                outputs = called(self.forward, inputs)
+                outputs = Outputs(self.forward)(inputs)
                 loss = self._objective.total(outputs, targets, self._objective.smoothing)
                 loss = loss * (self.processes / max(count, 1))
                 self.backward(loss)

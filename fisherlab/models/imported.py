@@ -1,4 +1,4 @@
-"""Models from elsewhere: the user's ``package.module:factory``, or ``torchvision:NAME``, ``timm:NAME``."""
+"""Models from elsewhere: the user's ``package.module:factory``, or ``LIBRARY:NAME`` of a library."""
 
 import difflib
 import importlib
@@ -9,24 +9,28 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
-from fisherlab.collect.batches import is_finite
-from fisherlab.datasets.dataset import Inputs
 from fisherlab.errors import FisherlabError, InputError, unknown
+from fisherlab.models.huggingface import STAND_IN, pretrained
 from fisherlab.models.seeding import seeded
+
+TRANSFORMERS = "transformers"
 
 
 class Imported(NamedTuple):
     """What a factory gave: a model, and its own data and likelihood if it gave them.
 
-    A library's model has no data of its own; `from_package` names where it comes from.
+    A library's model has no data of its own; `from_package` names where it comes from. `stand_in` says what
+    stands in the place of data, `weights` where weights are from, if not as initialised.
     """
 
     model: nn.Module
-    data: tuple[Inputs, Tensor] | None
+    data: Any
     likelihood: Any
     from_package: str = ""
+    stand_in: str = ""
+    weights: str = ""
 
 
 def is_import(name: str) -> bool:
@@ -44,7 +48,7 @@ def import_module_of(name: str, seed: int) -> None:
     Raises:
         InputError: as for `import_model`.
     """
-    if is_import(name) and name.partition(":")[0] not in _LIBRARIES:
+    if is_import(name) and name.partition(":")[0] not in (TRANSFORMERS, *_LIBRARIES):
         _factory(name, seed)
 
 
@@ -52,10 +56,10 @@ def import_model(name: str, seed: int) -> Imported:
     """Import a factory and call it, with the working directory importable.
 
     Args:
-        name: ``package.module:factory``. ``factory()`` returns a module, or a tuple
-            ``(model, (inputs, targets), likelihood)`` with inputs a tensor or a tuple of tensors.
-            ``torchvision:NAME`` and ``timm:NAME`` are the classifiers of these libraries, without
-            pretrained weights.
+        name: ``package.module:factory``. ``factory()`` returns a module, or a tuple ``(model, data)`` or
+            ``(model, data, likelihood)`` with data as `Batches` takes them. ``torchvision:NAME`` and
+            ``timm:NAME`` are the classifiers of these libraries, without pretrained weights;
+            ``transformers:CONFIG_OR_PATH`` see `pretrained`.
         seed: of the random state for the time of the call.
 
     Raises:
@@ -63,6 +67,10 @@ def import_model(name: str, seed: int) -> Imported:
             the library is not installed or has no such model.
     """
     library, _, model_name = name.partition(":")
+    if library == TRANSFORMERS:
+        made = seeded(lambda: pretrained(model_name, seed), seed)
+        stand_in = STAND_IN.format(seed=seed)
+        return Imported(made.model, made.data, made.likelihood, stand_in=stand_in, weights=made.weights)
     if library in _LIBRARIES:
         return Imported(
             seeded(lambda: _library_model(library, model_name), seed), None, "categorical", library
@@ -161,13 +169,13 @@ def _understood(name: str, made: Any) -> Imported:
     match made:
         case nn.Module():
             return Imported(made, None, "categorical")
-        case (nn.Module() as model, (inputs, Tensor() as targets), likelihood) if _are_inputs(inputs):
-            _check_tensors(name, inputs, targets)
-            return Imported(model, (inputs, targets), likelihood)
+        case (nn.Module() as model, data):
+            return Imported(model, data, "categorical")
+        case (nn.Module() as model, data, likelihood):
+            return Imported(model, data, likelihood)
     raise InputError(
-        f"{name!r} returned {_types(made)}; return a torch.nn.Module, or a tuple "
-        f"(model, (inputs, targets), likelihood) with a tensor or a tuple of tensors for inputs, "
-        f"and a tensor for targets."
+        f"{name!r} returned {_types(made)}; return a torch.nn.Module, or a tuple (model, data) or (model, "
+        f"data, likelihood) with data as fisherlab.compare takes them, such as (inputs, targets)."
     )
 
 
@@ -176,26 +184,6 @@ def _types(made: Any) -> str:
     if isinstance(made, tuple):
         return f"({', '.join(map(_types, made))})"
     return str(None) if made is None else type(made).__name__
-
-
-def _are_inputs(inputs: Any) -> bool:
-    """Whether these are a tensor or a tuple of tensors."""
-    several = isinstance(inputs, tuple) and bool(inputs) and all(isinstance(x, Tensor) for x in inputs)
-    return isinstance(inputs, Tensor) or several
-
-
-def _check_tensors(name: str, inputs: Inputs, targets: Tensor) -> None:
-    """Refuse no samples, values that are not finite, and inputs and targets whose first dimensions differ."""
-    if not targets.dim() or not len(targets):
-        raise InputError(f"{name!r} gave no samples; give at least one.")
-    for tensor in inputs if isinstance(inputs, tuple) else (inputs,):
-        if len(tensor) != len(targets):
-            raise InputError(
-                f"{name!r} gave {len(tensor)} inputs with {len(targets)} targets; "
-                f"their first dimensions must agree."
-            )
-        if not is_finite(tensor):
-            raise InputError(f"{name!r} gave inputs that are not finite (NaN or infinite); clean the data.")
 
 
 @contextmanager

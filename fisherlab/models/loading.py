@@ -1,6 +1,7 @@
 """A model with its data and likelihood, ready for analysis."""
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 
 from fisherlab import datasets
 from fisherlab.arguments import Count, Seed, checked
-from fisherlab.collect.batches import NamedPair, called, each, hash_of
+from fisherlab.collect.batches import Batches, NamedPair, called, each, hash_of
 from fisherlab.collect.forms import ModelInputs, tensors_of
+from fisherlab.collect.outputs import Outputs
+from fisherlab.collect.own_labels import own_labels
 from fisherlab.datasets.dataset import Dataset, Inputs
-from fisherlab.errors import InputError, InputTypeError
+from fisherlab.errors import FisherlabError, InputError, InputTypeError
 from fisherlab.layers import Mask, find_layers
+from fisherlab.likelihoods import as_likelihood
 from fisherlab.models import registry
 from fisherlab.models.checkpoints import put_weights, read_weights
 from fisherlab.models.imported import Imported, import_model, is_import
@@ -40,7 +44,7 @@ class Prepared:
     Attributes:
         name: as asked for.
         model: in evaluation mode.
-        inputs: a tensor [n, ...], or a tuple of them for a model with several arguments.
+        inputs: a tensor [n, ...], or a tuple of them or a dictionary for a model with several arguments.
         targets: [n, ...].
         likelihood: the name of the likelihood, or an instance from the user's factory.
         dataset: the samples used, before the model's preprocessing.
@@ -86,7 +90,8 @@ def load(
         ``model, data, likelihood = load("mnist-mlp", seed=0)``
 
     Args:
-        name: one of `names()`, ``package.module:factory``, ``torchvision:NAME`` or ``timm:NAME``.
+        name: one of `names()`, ``package.module:factory``, ``torchvision:NAME``, ``timm:NAME`` or
+            ``transformers:CONFIG_OR_PATH``.
         seed: of the initial weights and the choice of samples; the global random state is not
             touched.
         checkpoint: a file of weights, see `checkpoints.load_weights`.
@@ -97,7 +102,8 @@ def load(
 
     Returns:
         The model in evaluation mode, the pair (inputs [n, ...], targets [n, ...]), and the
-        likelihood. Where a model has several arguments, inputs are a tuple: ``model(*inputs)``.
+        likelihood. Where a model has several arguments, inputs are a tuple, ``model(*inputs)``, or a
+        dictionary, ``model(**inputs)``.
 
     Raises:
         InputError: if the name is unknown, or the factory, the checkpoint or the data cannot be
@@ -179,6 +185,8 @@ def prepare(
         result = trained_weights(spec, dataset, seed, progress)
         model.load_state_dict(result.state)
         weights = WeightsOrigin(result.description, result.sha256, result.steps)
+    elif imported and imported.weights:
+        weights = WeightsOrigin(imported.weights, hash_of(model.state_dict()), None)
     convert = partial(converted, dtype=dtype, device=device)
     inputs = each(spec.preprocess(used), convert)
     if checkpoint is None and not on_the_spot and not imported and settle_norms(model, inputs):
@@ -267,7 +275,7 @@ def _imported_spec(name: str, imported: Imported) -> ModelSpec:
         likelihood=imported.likelihood,
         preprocess=colour_images if imported.from_package else _inputs,
         targets=classes,
-        default_samples=4 if imported.from_package else None,
+        default_samples=4 if imported.from_package or imported.stand_in else None,
         description="imported",
         source=name,
     )
@@ -278,9 +286,12 @@ def _imported_dataset(name: str, imported: Imported) -> Dataset:
     if imported.data is None:
         raise InputError(
             f"{name!r} returned a model without data; name a data set "
-            f"({', '.join(datasets.names())}), or return (model, (inputs, targets), likelihood)."
+            f"({', '.join(datasets.names())}), or return (model, data, likelihood)."
         )
-    inputs, targets = imported.data
+    try:
+        inputs, targets = _in_one(imported)
+    except FisherlabError as error:
+        raise InputError(f"the data of {name!r} cannot be used: {error}") from error
     tensors = enumerate((*tensors_of(inputs), targets))
     return Dataset(
         name=name,
@@ -288,7 +299,23 @@ def _imported_dataset(name: str, imported: Imported) -> Dataset:
         targets=targets,
         split="train",
         checksum=hash_of({str(place): tensor for place, tensor in tensors}),
-        stand_in="",
+        stand_in=imported.stand_in,
         source=name,
         classes=(),
     )
+
+
+def _in_one(imported: Imported) -> tuple[Inputs, Tensor]:
+    """All batches of a factory's data in one."""
+    model, batches = imported.model, Batches(imported.data)
+    likelihood = as_likelihood(imported.likelihood)
+    batches.labels = own_labels(batches, model, Outputs(model), likelihood)
+    found = list(batches.batches(sys.maxsize))
+    inputs, targets = [one for one, _ in found], [own for _, own in found if own is not None]
+    if len(targets) < len(found):
+        raise InputError("there are no targets; give (inputs, targets), or labels within the inputs")
+    if any(batches.form(one) != batches.form(inputs[0]) for one in inputs):
+        raise InputError("samples of its batches have different shapes; pad all of them to the longest")
+    rest = [iter(tensors_of(one)) for one in inputs]
+    joined = each(inputs[0], lambda _: torch.cat([next(own) for own in rest]))
+    return joined, torch.cat(targets)

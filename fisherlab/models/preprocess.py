@@ -2,11 +2,9 @@
 
 from torch import Tensor
 
+from fisherlab.collect.forms import IGNORED
 from fisherlab.datasets.dataset import Dataset
 from fisherlab.errors import InputError
-
-IGNORED = -100
-"""The target of a position without a token; the default `ignore_index` of the token likelihood."""
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CHANNELS = {
@@ -100,7 +98,7 @@ def text_pairs(data: Dataset) -> tuple[Tensor, ...]:
         InputError: if the data set does not hold pairs of texts.
     """
     vocabulary(data)
-    if isinstance(data.inputs, Tensor):
+    if not isinstance(data.inputs, tuple):
         raise InputError(f"the data set {data.name!r} holds single texts; the model takes pairs of texts.")
     return data.inputs
 

@@ -18,7 +18,9 @@ from fisherlab.layers import LayerView
 from fisherlab.optim.optimizer import NaturalGradient
 from fisherlab.optim.settings import LNGDOptions, LossOptions, approximation_of, made_with, trainable
 
-_OF_THE_LOOP = ("model", "params", "scaler", "likelihood", "loss_reduction", "seed", "groups", "batch_dim")
+_OF_THE_LOOP = (
+    *("model", "params", "scaler", "likelihood", "loss_reduction", "seed", "groups", "batch_dim", "output"),
+)
 
 
 class LNGD(NaturalGradient):
@@ -71,6 +73,8 @@ class LNGD(NaturalGradient):
         batch_dim: the dimension that counts samples in the model's inputs. Layers for which another one does
             (sequence-first code) are found in the first step, from two samples. {"encoder.*": 1} declares it
             for layers, untested; the key "" is that of the model's inputs.
+        output: the name or place of the outputs in what the model returns, or a function of it, for drawn
+            labels; None: `logits`, or the only tensor.
         seed: of drawn labels.
 
     Raises:

@@ -19,11 +19,13 @@ from fisherlab.collect.hooks import (
     valid_of,
 )
 from fisherlab.collect.layer_batch import LayerBatch
-from fisherlab.errors import InputError
+from fisherlab.collect.outputs import Outputs
+from fisherlab.collect.padding import tokens_of
+from fisherlab.errors import InputError, InputTypeError
 from fisherlab.layers import LayerCall, activations_from, nodes_behind
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.likelihoods.draws import normal
-from fisherlab.likelihoods.labels import DRAWN, LabelKind
+from fisherlab.likelihoods.labels import DRAWN, LabelKind, masked_columns
 from fisherlab.optim.cadence import Cadence
 from fisherlab.optim.gradients import ParameterMatrices
 from fisherlab.optim.passes import ForwardPass, KeptCall, Mark, Passes
@@ -39,6 +41,7 @@ class Observer:
         cadence: says what is due.
         dims: the dimension of each layer's inputs that counts samples.
         likelihood: what the output means.
+        outputs: takes the output from what a module returns.
         passes: the other passes, and the random state.
         gradients: knows the dtype of each layer.
     """
@@ -50,11 +53,13 @@ class Observer:
         cadence: Cadence,
         dims: Mapping[str, int],
         likelihood: Likelihood,
+        outputs: Outputs,
         passes: Passes,
         gradients: ParameterMatrices,
     ) -> None:
         self._blocks, self._kind, self._cadence, self._dims = blocks, kind, cadence, dims
         self._likelihood, self._passes, self._gradients = likelihood, passes, gradients
+        self._outputs = outputs
         self._marks = 0
         self._key = f"fisherlab calls {id(self)}"
 
@@ -64,6 +69,7 @@ class Observer:
         taken: Mapping[str, list[LayerCall]],
         outputs: list[Tensor],
         output: Any,
+        inputs: dict[str, Any],
         *,
         joined: bool,
     ) -> None:
@@ -74,6 +80,7 @@ class Observer:
             taken: the calls with their graph.
             outputs: the tensors of its output.
             output: as the module gives it.
+            inputs: those that the module was given by name.
             joined: whether the pass has parts before these calls.
 
         Raises:
@@ -87,7 +94,7 @@ class Observer:
             if self._kind.layerwise:
                 self._layerwise(record, taken, layers, outputs)
             else:
-                self._drawn(record, taken, layers, output)
+                self._drawn(record, taken, layers, output, inputs)
 
     def of_loss(self, name: str, passes: Iterable[ForwardPass], scale: float) -> None:
         """Statistics of the loss: what came back to a layer, times a number, counts at once."""
@@ -166,20 +173,25 @@ class Observer:
         taken: Mapping[str, list[LayerCall]],
         layers: Mapping[str, list[KeptCall]],
         output: Any,
+        inputs: dict[str, Any],
     ) -> None:
         """Statistics with one drawn label a sample, by a backward pass of their own."""
         assert record.samples is not None
         assert record.before is not None
-        if not isinstance(output, Tensor):
+        try:
+            output = self._outputs.of(output)
+        except (InputError, InputTypeError) as error:
             raise InputError(
-                "source='predictive' draws labels from the model's output, which must be one tensor; use "
-                "source='empirical'"
-            )
+                f"source='predictive' draws labels from the output: {error}; or use source='empirical'"
+            ) from error
         scores = output.detach().to(torch.promote_types(output.dtype, torch.float32))
         self._likelihood.count(scores)  # refuses outputs of another form
         own, rows = _among_processes(scores)
         generator = torch.Generator().set_state(record.before)
         column = label_columns(self._likelihood, "monte-carlo", rows, None, 1, generator)[0, own]
+        tokens = tokens_of(inputs, scores, decoder=self._outputs.of_decoder)
+        if tokens is not None:
+            column = masked_columns(column.unsqueeze(0), tokens)[0]
         record.after = generator.get_state()
         calls = [(name, place) for name, calls in taken.items() for place in range(len(calls))]
         missing = {name: len(taken[name]) for name in taken}

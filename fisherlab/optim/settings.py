@@ -77,6 +77,7 @@ class Options:
     exclude: Iterable[str] = ()
     groups: Sequence[Mapping[str, Any]] = ()
     batch_dim: int | Mapping[str, int] = 0
+    output: "str | int | Callable[[Any], torch.Tensor] | None" = None
     seed: Seed = 0
 
     def __post_init__(self) -> None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.collect.hooks import capture, is_looked_at
-from fisherlab.errors import InputError
+from fisherlab.collect.outputs import Outputs
+from fisherlab.errors import InputError, InputTypeError
 from fisherlab.layers import LayerCall, LayerView
 from fisherlab.layers.checks import check_whole
 from fisherlab.likelihoods import Bernoulli, Categorical, Likelihood
@@ -95,8 +96,9 @@ class TrainingTap:
         self._dims = SampleDims(self._views, dict(model.named_parameters()), options.batch_dim)
         self.products = SampleProducts(self._views, self._dims.by_layer, options.rate_samples)
         self.passes = Passes(generator)
+        self._outputs = Outputs(model, options.output)
         self.observer = Observer(
-            blocks, kind, cadence, self._dims.by_layer, likelihood, self.passes, self.gradients
+            blocks, kind, cadence, self._dims.by_layer, likelihood, self._outputs, self.passes, self.gradients
         )
         self._open_now = False
         self._ends: dict[str, str] = {}
@@ -275,14 +277,21 @@ class TrainingTap:
                 check_joint(record.end, before, ends)
             record = self.passes.joined(record, earlier)
         if forward and record.samples is not None:
-            self.observer.of_forward(record, taken, outputs, output, joined=bool(earlier))
+            self.observer.of_forward(record, taken, outputs, output, kwargs, joined=bool(earlier))
         if not listens:
             record.layers.clear()
-        if self.cadence.checks and isinstance(output, Tensor):
-            record.outputs = output.detach()
+        if self.cadence.checks:
+            record.outputs = self._scores(output)
         for tensor in outputs:
             tensor.register_hook(Hook(self._begins, record))
         self.passes.add(record, outputs)
+
+    def _scores(self, returned: Any) -> Tensor | None:
+        """The outputs in what a module returned; None where it is not clear which they are."""
+        try:
+            return self._outputs.of(returned).detach()
+        except (InputError, InputTypeError):
+            return None
 
     # --- a backward pass --------------------------------------------------------------------------
 

@@ -82,7 +82,7 @@ class OutputGradients:
         with unchanged(collector.model), bar(progress, "gradients", len(taken)) as report:
             for inputs, targets in self._selected(taken, mine, most):
                 reading = read(collector, inputs)
-                columns = collector.columns(self._kind, reading.outputs.detach(), targets, generators)
+                columns = collector.columns(self._kind, reading.outputs.detach(), targets, generators, inputs)
                 self._add(reading, columns.unflatten(0, (self.columns, -1)).sum(1))
                 done += reading.samples
                 report(done)

@@ -1,6 +1,7 @@
 """Representation vectors of a model on data: the passes, put together."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -77,6 +78,7 @@ def represent(
         data,
         as_likelihood(likelihood),
         draws=DRAWS,
+        output=given["output"],
         batch_dim=given["batch_dim"],
         generator=given["generator"],
     )
@@ -99,7 +101,7 @@ def represent(
     order = torch.randperm(samples, generator=draws, device="cpu")
     marginals = Marginals(collector, order, mine, draws, given["progress"])
     gradients = OutputGradients(collector, order, mine, given["progress"])
-    about = about or Origin.given(model, data)
+    about = replace(about or Origin.given(model, data), output=collector.outputs.taken)
     device, dtype = str(collector.device), str(collector.dtype).removeprefix("torch.")
     facts = [_facts(name, collector, samples, marginals, gradients) for name in names]
     return Representations(**tables(facts, about, device, dtype), about=about, device=device, samples=samples)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
-from fisherlab.collect.batches import called, is_finite
+from fisherlab.collect.batches import is_finite
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.forms import ModelInputs
 from fisherlab.collect.hooks import capture, inputs_of, outputs_of, valid_of
@@ -142,7 +142,7 @@ def read(collector: Collector, inputs: ModelInputs) -> BatchReading:
     """
     samples = collector.batches.size(inputs)
     with capture(collector.layers, samples=samples) as seen, _Copies(collector) as copies:
-        outputs = called(collector.model, inputs)
+        outputs = collector.outputs(inputs)
     if not is_finite(outputs.detach()):
         raise NumericalError("the model's output is not finite; check the weights and the scale of the data")
     return BatchReading(collector, inputs, seen, outputs, copies)

@@ -99,6 +99,8 @@ class SamplesConfig(Config):
         data_dir: where to look for data first.
         samples: how many; None: as many as the command usually takes.
         layers: names or globs.
+        model_output: the name or the place of the outputs among what the model returns; None: its logits, or
+            the only tensor.
     """
 
     checkpoint: FilePath | None = None
@@ -106,6 +108,7 @@ class SamplesConfig(Config):
     data_dir: FilePath | None = None
     samples: Count | None = None
     layers: tuple[str, ...] = ("*",)
+    model_output: str | None = None
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)

@@ -30,6 +30,7 @@ class Origin:
         checksum: of the data set's source.
         stand_in: whether the data stand in for others.
         checkpoint_hash: SHA-256 of the weights' file.
+        output: what was taken of the several things that the model returns; empty: it returns a tensor.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Origin:
     checksum: str | None = None
     stand_in: bool = False
     checkpoint_hash: str | None = None
+    output: str = ""
 
     @classmethod
     def of(cls, model: str, dataset: Dataset, **more: Any) -> Self:
@@ -57,7 +59,7 @@ class Origin:
         """One line for a figure."""
         parts = [
             f"data: {self.dataset}",
-            f"model: {self.model}",
+            f"model: {self.model}{f', {self.output}' if self.output else ''}",
             f"checkpoint: {self.checkpoint}",
             f"seed: {'unknown' if self.seed is None else self.seed}",
             f"device: {device}",
@@ -71,7 +73,8 @@ class Origin:
             device: where the numbers were computed.
             started: `time.perf_counter()` at the start of the run; None: its wall time is not known.
         """
-        return provenance(
+        taken = {"output": self.output} if self.output else {}
+        return taken | provenance(
             device=device,
             seed=self.seed,
             dataset=self.dataset,

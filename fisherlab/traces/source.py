@@ -66,6 +66,7 @@ class Subject:
             self.likelihood,
             config.kind,
             self.layers,
+            output=config.model_output,
             memory=config.memory,
             max_columns=config.max_columns,
             draws=config.draws,

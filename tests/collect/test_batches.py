@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisherlab as fl
-from fisherlab.collect.batches import Batches, outputs_of_model
+from fisherlab.collect.batches import Batches
+from fisherlab.collect.outputs import Outputs
 from fisherlab.errors import InputError, InputTypeError
 
 X = torch.arange(22.0).reshape(11, 2)
@@ -445,13 +446,13 @@ def test_any_exception_of_the_model_is_one_sentence(error):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), MemoryError("x"), InputTypeError("x")])
 def test_what_is_no_failure_of_the_model_passes(error):
     with pytest.raises(type(error)) as caught:
-        outputs_of_model(Failing(error), X)
+        Outputs(Failing(error))(X)
     assert caught.value is error
 
 
 def test_one_number_for_all_samples_is_refused():
     with pytest.raises(InputError, match="the model returns a single number; wrap it"):
-        outputs_of_model(torch.sum, X)
+        Outputs(torch.sum)(X)
 
 
 @pytest.mark.parametrize("outputs", [torch.long, torch.complex64, torch.bool, "sparse"])
@@ -460,7 +461,7 @@ def test_outputs_that_are_no_dense_real_numbers_are_refused(outputs):
         return x.to_sparse() if outputs == "sparse" else x.to(outputs)
 
     with pytest.raises(InputTypeError, match=r"the model returns a .*; wrap it"):
-        outputs_of_model(model, X)
+        Outputs(model)(X)
 
 
 @pytest.mark.parametrize("part", [0, 1, slice(None)], ids=["first", "last", "all"])

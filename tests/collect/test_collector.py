@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import fisherlab as fl
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.layer_batch import LayerBatch, half_of
-from fisherlab.errors import InputError, InputTypeError, NumericalError
+from fisherlab.errors import InputError, NumericalError
 from fisherlab.likelihoods import Categorical, as_likelihood
 
 
@@ -202,9 +202,9 @@ def refuses(model: nn.Module, error: type[Exception], message: str, data=(X, Y),
         fl.exact_fisher(model, data, **options)
 
 
-def test_a_model_that_returns_a_tuple_is_refused():
+def test_a_model_that_returns_several_tensors_is_refused():
     model = three_layers(lambda net, x: (net.two(net.one(net.spare(x))), x))
-    refuses(model, InputTypeError, "the model returns a tuple; wrap it")
+    refuses(model, InputError, r"the model returns several tensors \(0 \[.*, 1 \[.*; say which with output=")
 
 
 @pytest.mark.parametrize(

@@ -36,13 +36,29 @@ def unclean():
     return nn.Linear(2, 3), (torch.ones(5, 2) / torch.arange(5)[:, None], torch.arange(5)), "gaussian"
 
 def by_name():
-    return nn.Linear(2, 3), ({"x": torch.ones(5, 2)}, torch.arange(5)), "gaussian"
+    return ByName(2, 3), ({"x": torch.ones(5, 2), "doubled": True}, torch.arange(5)), "gaussian"
 
 def unequal():
     return nn.Linear(2, 3), (torch.ones(5, 2), torch.arange(4)), "gaussian"
 
 def short():
-    return nn.Linear(2, 3), (torch.ones(5, 2), torch.arange(5))
+    return nn.Linear(2, 3), (torch.ones(5, 2), torch.arange(5) % 3)
+
+def loader():
+    y = torch.arange(5) % 3
+    samples = [{"x": torch.full((2,), float(n)), "label": y[n]} for n in range(5)]
+    return ByName(2, 3), torch.utils.data.DataLoader(samples, batch_size=2)
+
+def ragged():
+    y = torch.tensor([0, 1])
+    return nn.Flatten(), [(torch.ones(2, 3), y), (torch.ones(2, 4), y)]
+
+def unlabelled():
+    return nn.Linear(2, 3), [torch.ones(5, 2)]
+
+class ByName(nn.Linear):
+    def forward(self, x, doubled=False):
+        return {"scores": super().forward(2 * x if doubled else x)}
 
 def nothing():
     pass
@@ -90,6 +106,24 @@ def test_a_factorys_inputs_may_be_a_tuple() -> None:
     assert prepared.dataset.checksum != models.prepare("factories:complete").dataset.checksum
 
 
+def test_inputs_by_name_with_a_flag() -> None:
+    prepared = models.prepare("factories:by_name", samples=3, dtype=torch.float64)
+    assert prepared.inputs["x"].shape == (3, 2)
+    assert prepared.inputs["x"].dtype == torch.float64
+    assert prepared.inputs["doubled"] is True
+
+
+def test_a_likelihood_is_not_needed() -> None:
+    assert models.load("factories:short").likelihood == "categorical"
+
+
+def test_a_loader_of_dictionaries_is_read_whole_and_its_labels_are_the_targets() -> None:
+    inputs, targets = models.load("factories:loader").data
+    assert list(inputs) == ["x"]
+    assert torch.equal(inputs["x"][:, 0], torch.arange(5.0))
+    assert targets.tolist() == [0, 1, 2, 0, 1]
+
+
 def test_a_bare_model_takes_the_named_data() -> None:
     model, (inputs, targets), likelihood = models.load(
         "factories:bare", data="mnist", samples=6, dtype=torch.float64
@@ -117,18 +151,18 @@ def test_the_import_path_is_as_before() -> None:
     ("name", "reason"),
     [
         ("factories:bare", "without data; name a data set"),
-        ("factories:absent", "unknown factory of factories 'absent'; known: bare"),
+        ("factories:absent", "unknown factory of factories 'absent'; known: ByName, bare"),
         ("factories:complet", "'complet'; did you mean complete"),
-        ("factories:empty", "gave no samples"),
-        ("factories:unclean", "inputs that are not finite"),
-        ("factories:by_name", r"returned \(Linear, \(dict, Tensor\), str\); return"),
+        ("factories:empty", "the data set is empty"),
+        ("factories:unclean", "inputs of batch 0 hold values that are not finite"),
         ("factories:size", "is of type int, not a factory"),
         ("factories:network", "is of type Linear, not a factory"),
+        ("factories:ragged", "different shapes; pad all"),
+        ("factories:unlabelled", "there are no targets"),
         ("factories:nothing", "returned None; return"),
-        ("factories:short", r"returned \(Linear, \(Tensor, Tensor\)\)"),
-        ("factories:unequal", "5 inputs with 4 targets"),
-        ("factories:unequal_pair", "6 inputs with 5 targets"),
-        ("factories:no_inputs", r"returned \(Linear, \(\(\), Tensor\), str\)"),
+        ("factories:unequal", "5 inputs and 4 targets"),
+        ("factories:unequal_pair", "have 5 and 6 samples"),
+        ("factories:no_inputs", r"data must be a pair .* not a tuple \(tuple, Tensor\)"),
         ("factories:demanding", "failed: TypeError.*width"),
         ("factories:failing", "failed: RuntimeError: no weights found"),
         ("factories:", "form package.module:factory"),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from fisherlab.base import distributed
-from fisherlab.collect.batches import called
+from fisherlab.collect.outputs import Outputs
 from fisherlab.loop.objectives import Objective
 from fisherlab.loop.samples import Samples
 
@@ -27,7 +27,7 @@ def tested(
     start, stop = distributed.share(len(samples.targets))
     for at in range(start, stop, batch):
         inputs, targets = samples.take(slice(at, min(stop, at + batch)))
-        outputs = called(model, inputs)
+        outputs = Outputs(model)(inputs)
         count = sums.new_tensor(objective.count(targets))
         sums += torch.stack([objective.total(outputs, targets), objective.points(outputs, targets), count])
     distributed.add_up([sums])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.base import distributed
-from fisherlab.collect.batches import outputs_of_model
+from fisherlab.collect.outputs import Outputs
 from fisherlab.collect.refusals import require_finite_weights
 from fisherlab.errors import InputError
 from fisherlab.loop.augment import Augment
@@ -106,7 +106,7 @@ class Trainer:
         inputs, _ = self._task.train.take(slice(0, 2))
         self._task.model.eval()
         with torch.no_grad():
-            outputs = outputs_of_model(self._steps.forward, inputs)
+            outputs = Outputs(self._steps.forward)(inputs)
         targets = self._task.train.targets
         self._objective.likelihood.check(outputs[:1].expand(len(targets), *outputs.shape[1:]), targets)
 

@@ -7,7 +7,7 @@ import torch
 
 from fisherlab.base import distributed
 from fisherlab.base.writing import beside
-from fisherlab.datasets.dataset import random_indices
+from fisherlab.datasets.dataset import Inputs, random_indices
 from fisherlab.datasets.spelling import spelled
 from fisherlab.loop.samples import Samples
 from fisherlab.models.decoding import Translator, translate
@@ -81,17 +81,24 @@ class Interpreter:
         """The sentences at some indices, translated into at most as many tokens as targets have."""
         data = self._samples.dataset
         start, stop = distributed.share(len(chosen))
-        source = self._samples.inputs[0][chosen[start:stop].to(self._samples.targets.device)]
+        sources, sentences = _first(self._samples.inputs), _first(data.inputs)
+        source = sources[chosen[start:stop].to(self._samples.targets.device)]
         found = translate(self._model, source, longest=self._samples.targets.shape[1], beam=beam)
         own = spelled(data.vocabulary, found.tokens), tuple(found.log_probability.tolist())
         parts = distributed.gather_all(own)
         translations = tuple(text for texts, _ in parts for text in texts)
         references = tuple(data.references[place] for place in chosen.tolist())
         return Translated(
-            sources=spelled(data.vocabulary, data.inputs[0][chosen]),
+            sources=spelled(data.vocabulary, sentences[chosen]),
             references=references,
             translations=translations,
             log_probabilities=tuple(value for _, values in parts for value in values),
             beam=beam,
             bleu=bleu(translations, references),
         )
+
+
+def _first(inputs: Inputs) -> torch.Tensor:
+    """The source sentences of pairs (source, target input)."""
+    assert isinstance(inputs, tuple)
+    return inputs[0]

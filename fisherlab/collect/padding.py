@@ -1,0 +1,114 @@
+"""Padding: positions where a batch's `attention_mask` is 0 have no label, and are not counted."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fisherlab.collect.agreement import random_column
+from fisherlab.collect.batches import each
+from fisherlab.collect.forms import ModelInputs
+from fisherlab.collect.hooks import capture, outputs_of
+from fisherlab.collect.outputs import Outputs
+from fisherlab.layers import Layers, LayerView
+
+_MASKS = (
+    "attention_mask",
+    "decoder_attention_mask",
+)  # the second: of what a decoder is given
+_OF_DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Which positions of a layer are tokens, a `Mask`.
+
+    Attributes:
+        key: the mask's name among the inputs.
+        calls: how often the layer is called, each time with every position.
+    """
+
+    key: str
+    calls: int
+
+    def __call__(self, inputs: ModelInputs) -> Tensor:
+        """Bool [n, calls·T], True where the mask is not 0."""
+        assert isinstance(inputs, dict)
+        return inputs[self.key].bool().repeat(1, self.calls)
+
+
+def tokens_of(inputs: ModelInputs, outputs: Tensor, *, decoder: bool = False) -> Tensor | None:
+    """Which positions of outputs [n, T, …] are tokens, a bool [n, T]; None: no mask says so.
+
+    Args:
+        inputs: what the model was called with.
+        outputs: what it gave; a mask of other positions is not theirs.
+        decoder: whether the outputs are those of a decoder, whatever the inputs have.
+    """
+    masks = dict(_masks(inputs))
+    decoder = decoder or (isinstance(inputs, dict) and any(name in inputs for name in _OF_DECODER))
+    mask = masks.get(_MASKS[decoder])
+    fits = mask is not None and outputs.dim() > 2 and outputs.shape[:2] == mask.shape
+    return mask if fits else None
+
+
+def padded_layers(layers: Layers, inputs: ModelInputs, outputs: Outputs, batch_dim: int) -> Layers:
+    """The layers with a `Padding` where their positions are those of a mask, and the loss needs none of it.
+
+    A layer whose outputs at padding reach the loss (a mean over all positions) keeps all of its positions.
+
+    Args:
+        layers: read as they must be.
+        inputs: of the first samples.
+        outputs: calls the model.
+        batch_dim: the dimension that counts samples.
+    """
+    masks = dict(_masks(inputs))
+    if not masks:
+        return layers
+    padding = sum((~mask).sum(1) for mask in masks.values())
+    assert isinstance(padding, Tensor)
+    chosen = padding.argsort(descending=True)[
+        :1
+    ]  # one sample, that with most padding, tells of its positions
+    few = each(inputs, lambda x: x.index_select(batch_dim, chosen.to(x.device)))
+    calls = {name: view for name, view in layers.items() if not view.by_gradients}
+    with capture(calls, samples=1) as seen:
+        found = outputs(few)
+    column = random_column(found, torch.zeros(1, dtype=torch.bool))
+    tokens = tokens_of(few, found, decoder=outputs.of_decoder)
+    if tokens is not None:
+        column = column.masked_fill(~tokens.reshape(*tokens.shape, *[1] * (found.dim() - 2)), 0.0)
+    edges = [call.edge for own in seen.values() for call in own]
+    if not edges:
+        return layers
+    gradients = iter(torch.autograd.grad(found, edges, column, allow_unused=True))
+    small = dict(_masks(few))
+    for name, view in calls.items():
+        found_g = [(call, next(gradients)) for call in seen[name]]
+        pairs = [(call, call.gradients(None if g is None else g.unsqueeze(0))) for call, g in found_g]
+        if pairs and view.mask is None and not view.vector:
+            g = outputs_of(view, pairs, 1, batch_dim)[0]
+            key = _fitting(view, g, small, len(pairs))
+            if key is not None:
+                layers = layers.with_mask([name], Padding(key, len(pairs)))
+    return layers
+
+
+def _fitting(view: LayerView, g: Tensor, masks: Mapping[str, Tensor], calls: int) -> str | None:
+    """The mask of a layer's positions that hides none that the loss depends on, by g [1, t, m]."""
+    for key, mask in masks.items():
+        hidden = ~mask.repeat(1, calls)
+        if hidden.shape == g.shape[:2] and not bool(g[hidden].any()):
+            return key
+    return None
+
+
+def _masks(inputs: ModelInputs) -> Iterator[tuple[str, Tensor]]:
+    """The masks [n, T] of ones and zeros, as bools; what is added to scores is of another form."""
+    for key in _MASKS if isinstance(inputs, dict) else ():
+        assert isinstance(inputs, dict)
+        mask = inputs.get(key)
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
+            yield key, mask.bool()

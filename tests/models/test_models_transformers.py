@@ -1,0 +1,128 @@
+"""``transformers:CONFIG_OR_PATH``, without a network."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fisherlab as fl
+from fisherlab import models
+from fisherlab.errors import InputError
+
+
+def test_without_transformers_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match=r"needs transformers; run: pip install 'fisherlab\[networks\]'"):
+        models.load("transformers:gpt2")
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def folder(transformers, tmp_path: Path) -> Path:
+    """A small causal language model, saved."""
+    config = transformers.LlamaConfig(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2, vocab_size=20
+    )
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_a_folder_has_its_weights_and_next_tokens(folder, transformers):
+    prepared = models.prepare(f"transformers:{folder}")
+    own = transformers.LlamaForCausalLM.from_pretrained(folder).state_dict()
+    found = prepared.model.state_dict()
+    assert all(torch.equal(own[name], found[name]) for name in own)
+    assert torch.equal(prepared.inputs["input_ids"][:, 1:], prepared.targets[:, :-1])
+    assert not bool((prepared.targets == 0).any()), "padding is no token"
+    assert prepared.dataset.stand_in == "random tokens, seed 0"
+    assert prepared.checkpoint == str(folder)
+    assert len(prepared.checkpoint_hash) == 64
+    assert len(prepared.targets) == 4
+    blocks = fl.exact_fisher(prepared.model, prepared.data, prepared.likelihood, layers="*gate_proj")
+    assert float(next(iter(blocks.values())).trace()) > 0
+
+
+def test_a_folder_without_weights_is_as_initialised(folder):
+    (folder / "model.safetensors").unlink()
+    first, second, other = (models.prepare(f"transformers:{folder}", seed=seed) for seed in (0, 0, 1))
+    assert first.checkpoint == "init"
+    weights = [next(one.model.parameters()) for one in (first, second, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_pickles_are_refused(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="are pickles, which may run anything; save them as safetensors"):
+        models.load(f"transformers:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "likelihood", "inputs"),
+    [
+        ("BertForMaskedLM", {}, "token-categorical", ["input_ids"]),
+        ("BertForSequenceClassification", {"num_labels": 3}, "categorical", ["input_ids"]),
+        ("BertForTokenClassification", {"num_labels": 3}, "token-categorical", ["input_ids"]),
+        ("T5ForConditionalGeneration", {}, "token-categorical", ["input_ids", "decoder_input_ids"]),
+    ],
+)
+def test_the_architecture_of_the_configuration(
+    tmp_path, transformers, architecture, options, likelihood, inputs
+):
+    sizes = (
+        {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+        if architecture.startswith("T5")
+        else {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    )
+    kind = getattr(transformers, architecture).config_class
+    kind(vocab_size=20, architectures=[architecture], **sizes, **options).save_pretrained(tmp_path)
+    model, data, found = models.load(f"transformers:{tmp_path}", samples=2)
+    assert (type(model).__name__, found, list(data[0])) == (architecture, likelihood, inputs)
+    table = fl.compare(model, data, "diagonal", found, spectra=False).records
+    assert table["relative_error"].notna().any()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "names no model"),
+        ("no/such", "neither a folder, nor a model type .* nothing is downloaded"),
+        ("vit", "has no logits of tokens or classes"),
+        (".", "the folder '.' has no config.json"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(transformers, monkeypatch, tmp_path, name, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message) as caught:
+        models.load(f"transformers:{name}")
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_of_the_library_is_changed(folder, transformers):
+    logging = transformers.utils.logging
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    models.load(f"transformers:{folder}")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_rows_of_a_data_set_of_datasets(folder, transformers):
+    datasets = pytest.importorskip("datasets")
+    model = models.load(f"transformers:{folder}", dtype=torch.float64).model
+    tokens = torch.randint(3, 20, (5, 6), generator=torch.Generator().manual_seed(0))
+    rows = datasets.Dataset.from_dict({"input_ids": tokens.tolist(), "labels": tokens.tolist()})
+    found = fl.exact_fisher(model, rows.with_format("torch"), "token-categorical", layers="*gate_proj")
+    plain = {"input_ids": tokens, "labels": tokens}
+    expected = fl.exact_fisher(model, plain, "token-categorical", layers="*gate_proj")
+    encoded = transformers.BatchEncoding(plain)
+    again = fl.exact_fisher(model, encoded, "token-categorical", layers="*gate_proj")
+    for name, F in expected.items():
+        assert torch.equal(again[name].dense(), F.dense())
+        assert torch.allclose(found[name].dense(), F.dense(), rtol=1e-12, atol=0.0)
+    with pytest.raises(InputError, match=r'with_format\("torch"\)'):
+        fl.exact_fisher(model, rows, "token-categorical")
