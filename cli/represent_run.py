@@ -59,6 +59,8 @@ def _represent(config: RepresentConfig, prepared: "Prepared", progress: bool) ->
         prepared.data,
         config.likelihood or prepared.likelihood,
         config.layers,
+        exclude=config.exclude,
+        strict=config.strict,
         generator=torch.Generator().manual_seed(config.seed),
         progress=progress,
         about=preparing.about(config, prepared),

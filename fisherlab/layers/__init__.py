@@ -9,6 +9,7 @@ from fisherlab.layers.activation import (
     find_activations,
     nodes_behind,
     slope_of,
+    unreached,
 )
 from fisherlab.layers.adapter import Adapter, register_layer
 from fisherlab.layers.attention import spelled_out
@@ -35,4 +36,5 @@ __all__ = [
     "select_layers",
     "slope_of",
     "spelled_out",
+    "unreached",
 ]

@@ -248,8 +248,6 @@ def layers_of(
     model: nn.Module, include: Iterable[str], exclude: Iterable[str], activations: Mapping[str, str] | None
 ) -> Layers:
     """The layers with a weight matrix; norms and embeddings are left to the step of other parameters."""
-    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    match_names([*find_layers(model), *dict(model.named_modules())], exclude)
     found = find_layers(model, include, exclude, activations=activations)
     names = [name for name, view in found.items() if not (view.vector or view.one_hot)]
     if not names:

@@ -99,6 +99,8 @@ class SamplesConfig(Config):
         data_dir: where to look for data first.
         samples: how many; None: as many as the command usually takes.
         layers: names or globs.
+        exclude: names or globs of layers to leave out.
+        strict: whether a layer that cannot be done stops the command.
     """
 
     checkpoint: FilePath | None = None
@@ -106,6 +108,8 @@ class SamplesConfig(Config):
     data_dir: FilePath | None = None
     samples: Count | None = None
     layers: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    strict: bool = False
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
