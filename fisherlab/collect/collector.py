@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fisherlab.arguments import Count, check
 from fisherlab.base import distributed
 from fisherlab.base.memory import at_most
+from fisherlab.base.precision import reference
 from fisherlab.base.progress import Progress, bar
 from fisherlab.collect.batches import Batches, each, is_finite
 from fisherlab.collect.forms import ModelInputs
@@ -85,7 +86,7 @@ class Collector:
         self._draws, self._progress = draws, progress
         self._left_out = LeftOut(strict)
         self._failed: dict[str, FisherlabError] = {}
-        first = next(model.parameters())
+        first = reference(model)
         self.device, self.dtype = first.device, first.dtype
         require_finite_weights(model)
         self.remarks: dict[str, str] = {}

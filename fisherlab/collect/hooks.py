@@ -301,8 +301,8 @@ def backward(
     """Sends columns [c, n, …] back from the outputs: for each edge gradients [c', …], or None without a path.
 
     Columns go one by one where a pass has enough to do; torch's batched backward cuts convolutions, norms and
-    softmax into columns itself, and copies. Small passes go together, for the calls would take the time, where
-    torch, and the hooks of the model, can do that.
+    softmax into columns itself, and copies. Small passes go together, for the calls would take the time,
+    where torch and the hooks of the model can do that.
 
     Args:
         outputs: the network's outputs [n, …], with their graph.

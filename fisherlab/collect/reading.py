@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.base.memory import at_most
+from fisherlab.base.precision import reference
 from fisherlab.collect.agreement import NOT_FINITE
 from fisherlab.collect.batches import Batches, Form, each, outputs_of_model
 from fisherlab.collect.forms import ModelInputs, tensors_of
@@ -211,7 +212,7 @@ class Reading:
         self._looker.require_own(layers, first)
         numbers = sum(call.output.numel() for calls in first.seen.values() for call in calls) // count
         silent = not all(first.tells(view) for view in layers.values())
-        size = next(self._model.parameters()).element_size()
+        size = reference(self._model).element_size()
         more = min(total, MOST if silent else _MORE, at_most(_LOOK_BYTES, 16) // (8 * size * max(1, numbers)))
         if more <= count:
             return [first]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from fisherlab.collect.agreement import close
-from fisherlab.collect.batches import called, each
+from fisherlab.collect.batches import called, each, is_finite
 from fisherlab.collect.forms import ModelInputs, tensors_of
 from fisherlab.errors import FisherlabError, NotSupportedError
 from fisherlab.layers import LayerView
@@ -62,6 +62,8 @@ class SampleGradients:
         shapes, call = (*(x.shape for x in tensors_of(inputs)), u.shape), self._calls
         self._calls += 1
         known = shapes in self._right
+        if not all(map(is_finite, found.values())):  # a loop tells whether that is vmap's doing
+            return False
         if known and call & (call - 1):
             return True
         if self._as_by_loop(inputs, u, found):
@@ -190,4 +192,4 @@ def _rounding(model: nn.Module, outputs: Tensor, u: Tensor) -> float:
 
 
 def _norm(V: Tensor) -> float:
-    return float(torch.linalg.vector_norm(V.double()))
+    return float(torch.linalg.vector_norm(V.to(torch.promote_types(V.dtype, torch.float64))))

@@ -16,6 +16,7 @@ from fisherlab.approximations import (
     named_activations,
 )
 from fisherlab.base.memory import limited
+from fisherlab.base.precision import reference
 from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.comparison.measure import Target
@@ -127,7 +128,7 @@ def compare(
             coupling_matrix=experiment.coupling(),
             about=about or Origin.given(model, data),
             device=str(collector.device),
-            dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+            dtype=str(reference(model).dtype).removeprefix("torch."),
         )
 
 
@@ -154,7 +155,7 @@ def _plans(
 
 def _not_half(model: nn.Module, layers: Layers) -> tuple[nn.Module, Layers, str]:
     """The model, or a copy of it in float32 where it is in a type of three digits; layers; and a remark."""
-    reason = half_precision(next(model.parameters()).dtype)
+    reason = half_precision(reference(model).dtype)
     copied = widened(model, layers, torch.float32) if reason else None
     return (model, layers, "") if copied is None else (*copied, reason)
 

@@ -220,7 +220,7 @@ def check_model(model: nn.Module) -> nn.Module:
     """The model itself, taken out of DistributedDataParallel.
 
     Raises:
-        InputError: for a compiled or sharded model, or complex parameters or ones with sparse gradients.
+        InputError: for a compiled or sharded model, or parameters with sparse gradients.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
@@ -231,8 +231,6 @@ def check_model(model: nn.Module) -> nn.Module:
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
             raise InputError(f"embedding {name!r} has sparse gradients; set sparse=False")
     for name, parameter in model.named_parameters():
-        if parameter.is_complex():
-            raise InputError(f"parameter {name!r} is complex; split it into real and imaginary parts")
         if parameter.is_floating_point() and parameter.dtype not in _PRECISE:
             dtype = str(parameter.dtype).removeprefix("torch.")
             raise InputError(
