@@ -277,7 +277,15 @@ class Looker:
         places += [own[name] for name in names]
         found: Sequence[Tensor | None] = [None] * len(places)
         if outputs.requires_grad and places:
-            found = torch.autograd.grad(outputs, places, column, retain_graph=keep, allow_unused=True)
+            try:
+                found = torch.autograd.grad(outputs, places, column, retain_graph=keep, allow_unused=True)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                why = (str(error).strip().splitlines() or [""])[0]
+                raise InputError(
+                    f"the model's own backward pass fails ({why}); mend it until loss.backward() works"
+                ) from error
         gradients = iter(found)
         at_calls = {name: [next(gradients) for _ in seen[name]] for name in layers}
         return at_calls, dict(zip(names, gradients, strict=True))
