@@ -67,8 +67,11 @@ def _compare(config: CompareConfig, prepared: "Prepared", progress: bool) -> "Co
     common: dict[str, Any] = {
         "likelihood": config.likelihood or prepared.likelihood,
         "kind": config.kind,
-        "layers": find_layers(prepared.model, config.layers, bias=config.bias, masks=prepared.masks),
+        "layers": find_layers(
+            prepared.model, config.layers, config.exclude, bias=config.bias, masks=prepared.masks
+        ),
         "output": config.model_output,
+        "strict": config.strict,
         "memory": config.memory,
         "max_columns": config.max_columns,
         "draws": config.draws,

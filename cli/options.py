@@ -83,8 +83,14 @@ def together(*options: Decorator) -> Decorator:
 
 
 data_dir = _flag("data_dir", metavar="DIR", help="Where to look for data first.")
-layers = _flag(
-    "layers", multiple=True, metavar="GLOB", help="Names or globs of layers; repeatable.  [default: all]"
+layers = together(
+    _flag(
+        "layers", multiple=True, metavar="GLOB", help="Names or globs of layers; repeatable.  [default: all]"
+    ),
+    _flag("exclude", multiple=True, metavar="GLOB", help="Layers to leave out; repeatable."),
+    click.option(
+        "--strict", is_flag=True, help="Stop where a layer cannot be done, instead of leaving it out."
+    ),
 )
 model_output = click.option(
     "--output",

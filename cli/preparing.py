@@ -35,7 +35,7 @@ def prepare(config: OneModel, *, samples: int | None, bias: str, progress: bool)
 
     from fisherlab import models
 
-    models.check_layers(config.model, config.layers, bias=bias, seed=config.seed)
+    models.check_layers(config.model, config.layers, config.exclude, bias=bias, seed=config.seed)
     with _training(progress) as step:
         prepared = models.prepare(
             config.model,

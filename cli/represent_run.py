@@ -60,6 +60,8 @@ def _represent(config: RepresentConfig, prepared: "Prepared", progress: bool) ->
         config.likelihood or prepared.likelihood,
         config.layers,
         output=config.model_output,
+        exclude=config.exclude,
+        strict=config.strict,
         generator=torch.Generator().manual_seed(config.seed),
         progress=progress,
         about=preparing.about(config, prepared),

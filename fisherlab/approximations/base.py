@@ -11,7 +11,7 @@ from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.layers import BlockShape
 from fisherlab.likelihoods.labels import LabelKind
 from fisherlab.operators import LinearOperator, blocks_of, joined
-from fisherlab.statistics import Basis, KeptSums, LayerSums, Statistic
+from fisherlab.statistics import Basis, LayerSums, Statistic
 
 
 class Approximation(ABC):
@@ -95,8 +95,8 @@ def build_operator(method: Approximation, layer: BlockShape, sums: LayerSums, ki
 
 
 def _build(method: Approximation, layer: BlockShape, sums: LayerSums, kind: str) -> LinearOperator:
-    if method.two_pass and method.name not in sums.bases and isinstance(sums, KeptSums):
-        basis = method.basis(layer, sums, kind)
+    if method.two_pass and method.name not in sums.bases:
+        basis = method.basis(layer, sums, kind)  # raises again what kept the pass from a second round
         assert basis is not None
         sums.bases[method.name] = basis
     return method.build(layer, sums, kind)

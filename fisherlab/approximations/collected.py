@@ -1,6 +1,7 @@
 """Statistics of a whole model, from which approximations are built; and `approximate` in one call."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -24,15 +25,16 @@ from fisherlab.base.memory import limited
 from fisherlab.base.writing import as_path, place_for
 from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
+from fisherlab.collect.left_out import LeftOut, made
 from fisherlab.errors import MemoryLimitError, bytes_text
 from fisherlab.exact.edges import warn_of_edges
 from fisherlab.exact.fisher import exact_fisher, no_layerwise
 from fisherlab.exact.options import DEFAULTS, AnalysisOptions, completed, of_pass, parse_bytes, takes
-from fisherlab.layers import BlockShape, Layers, select_layers
+from fisherlab.layers import BlockShape, Layers, LayerView, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.likelihoods.labels import LAYERWISE, LabelKind
 from fisherlab.operators import LinearOperator
-from fisherlab.statistics import Basis, LayerSums, PassRequest, gather
+from fisherlab.statistics import Basis, LayerSums, PassRequest, SplitSums, gather
 
 DEFAULT_APPROXIMATIONS = ("kfac", "ekfac", "tkfac", "lngd")
 
@@ -76,7 +78,12 @@ def collect_statistics(
     memory = parse_bytes(given["memory"])
     with limited(memory):
         chosen = select_layers(
-            model, layers, bias=given["bias"], activations=named_activations(methods), masks=masks_of(data)
+            model,
+            layers,
+            given["exclude"],
+            bias=given["bias"],
+            activations=named_activations(methods),
+            masks=masks_of(data),
         )
         collector = Collector(model, chosen, data, likelihood, **of_pass(given))
         if kind == LAYERWISE:
@@ -97,15 +104,20 @@ def _collected(
     keeper = None
     if path is not None:
         if as_path("the statistics file", path).exists():
-            return load_statistics(path).made_from(about, path)
+            found = load_statistics(path).made_from(about, path)
+            collector.leave_out({name: why for name, why in found.left_out.items() if name in chosen})
+            collector.tell()
+            return found
         place_for("the statistics file", path)
         shapes = {name: view.shape for name, view in chosen.items()}
         if distributed.size() == 1:
             keeper = PartialFile(path, shapes, kind, about, collector.device)
     gathered = gather(collector, work, keeper=keeper)
-    sums = {name: gathered[name].all for name in chosen}
+    collector.tell()
+    sums = {name: own.all for name, own in gathered.items()}
     about["data"] = collector.batches.fingerprint()
-    statistics = Statistics({n: view.shape for n, view in chosen.items()}, sums, kind, about)
+    about["left_out"] = json.dumps(dict(collector.layers.left_out))
+    statistics = Statistics({name: chosen[name].shape for name in sums}, sums, kind, about)
     if path is not None:
         if distributed.rank() == 0:
             statistics.save(path)
@@ -180,12 +192,17 @@ def approximate(
     given, method = completed(AnalysisOptions, own, "approximate"), create(approximation, **options)
     if method.from_exact:
         exact = exact_fisher(model, data, likelihood, kind, layers, **given)
-        return {name: build_from_block(method, block) for name, block in exact.items()}
+        return _from_blocks(method, exact, given["strict"])
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
     memory = parse_bytes(given["memory"])
     with limited(memory):
         chosen = select_layers(
-            model, layers, bias=given["bias"], activations=named_activations([method]), masks=masks_of(data)
+            model,
+            layers,
+            given["exclude"],
+            bias=given["bias"],
+            activations=named_activations([method]),
+            masks=masks_of(data),
         )
         collector = Collector(model, chosen, data, likelihood, **of_pass(given))
         without = {
@@ -203,13 +220,33 @@ def approximate(
         )
         gathered = gather(collector, _work(collector, [method], kind, memory))
         labels = method.label_kind(kind)
-        built = {
-            name: build_operator(method, view.shape, gathered.pop(name).all, labels)
+        makers = {
+            name: partial(_built, method, view, gathered, labels)
             for name, view in collector.layers.items()
             if method.fits(view)
         }
+        built = collector.each_layer(makers)
+        collector.tell()
         warn_of_edges(built, collector.dtype)
         return built
+
+
+def _from_blocks(
+    method: Approximation, exact: Mapping[str, LinearOperator], strict: bool
+) -> dict[str, LinearOperator]:
+    """The operators that a method makes of the exact blocks; layers where it fails are left out."""
+    left_out = LeftOut(strict)
+    found, wrong = made({name: partial(build_from_block, method, block) for name, block in exact.items()})
+    left_out.add(wrong, none_left=not found)
+    left_out.tell()
+    return found
+
+
+def _built(
+    method: Approximation, layer: LayerView, gathered: dict[str, SplitSums], labels: str
+) -> LinearOperator:
+    """A layer's operator; its sums are let go."""
+    return build_operator(method, layer.shape, gathered.pop(layer.name).all, labels)
 
 
 def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: LabelKind) -> PassRequest:

@@ -37,8 +37,8 @@ class Statistics:
         shapes: for each layer its name and size.
         sums: for each layer its `LayerSums`.
         kind: the labels.
-        about: the model's class and hash, the data's hash, the likelihood, the dtype, the drawn labels and
-            a hash of what was summed.
+        about: the model's class and hash, the data's hash, the likelihood, the dtype, the drawn labels, a
+            hash of what was summed, and the layers that were left out.
     """
 
     shapes: dict[str, BlockShape]
@@ -50,6 +50,12 @@ class Statistics:
     def model(self) -> str:
         """The model's class name."""
         return self.about.get("model", "")
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The layers that could not be summed, and why."""
+        found: dict[str, str] = json.loads(self.about.get("left_out", "{}"))
+        return found
 
     @property
     def samples(self) -> int:

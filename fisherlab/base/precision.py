@@ -5,10 +5,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 T = TypeVar("T")
 
 _PRODUCTS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
+
+
+def reference(module: nn.Module) -> nn.Parameter:
+    """The parameter whose dtype and device are the model's: the first of real numbers."""
+    return min(module.parameters(), key=lambda p: not p.is_floating_point())
 
 
 @contextmanager

@@ -6,8 +6,7 @@ formed. Whole samples are cut so that a batch stays under the memory limit.
 """
 
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,8 +17,9 @@ from torch import Tensor, nn
 from fisherlab.arguments import Count, check
 from fisherlab.base import distributed
 from fisherlab.base.memory import at_most
+from fisherlab.base.precision import reference
 from fisherlab.base.progress import Progress, bar
-from fisherlab.collect.batches import Batches, each
+from fisherlab.collect.batches import Batches, each, is_finite
 from fisherlab.collect.forms import ModelInputs
 from fisherlab.collect.hooks import (
     backward,
@@ -32,15 +32,16 @@ from fisherlab.collect.hooks import (
     valid_of,
 )
 from fisherlab.collect.layer_batch import LayerBatch, mask_of, masked, valid_positions, whole
+from fisherlab.collect.left_out import LeftOut, Reasons, T, made
 from fisherlab.collect.outputs import Output, Outputs
 from fisherlab.collect.own_labels import own_labels
 from fisherlab.collect.padding import Padding, padded_layers, tokens_of
 from fisherlab.collect.reading import MOST, Reading
-from fisherlab.collect.refusals import require_finite_gradients, require_finite_weights
+from fisherlab.collect.refusals import longer, not_finite, require_finite_weights
 from fisherlab.collect.sample_gradients import SampleGradients
 from fisherlab.collect.sizes import LABEL_KINDS, Needs, PassSizes
-from fisherlab.errors import InputError
-from fisherlab.layers import Activation, LayerCall, Layers, find_activations
+from fisherlab.errors import FisherlabError, InputError, NotSupportedError
+from fisherlab.layers import Activation, LayerCall, Layers, find_activations, unreached
 from fisherlab.likelihoods import Likelihood, label_columns
 from fisherlab.likelihoods.draws import Generators, drawn_seed
 from fisherlab.likelihoods.labels import LAYERWISE_COLUMNS, LabelKind, masked_columns
@@ -52,8 +53,9 @@ class Collector:
     """Reads a model, its layers and its data; every pass of fisherlab is one of its.
 
     Its `layers` are those given, read as the first look at the data found that they must be; those that
-    cannot be read are left out with a warning. Its `remarks` say of a layer what a reader should know. Its
-    `vectors` are the layers that are summed as ones with a single position; batches with more are refused.
+    cannot be done are left out, and do not stop the others (`leave_out`, `tell`). Its `remarks` say of a
+    layer what a reader should know. Its `vectors` are the layers that are summed as ones with a single
+    position; batches with more are refused.
 
     Args:
         model: the network.
@@ -64,6 +66,7 @@ class Collector:
         draws: labels a sample for the kind `monte-carlo`.
         batch_dim: the dimension that counts samples in the layers' inputs and outputs.
         generator: source of the seed for drawn labels; None: seed 0. Every pass draws the same labels.
+        strict: whether layers that are left out stop the work.
         progress: see `fisherlab.base.progress`.
     """
 
@@ -78,6 +81,7 @@ class Collector:
         draws: int = 1,
         batch_dim: int = 0,
         generator: torch.Generator | None = None,
+        strict: bool = False,
         progress: Progress = False,
     ) -> None:
         check("draws", draws, Count)
@@ -86,7 +90,9 @@ class Collector:
         self.batches = Batches(data, batch_dim)
         self.batch_dim = batch_dim
         self._draws, self._progress = draws, progress
-        first = next(model.parameters())
+        self._left_out = LeftOut(strict)
+        self._failed: dict[str, FisherlabError] = {}
+        first = reference(model)
         self.device, self.dtype = first.device, first.dtype
         require_finite_weights(model)
         self.remarks: dict[str, str] = {}
@@ -110,14 +116,16 @@ class Collector:
 
         Yields:
             For each layer in `needs` its `LayerBatch`; a caller that takes the layers out one by one (`pop`)
-            lets go of their unfolded inputs as it goes.
+            lets go of their unfolded inputs as it goes. Layers that a batch is not right for are missing
+            from there on; `failures` says why.
 
         Raises:
             NumericalError: where the network gives values that are not finite; names the layer and
                 the batch.
         """
         for parts in self._passes(needs, what, self.sizes.samples(needs, scratch), begin):
-            yield whole(list(parts))
+            together = whole(list(parts))
+            yield {name: batch for name, batch in together.items() if name not in self._failed}
 
     def passes_in_parts(
         self, needs: Needs, what: str, begin: int | None = None
@@ -133,6 +141,7 @@ class Collector:
     def _passes(
         self, needs: Needs, what: str, most: int, begin: int | None
     ) -> Iterator[Iterator[dict[str, LayerBatch]]]:
+        self.tell()
         self.sizes.require_room(needs, self.batches.samples)
         first, stop = self.share()
         start = first if begin is None else begin
@@ -142,8 +151,10 @@ class Collector:
             bar(self._progress, what, None if stop is None else stop - first) as report,
         ):
             for index, (inputs, targets) in enumerate(self.read(most, start, stop)):
-                self._reading.make_sure(inputs, index)
+                self._fail(self._reading.not_right_for(inputs, index))
                 yield self._collect(inputs, targets, needs, generators, start, index)
+                if self._failed.keys() >= needs.keys():
+                    return
                 start += self.batches.size(inputs)
                 report(start - first)
 
@@ -193,6 +204,20 @@ class Collector:
         generator = generators.ready(kind, draw)
         return label_columns(self.likelihood, "monte-carlo", outputs, targets, draws, generator)
 
+    def numbers(self, inputs: ModelInputs) -> int:
+        """How many a pass of a batch computes, for `backward`: beyond all where columns go one by one."""
+        apart = self._reading.columns_apart(inputs)
+        return sys.maxsize if apart else self.batches.size(inputs) * self.sizes.activations
+
+    @property
+    def apart(self) -> str:
+        """A remark where label columns go backwards one by one for want of another way, or an empty text."""
+        return (
+            "label columns go back one by one, as torch cannot send these together"
+            if self._reading.apart
+            else ""
+        )
+
     @property
     def labels(self) -> str:
         """What drawn labels depend on."""
@@ -212,23 +237,24 @@ class Collector:
         index: int,
     ) -> Iterator[dict[str, LayerBatch]]:
         """A batch in parts: the inputs and layer-wise g first, then label columns as they come back."""
-        samples = self.batches.size(inputs)
+        samples, numbers = self.batches.size(inputs), self.numbers(inputs)
         seen, outputs = self._reading.forward(inputs, index)
         if targets is not None:
             self.likelihood.check(outputs, targets)
-        self._reading.require_right(seen, outputs, start, start + samples, index)
+        self._fail(self._reading.others_than_known(inputs, seen, index))
+        self._fail(self._reading.not_right(seen, outputs, start, start + samples, index))
+        needs = {name: kinds for name, kinds in needs.items() if name not in self._failed}
         batches = {name: self._layer_batch(name, inputs, seen.get(name, []), start) for name in needs}
         self._layerwise(batches, needs, seen, outputs, generators, samples)
-        yield {name: batch.part(batch.g, True) for name, batch in batches.items()}
+        yield {n: batch.part(batch.g, True) for n, batch in batches.items() if n not in self._failed}
         wanted = [kind for kind in LABEL_KINDS if any(kind in kinds for kinds in needs.values())]
         for kind in wanted:
             columns = self.columns(kind, outputs.detach(), targets, generators, inputs)
-            taken = {name: batches[name] for name in needs if kind in needs[name]}
+            taken = {n: batches[n] for n in needs if kind in needs[n] and n not in self._failed}
             others = {name: batch for name, batch in taken.items() if name not in seen}
             if others:
                 yield from self._of_gradients(others, kind, inputs, columns, index)
             calls = {name: seen[name] for name in taken if name in seen}
-            numbers = sys.maxsize if self._reading.apart else samples * self.sizes.activations
             edges = [call.edge for own in calls.values() for call in own]
             keep = kind != wanted[-1]
             parts = backward(outputs, edges, columns, keep, numbers) if edges else ()
@@ -266,14 +292,11 @@ class Collector:
             pairs = [(call, call.gradients(next(gradients), count)) for call in calls]
             g = self._outputs(batches[name], name, kind, pairs, samples)
             if g.shape[2] > 1 and name in self.vectors:
-                raise InputError(
-                    f"layer {name!r} has one position a sample in the first samples and {g.shape[2]} in "
-                    f"batch {index}, for which Kronecker accumulation is not right; put a batch of the "
-                    "longest length first, or use method='per-sample'"
-                )
-            if first:  # a function without a slope spoils all columns
-                require_finite_gradients(name, g, index)
-            found[name] = batches[name].part({kind: g}, False)
+                self._fail({name: longer(name, g.shape[2], index)})
+            elif first and not is_finite(g):  # a function without a slope spoils all columns
+                self._fail({name: not_finite(name, index)})
+            if name not in self._failed:
+                found[name] = batches[name].part({kind: g}, False)
         return found
 
     def _of_gradients(
@@ -285,15 +308,26 @@ class Collector:
         index: int,
     ) -> Iterator[dict[str, LayerBatch]]:
         """Columns [c, n, …] as they come back to parameters, sample by sample; as many at a time as fit."""
-        rows = self.sample_gradients(batches)
+        try:
+            rows = self.sample_gradients(batches)
+        except NotSupportedError as error:
+            self._fail(dict.fromkeys(batches, error))
+            return
         numbers = sum(self.layers[name].size for name in batches)
         held = self.sizes.bytes * numbers * columns.shape[1]
         for together in columns.split(max(1, at_most(_GRADIENT_BYTES, 16) // held)):
             most = self.samples_together(len(together), numbers)
-            found = rows.pieces(inputs, together.transpose(0, 1), most)
-            for name in batches:
-                require_finite_gradients(name, found[name], index)
-            yield {n: one.part({kind: found[n].permute(1, 0, 3, 2)}, False) for n, one in batches.items()}
+            try:
+                found = rows.pieces(inputs, together.transpose(0, 1), most)
+            except NotSupportedError as error:
+                self._fail(dict.fromkeys(batches, error))
+                return
+            self._fail({name: not_finite(name, index) for name, V in found.items() if not is_finite(V)})
+            yield {
+                name: batch.part({kind: found[name].permute(1, 0, 3, 2)}, False)
+                for name, batch in batches.items()
+                if name not in self._failed
+            }
 
     def samples_together(self, columns: int, numbers: int) -> int:
         """How many samples' gradients are computed at a time, of so many columns and numbers each.
@@ -308,7 +342,7 @@ class Collector:
         """The samples' gradients of these layers' parameters by autograd alone.
 
         Raises:
-            InputError: where they do not add up to the gradient of the batch; names the layer.
+            NotSupportedError: where they do not add up to the gradient of the batch; names the layer.
         """
         names = tuple(names)
         if names not in self._sample_gradients:
@@ -317,26 +351,46 @@ class Collector:
             )
             for name, reason in rows.why_not(*self._reading.looked_at).items():
                 if reason:
-                    raise InputError(
+                    raise NotSupportedError(
                         f"layer {name!r} has no gradients of single samples: {reason}; use another method "
-                        "than per-sample, or leave it out with layers="
+                        "than per-sample"
                     )
             self._sample_gradients[names] = rows
         return self._sample_gradients[names]
 
-    def leave_out(self, reasons: Mapping[str, str], stacklevel: int = 4) -> None:
-        """Takes layers out, with one warning that says why; raised as from the caller of a `checked` caller.
+    def leave_out(self, reasons: Reasons) -> None:
+        """Takes layers out; `tell` says so, at the latest when the next pass begins.
 
         Raises:
-            InputError: where no layer is left.
+            FisherlabError: where no layer is left; lists all that were left out.
         """
-        if not reasons:
-            return
-        self.layers = self.layers.without(reasons)
-        text = "; ".join(f"layer {name!r}: {reason}" for name, reason in reasons.items())
-        if not self.layers:
-            raise InputError(f"no layer can be measured: {text}")
-        warnings.warn(f"not measured: {text}", stacklevel=stacklevel)
+        self.layers = self.layers.without({name: str(reason) for name, reason in reasons.items()})
+        self._reading.leave_out(reasons)
+        self._left_out.add(reasons, none_left=not self.layers)
+
+    def tell(self) -> None:
+        """Says which layers were left out since it last did, in one warning.
+
+        Raises:
+            FisherlabError: with `strict`; lists them.
+        """
+        self._left_out.tell()
+
+    def each_layer(self, makers: Mapping[str, Callable[[], T]]) -> dict[str, T]:
+        """What is made of every layer; those whose maker fails are left out."""
+        found, wrong = made(makers)
+        self.leave_out(wrong)
+        return found
+
+    def failures(self) -> dict[str, FisherlabError]:
+        """The layers that the pass was not right for, in any process, and why; asked once, at its end."""
+        found = {name: error for own in distributed.gather_all(self._failed) for name, error in own.items()}
+        self._failed = {}
+        return found
+
+    def _fail(self, errors: Mapping[str, FisherlabError]) -> None:
+        """Layers that the pass goes on without."""
+        self._failed = {**errors, **self._failed}
 
     def _layerwise(
         self,
@@ -351,7 +405,8 @@ class Collector:
         wanted = {n: sorted(kind for kind in map(LabelKind, needs[n]) if kind.layerwise) for n in needs}
         names = [name for name, kinds in wanted.items() if kinds]
         found = find_activations(outputs, {name: seen[name] for name in names})
-        for name in names:
+        self._fail({name: InputError(unreached(name)) for name in names if name not in found})
+        for name in found:
             for kind in wanted[name]:
                 calls = [
                     (call, layerwise_slope(call, activation, kind).unsqueeze(0))
@@ -406,12 +461,14 @@ class Collector:
                 if view.mask is not None:  # also where no sum will ask for it, as of a norm
                     mask_of(view, inputs)
             first = self._reading.settle(self.layers, inputs, check)
-            self.leave_out(self._reading.left_out, stacklevel=6)
+            self.leave_out(self._reading.left_out)
             self.remarks = self._reading.remarks
             self.layers = self.layers.read_as(self._reading.views, self.remarks)
             self.layers = padded_layers(self.layers, inputs, self.outputs, self.batch_dim)
             self.activations: dict[str, Activation] = {}
-            for name, found in find_activations(first.outputs, first.seen).items():
+            following = find_activations(first.outputs, first.seen)
+            self.leave_out({name: unreached(name) for name in first.seen if name not in following})
+            for name, found in following.items():
                 given = self.layers[name].activation
                 kinds = dict.fromkeys(a.name for a in found) if given is None else [given]
                 self.activations[name] = Activation(", ".join(kinds), "" if given else found[0].reason)
@@ -432,7 +489,7 @@ class Collector:
         self.batches.count()
         with unchanged(self.model):
             for index, inputs in self.batches.forms.values():
-                self._reading.make_sure(each(inputs, self._move), index)
+                self.leave_out(self._reading.not_right_for(each(inputs, self._move), index))
         self.sizes = replace(self.sizes, positions=dict(self._reading.positions))
 
     def _move(self, values: Tensor) -> Tensor:

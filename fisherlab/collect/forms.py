@@ -75,8 +75,8 @@ class _Rows:
             if not all(isinstance(column, Tensor) for column in batch.values()):
                 listed = next(name for name, column in batch.items() if not isinstance(column, Tensor))
                 raise InputError(
-                    f'column {listed!r} of the data set is no tensor: give dataset.with_format("torch"), with '
-                    "columns of numbers that are padded to one shape"
+                    f'column {listed!r} of the data set is no tensor: give dataset.with_format("torch"), '
+                    "with columns of numbers that are padded to one shape"
                 )
             yield batch
 

@@ -1,5 +1,6 @@
 """The one seam to autograd: hooks that keep a forward pass, the batched backward, and leaving no trace."""
 
+import logging
 import random
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -32,9 +33,12 @@ from fisherlab.likelihoods import categorical_slope
 from fisherlab.likelihoods.draws import Generators, normal
 from fisherlab.likelihoods.labels import LabelKind
 
-# Numbers that a pass computes. Measured on a small network: the calls of a pass take 0.1 ms, most of its time
-# below 2^15 numbers and a tenth of it here.
-_SMALL_PASS = 2**17
+# Measured on a small network: the calls of a pass take 0.1 ms, most of its time below 2^15 numbers and a
+# tenth of it here.
+SMALL_PASS = 2**17
+"""Numbers that a pass computes, below which columns go backwards together."""
+
+log = logging.getLogger("fisherlab")
 
 _depth: ContextVar[int] = ContextVar("depth", default=0)
 
@@ -60,6 +64,9 @@ def unchanged(model: nn.Module, *, full: bool = True) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(sorted(d.index for d in devices if d.type == "cuda")))
         if full:
             stack.enter_context(full_precision({d.type for d in devices}))
+        for module in model.modules():
+            if isinstance(module, nn.GroupNorm):
+                stack.callback(module.register_forward_pre_hook(_contiguous).remove)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         try:
@@ -71,6 +78,15 @@ def unchanged(model: nn.Module, *, full: bool = True) -> Iterator[None]:
                 module.training = mode
             buffers.put_back()
             attributes.put_back()
+
+
+def _contiguous(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same inputs, laid out plainly.
+
+    Torch's group norm of channels-last tensors has no batched backward, and where its input needs no gradient
+    its backward ends the process (torch 2.13).
+    """
+    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in args)
 
 
 class _Attributes:
@@ -295,7 +311,8 @@ def backward(
     """Sends columns [c, n, …] back from the outputs: for each edge gradients [c', …], or None without a path.
 
     Columns go one by one where a pass has enough to do; torch's batched backward cuts convolutions, norms and
-    softmax into columns itself, and copies. Small passes go together, for the calls would take the time.
+    softmax into columns itself, and copies. Small passes go together, for the calls would take the time,
+    where torch and the hooks of the model can do that.
 
     Args:
         outputs: the network's outputs [n, …], with their graph.
@@ -307,16 +324,27 @@ def backward(
     Yields:
         c' and the gradients [c', …] of the first c' columns, then of the next, and so on.
     """
-    if len(columns) > 1 and numbers < _SMALL_PASS:
-        gradients = torch.autograd.grad(
-            outputs, edges, columns, retain_graph=keep, is_grads_batched=True, allow_unused=True
-        )
+    gradients = together(outputs, edges, columns) if len(columns) > 1 and numbers < SMALL_PASS else None
+    if gradients is not None:
         yield len(columns), gradients
         return
     for place, column in enumerate(columns):
         again = keep or place + 1 < len(columns)
         gradients = torch.autograd.grad(outputs, edges, column, retain_graph=again, allow_unused=True)
         yield 1, tuple(None if g is None else g.unsqueeze(0) for g in gradients)
+
+
+def together(outputs: Tensor, edges: Sequence[Any], columns: Tensor) -> tuple[Tensor | None, ...] | None:
+    """All columns at once through a graph that is kept; None where torch, or a hook of the model, cannot."""
+    try:
+        return torch.autograd.grad(
+            outputs, edges, columns, retain_graph=True, is_grads_batched=True, allow_unused=True
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a function or a hook that takes one column only raises
+        log.debug("label columns go back one by one: %s", error)
+        return None
 
 
 def backward_one_by_one(

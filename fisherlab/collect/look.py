@@ -27,7 +27,7 @@ from fisherlab.collect.agreement import (
 )
 from fisherlab.collect.batches import each
 from fisherlab.collect.forms import ModelInputs
-from fisherlab.collect.hooks import backward, capture
+from fisherlab.collect.hooks import SMALL_PASS, backward, capture, together
 from fisherlab.collect.outputs import Outputs
 from fisherlab.collect.refusals import (
     node_names,
@@ -160,7 +160,7 @@ class Looker:
         at_calls, by_parameter = self._backward(layers, seen, outputs, column, keep=False)
         return Look(inputs, samples, silent, column, outputs, seen, other, at_calls, by_parameter, more)
 
-    def require_right(
+    def not_right(
         self,
         layers: Mapping[str, LayerView],
         seen: Mapping[str, list[LayerCall]],
@@ -168,7 +168,7 @@ class Looker:
         index: int,
         *,
         pairs: bool,
-    ) -> None:
+    ) -> dict[str, FisherlabError]:
         """Looks at a whole batch; its graph is kept.
 
         Two random columns, each zero for every other sample, show parameters that are used elsewhere, and
@@ -181,17 +181,17 @@ class Looker:
             index: of the batch.
             pairs: whether any two samples are told apart.
 
-        Raises:
-            InputError: where a layer's view is not right for this batch; names it.
-            NumericalError: where what comes back to a layer is not finite; names it.
+        Returns:
+            For the layers whose views are not right for this batch why.
         """
+        wrong: dict[str, FisherlabError] = {}
         samples = len(outputs)
         patterns = list(_separating_sets(samples)) or [silent_samples(samples)]
         for place, quiet in enumerate(patterns if pairs else patterns[:_ALL]):
             column = random_column(outputs, quiet)
             at_calls, by_parameter = self._backward(layers, seen, outputs, column, keep=True)
-            for name, view in layers.items():
-                calls, found = seen[name], at_calls[name]
+            for name in layers.keys() - wrong.keys():
+                view, calls, found = layers[name], seen[name], at_calls[name]
                 if place < _ALL:  # sums too
                     own = {parameter: by_parameter[parameter] for parameter in view.parameters}
                     reason = why_not(view, calls, None, found, own, samples, self.batch_dim, quiet)
@@ -199,7 +199,8 @@ class Looker:
                     mixed = is_mixed(view, calls, found, quiet, samples, self.batch_dim)
                     reason = MIXED if mixed else ""
                 if reason:
-                    raise _not_right(name, index, reason)
+                    wrong[name] = _not_right(name, index, reason)
+        return {name: wrong[name] for name in layers if name in wrong}
 
     def require_own(self, layers: Mapping[str, LayerView], look: Look) -> None:
         """Calls the model with the samples of a look again, and in parts, which must give the same outputs.
@@ -234,9 +235,11 @@ class Looker:
 
         Args:
             layers: to whose calls.
-            inputs: of a few samples.
-            numbers: how many numbers a pass of one sample computes.
+            inputs: of samples.
+            numbers: how many numbers a pass computes.
         """
+        if numbers >= SMALL_PASS:  # a network of this size is given one column after the other
+            return True
         with capture(layers) as seen:
             outputs = self.outputs(inputs)
         edges: list[Any] = [call.edge for calls in seen.values() for call in calls]
@@ -246,12 +249,9 @@ class Looker:
         columns = torch.stack([column, column.flip(-1) + column.square()])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of slow ways of torch's: the pass itself says so
-            try:
-                count, together = next(backward(outputs, edges, columns, True, numbers))
-            except Exception:  # a function, or a hook, that takes one column only
-                return False
-        if count == 1:  # a network of this size is given one column after the other
-            return True
+            in_one = together(outputs, edges, columns)
+        if in_one is None:
+            return False
         apart = [found for _, found in backward(outputs, edges, columns, False, sys.maxsize)]
         expected = [None if own[0] is None else torch.cat(own) for own in zip(*apart, strict=True)]
         norms = [0.0 if g is None else float(torch.linalg.vector_norm(g.double())) for g in expected]
@@ -259,7 +259,7 @@ class Looker:
         scale = 100 * math.sqrt(torch.finfo(outputs.dtype).eps) * max(norms)
         return all(
             g is own if g is None or own is None else close(g.double(), own, scale)
-            for g, own in zip(together, expected, strict=True)
+            for g, own in zip(in_one, expected, strict=True)
         )
 
     def saved(self, inputs: ModelInputs) -> int:
@@ -274,7 +274,7 @@ class Looker:
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            outputs = outputs_of_model(self.model, inputs)
+            outputs = self.outputs(inputs)
         del outputs
         return sum(numbers for place, numbers in kept.items() if place not in own)
 
@@ -299,7 +299,15 @@ class Looker:
         places += [own[name] for name in names]
         found: Sequence[Tensor | None] = [None] * len(places)
         if outputs.requires_grad and places:
-            found = torch.autograd.grad(outputs, places, column, retain_graph=keep, allow_unused=True)
+            try:
+                found = torch.autograd.grad(outputs, places, column, retain_graph=keep, allow_unused=True)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                why = (str(error).strip().splitlines() or [""])[0]
+                raise InputError(
+                    f"the model's own backward pass fails ({why}); mend it until loss.backward() works"
+                ) from error
         gradients = iter(found)
         at_calls = {name: [next(gradients) for _ in seen[name]] for name in layers}
         return at_calls, dict(zip(names, gradients, strict=True))
@@ -321,7 +329,7 @@ def _not_right(name: str, index: int, reason: str) -> FisherlabError:
         return not_finite(name, index)
     return InputError(
         f"layer {name!r} was right for the first samples and is not in batch {index}: {reason}; use "
-        "method='per-sample', or leave it out with layers="
+        "method='per-sample'"
     )
 
 

@@ -5,7 +5,7 @@ another dimension that counts samples; else, where its calls do not depend on th
 expanded over them; else by its parameters' gradients, sample by sample; and else it is left out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.base.memory import at_most
+from fisherlab.base.precision import reference
 from fisherlab.collect.agreement import NOT_FINITE
 from fisherlab.collect.batches import Batches, Form, each
 from fisherlab.collect.forms import ModelInputs, tensors_of
@@ -21,7 +22,7 @@ from fisherlab.collect.look import FEW, Look, Looker, moves_rows
 from fisherlab.collect.outputs import Outputs
 from fisherlab.collect.refusals import require_finite
 from fisherlab.collect.sample_gradients import SampleGradients
-from fisherlab.errors import InputError
+from fisherlab.errors import FisherlabError, InputError
 from fisherlab.layers import LayerCall, LayerView
 
 # Samples of the second look, which may see what two do not (rows that are sorted, an expert that is seldom
@@ -63,8 +64,10 @@ class Reading:
         self.views: dict[str, LayerView] = {}
         self.left_out: dict[str, str] = {}
         self.remarks: dict[str, str] = {}
+        self.captured: dict[str, LayerView] = {}
         self._counts: dict[Form, int] = {}
         self._rows: dict[Form, dict[str, list[int]]] = {}
+        self._together: set[tuple[torch.Size, ...]] = set()
         self._right_to = 0  # the samples before have been looked at
 
     def settle(
@@ -104,62 +107,91 @@ class Reading:
         """How many numbers a graph keeps for one sample, of all that it computes."""
         return self._looker.saved(self.looked_at[0]) // len(self.looked_at[1])
 
-    def make_sure(self, inputs: ModelInputs, index: int) -> None:
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Looks no more at these layers; one that is expanded goes on so, for the sake of those after it."""
+        for name in names:
+            if name in self.captured and self.captured[name].expanded is None:
+                del self.captured[name]
+
+    def not_right_for(self, inputs: ModelInputs, index: int) -> dict[str, FisherlabError]:
         """Looks anew at inputs of shapes not seen before, and at two samples where one alone was seen.
 
         How the rows of samples lie in a layer's tensors may depend on the shapes.
 
-        Raises:
-            InputError: where a layer is not right for them; names it and the batch.
+        Returns:
+            For the layers that are not right for them why, with the batch.
         """
         count = min(FEW, self._batches.size(inputs))
         known = self._counts.get(self._batches.form(inputs), 0)
         if known >= count:
-            return
+            return {}
         look = self._looker.look(self.captured, self._unlike(inputs), count)
         self._looker.require_own(self.captured, look)
+        wrong: dict[str, FisherlabError] = {}
         for name, view in self.captured.items():
             reason = self._why_not(view, [look])
             if reason and known:
-                raise InputError(
+                wrong[name] = InputError(
                     f"the first batch has one sample only, and of a later one layer {name!r} is not right: "
                     f"{reason}; give a first batch of two samples or more"
                 )
-            if reason:
-                raise InputError(
+            elif reason:
+                wrong[name] = InputError(
                     f"layer {name!r} was right for the first samples and is not in batch {index}, whose "
-                    f"inputs have another shape: {reason}; use method='per-sample', or leave it out with "
-                    "layers="
+                    f"inputs have another shape: {reason}; use method='per-sample'"
                 )
+        self.leave_out(wrong)
         self._note(inputs, count, look.seen)
+        return wrong
 
     def forward(self, inputs: ModelInputs, index: int) -> tuple[dict[str, list[LayerCall]], Tensor]:
         """A forward pass: the calls of the captured layers, and the model's outputs with their graph.
 
         Raises:
-            InputError: where a sample has other rows than at the look at inputs of the same shape.
             NumericalError: where the network gives values that are not finite.
         """
         samples = self._batches.size(inputs)
         with capture(self.captured, samples=samples) as seen:
             outputs = self._outputs(inputs)
         require_finite(outputs, seen, index)
+        return seen, outputs
+
+    def columns_apart(self, inputs: ModelInputs) -> bool:
+        """Whether a batch's columns must go backwards one by one; found once for all batches of a shape.
+
+        How torch sends columns back together may depend on the shapes.
+        """
+        shapes = tuple(x.shape for x in tensors_of(inputs))
+        if not self.apart and shapes not in self._together:
+            self._together.add(shapes)
+            numbers = self.numbers * self._batches.size(inputs)
+            self.apart = not self._looker.goes_together(self.captured, inputs, numbers)
+        return self.apart
+
+    def others_than_known(
+        self, inputs: ModelInputs, seen: Mapping[str, list[LayerCall]], index: int
+    ) -> dict[str, FisherlabError]:
+        """The layers of whose calls a sample has other rows than at the look at inputs of the same shape."""
+        samples = self._batches.size(inputs)
+        wrong: dict[str, FisherlabError] = {}
         for name, known in self._rows.get(self._batches.form(inputs), {}).items():
+            if name not in self.captured:
+                continue
             try:
                 rows = self._rows_of(self.captured[name], seen[name], samples)
             except InputError:
                 rows = []
             if rows != known:
-                raise InputError(
+                wrong[name] = InputError(
                     f"layer {name!r} sees other rows in batch {index} than it did of the first samples, so "
-                    "they cannot be told apart by sample; use method='per-sample', or leave it out with "
-                    "layers="
+                    "they cannot be told apart by sample; use method='per-sample'"
                 )
-        return seen, outputs
+        self.leave_out(wrong)
+        return wrong
 
-    def require_right(
+    def not_right(
         self, seen: Mapping[str, list[LayerCall]], outputs: Tensor, start: int, stop: int, index: int
-    ) -> None:
+    ) -> dict[str, FisherlabError]:
         """Looks at batch 0, 1, 2, 4, 8 and so on, which takes ever less of the time; once at every sample.
 
         Of a model that moves rows about, whose batches may differ, all are looked at.
@@ -170,10 +202,16 @@ class Reading:
             start: the batch's first sample.
             stop: one past its last.
             index: of the batch.
+
+        Returns:
+            For the layers whose views are not right in this batch why.
         """
+        wrong: dict[str, FisherlabError] = {}
         if start >= self._right_to and (self._moving or index & (index - 1) == 0):
-            self._looker.require_right(self.captured, seen, outputs, index, pairs=self._moving)
+            wrong = self._looker.not_right(self.captured, seen, outputs, index, pairs=self._moving)
         self._right_to = max(self._right_to, stop)
+        self.leave_out(wrong)
+        return wrong
 
     def _looks(
         self, layers: Mapping[str, LayerView], inputs: ModelInputs, check: Callable[[Tensor], None]
@@ -185,7 +223,7 @@ class Reading:
         self._looker.require_own(layers, first)
         numbers = sum(call.output.numel() for calls in first.seen.values() for call in calls) // count
         silent = not all(first.tells(view) for view in layers.values())
-        size = next(self._model.parameters()).element_size()
+        size = reference(self._model).element_size()
         more = min(total, MOST if silent else _MORE, at_most(_LOOK_BYTES, 16) // (8 * size * max(1, numbers)))
         if more <= count:
             return [first]

@@ -109,17 +109,20 @@ def require_finite(outputs: Tensor, seen: Mapping[str, list[LayerCall]], index: 
     raise NumericalError(f"the model's output is not finite in batch {index}; check the weights")
 
 
-def require_finite_gradients(name: str, gradients: Tensor, index: int) -> None:
-    """Refuse gradients that are not finite; names the layer and the batch (`NumericalError`)."""
-    if not is_finite(gradients):
-        raise not_finite(name, index)
-
-
 def not_finite(name: str, index: int) -> NumericalError:
     """The error about gradients of a layer that are not finite."""
     return NumericalError(
         f"what comes back to layer {name!r} is not finite in batch {index}; look for a function without a "
-        "slope there, such as a root or a norm of zero, or leave the layer out with layers="
+        "slope there, such as a root or a norm of zero"
+    )
+
+
+def longer(name: str, positions: int, index: int) -> InputError:
+    """The error about a batch with more positions than Kronecker accumulation is right for."""
+    return InputError(
+        f"layer {name!r} has one position a sample in the first samples and {positions} in batch {index}, "
+        "for which Kronecker accumulation is not right; put a batch of the longest length first, or use "
+        "method='per-sample'"
     )
 
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from fisherlab.collect.agreement import close
-from fisherlab.collect.batches import each
+from fisherlab.collect.batches import each, is_finite
 from fisherlab.collect.forms import ModelInputs, tensors_of
 from fisherlab.collect.outputs import Outputs
-from fisherlab.errors import FisherlabError
+from fisherlab.errors import FisherlabError, NotSupportedError
 from fisherlab.layers import LayerView
 from fisherlab.linalg.numerics import spans
 
@@ -41,15 +41,45 @@ class SampleGradients:
         self._parameters = {name: p.detach() for name, p in own.items()}
         self._block = {name: self._parameters[name] for name in names}
         self._loop = False
+        self._right: set[tuple[torch.Size, ...]] = set()
+        self._calls = 0
 
     def __call__(self, inputs: ModelInputs, u: Tensor) -> dict[str, Tensor]:
-        """For each block V [n, c, m, d] for columns u [n, c, …]."""
+        """For each block V [n, c, m, d] for columns u [n, c, …].
+
+        What vmap gives is compared with a loop for inputs of every shape, and in calls 0, 1, 2, 4, 8 and so
+        on; where it gives something else the loop is taken.
+
+        Raises:
+            NotSupportedError: where it gave the same for other inputs of this shape before.
+        """
         if not self._loop:
             try:
-                return self._together(inputs, u)
+                found = self._together(inputs, u)
             except Exception:  # the model does what vmap cannot
                 self._loop = True
-        return self._one_by_one(inputs, u)
+            else:
+                self._loop = not self._is_right(inputs, u, found)
+        return self._one_by_one(inputs, u) if self._loop else found
+
+    def _is_right(self, inputs: ModelInputs, u: Tensor, found: Mapping[str, Tensor]) -> bool:
+        """Whether gradients by vmap may be taken, see `__call__`."""
+        shapes, call = (*(x.shape for x in tensors_of(inputs)), u.shape), self._calls
+        self._calls += 1
+        known = shapes in self._right
+        if not all(map(is_finite, found.values())):  # a loop tells whether that is vmap's doing
+            return False
+        if known and call & (call - 1):
+            return True
+        if self._as_by_loop(inputs, u, found):
+            self._right.add(shapes)
+            return True
+        if known:
+            raise NotSupportedError(
+                "vmap gives other gradients than a loop over the samples, and not for all inputs of a shape: "
+                "the samples' gradients cannot be trusted; give the data as batches of one sample"
+            )
+        return False
 
     def pieces(self, inputs: ModelInputs, u: Tensor, most: int) -> dict[str, Tensor]:
         """The same for at most so many samples at a time."""
@@ -80,7 +110,7 @@ class SampleGradients:
             why = str(error) if isinstance(error, FisherlabError) else f"{type(error).__name__}: {error}"
             reason = f"the model cannot be called with one sample alone ({why})"
             return {view.name: reason for view in self._views}
-        self._loop = self._loop or not self._same_by_vmap(inputs, u, rounding)
+        self._loop = self._loop or not self._same_by_vmap(inputs, u)
         return {
             view.name: ""
             if close(
@@ -90,22 +120,29 @@ class SampleGradients:
             for view in self._views
         }
 
-    def _same_by_vmap(self, inputs: ModelInputs, u: Tensor, rounding: float) -> bool:
+    def _same_by_vmap(self, inputs: ModelInputs, u: Tensor) -> bool:
         """Whether vmap gives these gradients of the last samples, and those of a second column with it."""
         start = max(0, len(u) - _COMPARED)
         part, first = self._samples_between(inputs, start, len(u)), u[start:]
         columns = torch.stack([first, first.flip(-1) + first.square()], 1)
         try:
-            rows = list(self._rows(part, columns))
             found = self._together(part, columns)
         except Exception:  # the model does what vmap cannot
             return False
-        return all(
-            close(column.double(), expected, max(_norm(expected), rounding))
-            for name in found
-            for V, one in zip(found[name], rows, strict=True)
-            for column, expected in zip(V, one[name], strict=True)
-        )
+        return self._as_by_loop(part, columns, found)
+
+    def _as_by_loop(self, inputs: ModelInputs, u: Tensor, found: Mapping[str, Tensor]) -> bool:
+        """Whether a loop gives these gradients of the first and the last sample and column."""
+        columns = sorted({0, u.shape[1] - 1})
+        for n in sorted({0, len(u) - 1}):
+            own = self._samples_between(inputs, n, n + 1)
+            (expected,) = self._rows(own, u[n : n + 1, columns])
+            rounding = _rounding(self._model, self._outputs(own), u[n : n + 1, 0])
+            for name, V in expected.items():
+                for one, other in zip(V, found[name][n, columns], strict=True):
+                    if not close(other.double(), one, max(_norm(one), rounding)):
+                        return False
+        return True
 
     def _samples_between(self, inputs: ModelInputs, start: int, stop: int) -> ModelInputs:
         return each(inputs, lambda x: x.narrow(self._batch_dim, start, stop - start))
@@ -177,4 +214,4 @@ def _rounding(model: nn.Module, outputs: Tensor, u: Tensor) -> float:
 
 
 def _norm(V: Tensor) -> float:
-    return float(torch.linalg.vector_norm(V.double()))
+    return float(torch.linalg.vector_norm(V.to(torch.promote_types(V.dtype, torch.float64))))

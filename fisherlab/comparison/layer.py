@@ -152,11 +152,18 @@ class LayerTask:
                     note = "; ".join((reason, *main.notes))
                     result.measured[method.name, main.name] = Row({"note": note}, [], None)
                 continue
-            fitted = self._fitted(main, method, gathered)
-            if method.name == NearestKronecker.name:
-                nearest[main.name] = _shape_error(main, fitted.all)
+            try:
+                fitted = self._fitted(main, method, gathered)
+                if method.name == NearestKronecker.name:
+                    nearest[main.name] = _shape_error(main, fitted.all)
+                if method in self.asked:
+                    self._measure(result, main, layerwise, method, fitted, nearest)
+            except (FisherlabError, torch.linalg.LinAlgError) as error:
+                if method in self.asked:
+                    note = "; ".join((f"not measured: {error}", *main.notes))
+                    result.measured[method.name, main.name] = Row({"note": note}, [], None)
+                continue
             if method in self.asked:
-                self._measure(result, main, layerwise, method, fitted, nearest)
                 if exact is not None:
                     _add_spectrum(result, method.name, fitted.all)
                 if self.drawn:

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from fisherlab.base.memory import at_most
 from fisherlab.base.progress import Progress, bar
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.layer_batch import LayerBatch
+from fisherlab.collect.left_out import made
 from fisherlab.comparison.layer import WATERFALL, LayerTask, of_vector
 from fisherlab.comparison.measure import Row, Target
 from fisherlab.comparison.precision import why_noise
@@ -26,6 +28,7 @@ from fisherlab.comparison.targets import (
     main_target,
     remembered_bytes,
 )
+from fisherlab.errors import FisherlabError, NumericalError
 from fisherlab.exact.fisher import gram_block
 from fisherlab.exact.plans import BlockPlan
 from fisherlab.likelihoods.labels import LAYERWISE, LabelKind
@@ -58,6 +61,7 @@ class Experiment:
         statistics: where the approximations come from; None: from the samples of the exact blocks.
         on_target: called with each layer's name and main target once it is measured.
         noise: the layers whose numbers would be rounding in the model's type, and why; they have none.
+        failed: the layers that could not be measured, and why.
         coupled: how many samples the coupling takes of each kind of labels.
     """
 
@@ -71,6 +75,7 @@ class Experiment:
     statistics: Statistics | None = None
     on_target: Callable[[str, Target], None] | None = None
     noise: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, FisherlabError] = field(default_factory=dict)
     coupled: dict[str, int] = field(default_factory=dict)
     _grams: dict[str, Tensor] = field(default_factory=dict)
     _works: dict[str, PassRequest] = field(default_factory=dict)
@@ -90,19 +95,30 @@ class Experiment:
         found: dict[str, LayerResult] = {}
         for names in self._groups():
             work = {name: self._work(name) for name in names}
-            gathered = gather(self.collector, work, halves=True)
-            for name in names:
+            gathered = gather(self.collector, work, halves=True, failed=self._fail)
+            for name in list(gathered):
                 started = time.perf_counter()
                 with eigenvectors_kept():
-                    result = self._layer(name, self._summed(name, gathered.pop(name)))
-                if result is not None:
-                    found[name] = result
+                    results, wrong = made({name: partial(self._layer, name, gathered)})
+                self._fail(wrong)
+                found |= {name: one for name, one in results.items() if one is not None}
                 log.debug("layer %s: measured in %.1f s", name, time.perf_counter() - started)
         return {name: found[name] for name in self.plans if name in found}
 
+    def _fail(self, errors: Mapping[str, FisherlabError]) -> None:
+        """Takes note of layers that cannot be measured; numbers may go wrong for want of a wider type."""
+        wide = self.collector.dtype == torch.float64
+        for name, error in errors.items():
+            if isinstance(error, NumericalError) and not wide:
+                self.noise[name] = str(error)
+            else:
+                self.failed[name] = error
+
     def again(self, collector: Collector, plans: Mapping[str, BlockPlan]) -> "Experiment":
         """The same with other plans, for some of the layers."""
-        other = replace(self, collector=collector, plans=plans, noise={}, _grams={}, _works={}, _tasks={})
+        other = replace(
+            self, collector=collector, plans=plans, noise={}, failed={}, _grams={}, _works={}, _tasks={}
+        )
         other._keepable, other._keepable_alone = self._keepable, self._keepable_alone
         return other
 
@@ -238,8 +254,9 @@ class Experiment:
 
     # --- what is measured -------------------------------------------------------------------------
 
-    def _layer(self, name: str, gathered: SplitSums) -> LayerResult | None:
-        """All of one layer; None where it would be rounding (see `noise`)."""
+    def _layer(self, name: str, sums: dict[str, SplitSums]) -> LayerResult | None:
+        """All of one layer, whose sums are let go; None where it would be rounding (see `noise`)."""
+        gathered = self._summed(name, sums.pop(name))
         task = self._task(name)
         plan, view = task.plan, task.view
         target = main_target(view, plan, gathered, task.room)

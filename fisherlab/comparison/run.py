@@ -16,6 +16,7 @@ from fisherlab.approximations import (
     named_activations,
 )
 from fisherlab.base.memory import limited
+from fisherlab.base.precision import reference
 from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.comparison.measure import Target
@@ -85,7 +86,12 @@ def compare(
     limit = parse_bytes(given["memory"])
     with limited(limit):
         chosen = select_layers(
-            model, layers, bias=given["bias"], activations=named_activations(methods), masks=masks_of(data)
+            model,
+            layers,
+            given["exclude"],
+            bias=given["bias"],
+            activations=named_activations(methods),
+            masks=masks_of(data),
         )
         analysed, chosen, in_float32 = _not_half(model, chosen)
         generator = given["generator"]
@@ -95,6 +101,7 @@ def compare(
             collector.leave_out(no_layerwise(collector))
         if statistics is not None:
             check_statistics(statistics)
+            collector.leave_out({n: why for n, why in statistics.left_out.items() if n in collector.layers})
             statistics = statistics.fitting(model, collector.layers, kind)
             for method in methods:
                 if not method.from_exact and not statistics.can_build(method):
@@ -114,13 +121,14 @@ def compare(
             collector, plans, methods, has_targets, limit, spectra, given["progress"], statistics, on_target
         )
         results = _measured(experiment, data, chosen, kind, {**given, "generator": again})
+        collector.tell()
         return Comparison(
             results=results,
             layers=_covered(collector),
             coupling_matrix=experiment.coupling(),
             about=replace(about or Origin.given(model, data), output=collector.outputs.taken),
             device=str(collector.device),
-            dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+            dtype=str(reference(model).dtype).removeprefix("torch."),
         )
 
 
@@ -147,7 +155,7 @@ def _plans(
 
 def _not_half(model: nn.Module, layers: Layers) -> tuple[nn.Module, Layers, str]:
     """The model, or a copy of it in float32 where it is in a type of three digits; layers; and a remark."""
-    reason = half_precision(next(model.parameters()).dtype)
+    reason = half_precision(reference(model).dtype)
     copied = widened(model, layers, torch.float32) if reason else None
     return (model, layers, "") if copied is None else (*copied, reason)
 
@@ -158,6 +166,7 @@ def _measured(
     """The numbers of every layer; of those that are rounding in the model's type from a copy in float64.
 
     Where there is no such copy, or they are rounding in float64 too, their rows hold nothing but a note.
+    Layers that cannot be measured are left out.
     """
     narrow, copied = experiment.collector, None
     try:
@@ -180,12 +189,16 @@ def _measured(
             plans = _plans(wide, kind, experiment.memory, given["max_columns"], remarks)
             again = experiment.again(wide, plans)
             results |= again.results()
+            experiment.failed |= again.failed
         except (InputError, MemoryLimitError) as error:
             reasons = {name: f"{reason}; in float64: {error}" for name, reason in reasons.items()}
         else:
             experiment.adopt(again)
             reasons |= again.noise
-    results |= {name: experiment.empty(name, why) for name, why in reasons.items() if name not in results}
+    narrow.leave_out(experiment.failed)
+    experiment.plans = {name: plan for name, plan in experiment.plans.items() if name in narrow.layers}
+    empty = {name: why for name, why in reasons.items() if name in narrow.layers and name not in results}
+    results |= {name: experiment.empty(name, why) for name, why in empty.items()}
     return {name: results[name] for name in experiment.plans}
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.base.memory import at_most, limited
-from fisherlab.collect.batches import masks_of
+from fisherlab.collect.batches import is_finite, masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.hooks import unchanged
 from fisherlab.collect.layer_batch import LayerBatch
-from fisherlab.collect.refusals import require_finite_gradients
+from fisherlab.collect.refusals import not_finite
 from fisherlab.errors import unknown
 from fisherlab.exact.edges import warn_of_edges
 from fisherlab.exact.options import AnalysisOptions, completed, of_pass, parse_bytes, takes
@@ -34,7 +34,7 @@ from fisherlab.operators import (
     UnitBlockOperator,
     joined,
 )
-from fisherlab.statistics import LayerSums, PassRequest, Statistic, gather, moments
+from fisherlab.statistics import LayerSums, PassRequest, SplitSums, Statistic, gather, moments
 
 _ROW_BYTES = 64 * 2**20  # of the samples' gradients at a time, a choice: beside them stands one block
 
@@ -69,10 +69,13 @@ def exact_fisher(
         For each layer a `LinearOperator` of dimension D = m·d, in column-vec order.
 
     Raises:
-        InputError: for an unknown name, data that do not fit the model, or a layer that is not read right in
-            a later batch; batches 0, 1, 2, 4, 8 and so on are looked at as a whole.
-        NumericalError: for values or gradients that are not finite; names the layer and the batch.
-        MemoryLimitError: where the method asked for cannot hold a block under the limit.
+        InputError: for an unknown name, or data that do not fit the model. Batches 0, 1, 2, 4, 8 and so on
+            are looked at as a whole.
+        NumericalError: for values that are not finite; names the batch.
+        MemoryLimitError: where the label columns of one sample do not fit the limit.
+        FisherlabError: where no layer can be done, or with `strict` not all; lists them. A layer can not
+            where its block does not fit the memory limit, its gradients are not finite, or a batch is not
+            right for it; the others are returned.
         NotSupportedError: `kronecker` for a layer with several positions; names it.
     """
     given = completed(AnalysisOptions, options, "exact_fisher")
@@ -81,32 +84,26 @@ def exact_fisher(
         raise unknown("method", method, METHODS)
     memory = parse_bytes(given["memory"])
     with limited(memory):
-        chosen = select_layers(model, layers, bias=given["bias"], masks=masks_of(data))
+        chosen = select_layers(model, layers, given["exclude"], bias=given["bias"], masks=masks_of(data))
         collector = Collector(model, chosen, data, likelihood, **of_pass(given))
         if kind == LAYERWISE:
             collector.leave_out(no_layerwise(collector))
-        chosen = collector.layers
         plans = make_plans(collector, kind, method, memory, given["max_columns"])
+        chosen = collector.layers
         for plan in plans.values():
             if plan.note:
                 warnings.warn(f"layer {plan.layer!r}: {plan.note}", stacklevel=3)
-        if method == "per-sample":
-            rows = {name: _per_sample(collector, chosen[name], plan.kind) for name, plan in plans.items()}
-            warn_of_edges(rows, collector.dtype)
-            return rows
-        work = {
-            name: block_work(plan, chosen[name], collector.sizes.label_columns_of(plan.kind, name))
-            for name, plan in plans.items()
-        }
-        gathered = gather(collector, work)
-        blocks: dict[str, LinearOperator] = {}
-        for name, plan in plans.items():
-            found = gathered.pop(name)
-            if plan.method == "gram":
-                assert found.kept is not None
-                blocks[name] = gram_block(found.kept.double(), plan.kind)
-            else:
-                blocks[name] = build_block(chosen[name], plan, found.all)
+        make: Callable[[LayerView, BlockPlan], LinearOperator] = partial(_per_sample, collector)
+        if method != "per-sample":
+            work = {
+                name: block_work(plan, chosen[name], collector.sizes.label_columns_of(plan.kind, name))
+                for name, plan in plans.items()
+            }
+            gathered = gather(collector, work)
+            plans = {name: plans[name] for name in gathered}
+            make = partial(_block, gathered)
+        blocks = collector.each_layer({n: partial(make, chosen[n], plan) for n, plan in plans.items()})
+        collector.tell()
         warn_of_edges(blocks, collector.dtype)
         return blocks
 
@@ -148,6 +145,15 @@ def build_block(view: LayerView, plan: BlockPlan, sums: LayerSums) -> LinearOper
     return by_group(view, sums.taken_mean(statistic), partial(_operator, plan.method))
 
 
+def _block(gathered: dict[str, SplitSums], view: LayerView, plan: BlockPlan) -> LinearOperator:
+    """A layer's block; its sums are let go."""
+    found = gathered.pop(view.name)
+    if plan.method != "gram":
+        return build_block(view, plan, found.all)
+    assert found.kept is not None
+    return gram_block(found.kept.double(), plan.kind)
+
+
 def gram_block(kept: LayerBatch, kind: str) -> LinearOperator:
     """The Gram operator of the samples kept; one a group."""
     return joined([GramOperator(part.a, part.g[kind]) for part in kept.parts])
@@ -173,12 +179,12 @@ def _operator(method: str, shape: BlockShape, block: Tensor) -> LinearOperator:
     return UnitBlockOperator(smat(block, shape.inputs))
 
 
-def _per_sample(collector: Collector, view: LayerView, kind: str) -> LinearOperator:
+def _per_sample(collector: Collector, view: LayerView, plan: BlockPlan) -> LinearOperator:
     """F = JᵀJ/N with the rows of J from `torch.func`: any module, no hooks, no captured inputs."""
     size = view.group.size
     total = torch.zeros(view.groups, size, size, dtype=torch.float64, device=collector.device)
     samples = 0
-    for matrices, count in _gradient_matrices(collector, view, kind):
+    for matrices, count in _gradient_matrices(collector, view, plan.kind):
         grouped = matrices.double().unflatten(1, (view.groups, -1)).transpose(0, 1)
         rows = grouped.transpose(-1, -2).flatten(2)
         total.baddbmm_(rows.mT, rows)
@@ -201,5 +207,6 @@ def _gradient_matrices(collector: Collector, view: LayerView, kind: str) -> Iter
             with torch.no_grad():
                 u = collector.columns(kind, collector.outputs(inputs), targets, generators, inputs)
             V = rows_of(inputs, u.transpose(0, 1))[view.name]
-            require_finite_gradients(view.name, V, index)
+            if not is_finite(V):
+                raise not_finite(view.name, index)
             yield V.flatten(0, 1), u.shape[1]

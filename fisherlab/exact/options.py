@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypedDict, TypeVar, cast, get_type_hints
 
@@ -58,6 +58,24 @@ def parse_bytes(size: float | str) -> int:
     return int(size)
 
 
+class _Chosen(TypedDict, total=False):
+    exclude: Annotated[
+        Iterable[str] | str,
+        Option((), "names or globs of layers to leave out of those in `layers`."),
+    ]
+
+
+class _Strict(TypedDict, total=False):
+    strict: Annotated[
+        bool,
+        Option(
+            False,
+            "True: layers that cannot be done stop the analysis, with a list of them and why; else they are "
+            "left out, listed in the coverage and in a warning.",
+        ),
+    ]
+
+
 class _Limits(TypedDict, total=False):
     bias: Annotated[str, OneOf(BIAS_MODES), Option("joint", "`joint`, `separate` or `ignore`.")]
     memory: Annotated[
@@ -99,19 +117,19 @@ class _Returned(TypedDict, total=False):
     ]
 
 
-class AnalysisOptions(_Returned, _Limits, _Draws, _Reading, _Shown, total=False):
+class AnalysisOptions(_Chosen, _Returned, _Limits, _Draws, _Reading, _Strict, _Shown, total=False):
     """The options of `exact_fisher`, `approximate`, `collect_statistics` and `compare`."""
 
 
-class PassOptions(_Returned, _Draws, _Reading, _Shown, total=False):
+class PassOptions(_Returned, _Draws, _Reading, _Strict, _Shown, total=False):
     """Those that a pass over the data takes."""
 
 
-class ReadingOptions(_Returned, _Reading, _Shown, total=False):
+class ReadingOptions(_Chosen, _Returned, _Reading, _Strict, _Shown, total=False):
     """Those of `represent`, which makes no blocks."""
 
 
-class TraceOptions(_Returned, _Limits, _Draws, _Shown, total=False):
+class TraceOptions(_Chosen, _Returned, _Limits, _Draws, _Strict, _Shown, total=False):
     """Those of `trace`, which has a seed for the generators of its comparisons."""
 
 

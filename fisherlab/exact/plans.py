@@ -74,6 +74,8 @@ def make_plans(
 ) -> dict[str, BlockPlan]:
     """The way to compute every layer's exact block, small blocks first, under one memory limit.
 
+    Layers whose blocks do not fit it any more are left out.
+
     Args:
         collector: gives the layers' shapes and the number of samples.
         kind: the labels.
@@ -94,19 +96,18 @@ def make_plans(
     kind = DRAWN if drawn else LabelKind(kind)
     chooser = _Chooser(collector, kind, method, max_columns, most_contraction, copies, drawn)
     plans: dict[str, BlockPlan] = {}
-    too_large: dict[str, str] = {}
+    too_large: dict[str, MemoryLimitError] = {}
     left = memory
     for view in sorted(collector.layers.values(), key=lambda v: v.size):
-        remark = collector.remarks.get(view.name, "")
+        remark = "; ".join(filter(None, (collector.remarks.get(view.name), collector.apart)))
         try:
             plan = plans[view.name] = replace(chooser.plan(view, left), remark=remark)
-        except MemoryLimitError as error:  # samples' gradients are large: the others are measured without it
-            if not view.by_gradients or method != "auto":
-                raise
-            too_large[view.name] = f"it is {remark}; {error}"
+        except MemoryLimitError as error:  # the others are done without it
+            too_large[view.name] = error
         else:
             left -= plan.bytes if together else 0
-    collector.leave_out(too_large, stacklevel=5)
+    collector.leave_out(too_large)
+    collector.tell()
     collector.vectors = frozenset(name for name, plan in plans.items() if plan.method == "kronecker")
     return {name: plans[name] for name in collector.layers}
 
@@ -245,7 +246,7 @@ class _Chooser:
         if held > memory:
             raise MemoryLimitError(
                 f"the layer-wise Fisher of layer {view.name!r} would need {bytes_text(held)}, more than the "
-                f"{bytes_text(memory)} left of the memory limit; leave the layer out or give a larger limit"
+                f"{bytes_text(memory)} left of the memory limit; give a larger limit"
             )
         operations = 2.0 * entries * (samples or 1)
         return BlockPlan(view.name, "layerwise", LAYERWISE, samples, samples, operations, held)

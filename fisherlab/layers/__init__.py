@@ -13,6 +13,7 @@ from fisherlab.layers.activation import (
     find_activations,
     nodes_behind,
     slope_of,
+    unreached,
 )
 from fisherlab.layers.adapter import Adapter, register_layer
 from fisherlab.layers.coverage import Layers
@@ -49,4 +50,5 @@ __all__ = [
     "select_layers",
     "slope_of",
     "spelled_out",
+    "unreached",
 ]

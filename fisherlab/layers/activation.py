@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fisherlab.errors import InputError, known_name
+from fisherlab.errors import known_name
 from fisherlab.layers.view import LayerCall
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -108,16 +108,22 @@ def find_activations(output: Tensor, seen: Mapping[str, Sequence[LayerCall]]) ->
         output: the network's output, with its graph.
         seen: the layers' calls, with their edges.
 
-    Raises:
-        InputError: for a layer that does not reach the output; names it.
+    Returns:
+        For each layer that of every call; a layer of which no call reaches the output is missing.
     """
     edges = {(name, place): call.edge for name, calls in seen.items() for place, call in enumerate(calls)}
     found = activations_from([output], edges)
     by_layer = {name: [found[name, place] for place in range(len(calls))] for name, calls in seen.items()}
-    for name, after in by_layer.items():
-        if after and not any(after):
-            raise InputError(f"layer {name!r} does not reach the model's output; leave it out with layers=")
-    return {name: [one or _activation_of([]) for one in after] for name, after in by_layer.items()}
+    return {
+        name: [one or _activation_of([]) for one in after]
+        for name, after in by_layer.items()
+        if any(after) or not after
+    }
+
+
+def unreached(name: str) -> str:
+    """Why a layer is missing there."""
+    return f"layer {name!r} does not reach the model's output"
 
 
 def activations_from(outputs: Sequence[Tensor], edges: Mapping[Call, Any]) -> dict[Call, Activation | None]:

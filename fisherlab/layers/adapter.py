@@ -82,7 +82,8 @@ class Adapter(ModuleAdapter):
 
     def matrix(self, module: nn.Module, weight: Tensor) -> Tensor:
         """Tensors shaped as the weight, with any leading dimensions, as [..., m, d]."""
-        return weight.flatten(weight.dim() - module.get_parameter("weight").dim() + 1)
+        leading = weight.shape[: weight.dim() - module.get_parameter("weight").dim()]
+        return weight.reshape(*leading, *self.shape(module))
 
     def weight(self, module: nn.Module, matrix: Tensor) -> Tensor:
         """The inverse of `matrix` for one matrix [m, d]: shaped as the weight."""

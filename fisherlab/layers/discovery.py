@@ -46,7 +46,7 @@ def find_layers(
     Args:
         model: any module.
         include: names or globs of `named_modules()` names, and of parameters that are blocks by themselves.
-        exclude: names or globs to leave out.
+        exclude: names or globs to leave out, of layers or of modules with all layers inside.
         bias: `joint`: the bias is the last column of the layer's matrix; `separate`: a block of
             its own, named `<layer>.bias`; `ignore`: in no block.
         activations: the activation that follows a layer, by layer name, where the graph is not to be
@@ -65,9 +65,8 @@ def find_layers(
     include, exclude = _globs("include", include), _globs("exclude", exclude)
     views, parameters = _Walk(model, bias).find()
     everything = _with_masks(Layers(views, parameters), masks or {})
-    names = match_names(everything, include)
-    names = [n for n in names if not any(fnmatchcase(n, glob) for glob in exclude)]
-    chosen = _named_activations(everything.select(names), activations or {})
+    chosen = everything.select(match_names(everything, include))
+    chosen = _named_activations(_without(model, chosen, exclude, everything), activations or {})
     if not chosen:
         raise _no_layers(chosen)
     return chosen
@@ -76,12 +75,13 @@ def find_layers(
 def select_layers(
     model: nn.Module,
     layers: Layers | Iterable[str] | str | None,
+    exclude: Iterable[str] | str = (),
     *,
     bias: str = "joint",
     activations: Mapping[str, str] | None = None,
     masks: Mapping[str, Mask] | None = None,
 ) -> Layers:
-    """The `layers=` argument of the public functions: None, names, globs, or layers found before.
+    """The `layers=` and `exclude=` of the public functions: None, names, globs, or layers found before.
 
     Raises:
         InputError: as `find_layers`; for layers that were found on another model.
@@ -89,9 +89,22 @@ def select_layers(
     if isinstance(layers, Layers):
         _check_arguments(model, bias)
         _check_own(model, layers)
-        return _named_activations(layers, activations or {})
+        chosen = _without(model, layers, _globs("exclude", exclude), layers)
+        if not chosen:
+            raise _no_layers(chosen)
+        return _named_activations(chosen, activations or {})
     include = ("*",) if layers is None else layers
-    return find_layers(model, include, bias=bias, activations=activations, masks=masks)
+    return find_layers(model, include, exclude, bias=bias, activations=activations, masks=masks)
+
+
+def _without(model: nn.Module, chosen: Layers, exclude: Sequence[str], known: Layers) -> Layers:
+    """The layers that `exclude` names neither by themselves nor by a module that they are inside of."""
+    in_blocks = {parameter for view in known.values() for parameter in view.parameters}
+    others = [name for name, _ in model.named_modules() if name and name not in known]
+    free = [name for name, _ in model.named_parameters() if name not in in_blocks]
+    named = set(match_names([*known, *others, *free], exclude))
+    inside = tuple(f"{name}." for name in others if name in named)
+    return chosen.select(name for name in chosen if name not in named and not name.startswith(inside))
 
 
 def match_names(names: Iterable[str], globs: Iterable[str]) -> list[str]:

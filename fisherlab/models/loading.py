@@ -207,14 +207,16 @@ def prepare(
 
 
 @checked
-def check_layers(name: str, layers: Iterable[str], *, bias: str, seed: Seed) -> None:
+def check_layers(
+    name: str, layers: Iterable[str], exclude: Iterable[str] = (), *, bias: str, seed: Seed
+) -> None:
     """Refuse unknown layers of a built-in model, before it is trained; of other names nothing.
 
     Raises:
         InputError: for a name or glob without a layer.
     """
     if not is_import(name):
-        find_layers(seeded(registry.spec(name).build, seed), layers, bias=bias)
+        find_layers(seeded(registry.spec(name).build, seed), layers, exclude, bias=bias)
 
 
 class WeightsOrigin(NamedTuple):

@@ -74,7 +74,7 @@ class ParameterMatrices:
         """
         named = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         largest = torch._foreach_norm(list(named.values()), math.inf)
-        by_device = torch.stack([value.float().to(largest[0].device) for value in largest])
+        by_device = torch.stack([value.float().to(largest[0].device) for value in largest])  # norms are real
         if bool(by_device.isfinite().all()):
             return
         bad = [name for name, fine in zip(named, by_device.isfinite().tolist(), strict=True) if not fine]

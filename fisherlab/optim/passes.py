@@ -3,6 +3,7 @@
 Hooks on a user's model end with the optimizer, and stay behind when the model is copied.
 """
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -329,6 +330,16 @@ def situation() -> str:
     if current_backward() != -1:
         return "backward"
     return "seen" if torch.is_grad_enabled() else "no_grad"
+
+
+def is_inside_itself(module: nn.Module) -> bool:
+    """Whether a module is called within a call of itself."""
+    calls, frame = 0, sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        own = frame.f_code is nn.Module._call_impl.__code__
+        calls += own and frame.f_locals.get("self") is module
+    return calls > 1
 
 
 def is_compiled() -> bool:

@@ -221,7 +221,7 @@ def check_model(model: nn.Module) -> nn.Module:
     """The model itself, taken out of DistributedDataParallel.
 
     Raises:
-        InputError: for a compiled or sharded model, or complex parameters or ones with sparse gradients.
+        InputError: for a compiled or sharded model, or parameters with sparse gradients.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
@@ -232,8 +232,6 @@ def check_model(model: nn.Module) -> nn.Module:
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
             raise InputError(f"embedding {name!r} has sparse gradients; set sparse=False")
     for name, parameter in model.named_parameters():
-        if parameter.is_complex():
-            raise InputError(f"parameter {name!r} is complex; split it into real and imaginary parts")
         if parameter.is_floating_point() and parameter.dtype not in _PRECISE:
             dtype = str(parameter.dtype).removeprefix("torch.")
             raise InputError(
@@ -252,8 +250,6 @@ def layers_of(
 
     Norms, embeddings and parameters by themselves are left to the step of other parameters.
     """
-    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    match_names([*find_layers(model), *dict(model.named_modules())], exclude)
     found = find_layers(model, include, exclude, activations=activations)
     names = [name for name, view in found.items() if not (view.vector or view.one_hot or view.by_gradients)]
     if not names:

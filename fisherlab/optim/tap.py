@@ -8,13 +8,15 @@ come to the outputs by hooks on the graph, with the user's own backward; a pass 
 parameters arrive in a backward pass through it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fisherlab.base.precision import reference
 from fisherlab.collect.hooks import capture, is_looked_at
 from fisherlab.collect.outputs import Outputs
 from fisherlab.errors import InputError, InputTypeError
@@ -34,6 +36,7 @@ from fisherlab.optim.passes import (
     current_backward,
     graph_is_kept,
     is_compiled,
+    is_inside_itself,
     is_transformed,
     listen,
     removed_with,
@@ -100,7 +103,7 @@ class TrainingTap:
         self.observer = Observer(
             blocks, kind, cadence, self._dims.by_layer, likelihood, self._outputs, self.passes, self.gradients
         )
-        self._open_now = False
+        self._open_pass: tuple[nn.Module, Callable[[], None]] | None = None
         self._ends: dict[str, str] = {}
         self._joints: set[tuple[str, ...]] = set()
         self._met: dict[int, str] = {}
@@ -189,9 +192,12 @@ class TrainingTap:
             return
         if id(module) in self._is_layer:
             self._met[id(module)] = situation()
-        if self._open_now or situation() != "seen":
+        if self._open_pass is not None and self._open_pass[0] is module and not is_inside_itself(module):
+            self._open_pass[1]()  # an interrupt ended it, which hooks are not told of
+            self._open_pass = None
+        if self._open_pass is not None or situation() != "seen":
             return
-        first = next(module.parameters())
+        first = reference(module)
         if first.dtype == torch.float16:
             raise InputError(
                 "the model has weights in float16 now, too few digits for statistics and steps; use "
@@ -205,24 +211,33 @@ class TrainingTap:
         if self.cadence.checks:
             check_whole(self.options.model)  # it was when the optimizer was made
         self._abandon_cleared()
-        self._open_now = True
-        look = self._dims.look(module, self._inside[id(module)], args, kwargs)
         stack = ExitStack()
+        closing = weakref.finalize(self, stack.close)  # also where an interrupt leaves it open
+        closing.atexit = False
+        self._open_pass = module, closing
+        look = self._dims.look(module, self._inside[id(module)], args, kwargs)
         seen = stack.enter_context(capture(self._trained(module), outputs=False))
+        done = Hook(self._done, seen, look)
+        stack.callback(module.register_forward_hook(done, always_call=True, with_kwargs=True).remove)
 
-        def done(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
-            kwargs, output = rest if len(rest) == 2 else ({}, rest[0])  # after a failure, without them
-            if is_looked_at():  # another optimizer's look in the middle of this pass
-                return
-            handle.remove()
-            stack.close()
-            try:
-                if output is not None:
-                    self._finish(module, args, kwargs, seen, output, look)
-            finally:
-                self._open_now = False
-
-        handle = module.register_forward_hook(done, always_call=True, with_kwargs=True)
+    def _done(
+        self,
+        seen: Mapping[str, list[LayerCall]],
+        look: SampleLook | None,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        *rest: Any,
+    ) -> None:
+        """The pass that is open comes to its end."""
+        if is_looked_at() or self._open_pass is None:  # another optimizer's look in the middle of this pass
+            return
+        kwargs, output = rest if len(rest) == 2 else ({}, rest[0])  # after a failure, without them
+        self._open_pass[1]()
+        try:
+            if output is not None:
+                self._finish(module, args, kwargs, seen, output, look)
+        finally:
+            self._open_pass = None
 
     def _trained(self, module: nn.Module) -> dict[str, LayerView]:
         """The layers in a module that are not frozen now."""

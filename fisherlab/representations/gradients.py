@@ -89,7 +89,7 @@ class OutputGradients:
 
     def _add(self, reading: BatchReading, label_columns: Tensor) -> None:
         edges = {name: own for name in self._names if (own := reading.edges(name)) is not None}
-        numbers = reading.samples * self._collector.sizes.activations
+        numbers = self._collector.numbers(reading.inputs)
         every = [edge for own in edges.values() for edge in own]
         if not every:
             return

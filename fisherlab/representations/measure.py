@@ -65,7 +65,7 @@ def represent(
         NumericalError: where the model's output is not finite.
     """
     given = completed(ReadingOptions, options, "represent")
-    chosen = select_layers(model, layers, masks=masks_of(data))
+    chosen = select_layers(model, layers, given["exclude"], masks=masks_of(data))
     names = [name for name, view in chosen.items() if view.weight is not None and not view.vector]
     if not names:
         raise InputError(
@@ -81,6 +81,7 @@ def represent(
         output=given["output"],
         batch_dim=given["batch_dim"],
         generator=given["generator"],
+        strict=given["strict"],
     )
     collector.leave_out(
         {
@@ -89,6 +90,7 @@ def represent(
             if view.by_gradients
         }
     )
+    collector.tell()
     names = list(collector.layers)
     samples = collector.batches.count()
     if samples is None:

@@ -20,8 +20,8 @@ from fisherlab.collect.collector import Collector
 from fisherlab.collect.forms import ModelInputs
 from fisherlab.collect.hooks import capture, inputs_of, outputs_of, valid_of
 from fisherlab.collect.layer_batch import valid_positions
-from fisherlab.errors import NotSupportedError, NumericalError
-from fisherlab.layers import ACTIVATIONS, Activation, LayerCall, LayerView, find_activations
+from fisherlab.errors import InputError, NotSupportedError, NumericalError
+from fisherlab.layers import ACTIVATIONS, Activation, LayerCall, LayerView, find_activations, unreached
 
 _BATCH_BYTES = 256 * 2**20  # of a pass with its copies: a choice, as `numerics.CHUNK_BYTES`
 _MOST_SAMPLES = 8192  # in one batch: a choice, as `sizes._MOST_SAMPLES`
@@ -78,8 +78,12 @@ class BatchReading:
     ) -> None:
         self.outputs = outputs
         self.samples = collector.batches.size(inputs)
-        self._collector, self._inputs, self._seen, self._copies = collector, inputs, seen, copies
+        self.inputs = inputs
+        self._collector, self._seen, self._copies = collector, seen, copies
         self._found = find_activations(outputs, seen)
+        for name in seen:
+            if name not in self._found:
+                raise InputError(unreached(name))
 
     def vectors(self, name: str) -> dict[str, Vectors]:
         """Vectors of a layer by kind: `output`, `input` unless it sees indices, `activated` unless φ = id."""
@@ -131,7 +135,7 @@ class BatchReading:
         rows = valid_of(*given)
         if view.mask is None and not view.one_hot:
             return rows
-        return valid_positions(view, self._inputs, inputs_of(*given), rows)
+        return valid_positions(view, self.inputs, inputs_of(*given), rows)
 
 
 def read(collector: Collector, inputs: ModelInputs) -> BatchReading:

@@ -99,6 +99,8 @@ class SamplesConfig(Config):
         data_dir: where to look for data first.
         samples: how many; None: as many as the command usually takes.
         layers: names or globs.
+        exclude: names or globs of layers to leave out.
+        strict: whether a layer that cannot be done stops the command.
         model_output: the name or the place of the outputs among what the model returns; None: its logits, or
             the only tensor.
     """
@@ -108,6 +110,8 @@ class SamplesConfig(Config):
     data_dir: FilePath | None = None
     samples: Count | None = None
     layers: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    strict: bool = False
     model_output: str | None = None
 
 

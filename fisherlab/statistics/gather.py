@@ -1,8 +1,9 @@
 """The passes over data that fill the sums of all layers: one, or two where a method needs a basis."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,10 +13,13 @@ from fisherlab.base import distributed
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.collect.sizes import Needs
+from fisherlab.errors import FisherlabError
 from fisherlab.gradients.inputs import OneHot, cat
 from fisherlab.layers import BlockShape
 from fisherlab.likelihoods.labels import LabelKind
 from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, Statistic
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,16 +121,19 @@ def gather(
     *,
     halves: bool = False,
     keeper: Keeper | None = None,
+    failed: Callable[[Mapping[str, FisherlabError]], None] | None = None,
 ) -> dict[str, SplitSums]:
     """Runs the passes that the work needs, at most two for all layers together.
 
-    Of lazy work the samples are kept and nothing is summed; see `SplitSums.of_kept`.
+    Of lazy work the samples are kept and nothing is summed; see `SplitSums.of_kept`. Layers that a batch is
+    not right for are missing from what is returned.
 
     Args:
         collector: the model, its layers and its data.
         work: for each layer what to sum.
         halves: also sum the two halves of the samples apart.
         keeper: keeps unfinished sums; without halves and kept samples only.
+        failed: told of such layers and why; None: the collector leaves them out.
     """
     parts = {name: [LayerSums() for _ in range(2 if halves else 1)] for name in work}
     stage, done = 1, None
@@ -135,13 +142,21 @@ def gather(
         stage, done, known = state
         parts = {name: [known[name]] for name in work}
     kept: dict[str, list[LayerBatch]] = {name: [] for name in work}
+    failed = collector.leave_out if failed is None else failed
     if stage == 1:
-        _first_pass(collector, work, parts, kept, halves, keeper, done)
+        wrong = _first_pass(collector, work, parts, kept, halves, keeper, done)
         done = None
+        failed(wrong)
+        parts, keeper = _without(parts, wrong), None if wrong else keeper
     # popped, so that the batches of one layer at most are there twice
     gathered = {name: SplitSums.of_parts(sums, _joined(kept.pop(name))) for name, sums in parts.items()}
-    _second_pass(collector, work, gathered, keeper, done)
-    return gathered
+    wrong = _second_pass(collector, work, gathered, keeper, done)
+    failed(wrong)
+    return _without(gathered, wrong)
+
+
+def _without(found: Mapping[str, T], wrong: Mapping[str, FisherlabError]) -> dict[str, T]:
+    return {name: own for name, own in found.items() if name not in wrong}
 
 
 def _first_pass(
@@ -152,16 +167,21 @@ def _first_pass(
     halves: bool,
     keeper: Keeper | None,
     begin: int | None,
-) -> None:
+) -> dict[str, FisherlabError]:
     needs = {name: task.kinds for name, task in work.items()}
     for batch_parts in _batches(collector, work, needs, begin):
+        whole: set[str] = set()
         for part in batch_parts:
-            done = _end(part)
+            whole |= part.keys()
             for name in list(part):
-                _add(part.pop(name), work[name], parts[name], kept[name], halves)
-        if keeper is not None:
+                batch = part.pop(name)
+                done = batch.start + batch.samples
+                _add(batch, work[name], parts[name], kept[name], halves)
+        if keeper is not None and whole == work.keys():  # sums of a layer that failed are not gone on from
             keeper.tick(1, done, {name: sums[0] for name, sums in parts.items()})
-    _over_processes(parts, kept)
+    wrong = collector.failures()
+    _over_processes(_without(parts, wrong), kept)
+    return wrong
 
 
 def _batches(
@@ -196,34 +216,39 @@ def _second_pass(
     gathered: Mapping[str, SplitSums],
     keeper: Keeper | None,
     begin: int | None,
-) -> None:
-    needs: Needs = {n: frozenset({task.kind}) for n, task in work.items() if task.bases and not task.lazy}
+) -> dict[str, FisherlabError]:
+    tasks = {name: task for name, task in work.items() if name in gathered and task.bases and not task.lazy}
+    needs: Needs = {name: frozenset({task.kind}) for name, task in tasks.items()}
     if not needs:
-        return
+        return {}
     for name in needs if begin is None else ():
         for sums in gathered[name].each:
-            sums.bases = {method: basis(sums) for method, basis in work[name].bases.items()}
+            sums.bases = _bases(work[name], sums)
     for batches in collector.passes(needs, "second moments", begin=begin):
-        done = _end(batches)
-        for name in needs:
-            task, found = work[name], gathered[name]
-            batch = _limited(batches.pop(name), task)
+        whole = batches.keys() == needs.keys()
+        for name in list(batches):
+            task, found, batch = work[name], gathered[name], batches.pop(name)
+            done, batch = batch.start + batch.samples, _limited(batch, task)
             parts = [batch, *(_split(batch, True) if found.halves else ())]
             for part, total in zip(parts, found.each, strict=True):
                 if part.samples:
-                    total.add([total.rotated(method, task.kind) for method in task.bases], part)
-        if keeper is not None:
+                    total.add([total.rotated(method, task.kind) for method in total.bases], part)
+        if keeper is not None and whole:
             keeper.tick(2, done, {name: found.all for name, found in gathered.items()})
-    for name in needs:
+    wrong = collector.failures()
+    for name in needs.keys() - wrong.keys():
         for total in gathered[name].each:
-            keys = [total.rotated(method, work[name].kind).key for method in work[name].bases]
-            _add_up(total.values, keys)
+            _add_up(total.values, [total.rotated(method, work[name].kind).key for method in total.bases])
+    return wrong
 
 
-def _end(batches: Mapping[str, LayerBatch]) -> int:
-    """The samples of the data up to the end of a batch."""
-    batch = next(iter(batches.values()))
-    return batch.start + batch.samples
+def _bases(task: PassRequest, sums: LayerSums) -> dict[str, Basis]:
+    """The bases of the second pass; one that cannot be made is missing, and its method's `build` says why."""
+    found = {}
+    for method, basis in task.bases.items():
+        with suppress(FisherlabError, torch.linalg.LinAlgError):
+            found[method] = basis(sums)
+    return found
 
 
 def _over_processes(parts: Mapping[str, list[LayerSums]], kept: dict[str, list[LayerBatch]]) -> None:

@@ -67,6 +67,7 @@ class Subject:
             config.kind,
             self.layers,
             output=config.model_output,
+            strict=config.strict,
             memory=config.memory,
             max_columns=config.max_columns,
             draws=config.draws,
@@ -116,7 +117,7 @@ def _of_run(config: TraceConfig, folder: Path) -> Subject:
         model=task.model.eval(),
         data=pair,
         likelihood=config.likelihood or task.likelihood,
-        layers=find_layers(task.model, config.layers, bias=config.bias, masks=masks),
+        layers=find_layers(task.model, config.layers, config.exclude, bias=config.bias, masks=masks),
         checkpoints=checkpoints,
         about=Origin.of(wanted.model, dataset, seed=wanted.seed),
         origin=f"run {run.name}",
@@ -175,7 +176,7 @@ def _log_lines(folder: Path) -> list[dict[str, Any]]:
 def _of_model(config: TraceConfig, progress: Callable[[int, int], None] | None) -> Subject:
     assert config.model is not None
     seed = config.seed or 0
-    models.check_layers(config.model, config.layers, bias=config.bias, seed=seed)
+    models.check_layers(config.model, config.layers, config.exclude, bias=config.bias, seed=seed)
     found = models.prepare(
         config.model,
         seed=seed,
@@ -202,7 +203,7 @@ def _of_model(config: TraceConfig, progress: Callable[[int, int], None] | None) 
         model=found.model,
         data=found.data,
         likelihood=config.likelihood or found.likelihood,
-        layers=find_layers(found.model, config.layers, bias=config.bias, masks=found.masks),
+        layers=find_layers(found.model, config.layers, config.exclude, bias=config.bias, masks=found.masks),
         checkpoints=(),
         about=about,
     )

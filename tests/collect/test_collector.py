@@ -101,13 +101,13 @@ def test_large_samples_make_small_batches(categorical, monkeypatch):
 @pytest.mark.parametrize("kind", ["predictive", "monte-carlo"])
 def test_columns_one_by_one_are_columns_together(sequences, kind, monkeypatch):
     together = one_pass(sequences, kind, draws=3)
-    monkeypatch.setattr("fisherlab.collect.hooks._SMALL_PASS", 0)
+    monkeypatch.setattr("fisherlab.collect.hooks.SMALL_PASS", 0)
     for layer, (batch,) in one_pass(sequences, kind, draws=3).items():
         assert torch.allclose(batch.g[kind], together[layer][0].g[kind], atol=1e-14)
 
 
 def test_parts_of_a_batch_are_the_batch(sequences, monkeypatch):
-    monkeypatch.setattr("fisherlab.collect.hooks._SMALL_PASS", 0)
+    monkeypatch.setattr("fisherlab.collect.hooks.SMALL_PASS", 0)
     whole = one_pass(sequences, "predictive")
     source = collector(sequences)
     needs = {name: frozenset({"predictive"}) for name in source.layers}

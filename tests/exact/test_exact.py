@@ -135,7 +135,7 @@ def test_a_comparison_never_makes_the_dense_block_of_a_gram_operator(wide):
 @pytest.mark.parametrize("method", ["kronecker", "per-sample"])
 def test_a_method_that_does_not_fit_is_refused_with_the_way_out(wide, method):
     with pytest.raises(MemoryLimitError, match=r"layer '0' would need .* use method='gram'"):
-        fl.exact_fisher(wide.model, wide.data, method=method, memory="1MiB")
+        fl.exact_fisher(wide.model, wide.data, method=method, memory="1MiB", strict=True)
 
 
 def test_a_limit_below_the_gram_form_is_refused_with_the_way_out(wide):
@@ -145,7 +145,7 @@ def test_a_limit_below_the_gram_form_is_refused_with_the_way_out(wide):
 
 def test_a_layerwise_block_above_the_limit_is_refused(wide):
     with pytest.raises(MemoryLimitError, match="layer-wise Fisher of layer '0'"):
-        fl.exact_fisher(wide.model, wide.data, kind="layerwise", memory="100KiB")
+        fl.exact_fisher(wide.model, wide.data, kind="layerwise", memory="100KiB", strict=True)
 
 
 # --- max_columns ------------------------------------------------------------------------------------
