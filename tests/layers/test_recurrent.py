@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 import fisherlab as fl
 from fisherlab.collect.collector import Collector
@@ -430,6 +431,27 @@ def test_dropout_between_layers():
         optimizer.step()
         losses.append(found[1].item())
     assert losses[2] < losses[0]
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, rnn: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.rnn, self.head = rnn, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.rnn, x, use_reentrant=False)[0].sum(1))
+
+
+@pytest.mark.parametrize("kind", ["relu", "gru", "lstm"])
+def test_inside_activation_checkpointing(kind):
+    """Where its own forward is run again for what was saved, the block is made of the samples' gradients."""
+    model, _, _ = twins(kind)
+    data = torch.randn(6, T, D, dtype=torch.float64), torch.randint(3, (6,))
+    expected = {name: block(V) for name, V in samples_gradients(model, data[:1], data[1]).items()}
+    found = fl.exact_fisher(Checkpointed(model.rnn, model.head), data, kind="empirical")
+    assert set(found) == set(expected)
+    for name, F in found.items():
+        assert torch.allclose(F.dense(), expected[name], rtol=1e-10, atol=1e-15)
 
 
 def test_one_sequence_alone_runs_unseen():
