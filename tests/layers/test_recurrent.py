@@ -433,6 +433,30 @@ def test_dropout_between_layers():
     assert losses[2] < losses[0]
 
 
+def test_weights_that_two_networks_share():
+    """One block each, summed over both; each part has the same name in both."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"up": nn.GRU(H, H, batch_first=True), "down": nn.GRU(H, H, batch_first=True)})
+    for name, p in model["up"].named_parameters():
+        setattr(model["down"], name, p)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts, self.head = model, nn.Linear(H, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.parts["down"](self.parts["up"](x)[0].square())[0].sum(1))
+
+    net = Twice().double()
+    data = torch.randn(6, T, H, dtype=torch.float64), torch.randint(3, (6,))
+    expected = samples_gradients(net, data[:1], data[1])
+    assert list(expected) == ["parts.up.ih_l0", "parts.up.hh_l0", "head"]
+    assert list(fl.approximate("kfac", net, data)) == list(expected)
+    for name, F in fl.exact_fisher(net, data, kind="empirical").items():
+        assert torch.allclose(F.dense(), block(expected[name]), rtol=1e-10, atol=1e-15)
+
+
 class Checkpointed(nn.Module):
     def __init__(self, rnn: nn.Module, head: nn.Module) -> None:
         super().__init__()
