@@ -198,6 +198,7 @@ def capture(
                     modules.setdefault(id(module), (module, []))[1].append(view)
                 else:
                     parts.setdefault((id(module), view.part), []).append(view)
+                    fused[id(module)] = module
                 if view.fused is not None:
                     fused[id(view.fused)] = view.fused
         for module, views in modules.values():

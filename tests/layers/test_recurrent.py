@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 import fisherlab as fl
 from fisherlab.collect.collector import Collector
@@ -430,6 +431,51 @@ def test_dropout_between_layers():
         optimizer.step()
         losses.append(found[1].item())
     assert losses[2] < losses[0]
+
+
+def test_weights_that_two_networks_share():
+    """One block each, summed over both; each part has the same name in both."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"up": nn.GRU(H, H, batch_first=True), "down": nn.GRU(H, H, batch_first=True)})
+    for name, p in model["up"].named_parameters():
+        setattr(model["down"], name, p)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts, self.head = model, nn.Linear(H, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.parts["down"](self.parts["up"](x)[0].square())[0].sum(1))
+
+    net = Twice().double()
+    data = torch.randn(6, T, H, dtype=torch.float64), torch.randint(3, (6,))
+    expected = samples_gradients(net, data[:1], data[1])
+    assert list(expected) == ["parts.up.ih_l0", "parts.up.hh_l0", "head"]
+    assert list(fl.approximate("kfac", net, data)) == list(expected)
+    for name, F in fl.exact_fisher(net, data, kind="empirical").items():
+        assert torch.allclose(F.dense(), block(expected[name]), rtol=1e-10, atol=1e-15)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, rnn: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.rnn, self.head = rnn, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.rnn, x, use_reentrant=False)[0].sum(1))
+
+
+@pytest.mark.parametrize("kind", ["relu", "gru", "lstm"])
+def test_inside_activation_checkpointing(kind):
+    """Where its own forward is run again for what was saved, the block is made of the samples' gradients."""
+    model, _, _ = twins(kind)
+    data = torch.randn(6, T, D, dtype=torch.float64), torch.randint(3, (6,))
+    expected = {name: block(V) for name, V in samples_gradients(model, data[:1], data[1]).items()}
+    found = fl.exact_fisher(Checkpointed(model.rnn, model.head), data, kind="empirical")
+    assert set(found) == set(expected)
+    for name, F in found.items():
+        assert torch.allclose(F.dense(), expected[name], rtol=1e-10, atol=1e-15)
 
 
 def test_one_sequence_alone_runs_unseen():
