@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fisherlab as fl
+from fisherlab.layers.adapter import adapter_of
 
 EXPERTS, WIDTH, INNER = 4, 5, 3
 MIXED = (True, False)
@@ -206,9 +207,8 @@ def test_training(data, optimizer):
 def test_experts_that_are_shared_out_are_refused():
     model = network(True, False, False)
     model.experts._is_expert_parallel = True
-    layers = fl.find_layers(model)
-    assert list(layers) == ["head"]
-    assert "shared out among processes" in layers.coverage()["reason"][0]
+    assert "experts.down_proj.0" not in fl.find_layers(model)
+    assert "shared out among processes" in adapter_of(model.experts).refusal(model.experts)
 
 
 def test_the_real_classes():
