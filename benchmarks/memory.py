@@ -32,6 +32,7 @@ MODELS = {
     "cifar-cnn": 64,
     "cifar-resnet20": 32,
     "charlm": 16,
+    "charlstm": 16,
     "vit-tiny": 16,
 }
 """Samples of each comparison."""

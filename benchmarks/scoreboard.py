@@ -36,6 +36,7 @@ MODELS = {
     "cifar-resnet18": 64,
     "vit-tiny": 64,
     "charlm": 32,
+    "charlstm": 32,
     "transformer-small": 64,
     "resnet50": 8,
 }

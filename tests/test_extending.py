@@ -78,7 +78,14 @@ def said(copy):
 
 def test_a_recipe_touches_two_files():
     touched = {name: {path for _, path, _ in blocks} for name, blocks in recipes().items()}
-    assert set(touched) == {"An approximation", "An optimizer", "A layer kind", "A metric", "A picture"}
+    assert set(touched) == {
+        "An approximation",
+        "An optimizer",
+        "A layer kind",
+        "A fused module",
+        "A metric",
+        "A picture",
+    }
     assert all(len(paths) == 2 for paths in touched.values())
 
 
@@ -139,6 +146,20 @@ for x, y in zip(*data):
     total = total + torch.autograd.grad(loss, model[1].weight)[0] ** 2
 print(torch.allclose(exact.flatten(), total / 8), *fl.approximate("kfac", model, data))
 """).split() == ["True", "0", "1", "2"]
+
+
+def test_the_fused_module(said):
+    assert said("""
+from fisherlab.layers.gate import Gate
+model = nn.Sequential(Gate(4, 3), nn.Linear(3, 3)).double()
+exact = fl.exact_fisher(model, data, kind="empirical")
+total = 0.0
+for x, y in zip(*data):
+    loss = nn.functional.cross_entropy(model(x[None]), y[None])
+    total = total + torch.autograd.grad(loss, model[0].weight)[0] ** 2
+found = [exact[name].dense().diagonal().reshape(4, 3).mT for name in ("0.value", "0.gate")]
+print(torch.allclose(torch.cat(found), total / 8), *fl.approximate("lngd", model, data))
+""").split() == ["True", "0.value", "0.gate", "1"]
 
 
 def test_the_metric(said):

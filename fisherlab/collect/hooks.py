@@ -24,6 +24,7 @@ from fisherlab.layers import (
     Activation,
     LayerCall,
     LayerView,
+    evaluated_with_gradients,
     slope_of,
     spelled_out,
 )
@@ -63,6 +64,7 @@ def unchanged(model: nn.Module, *, full: bool = True) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         try:
             model.eval()
+            evaluated_with_gradients(model)
             yield
         finally:
             for module, mode in modes:
@@ -180,6 +182,7 @@ def capture(
                     modules.setdefault(id(module), (module, []))[1].append(view)
                 else:
                     parts.setdefault((id(module), view.part), []).append(view)
+                    fused[id(module)] = module
                 if view.fused is not None:
                     fused[id(view.fused)] = view.fused
         for module, views in modules.values():

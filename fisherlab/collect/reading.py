@@ -92,6 +92,9 @@ class Reading:
         self.apart = not self._looker.goes_together(self.captured, first.inputs, self.numbers)
         self.positions = {name: view.inputs for name, view in self.views.items() if view.by_gradients}
         self._note(first.inputs, first.samples, seen)
+        for look in looks[1:]:  # of sequences that end sooner or later, more samples have longer ones
+            ragged = [n for n in self.captured if any(call.valid is not None for call in look.seen[n])]
+            self._count({name: look.seen[name] for name in ragged}, look.samples)
         return replace(first, seen=seen, outputs=outputs)
 
     @cached_property
@@ -212,8 +215,12 @@ class Reading:
         rows = {name: self._rows_of(view, seen[name], samples) for name, view in self.captured.items()}
         self._rows.setdefault(form, rows)
         self._counts[form] = samples
-        for name, view in self.captured.items():
-            positions = inputs_of(view, seen[name], samples, self._batch_dim).shape[1]
+        self._count({name: seen[name] for name in self.captured}, samples)
+
+    def _count(self, seen: Mapping[str, list[LayerCall]], samples: int) -> None:
+        """The most positions so far."""
+        for name, calls in seen.items():
+            positions = inputs_of(self.captured[name], calls, samples, self._batch_dim).shape[1]
             self.positions[name] = max(positions, self.positions.get(name, 0))
 
     def _decide(self, layers: Mapping[str, LayerView], looks: Sequence[Look]) -> None:

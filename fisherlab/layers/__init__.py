@@ -2,7 +2,6 @@
 
 from fisherlab.layers import attention as _attention  # noqa: F401
 from fisherlab.layers import convolution as _convolution  # noqa: F401
-from fisherlab.layers import recurrent as _recurrent  # noqa: F401
 from fisherlab.layers.activation import (
     ACTIVATIONS,
     NETWORK_OUTPUT,
@@ -16,6 +15,7 @@ from fisherlab.layers.adapter import Adapter, register_layer
 from fisherlab.layers.coverage import Layers
 from fisherlab.layers.discovery import find_layers, match_names, select_layers
 from fisherlab.layers.fused import FusedAdapter, Part, Record, is_fused, spelled_out
+from fisherlab.layers.recurrent import evaluated_with_gradients
 from fisherlab.layers.view import BlockShape, LayerCall, LayerView, Mask, as_long, longer
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Record",
     "activations_from",
     "as_long",
+    "evaluated_with_gradients",
     "find_activations",
     "find_layers",
     "is_fused",

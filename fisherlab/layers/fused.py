@@ -1,11 +1,15 @@
 """Modules that compute several projections in one forward: spelled out, so that each can be seen."""
 
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, ClassVar, Protocol
 
+import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from fisherlab.layers.adapter import Adapter, ModuleAdapter, adapter_of, kin_adapter
@@ -37,7 +41,7 @@ class Part:
 
     def shape(self, module: nn.Module) -> tuple[int, int]:
         """(m, d) of W."""
-        m, d = self.adapter.matrix(module, of_rows(module.get_parameter(self.weight), self.rows, 1)).shape
+        m, d = self.adapter.matrix(module, of_rows(getattr(module, self.weight), self.rows, 1)).shape
         return m, d
 
 
@@ -98,7 +102,7 @@ class FusedAdapter(ModuleAdapter):
 
     Attributes:
         modules: the types; a subclass with a forward of its own is not taken for one of them.
-        children: names of modules inside that their own calls are seen of only when it is spelled out.
+        children: names of modules inside whose own calls are seen only while this one is spelled out.
     """
 
     children: ClassVar[tuple[str, ...]] = ()
@@ -135,6 +139,21 @@ def is_fused(module: nn.Module) -> bool:
     return isinstance(kin_adapter(module), FusedAdapter)
 
 
+def _is_made_again() -> bool:
+    """Whether the backward pass makes what is saved now again, as activation checkpointing does.
+
+    It would then find what the module's own forward saves, in the place of what was saved here.
+    """
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # from torch 2.8 on
+    if top is not None:
+        hooks = top(False)
+        return hooks is not None and hooks[0].__module__ == torch.utils.checkpoint.__name__
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != torch.utils.checkpoint.__name__:
+        frame = frame.f_back
+    return frame is not None
+
+
 class _SpelledOut:
     """The forward of a fused module while it is looked at, by one or several at a time."""
 
@@ -143,6 +162,8 @@ class _SpelledOut:
         self.records: list[ModuleRecord] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _is_made_again():
+            return type(self.module).forward(self.module, *args, **kwargs)
         return self.adapter.forward(self.module, self._tell, *args, **kwargs)
 
     def _tell(
@@ -171,4 +192,4 @@ def spelled_out(modules: Iterable[nn.Module], record: ModuleRecord) -> Iterator[
             for forward in forwards:
                 forward.records.remove(record)
                 if not forward.records:
-                    vars(forward.module).pop("forward")
+                    vars(forward.module).pop("forward", None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from fisherlab.layers.adapter import register_layer
+from fisherlab.layers.adapter import adapter_of, register_layer
 from fisherlab.layers.fused import FusedAdapter, Part, Record
 
 State = tuple[Tensor, ...]
@@ -84,6 +84,13 @@ class CellAdapter(FusedAdapter):
         return end if several else end[0]
 
 
+def evaluated_with_gradients(model: nn.Module) -> None:
+    """Takes recurrent networks out of evaluation mode, of which cuDNN gives no gradients, without dropout."""
+    networks: list[Any] = [one for one in model.modules() if isinstance(adapter_of(one), RecurrentAdapter)]
+    for module in networks:
+        module.training, module.dropout = True, 0.0
+
+
 class _Packed(NamedTuple):
     """Where the rows of a packed sequence are among samples, in their own order, and steps."""
 
@@ -93,9 +100,9 @@ class _Packed(NamedTuple):
 
     @classmethod
     def of(cls, packed: PackedSequence) -> "_Packed":
-        sizes, device = packed.batch_sizes, packed.data.device
-        steps = torch.arange(len(sizes)).repeat_interleave(sizes)
-        places = torch.arange(len(steps)) - (sizes.cumsum(0) - sizes)[steps]
+        sizes, device = packed.batch_sizes, packed.data.device  # the sizes are on the CPU
+        steps = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
+        places = torch.arange(len(steps), device="cpu") - (sizes.cumsum(0) - sizes)[steps]
         steps, places = steps.to(device), places.to(device)
         order = packed.sorted_indices
         samples = places if order is None else order[places]
@@ -160,6 +167,8 @@ def _run(
     """
     names = [one + suffix for one in ("weight_ih", "bias_ih", "weight_hh", "bias_hh", "weight_hr")]
     weights: list[Any] = [getattr(module, name, None) for name in names]
+    # nodes older than those of `at`, which therefore have their gradients before the parameters have theirs
+    weights[2:] = [None if one is None else one.view_as(one) for one in weights[2:]]
     W_i, b_i, W_h, b_h, W_r = weights
     sums = functional.linear(x, W_i, b_i).transpose(0, 1)
     record("ih" + suffix, x.transpose(0, 1), sums, valid=valid)

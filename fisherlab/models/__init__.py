@@ -4,6 +4,7 @@ from fisherlab.models.checkpoints import load_weights
 from fisherlab.models.loading import Loaded, Prepared, check_layers, load, prepare
 from fisherlab.models.nets.autoencoder import MNIST_AUTOENCODER
 from fisherlab.models.nets.charlm import CHARLM
+from fisherlab.models.nets.charlstm import CHARLSTM
 from fisherlab.models.nets.cifar_resnet import CIFAR_RESNET8, CIFAR_RESNET18, CIFAR_RESNET20
 from fisherlab.models.nets.cnn import CIFAR_CNN
 from fisherlab.models.nets.mlp import MNIST_MLP
@@ -39,6 +40,7 @@ for _model in (
     RESNET50,
     VIT_TINY,
     CHARLM,
+    CHARLSTM,
     TRANSFORMER_SMALL,
     TRANSFORMER_SMALL_TIED,
 ):

@@ -33,7 +33,7 @@ from fisherlab.collect.refusals import node_names, numbers_of
 from fisherlab.errors import InputError
 from fisherlab.gradients.inputs import Inputs
 from fisherlab.gradients.patches import Patches
-from fisherlab.layers import LayerCall, LayerView, as_long, is_fused, longer
+from fisherlab.layers import LayerCall, LayerView, as_long, evaluated_with_gradients, is_fused, longer
 from fisherlab.optim.passes import ForwardPass, tensors_in
 
 ACT_ON_EACH_OTHER = (
@@ -284,6 +284,7 @@ def _prepare(module: nn.Module, training: bool) -> None:
     for part in module.modules():
         if isinstance(part, nn.modules.dropout._DropoutNd) or is_fused(part):
             part.eval()
+    evaluated_with_gradients(module)
 
 
 def has_batch_norm(module: nn.Module) -> bool:

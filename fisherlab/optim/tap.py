@@ -159,15 +159,18 @@ class TrainingTap:
         """Why a layer's gradient came without a call that was seen."""
         view = self._views[name]
         met = [self._met[id(m)] for m in (*view.modules, view.fused) if id(m) in self._met]
+        if "no_grad" in met:
+            return "its module was called under no_grad"
+        if view.fused is not None and met:
+            return (
+                f"its {type(view.fused).__name__} was called by itself, or inside activation checkpointing: "
+                "call a module that has it inside, and leave it out of what is checkpointed"
+            )
         if "backward" in met:
             return (
                 "its module was called without gradients and again in the backward pass, as reentrant "
                 "activation checkpointing does: give checkpoint(..., use_reentrant=False)"
             )
-        if "no_grad" in met:
-            return "its module was called under no_grad"
-        if view.fused is not None and met:
-            return f"its {type(view.fused).__name__} was called by itself: call a module that has it inside"
         if met:
             return "the call of its module was not part of the pass that the gradient came through"
         return (

@@ -26,7 +26,7 @@ _FIRST = {"represent": "moments.csv", "trace": "traces.csv"}  # tables that stan
 
 
 @dataclass(frozen=True)
-class Part:
+class ShownRun:
     """What the page shows of one run.
 
     Attributes:
@@ -106,9 +106,9 @@ def run_names(finished: Sequence[FinishedRun]) -> list[str]:
     return names
 
 
-def _part(name: str, run: FinishedRun) -> Part:
+def _part(name: str, run: FinishedRun) -> ShownRun:
     records = read_table(run, "records.csv") if run.command == "compare" else None
-    return Part(
+    return ShownRun(
         name=name,
         run=run,
         facts=flat({key: value for key, value in run.summary.items() if key not in _UNSHOWN}),

@@ -192,6 +192,7 @@ FAMILIES = {
     "norm": lambda: nn.LayerNorm(3),
     "embedding": lambda: nn.Embedding(5, 3),
     "attention": lambda: nn.MultiheadAttention(3, 1),
+    "recurrent": lambda: nn.GRU(3, 3),
     "unknown": lambda: nn.Bilinear(3, 3, 2),
 }
 

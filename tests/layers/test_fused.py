@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fisherlab as fl
+from fisherlab.collect.hooks import capture
 from fisherlab.errors import InputError
 from fisherlab.layers import adapter as registry
 from fisherlab.layers import spelled_out
@@ -149,8 +150,6 @@ def test_every_approximation_and_every_optimizer_sees_the_parts(model, data):
 
 def test_the_products_of_samples_are_those_of_their_gradients(model, data):
     """⟨D, V_n⟩ through the calls that were kept."""
-    from fisherlab.collect.hooks import capture
-
     layers = fl.find_layers(model)
     with capture(layers) as seen:
         loss = functional.cross_entropy(model(data[0]), data[1], reduction="sum")

@@ -136,7 +136,7 @@ def test_results_name_built_in_data():
     assert comparison.about.stand_in
 
 
-@pytest.mark.parametrize("name", ["mnist-mlp", "cifar-resnet8", "transformer-small", "charlm"])
+@pytest.mark.parametrize("name", ["mnist-mlp", "cifar-resnet8", "transformer-small", "charlm", "charlstm"])
 def test_the_default_device_of_torch_does_not_matter(name):
     expected = models.load(name, samples=3)
     with torch.device("meta"):

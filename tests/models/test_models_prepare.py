@@ -28,9 +28,10 @@ DATA = {
     "vit-tiny": "cifar10",
     "resnet50": "imagenet",
     "charlm": "characters",
+    "charlstm": "characters",
     "transformer-small": "multi30k",
 }
-TEXT = ("charlm", "transformer-small")
+TEXT = ("charlm", "charlstm", "transformer-small")
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,7 @@ def test_a_model_fits_its_data(name: str, asked) -> None:
 
 @pytest.mark.parametrize("name", DATA)
 def test_an_analysis_by_default_is_small(name: str, asked) -> None:
-    expected = {"resnet50": 4, "charlm": 32, "transformer-small": 32}.get(name, 64)
+    expected = {"resnet50": 4, "charlm": 32, "charlstm": 32, "transformer-small": 32}.get(name, 64)
     with pytest.raises(InputError, match=f"samples={expected}") if expected > 12 else torch.no_grad():
         models.prepare(name)
     assert asked[0]["samples"] == expected

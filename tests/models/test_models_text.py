@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fisherlab import find_layers, models
 from fisherlab.errors import InputError
 from fisherlab.models.nets.charlm import CharLM
+from fisherlab.models.nets.charlstm import CharLSTM
 from fisherlab.models.nets.transformer import (
     PADDING,
     Transformer,
@@ -46,6 +47,7 @@ def assert_equal_before(first: Tensor, second: Tensor, place: int) -> None:
 def test_the_number_of_parameters() -> None:
     block = 12 * 128**2 + 13 * 128
     assert parameters(CharLM(vocabulary=70)) == (2 * 70 + 64) * 128 + 4 * block + 256
+    assert parameters(CharLSTM(vocabulary=70)) == 70 * 128 + 2 * 4 * (2 * 128**2 + 2 * 128) + 129 * 70
     cross = 4 * 128**2 + 4 * 128 + 256
     rest = 2 * 4000 * 128 + 4000 + 2 * 256
     assert parameters(Transformer()) == 4 * block + 2 * cross + rest
@@ -59,6 +61,17 @@ def test_the_language_model_is_causal(lm, place: int, change: int, seed: int) ->
     y = x.clone()
     y[:, place] = (y[:, place] + change) % 11
     assert_equal_before(lm(x), lm(y), place)
+
+
+def test_the_recurrent_language_model_is_causal() -> None:
+    lm = made(lambda: CharLSTM(vocabulary=11, dim=12))
+    x = tokens(3, 8, 11)
+    for place in (0, 3, 7):
+        y = x.clone()
+        y[:, place] = (y[:, place] + 4) % 11
+        assert_equal_before(lm(x), lm(y), place)
+    torch.testing.assert_close(lm(x[1:2]), lm(x)[1:2])
+    assert find_layers(lm).coverage()["covered"].all()
 
 
 def test_the_language_models_samples_are_independent(lm) -> None:

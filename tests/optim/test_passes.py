@@ -543,7 +543,7 @@ def encode(net: nn.Module, x: Tensor) -> Tensor:
 UNSEEN = {
     "its weight is used outside the module": (direct, lambda m, x: m(x), "mlp"),
     "use_reentrant=False": (reentrant, lambda m, x: m(x), "mlp"),
-    "its attention module was called by itself": (bare, encode, "transformer"),
+    "its MultiheadAttention was called by itself": (bare, encode, "transformer"),
 }
 
 
