@@ -190,13 +190,13 @@ def test_optimizers_train_a_tied_matrix(trained, place, optimizer, lr) -> None:
     assert sum(losses[-3:]) < sum(losses[:3])
 
 
-def test_the_tied_matrix_is_in_no_block_and_the_coverage_says_so() -> None:
+def test_the_tied_matrix_is_one_block_and_the_coverage_says_so() -> None:
     model = models.spec("transformer-small-tied").build()
     assert model.output.weight is model.embedding.weight
     coverage = find_layers(model).coverage().set_index("parameter")
-    left = coverage[~coverage["covered"]]
-    assert list(left.index) == ["embedding.weight"]
-    assert "tied" in left.loc["embedding.weight", "reason"]
+    assert coverage["covered"].all()
+    expected = "tied between embedding.weight (Embedding) and output.weight (Linear)"
+    assert coverage.loc["embedding.weight", "reason"] == expected
     assert models.spec("transformer-small").build().output.weight.shape == model.output.weight.shape
 
 
