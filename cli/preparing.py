@@ -46,6 +46,7 @@ def prepare(config: OneModel, *, samples: int | None, bias: str, progress: bool)
             samples=samples,
             dtype=None if config.dtype is None else getattr(torch, config.dtype),
             device=config.device,
+            output=config.model_output,
             progress=step,
         )
     if config.checkpoint is None and ":" not in config.model:

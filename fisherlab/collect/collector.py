@@ -188,7 +188,7 @@ class Collector:
     ) -> Tensor:
         """The label columns [c, n, …] of one of `LABEL_KINDS`; zero at the padding of inputs."""
         columns = self._every_column(kind, outputs, targets, generators)
-        tokens = tokens_of(inputs, outputs, decoder=self.outputs.of_decoder)
+        tokens = tokens_of(inputs, outputs, decoder=self.outputs.of_decoder) if not self.batch_dim else None
         return columns if tokens is None else masked_columns(columns, tokens)
 
     def _every_column(

@@ -73,10 +73,10 @@ class _Rows:
     def __iter__(self) -> Iterator[Any]:
         for batch in self._rows.iter(batch_size=_ROWS):
             if not all(isinstance(column, Tensor) for column in batch.values()):
-                listed = next(name for name, column in batch.items() if not isinstance(column, Tensor))
+                listed = next(name for name in batch if not isinstance(batch[name], Tensor))
                 raise InputError(
-                    f'column {listed!r} of the data set is no tensor: give dataset.with_format("torch"), '
-                    "with columns of numbers that are padded to one shape"
+                    f'column {listed!r} of the data set is no tensor: give dataset.with_format("torch") with '
+                    "columns of numbers, padded to one shape"
                 )
             yield batch
 

@@ -45,10 +45,10 @@ def own_labels(batches: Batches, model: nn.Module, outputs: Outputs, likelihood:
     inputs, labels = each(inputs, moved), moved(labels)
     with unchanged(model):
         try:
-            outputs(inputs)
+            called(model, inputs)
             kept = False
         except InputError:  # an encoder-decoder makes its decoder's inputs of them
-            outputs({**inputs, name: labels})
+            called(model, {**inputs, name: labels})
             kept = True
         try:
             returned = called(model, {**inputs, name: labels})

@@ -17,6 +17,7 @@ _MASKS = (
     "attention_mask",
     "decoder_attention_mask",
 )  # the second: of what a decoder is given
+_FEW = 2  # samples that tell what padding does: those with most; some models cannot be called with one
 _OF_DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
 
 
@@ -65,18 +66,17 @@ def padded_layers(layers: Layers, inputs: ModelInputs, outputs: Outputs, batch_d
         batch_dim: the dimension that counts samples.
     """
     masks = dict(_masks(inputs))
-    if not masks:
+    if not masks or batch_dim != 0:
         return layers
     padding = sum((~mask).sum(1) for mask in masks.values())
     assert isinstance(padding, Tensor)
-    chosen = padding.argsort(descending=True)[
-        :1
-    ]  # one sample, that with most padding, tells of its positions
+    chosen = padding.argsort(descending=True)[:_FEW]
     few = each(inputs, lambda x: x.index_select(batch_dim, chosen.to(x.device)))
     calls = {name: view for name, view in layers.items() if not view.by_gradients}
-    with capture(calls, samples=1) as seen:
+    samples = len(chosen)
+    with capture(calls, samples=samples) as seen:
         found = outputs(few)
-    column = random_column(found, torch.zeros(1, dtype=torch.bool))
+    column = random_column(found, torch.zeros(samples, dtype=torch.bool))
     tokens = tokens_of(few, found, decoder=outputs.of_decoder)
     if tokens is not None:
         column = column.masked_fill(~tokens.reshape(*tokens.shape, *[1] * (found.dim() - 2)), 0.0)
@@ -89,7 +89,7 @@ def padded_layers(layers: Layers, inputs: ModelInputs, outputs: Outputs, batch_d
         found_g = [(call, next(gradients)) for call in seen[name]]
         pairs = [(call, call.gradients(None if g is None else g.unsqueeze(0))) for call, g in found_g]
         if pairs and view.mask is None and not view.vector:
-            g = outputs_of(view, pairs, 1, batch_dim)[0]
+            g = outputs_of(view, pairs, samples, batch_dim)[0]
             key = _fitting(view, g, small, len(pairs))
             if key is not None:
                 layers = layers.with_mask([name], Padding(key, len(pairs)))
@@ -97,7 +97,7 @@ def padded_layers(layers: Layers, inputs: ModelInputs, outputs: Outputs, batch_d
 
 
 def _fitting(view: LayerView, g: Tensor, masks: Mapping[str, Tensor], calls: int) -> str | None:
-    """The mask of a layer's positions that hides none that the loss depends on, by g [1, t, m]."""
+    """The mask of a layer's positions that hides none that the loss depends on, by g [n, t, m]."""
     for key, mask in masks.items():
         hidden = ~mask.repeat(1, calls)
         if hidden.shape == g.shape[:2] and not bool(g[hidden].any()):

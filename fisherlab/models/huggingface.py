@@ -1,7 +1,7 @@
 """``transformers:CONFIG_OR_PATH``: a language model of the package transformers, on random tokens."""
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fisherlab.errors import InputError
+from fisherlab.errors import FisherlabError, InputError
 
 STAND_IN = "random tokens, seed {seed}"
 
@@ -46,11 +46,16 @@ def pretrained(name: str, seed: int) -> Pretrained:
         raise InputError(
             f"the model 'transformers:{name}' needs {error.name}; run: pip install 'fisherlab[networks]'"
         ) from error
-    with _quiet(transformers):
-        config = _config(transformers, name)
-        architecture = _architecture(transformers, name, config)
-        tokens = _tokens(name, architecture, config, seed)
-        model, weights = _made(transformers, name, config, architecture)
+    try:
+        with _quiet(transformers):
+            config = _config(transformers, name)
+            architecture = _architecture(transformers, name, config)
+            tokens = _tokens(name, architecture, config, seed)
+            model, weights = _made(transformers, name, config, architecture)
+    except FisherlabError:
+        raise
+    except Exception as error:  # also of transformers itself, which imports its parts as they are needed
+        raise _unusable(name, error) from error
     return Pretrained(model, *tokens, weights)
 
 
@@ -99,26 +104,17 @@ def _made(transformers: Any, name: str, config: Any, architecture: Any) -> tuple
     """The model with the weights of its folder, or as initialised, and where they are from."""
     folder = Path(name)
     if name in transformers.CONFIG_MAPPING and not folder.is_dir():
-        return _called(name, lambda: architecture(config)), ""
+        return architecture(config), ""
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
             raise InputError(
                 f"the weights in {name!r} are pickles, which may run anything; save them as safetensors "
                 "(model.save_pretrained)"
             )
-        return _called(name, lambda: architecture(config)), ""
+        return architecture(config), ""
     how = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
-    model = _called(
-        name, lambda: architecture.from_pretrained(name, config=config, dtype=torch.float32, **how)
-    )
+    model = architecture.from_pretrained(name, config=config, dtype=torch.float32, **how)
     return model, str(folder.absolute()) if folder.is_dir() else name
-
-
-def _called(name: str, make: Callable[[], nn.Module]) -> nn.Module:
-    try:
-        return make()
-    except Exception as error:
-        raise _unusable(name, error) from error
 
 
 def _tokens(

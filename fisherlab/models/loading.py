@@ -136,6 +136,7 @@ def prepare(
     at_most: Count | None = None,
     device: str | torch.device = "cpu",
     trained: bool = True,
+    output: str | None = None,
     progress: OnSteps | None = None,
 ) -> Prepared:
     """As `load`, with provenance, on a device, and with the trained default network.
@@ -151,6 +152,7 @@ def prepare(
         at_most: the most samples that are taken where `samples` is None.
         device: where model, inputs and targets are put.
         trained: whether a model with a recipe is trained when no checkpoint is given.
+        output: the name of the outputs among what a factory's model returns, see `Outputs`.
         progress: called with (step, steps) while the network is trained.
 
     Raises:
@@ -167,7 +169,7 @@ def prepare(
     wanted = spec.default_samples if samples is None else samples
     on_the_spot = checkpoint is None and trained and spec.recipe is not None
     if imported and not imported.from_package and data is None:
-        dataset = _imported_dataset(name, imported)
+        dataset = _imported_dataset(name, imported, output)
     else:
         few = None if on_the_spot else wanted  # training takes them all
         dataset = datasets.load(data or spec.dataset, data_dir=data_dir, samples=few, seed=seed)
@@ -283,7 +285,7 @@ def _imported_spec(name: str, imported: Imported) -> ModelSpec:
     )
 
 
-def _imported_dataset(name: str, imported: Imported) -> Dataset:
+def _imported_dataset(name: str, imported: Imported, output: str | None) -> Dataset:
     """The data that a factory gave with its model."""
     if imported.data is None:
         raise InputError(
@@ -291,7 +293,7 @@ def _imported_dataset(name: str, imported: Imported) -> Dataset:
             f"({', '.join(datasets.names())}), or return (model, data, likelihood)."
         )
     try:
-        inputs, targets = _in_one(imported)
+        inputs, targets = _in_one(imported, output)
     except FisherlabError as error:
         raise InputError(f"the data of {name!r} cannot be used: {error}") from error
     tensors = enumerate((*tensors_of(inputs), targets))
@@ -307,11 +309,11 @@ def _imported_dataset(name: str, imported: Imported) -> Dataset:
     )
 
 
-def _in_one(imported: Imported) -> tuple[Inputs, Tensor]:
+def _in_one(imported: Imported, output: str | None) -> tuple[Inputs, Tensor]:
     """All batches of a factory's data in one."""
     model, batches = imported.model, Batches(imported.data)
     likelihood = as_likelihood(imported.likelihood)
-    batches.labels = own_labels(batches, model, Outputs(model), likelihood)
+    batches.labels = own_labels(batches, model, Outputs(model, output), likelihood)
     found = list(batches.batches(sys.maxsize))
     inputs, targets = [one for one, _ in found], [own for _, own in found if own is not None]
     if len(targets) < len(found):

@@ -187,6 +187,7 @@ def _of_model(config: TraceConfig, progress: Callable[[int, int], None] | None) 
         at_most=DEFAULT_SAMPLES,
         dtype=None if config.dtype is None else getattr(torch, config.dtype),
         device=config.device,
+        output=config.model_output,
         progress=progress,
     )
     dataset = found.dataset

@@ -215,3 +215,19 @@ def test_what_is_neither_tensor_nor_flag_is_refused():
         fl.exact_fisher(
             Reader("same"), [({"input_ids": TOKENS, "cache": object()}, TOKENS)], "token-categorical"
         )
+
+
+def test_an_optimizer_draws_no_labels_at_padding():
+    """Its statistics of a padded batch are those of the drawn columns without the rows at padding."""
+    model = Reader("same")
+    steps = fl.optim.KFAC(model, lr=0.1, likelihood="token-categorical", statistics_every=1)
+    found = model(input_ids=TOKENS, attention_mask=MASK)["logits"]
+    cross_entropy(found.flatten(0, 1), TOKENS.masked_fill(MASK == 0, -100).flatten()).backward()
+    steps.step()
+    whole = Reader("same")
+    others = fl.optim.KFAC(whole, lr=0.1, likelihood="token-categorical", statistics_every=1)
+    found = whole(TOKENS, MASK)["logits"]  # by place: nothing says that this is a mask of tokens
+    cross_entropy(found.flatten(0, 1), TOKENS.masked_fill(MASK == 0, -100).flatten()).backward()
+    others.step()
+    traces = [one.diagnostics().set_index("layer").loc["out", "trace_output"] for one in (steps, others)]
+    assert 0 < traces[0] < traces[1]

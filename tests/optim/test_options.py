@@ -31,6 +31,7 @@ COMMON = {
     "exclude": (),
     "groups": (),
     "batch_dim": 0,
+    "output": None,
     "seed": 0,
 }
 LOSS = COMMON | {"lr": 0.03, "damping": 0.03, "rate": "fixed", "source": None, "kl_clip": 1e-3}

@@ -294,7 +294,9 @@ def test_the_wrong_dimension_for_samples():
 def test_labels_are_drawn_from_one_tensor():
     model, empirical = (Net(lambda net, x: (net.layer(x), x), layer=nn.Linear(6, 3)) for _ in range(2))
     optimizer = KFAC(model)
-    with pytest.raises(InputError, match="must be one tensor; use source='empirical'"):
+    with pytest.raises(
+        InputError, match=r"several tensors .* say which with output=; or use source='empirical'"
+    ):
         model(torch.randn(2, 6))
     assert optimizer.param_groups
     other = KFAC(empirical, source="empirical")

@@ -1,0 +1,47 @@
+"""Models of one's own that take inputs by name and return several things, from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+SEVERAL = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x, doubled=False):
+        hidden = torch.tanh(self.first(2 * x if doubled else x))
+        return {"hidden": hidden, "scores": self.last(hidden)}
+
+
+def factory():
+    rows = [{"x": torch.randn(4), "labels": torch.tensor(n % 3)} for n in range(12)]
+    return Several(), DataLoader(rows, batch_size=5)
+"""
+
+
+@pytest.fixture(autouse=True)
+def several(place) -> None:
+    (place / "several.py").write_text(SEVERAL)
+
+
+@pytest.mark.parametrize("command", ["compare", "represent", "trace"])
+def test_an_output_is_named_and_the_run_can_be_repeated(run, command):
+    few = ["--samples", "10"] + (["--approximations", "kfac"] if command != "represent" else [])
+    run(command, "--model", "several:factory", *few, "--output", "scores", "--out", "one", code=0)
+    assert 'model_output = "scores"' in Path("one/config.toml").read_text()
+    assert json.loads(Path("one/provenance.json").read_text())["output"] == "scores of dict"
+    run("run", "one/config.toml", "--out", "two", code=0)
+    assert Path("one/config.toml").read_text() == Path("two/config.toml").read_text()
+
+
+def test_without_a_name_the_outputs_are_listed_in_one_line(refused):
+    line = refused("compare", "--model", "several:factory", "--approximations", "kfac")
+    assert "several tensors (hidden [2, 3], scores [2, 3]); say which with output=" in line
