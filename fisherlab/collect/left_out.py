@@ -73,9 +73,11 @@ def _listed(reasons: Reasons) -> str:
 
 
 def _error_of(head: str, reasons: Reasons, way_out: str = "") -> FisherlabError:
-    """The error that lists layers: of the class of all their errors, or an `InputError`."""
-    classes = {type(one) if isinstance(one, FisherlabError) else InputError for one in reasons.values()}
-    found = classes.pop() if len(classes) == 1 else InputError
+    """The error that lists layers: about memory or numbers where all their errors are, else an `InputError`."""
+    classes = {type(one) for one in reasons.values()}
+    found: type[FisherlabError] = InputError
+    for kind in (MemoryLimitError, NumericalError):
+        found = kind if classes == {kind} else found
     return found(f"{head}: {_listed(reasons)}{way_out}")
 
 

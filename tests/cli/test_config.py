@@ -54,7 +54,7 @@ def test_toml_holds_every_value_that_is_set(config):
 def test_defaults_are_those_of_the_library():
     config = CompareConfig(model="mnist-mlp")
     shared = {name for name in DEFAULTS if hasattr(config, name)}
-    assert shared == {"bias", "memory", "max_columns", "draws"}
+    assert shared == {"exclude", "bias", "memory", "max_columns", "draws", "strict"}
     assert all(getattr(config, name) == DEFAULTS[name] for name in shared)
     assert BIAS_MODES == discovery.BIAS_MODES
     assert config.resolved().approximations == DEFAULT_APPROXIMATIONS

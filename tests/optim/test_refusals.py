@@ -112,7 +112,6 @@ def holding(**other: nn.Parameter) -> Net:
 
 
 MODELS = {
-    "parameter 'turn' is complex": lambda: holding(turn=nn.Parameter(torch.ones(3, dtype=torch.complex64))),
     "parameter 'mask' is sparse": lambda: holding(mask=nn.Parameter(torch.eye(3).to_sparse())),
     "embedding '0' has sparse gradients; set sparse=False": lambda: nn.Sequential(
         nn.Embedding(4, 3, sparse=True), nn.Linear(3, 2)
