@@ -142,17 +142,18 @@ def table(rows: dict[str, tuple[Network, dict[str, Any]]], absent: list[str]) ->
     }
     rates = ", ".join(f"{name} {rate}" for name, rate in RATES.items())
     notes = [
-        f"{len(rows)} networks with random weights, of their packages' own classes; {whole} of them covered as "
+        f"{len(rows)} networks with random weights, of their packages' own classes; {whole} are covered as "
         f"a whole, every block exact to {EXACT:.0e}.",
         "covered: the share, of the numbers that are trained, that is in a block.",
         "worst error: ‖F − F̄‖ / ‖F̄‖ of the worst exact predictive block, in float64, on "
         f"{SAMPLES} samples; F̄ is a loop over samples and labels with torch.autograd. Of large blocks 64 "
-        "columns and 8 products with random vectors are compared.",
+        "columns and 8 products with random vectors are compared. What a network rounds to float32 by itself "
+        "(in norms, in a softmax) is left in float64 for this.",
         f"compare: with {', '.join(APPROXIMATIONS)}, without spectra; it leaves the network as it was.",
         f"{', '.join(RATES)}: the loss of one batch before and after {STEPS} steps on it in float32, at the "
-        f"rates {rates}, all else by default. Steps are in training mode, with the network's own dropout; the "
-        "loss is that of evaluation mode. The last two steps are taken by a copy made of state dictionaries "
-        "too, to the same bits, and no hook stays.",
+        f"rates {rates}, all else by default. Steps are in training mode, with the network's own dropout, "
+        "the loss is that of evaluation mode. The last two steps are taken by a copy made of state "
+        "dictionaries too, to the same bits, and no hook stays.",
         *(f"{name} lowers the loss of {count} of {len(rows)}." for name, count in falling.items()),
         "–: not made, see the remarks.",
         f"Not installed: {', '.join(absent) or 'none'}.",
