@@ -22,7 +22,7 @@ import fisherlab as fl
 from networks.network import Network, changed
 
 APPROXIMATIONS = ("kfac", "ekfac", "lngd", "diagonal")
-RATES = {"LNGD": 0.03, "KFAC": 0.03}
+RATES = {"LNGD": 0.003, "KFAC": 0.03}
 STEPS = 5
 _WHOLE = 256  # a block of so many numbers is compared as a whole
 _PROBES = 64  # of larger ones so many columns, and products with random vectors
@@ -48,24 +48,20 @@ class Reference:
     def of(cls, network: Network) -> "Reference":
         """By autograd, one sample and one label after the other."""
         model, (inputs, targets) = network.model(), network.batch()
-        names, parameters = zip(
-            *((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True
-        )
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         rows, together = [], network.logits(model, inputs)
         for n in range(len(targets)):
             outputs = network.logits(model, changed(inputs, lambda x, n=n: x[n : n + 1]))
             torch.testing.assert_close(outputs[0], together[n], rtol=1e-9, atol=1e-9)  # samples are apart
             for column in _columns(network, outputs[0], targets[n]):
-                found = torch.autograd.grad(column, parameters, retain_graph=True, allow_unused=True)
-                pairs = zip(found, parameters, strict=True)
-                rows.append(
-                    torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
+                gradients = torch.autograd.grad(
+                    column, list(trained.values()), retain_graph=True, materialize_grads=True
                 )
-        places, start = {}, 0
-        for name, parameter in zip(names, parameters, strict=True):
-            places[name] = torch.arange(start, start + parameter.numel()).view(parameter.shape)
-            start += parameter.numel()
-        return cls(torch.stack(rows).detach(), places, len(targets))
+                rows.append(torch.cat([_numbers(gradient).flatten() for gradient in gradients]))
+        sizes = [_numbers(parameter).shape for parameter in trained.values()]
+        parts = torch.arange(rows[0].numel()).split([size.numel() for size in sizes])
+        places = [part.view(size) for part, size in zip(parts, sizes, strict=True)]
+        return cls(torch.stack(rows).detach(), dict(zip(trained, places, strict=True)), len(targets))
 
     def distance(self, view: Any, block: Any) -> tuple[float, float]:
         """‖(F − F̄) X‖ and ‖F̄ X‖ of a block F and its reference F̄; X is the identity for a small one.
@@ -98,6 +94,11 @@ class Reference:
             own = self.rows[:, place[rows].T.flatten()]
             result[..., rows] = (matrices[..., rows].flatten(1) @ own.T @ own).view(-1, d, len(rows))
         return result.flatten(1).T / self.samples
+
+
+def _numbers(x: Tensor) -> Tensor:
+    """A tensor of real numbers; two for a complex one."""
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def _columns(network: Network, outputs: Tensor, target: Tensor) -> list[Tensor]:
