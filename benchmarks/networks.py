@@ -144,12 +144,12 @@ def table(rows: dict[str, tuple[Network, dict[str, Any]]], absent: list[str]) ->
     notes = [
         f"{len(rows)} networks with random weights, of their packages' own classes; {whole} are covered as "
         f"a whole, every block exact to {EXACT:.0e}.",
-        "covered: the share, of the numbers that are trained, that is in a block.",
         "worst error: ‖F − F̄‖ / ‖F̄‖ of the worst exact predictive block, in float64, on "
         f"{SAMPLES} samples; F̄ is a loop over samples and labels with torch.autograd. Of large blocks 64 "
         "columns and 8 products with random vectors are compared. What a network rounds to float32 by itself "
         "(in norms, in a softmax) is left in float64 for this.",
-        f"compare: with {', '.join(APPROXIMATIONS)}, without spectra; it leaves the network as it was.",
+        "covered: the share, of the numbers that are trained, that is in a block of fl.compare with "
+        f"{', '.join(APPROXIMATIONS)}, in float32, without spectra, which leaves the network as it was.",
         f"{', '.join(RATES)}: the loss of one batch before and after {STEPS} steps on it in float32, at the "
         f"rates {rates}, all else by default. Steps are in training mode, with the network's own dropout, "
         "the loss is that of evaluation mode. The last two steps are taken by a copy made of state "
@@ -162,7 +162,7 @@ def table(rows: dict[str, tuple[Network, dict[str, Any]]], absent: list[str]) ->
     write_table(RESULTS, "Networks of other people", notes, HEADER, [cells(*pair) for pair in rows.values()])
 
 
-def large(which: str) -> None:
+def large(which: str, wrap: bool) -> None:
     """A comparison at the width of GPT-2, on 8 samples, and the peak of the resident set in MiB."""
     torch.manual_seed(0)
     model = pretrained("GPT2LMHeadModel", "GPT2Config", n_layer=2)
@@ -172,9 +172,8 @@ def large(which: str) -> None:
     text = torch.randint(50257, (8, 17))
     start, before = time.perf_counter(), restart_peak()
     data = {"input_ids": text[:, :-1]}, text[:, 1:]
-    made = fl.compare(
-        Wrapped(model, None), data, ("kfac", "lngd"), "token-categorical", spectra=False, memory="3GiB"
-    )
+    network = Wrapped(model, None) if wrap else model
+    made = fl.compare(network, data, ("kfac", "lngd"), "token-categorical", spectra=False, memory="3GiB")
     print(
         f"{which}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(made.layers)} layers, "
         f"{time.perf_counter() - start:.0f} s, peak {resident('VmHWM'):.0f} MiB ({before:.0f} before)"
@@ -194,10 +193,13 @@ def main() -> None:
     given = parser.parse_args()
     by_name = {network.name: network for network in NETWORKS}
     if given.large_one:
-        large(given.large_one)
+        large(given.large_one, given.wrap)
     elif given.large:
-        for which in ("gpt2", "lora"):
-            subprocess.run([sys.executable, "-W", "ignore", __file__, "--large-one", which], timeout=600)
+        wrap = ["--wrap"] if given.wrap else []
+        for which in ("gpt2", "lora"):  # each in a process of its own, for its own peak
+            subprocess.run(
+                [sys.executable, "-W", "ignore", __file__, "--large-one", which, *wrap], check=True
+            )
     else:
         absent = [name for name in given.only if not by_name[name].installed()]
         rows = {}

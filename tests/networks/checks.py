@@ -138,8 +138,8 @@ def block_errors(network: Network) -> dict[str, float]:
 
 
 def compared(network: Network) -> fl.Comparison:
-    """The comparison of all layers, which leaves the network as it was."""
-    model, data = network.model(), network.batch()
+    """The comparison of all layers in float32, as the network comes; it leaves the network as it was."""
+    model, data = network.model(torch.float32), network.batch(torch.float32)
     with _quiet():
         _pass(network, model, data[0])
         before = state_of(model)
