@@ -17,10 +17,11 @@ LIKELIHOODS = ("categorical", "bernoulli", "gaussian")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests run where they are asked for by -m."""
+    """Slow tests, and those of other people's networks, run where they are asked for by -m."""
     for item in items:
-        if item.get_closest_marker("slow") and not config.option.markexpr:
-            item.add_marker(pytest.mark.skip(reason="slow; run with -m slow"))
+        for mark in ("slow", "networks"):
+            if item.get_closest_marker(mark) and not config.option.markexpr:
+                item.add_marker(pytest.mark.skip(reason=f"{mark}; run with -m {mark}"))
 
 
 @pytest.fixture(autouse=True)

@@ -49,7 +49,7 @@ def states_equal(first: nn.Module, second: nn.Module) -> bool:
 def state_of(model: nn.Module) -> dict:
     """All of a model and of torch that a measurement leaves as it is."""
     return {
-        "state": {k: v.clone() for k, v in model.state_dict().items()},
+        "state": {k: v.clone() for k, v in [*model.named_parameters(), *model.named_buffers()]},
         "gradients": {
             n: None if p.grad is None else (id(p.grad), p.grad.clone()) for n, p in model.named_parameters()
         },
