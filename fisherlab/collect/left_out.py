@@ -15,7 +15,7 @@ Reasons = Mapping[str, str | FisherlabError]
 """Why layers are left out: in words, or the error that they would be refused with."""
 
 
-class LeftOut:
+class LeftOutLayers:
     """The list of the layers that were left out of an analysis.
 
     Args:
