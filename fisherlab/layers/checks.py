@@ -1,4 +1,4 @@
-"""Models that cannot be looked at as they are, compiled, without numbers or shared out; and a look at rest."""
+"""Models that cannot be looked at as they are: compiled, without numbers, shared out; and a look at rest."""
 
 import sys
 from collections.abc import Iterator
