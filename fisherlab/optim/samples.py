@@ -97,6 +97,34 @@ class SampleDims:
         Raises:
             InputError: where the model cannot be looked at.
         """
+        reasons = self._judged(module, args, kwargs, samples, taken, look)
+        for name, calls in taken.items():
+            if name not in reasons:
+                reasons |= self._unread(name, calls, samples)
+        return reasons
+
+    def _unread(self, name: str, calls: Iterable[LayerCall], samples: int) -> dict[str, str]:
+        """The reason, where a call's rows cannot be those of so many samples."""
+        for call in calls:
+            try:
+                self._layers[name].leading(call, samples, self.by_layer[name])
+            except InputError:
+                shape = list(call.output.shape)
+                return {
+                    name: f"an output of shape {shape} does not count {samples} samples (batch_dim= says how)"
+                }
+        return {}
+
+    def _judged(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        samples: int,
+        taken: Mapping[str, list[LayerCall]],
+        look: SampleLook | None,
+    ) -> dict[str, str]:
+        """What `settle` says of layers that it is not sure of."""
         for name, calls in taken.items():
             alone = all(self._is_alone(name, call, samples) for call in calls)
             if name in self._alone and not alone:  # another layout than before

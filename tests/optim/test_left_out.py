@@ -1,4 +1,4 @@
-"""Layers of which nothing can be made take the step of other parameters, for good; the rest is as without them."""
+"""Layers of which nothing can be made take the step of other parameters; the rest is as without them."""
 
 import copy
 import warnings
@@ -143,9 +143,7 @@ def test_a_layer_that_is_left_out_later_takes_plain_steps(make):
     model[0] = nn.Identity()
     model.forward = lambda x: model[1:](linear(x, first.weight, first.bias))
     before = first.weight.detach().clone()
-    with pytest.warns(
-        UserWarning, match="layer '0': it has a gradient, but nothing to make its statistics of"
-    ):
+    with pytest.warns(UserWarning, match="'0': it has a gradient, but nothing to make its statistics of"):
         train(model, optimizer, data[1:2])
     step = -0.01 * first.weight.grad
     torch.testing.assert_close(first.weight.detach() - before, step, rtol=1e-10, atol=1e-15)
@@ -225,9 +223,12 @@ def test_a_layer_without_a_part_in_a_step_waits(method):
     assert "layer" in list(optimizer.rates()["layer"])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "lngd-draws"])
 def test_what_was_made_of_a_layer_in_the_step_goes_with_it(method):
-    """It is fine in the first micro-batch, and sees positions first and flattened in the second."""
+    """It is fine in the first micro-batch, and sees positions first and flattened in the second.
+
+    Draws of all layers come from one generator, and are others where the layer took part.
+    """
 
     def turning(net: Net, x: Tensor) -> Tensor:
         z = x.transpose(0, 1).flatten(0, 1) if net.turned else x
