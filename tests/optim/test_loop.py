@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from fisherlab.errors import InputError
 from fisherlab.optim import KFAC, LNGD
 
 DUE = {"statistics_every": 2, "inverse_every": 2}
