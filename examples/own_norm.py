@@ -1,7 +1,7 @@
 """An RMSNorm of one's own: seen by itself, or by an adapter of four lines that says what it divides by.
 
-    fisherlab compare --model examples.own_norm:factory --samples 8
-    python examples/own_norm.py
+fisherlab compare --model examples.own_norm:factory --samples 8
+python examples/own_norm.py
 """
 
 import torch
@@ -18,6 +18,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Over the last dimension."""
         return (1 + self.weight) * x * x.square().mean(-1, keepdim=True).rsqrt()
 
 
@@ -27,6 +28,7 @@ class NormAdapter(fl.NormAdapter):
     modules = (Norm,)
 
     def normalised(self, module: Norm, x: Tensor) -> Tensor:
+        """x over its root mean square."""
         return x * x.square().mean(-1, keepdim=True).rsqrt()
 
 

@@ -1,7 +1,7 @@
 """An LSTM on texts of different lengths, packed: two blocks a layer, of its inputs and of its hidden state.
 
-    fisherlab compare --model examples.recurrent:factory --samples 8
-    python examples/recurrent.py
+fisherlab compare --model examples.recurrent:factory --samples 8
+python examples/recurrent.py
 """
 
 import torch
@@ -21,6 +21,7 @@ class Reader(nn.Module):
         self.out = nn.Linear(width, classes)
 
     def forward(self, text: Tensor) -> Tensor:
+        """What each text is."""
         lengths = (text != 0).sum(1).cpu()
         packed = pack_padded_sequence(self.embedding(text), lengths, batch_first=True, enforce_sorted=False)
         return self.out(self.lstm(packed)[1][0][-1])

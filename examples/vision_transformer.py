@@ -1,7 +1,7 @@
 """A vision transformer: its class token and its table of positions are parameters of no layer.
 
-    fisherlab compare --model examples.vision_transformer:factory --samples 8
-    python examples/vision_transformer.py
+fisherlab compare --model examples.vision_transformer:factory --samples 8
+python examples/vision_transformer.py
 """
 
 import torch
@@ -22,6 +22,7 @@ class VisionTransformer(nn.Module):
         self.out = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """What each image shows: read off the class token."""
         patches = self.patches(images).flatten(2).mT
         tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], dim=1)
         return self.out(self.block(tokens + self.positions)[:, 0])
