@@ -160,8 +160,8 @@ def table(rows: dict[str, tuple[Network, dict[str, Any]]], absent: list[str]) ->
         f"{', '.join(RATES)}: the loss of one batch before and after {STEPS} steps on it in float32, at the "
         f"rates {rates} where the remarks name no other, all else by default. LNGD's, and KFAC's for ALBERT, "
         "were chosen after seeing larger ones go too far on a batch of four. Steps are in training mode, "
-        "with the network's own dropout, the loss is that of evaluation mode. The last two steps are taken by a copy made of state "
-        "dictionaries too, to the same bits, and no hook stays.",
+        "with the network's own dropout, the loss is that of evaluation mode. The last two steps are taken "
+        "by a copy made of state dictionaries too, to the same bits, and no hook stays.",
         *(f"{name} lowers the loss of {count} of {len(rows)}." for name, count in falling.items()),
         "–: not made, see the remarks.",
         f"Not installed: {', '.join(absent) or 'none'}.",

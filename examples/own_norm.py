@@ -11,7 +11,7 @@ import fisherlab as fl
 
 
 class Norm(nn.Module):
-    """x over its root mean square, times 1 + weight."""
+    """The input over its root mean square, times 1 + weight."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class NormAdapter(fl.NormAdapter):
     modules = (Norm,)
 
     def normalised(self, module: Norm, x: Tensor) -> Tensor:
-        """x over its root mean square."""
+        """The input over its root mean square."""
         return x * x.square().mean(-1, keepdim=True).rsqrt()
 
 
