@@ -73,7 +73,7 @@ def _listed(reasons: Reasons) -> str:
 
 
 def _error_of(head: str, reasons: Reasons, way_out: str = "") -> FisherlabError:
-    """The error that lists layers: about memory or numbers where all their errors are, else an `InputError`."""
+    """The error that lists layers: about memory or numbers where all errors are, else an `InputError`."""
     classes = {type(one) for one in reasons.values()}
     found: type[FisherlabError] = InputError
     for kind in (MemoryLimitError, NumericalError):

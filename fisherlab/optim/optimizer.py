@@ -35,7 +35,7 @@ from fisherlab.optim.settings import (
     made_with,
     signature_of,
 )
-from fisherlab.optim.states import OWN, check_shapes, moved_to, own_of
+from fisherlab.optim.states import OWN, check_shapes, left_in, moved_to, own_of
 from fisherlab.optim.steps import StepMaker
 from fisherlab.optim.tap import TrainingTap
 from fisherlab.optim.turn import Step
@@ -119,6 +119,11 @@ class NaturalGradient(torch.optim.Optimizer):
         self._blocks = {name: LayerPreconditioner(view, method, self._kind) for name, view in layers.items()}
         _ready_torch()
         super().__init__(grouped(model, layers, options), options.settings)
+        other_lr = options.lr if options.other_lr is None else options.other_lr
+        self._other_rates = {
+            name: other_lr / group["lr"] for group in self.param_groups for name in group["layers"]
+        }
+        self._left: dict[str, str] = {}
         self._group_of: dict[str, dict[str, Any]] = {}
         self._find_groups()
         for name in layers:
@@ -148,7 +153,7 @@ class NaturalGradient(torch.optim.Optimizer):
     def _follow(self) -> None:
         """Hooks on the model that tell what happens in training."""
         parts = self._options, self._blocks, self._kind, self._cadence, self._likelihood, self._generator
-        self._tap = TrainingTap(*parts)
+        self._tap = TrainingTap(*parts, self._left)
         self._maker = StepMaker(self._tap, self._group_of, self.state, self._cautions)
         self._watch({name: p for name, p in self._parameters.items() if p.requires_grad})
 
@@ -222,9 +227,20 @@ class NaturalGradient(torch.optim.Optimizer):
                 loss = closure()
         self._shown |= self._maker.apply(self._steps())
         self._name_thawed()
-        self._maker.apply_to_others([group for group in self.param_groups if not group["layers"]])
+        self._maker.apply_to_others(self._others())
         self._maker.go_on()
         return loss
+
+    def _others(self) -> list[Mapping[str, Any]]:
+        """The groups without a block, and of the others what is left out, whose rate follows the group's."""
+        found: list[Mapping[str, Any]] = [group for group in self.param_groups if not group["layers"]]
+        for group in self.param_groups:
+            names = [name for name in group["layers"] if name in self._left]
+            if names:
+                own = dict.fromkeys(p for name in names for p in self._layers[name].parameters)
+                params = [self._parameters[p] for p in own]
+                found.append({**group, "params": params, "lr": group["lr"] * self._other_rates[names[0]]})
+        return found
 
     def _steps(self) -> dict[str, Step]:
         """What each layer's step is made of."""
@@ -276,11 +292,13 @@ class NaturalGradient(torch.optim.Optimizer):
         """Momentum, statistics, inverses, the number of steps and the random state, with the groups."""
         found = super().state_dict()
         found["state"] = {place: self._with_blocks(kept) for place, kept in found["state"].items()}
-        own = {
+        own: dict[str, Any] = {
             "method": self._method,
             "steps": self._cadence.count,
             "generator": self._generator.get_state(),
         }
+        if self._left:
+            own["left_out"] = dict(self._left)
         found[OWN] = own
         found["param_groups"][0][OWN] = dict(own)  # what torch.distributed.checkpoint leaves of a state
         return found
@@ -289,7 +307,11 @@ class NaturalGradient(torch.optim.Optimizer):
         """A parameter's state with the statistics and inverses of its layers; the optimizer keeps no copy."""
         if "layers" not in kept:
             return dict(kept)
-        layers = {name: values | self._blocks[name].state() for name, values in kept["layers"].items()}
+        layers = {
+            name: values | self._blocks[name].state()
+            for name, values in kept["layers"].items()
+            if name not in self._left
+        }
         return {**kept, "layers": layers}
 
     @torch.no_grad()
@@ -308,8 +330,12 @@ class NaturalGradient(torch.optim.Optimizer):
         if len(places) != len(parameters):
             raise InputError("this is the state of a model with other parameters")
         saved = {p: state_dict["state"].get(place, {}) for place, p in zip(places, parameters, strict=True)}
-        check_shapes(saved, self._blocks, saved_own["steps"])
+        left = left_in(saved_own, self._blocks)
+        taken = {name: block for name, block in self._blocks.items() if name not in left}
+        check_shapes(saved, taken, saved_own["steps"])
         super().load_state_dict(state_dict)
+        self._left.clear()
+        self._left.update(left)
         self.param_groups[0].pop(OWN, None)
         for group in self.param_groups:
             group.setdefault("layers", [])  # an empty list does not survive every way
@@ -347,6 +373,10 @@ class NaturalGradient(torch.optim.Optimizer):
 
     # --- what can be looked at --------------------------------------------------------------------
 
+    def _taken(self) -> dict[str, LayerPreconditioner]:
+        """The blocks of the layers that are not left out."""
+        return {name: block for name, block in self._blocks.items() if name not in self._left}
+
     def rates(self) -> "pandas.DataFrame":
         """A row a layer, of numbers that its last step left: no linear algebra, one transfer from the device.
 
@@ -359,10 +389,11 @@ class NaturalGradient(torch.optim.Optimizer):
         import pandas
 
         missing = dict.fromkeys(_NUMBERS, math.nan)
-        rows = [missing | self._shown.get(name, {}) | block.numbers for name, block in self._blocks.items()]
+        taken = self._taken()
+        rows = [missing | self._shown.get(name, {}) | block.numbers for name, block in taken.items()]
         read = iter(numbers_in([row[column] for column in _NUMBERS for row in rows]))
         columns = {column: [next(read) for _ in rows] for column in _NUMBERS}
-        return pandas.DataFrame({"layer": list(self._blocks), **columns})
+        return pandas.DataFrame({"layer": list(taken), **columns})
 
     def diagnostics(self) -> "pandas.DataFrame":
         """The columns of `rates`, and `condition`: the condition number of the damped F̂ in use.
@@ -370,7 +401,7 @@ class NaturalGradient(torch.optim.Optimizer):
         It takes the eigenvalues of every factor: with wide layers longer than a step.
         """
         table = self.rates()
-        conditions = [block.condition for block in self._blocks.values()]
+        conditions = [block.condition for block in self._taken().values()]
         table.insert(list(table).index("direction_norm"), "condition", conditions)
         return table
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from fisherlab.errors import InputError
 from fisherlab.layers import LayerCall, LayerView, match_names
 from fisherlab.optim.passes import ForwardPass, KeptCall, tensors_in
-from fisherlab.optim.rows import ACT_ON_EACH_OTHER, SampleLook, look_at
+from fisherlab.optim.rows import SampleLook, look_at
 
-_MANY = 3  # layers, of which one reason is enough
-_LOOKS = 3  # at other samples each, before a layer that none of them reached is refused
+_LOOKS = 3  # at other samples each, before a layer that none of them reached is left out
+_SOME_ONLY = "some samples only reach it, so that it cannot be said which rows are of which sample"
 
 
 class SampleDims:
@@ -85,12 +85,46 @@ class SampleDims:
         samples: int,
         taken: Mapping[str, list[LayerCall]],
         look: SampleLook | None,
-    ) -> None:
+    ) -> dict[str, str]:
         """Which dimension of each layer counts samples, from the look; layers of which it says nothing wait.
 
         A layer stays unsure where its rows are not simply the samples and the model moves rows by what is in
         them: another batch may have other ones.
+
+        Returns:
+            By layer why its rows are not those of samples, or not all that its weight does.
+
+        Raises:
+            InputError: where the model cannot be looked at.
         """
+        reasons = self._judged(module, args, kwargs, samples, taken, look)
+        for name, calls in taken.items():
+            if name not in reasons:
+                reasons |= self._unread(name, calls, samples)
+        return reasons
+
+    def _unread(self, name: str, calls: Iterable[LayerCall], samples: int) -> dict[str, str]:
+        """The reason, where a call's rows cannot be those of so many samples."""
+        for call in calls:
+            try:
+                self._layers[name].leading(call, samples, self.by_layer[name])
+            except InputError:
+                shape = list(call.output.shape)
+                return {
+                    name: f"an output of shape {shape} does not count {samples} samples (batch_dim= says how)"
+                }
+        return {}
+
+    def _judged(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        samples: int,
+        taken: Mapping[str, list[LayerCall]],
+        look: SampleLook | None,
+    ) -> dict[str, str]:
+        """What `settle` says of layers that it is not sure of."""
         for name, calls in taken.items():
             alone = all(self._is_alone(name, call, samples) for call in calls)
             if name in self._alone and not alone:  # another layout than before
@@ -98,7 +132,7 @@ class SampleDims:
             self._alone.update({name} if alone else ())
         unsure = [name for name in taken if name in self._unsure]
         if not unsure or samples < 2:
-            return
+            return {}
         if look is None or look.samples != samples:
             look = self._look_at(module, args, kwargs, samples, unsure)
         if look.error and not self._declared.issuperset(unsure):
@@ -117,17 +151,16 @@ class SampleDims:
             )
             for name in unsure
         }
-        _refuse({name: found.reason for name, found in judged.items() if found is not None and found.reason})
+        reasons = {name: found.reason for name, found in judged.items() if found is not None and found.reason}
         for name, found in judged.items():
+            if name in reasons:
+                continue
             self._unsure[name] += 1
             if name in self._declared:
                 del self._unsure[name]
                 continue
             if found is None and self._unsure[name] >= _LOOKS and name not in self._reached:
-                raise InputError(
-                    f"layer {name!r} is reached by some samples only, so that it cannot be said which rows "
-                    f"are of which sample; leave it out with exclude=({name!r},)"
-                )
+                reasons[name] = _SOME_ONLY
             if found is None:
                 continue
             self._reached.add(name)
@@ -137,30 +170,12 @@ class SampleDims:
                 self._unsure[name] = 0
             elif found.sure:
                 del self._unsure[name]
+        return reasons
 
     def _is_alone(self, name: str, call: LayerCall, samples: int) -> bool:
         """Whether the dimension of samples is as long as there are samples."""
         dim = self._layers[name].sample_dim(self.by_layer[name])
         return call.output.dim() > dim and call.output.shape[dim] == samples
-
-
-def _refuse(reasons: Mapping[str, str]) -> None:
-    """Raises `InputError` that names all layers which are not as they are taken to be, and the way out."""
-    if not reasons:
-        return
-    said = "; ".join(
-        f"layer {name!r}: {reason}" if len(reasons) < _MANY else f"layer {name!r}"
-        for name, reason in reasons.items()
-    )
-    if len(reasons) >= _MANY:
-        said = f"{said}: {next(iter(reasons.values()))}"
-    way_out = f"exclude={tuple(reasons)!r} leaves them to the step of other parameters"
-    if ACT_ON_EACH_OTHER in reasons.values():
-        way_out += (
-            ", and batch_dim={'*': 0} takes the first dimension of every layer for that of samples, "
-            "untested, where samples act on each other by design"
-        )
-    raise InputError(f"{said}; {way_out}")
 
 
 def _dims_of(

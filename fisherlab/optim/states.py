@@ -1,6 +1,6 @@
 """What an optimizer looks for in a state before it takes it over."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,21 @@ def own_of(state_dict: Any, method: str) -> Mapping[str, Any]:
     if not whole or not isinstance(found.get("state"), Mapping):
         raise InputError("this state is damaged: its steps, random state or statistics are missing")
     return own
+
+
+def left_in(own: Mapping[str, Any], layers: Collection[str]) -> dict[str, str]:
+    """The layers that a state says are left out, with the reason.
+
+    Raises:
+        InputError: where they are not among these layers.
+    """
+    left = own.get("left_out", {})
+    if not isinstance(left, Mapping) or not all(isinstance(reason, str) for reason in left.values()):
+        raise InputError("this state is damaged: the layers that are left out are missing")
+    unknown = set(left).difference(layers)
+    if unknown:
+        raise InputError(f"this is the state of a model with another layer, {min(unknown)!r}")
+    return dict(left)
 
 
 def check_shapes(

@@ -49,8 +49,11 @@ class StepMaker:
     def steps(self, damping_of: DampingOf) -> dict[str, Step]:
         """D of every layer with a gradient, and what its rate is made of.
 
+        A layer whose gradient came another way than what was seen of it is left out from now on.
+
         Raises:
-            InputError: without a fresh backward pass, or where a gradient has changed since.
+            InputError: without a fresh backward pass, where a gradient has changed since, or where no layer
+                is left.
             NumericalError: where a gradient or a layer's statistics are not finite; names the layer.
         """
         turn = self._tap.turn
@@ -66,8 +69,10 @@ class StepMaker:
             if distributed.size() > 1:
                 self._meet()
             self._settle(damping_of)
-            names = [name for name in self._blocks if self._gradients.has_come(name, turn.came)]
-            self._require_seen(names)
+            unseen = self._unseen(self._with_gradients())
+            if unseen:
+                self._tap.leave_out(unseen)
+            names = self._with_gradients()
             if distributed.size() > 1:
                 self._synchronise(names, damping_of)
             steps = {name: self._step_of(name, damping_of) for name in names}
@@ -86,8 +91,10 @@ class StepMaker:
 
     def go_on(self) -> None:
         """Counts a step, and forgets what it was made of."""
-        for block in self._blocks.values():
+        for name, block in self._blocks.items():
             block.average_in(self._options.decay, self._total)
+            if name in self._tap.left:
+                self._forget_momentum(name)
         self._cadence.checks = False
         self._tap.start_at(self._cadence.count + 1)
 
@@ -107,6 +114,13 @@ class StepMaker:
             layers[name] = {"momentum": first.new_zeros(view.outputs, view.inputs, dtype=dtype)}
         return layers[name]["momentum"]
 
+    def _forget_momentum(self, name: str) -> None:
+        """A layer that is left out has that of its parameters."""
+        kept = self._state[self._gradients.parameters[self._blocks[name].view.parameters[0]]]
+        kept.get("layers", {}).pop(name, None)
+        if not kept.get("layers", True):
+            del kept["layers"]
+
     @property
     def _total(self) -> int:
         """N of all processes, once they have met; until then of those samples that came."""
@@ -119,16 +133,24 @@ class StepMaker:
         turn = self._tap.turn
         return turn.samples if turn.total is None else turn.total / distributed.size()
 
-    def _require_seen(self, names: Sequence[str]) -> None:
-        """Refuses a layer whose gradient came, whose statistics are due, and from which nothing was seen."""
+    def _with_gradients(self) -> list[str]:
+        """The layers that take a step of their own."""
+        came, left = self._tap.turn.came, self._tap.left
+        return [name for name in self._blocks if name not in left and self._gradients.has_come(name, came)]
+
+    def _unseen(self, names: Iterable[str]) -> dict[str, str]:
+        """Layers whose gradient came, and of which nothing was seen that their step needs, with the cause."""
+        turn, found = self._tap.turn, {}
         for name in names:
-            block, came = self._blocks[name], self._tap.turn.came
+            block = self._blocks[name]
             seen = block.observed or not self._cadence.sums_due(block)
-            if not seen and came.intersection(self._gradients.trained(name)) and self._gradients.is_any(name):
-                raise InputError(
-                    f"layer {name!r} has a gradient, but nothing to make its statistics of: "
-                    f"{self._tap.why_unseen(name)}; or leave it out with exclude=({name!r},)"
-                )
+            if self._options.layerwise:
+                seen = seen and (name in turn.ready or name in self._products.names)
+            came = not turn.came.isdisjoint(self._gradients.trained(name))
+            if not seen and came and self._gradients.is_any(name):
+                why = self._tap.why_unseen(name)
+                found[name] = f"it has a gradient, but nothing to make its statistics of: {why}"
+        return found
 
     def _settle(self, damping_of: DampingOf) -> None:
         """Layers whose gradient came with another N: before the last backward pass, or of an uneven share."""
@@ -150,7 +172,8 @@ class StepMaker:
         """With several processes: whether they saw the same layers, and the samples of all."""
         turn = self._tap.turn
         observed = [name for name, block in self._blocks.items() if block.observed]
-        turn.total = sum(require_alike(observed, self._products.names, own=turn.samples))
+        left = list(self._tap.left.reasons)
+        turn.total = sum(require_alike(observed, self._products.names, left, own=turn.samples))
 
     def _synchronise(self, names: Iterable[str], damping_of: DampingOf) -> None:
         """Statistics over all processes, each inverting a share of the layers."""
@@ -198,8 +221,8 @@ class StepMaker:
             return 0.0  # a layer that took no part, with a gradient that was set to zero
         if step.squares is None:
             raise InputError(
-                f"layer {name!r} has a gradient, but no samples to make its rate of: "
-                f"{self._tap.why_unseen(name)}; or leave it out with exclude=({name!r},)"
+                f"layer {name!r} has a gradient that did not come since the last step, so that no samples "
+                "make its rate: call zero_grad() in every step"
             )
         ratio = step.gradient / (step.squares + group["rate_damping"])
         rate = ratio.nan_to_num(nan=0.0)  # 0/0: no gradient
@@ -279,7 +302,7 @@ class StepMaker:
         """All gradients of a layer are there: its statistics, and its step where no process adds to it."""
         backward, turn = current_backward(), self._tap.turn
         came = self._tap.passes.came_back(name, backward)
-        if not came:
+        if not came or name in self._tap.left:
             return
         with torch.autocast(self._gradients.device(name).type, enabled=False):
             count: float = turn.samples

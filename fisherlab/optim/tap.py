@@ -27,6 +27,7 @@ from fisherlab.likelihoods.labels import DRAWN, EMPIRICAL, LabelKind
 from fisherlab.optim.cadence import Cadence
 from fisherlab.optim.cautions import loss_factor
 from fisherlab.optim.gradients import GradientEdits, ParameterMatrices, check_reduction
+from fisherlab.optim.left_out import LeftOut
 from fisherlab.optim.observer import Observer
 from fisherlab.optim.passes import (
     ForwardPass,
@@ -67,8 +68,10 @@ class TrainingTap:
         cadence: says what is due.
         likelihood: what the output means.
         generator: source of drawn labels.
+        reasons: by layer why it is left out; it is added to.
 
     Attributes:
+        left: the layers that are left out.
         turn: what came for the next step.
         gradients: those in the parameters.
         edits: what became of them.
@@ -85,6 +88,7 @@ class TrainingTap:
         cadence: Cadence,
         likelihood: Likelihood,
         generator: torch.Generator,
+        reasons: dict[str, str],
     ) -> None:
         self.options, self.blocks = options, blocks
         self._views = {name: block.view for name, block in blocks.items()}
@@ -93,6 +97,7 @@ class TrainingTap:
         sweep(model)
         self.gradients = ParameterMatrices(dict(model.named_parameters()), self._views)
         self.edits = GradientEdits(self.gradients)
+        self.left = LeftOut(self._views, self.gradients.parameters, reasons)
         self._owned = {
             name: [model.get_parameter(p) for p in view.parameters] for name, view in self._views.items()
         }
@@ -160,6 +165,18 @@ class TrainingTap:
         if self.gradients.are_cleared() or self.gradients.were_zeroed(self.turn.versions):
             self.abandon()
 
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Leaves layers to the step of other parameters, with the reason, and forgets what was made of them.
+
+        Raises:
+            InputError: where none would be left.
+        """
+        for name in self.left.add(reasons):
+            self.blocks[name].forget()
+            self.turn.leave_out(name)
+            if name in self.products.names:
+                self.products.let_go(name)
+
     def why_unseen(self, name: str) -> str:
         """Why a layer's gradient came without a call that was seen."""
         view = self._views[name]
@@ -218,8 +235,9 @@ class TrainingTap:
         closing = weakref.finalize(self, stack.close)  # also where an interrupt leaves it open
         closing.atexit = False
         self._open_pass = module, closing
-        look = self._dims.look(module, self._inside[id(module)], args, kwargs)
-        seen = stack.enter_context(capture(self._trained(module), outputs=False))
+        trained = self._trained(module)
+        look = self._dims.look(module, trained, args, kwargs)
+        seen = stack.enter_context(capture(trained, outputs=False))
         done = Hook(self._done, seen, look)
         stack.callback(module.register_forward_hook(done, always_call=True, with_kwargs=True).remove)
 
@@ -243,9 +261,13 @@ class TrainingTap:
             self._open_pass = None
 
     def _trained(self, module: nn.Module) -> dict[str, LayerView]:
-        """The layers in a module that are not frozen now."""
+        """The layers in a module that are neither frozen now nor left out."""
         inside = self._inside[id(module)]
-        return {n: view for n, view in inside.items() if any(p.requires_grad for p in self._owned[n])}
+        return {
+            name: view
+            for name, view in inside.items()
+            if name not in self.left and any(p.requires_grad for p in self._owned[name])
+        }
 
     def _finish(
         self,
@@ -264,7 +286,10 @@ class TrainingTap:
         given = tensors_in((args, kwargs))
         samples = self._dims.count(given, outputs)
         if samples is not None:
-            self._dims.settle(module, args, kwargs, samples, taken, look)
+            reasons = self._dims.settle(module, args, kwargs, samples, taken, look)
+            if reasons:
+                self.leave_out(reasons)
+                taken = {name: calls for name, calls in taken.items() if name not in self.left}
         before = self.passes.earlier(given)
         earlier = list(dict.fromkeys(one for one, _ in before))
         refresh = self.cadence.refreshes(taken) or any(one.refresh for one in earlier)
@@ -368,6 +393,8 @@ class TrainingTap:
         self.passes.take(one)
         keep = graph_is_kept()
         for name, observations in one.observed.items():
+            if name in self.left:
+                continue
             for _, observation in observations:
                 self.blocks[name].count(observation, keep=keep)
             turn.prepared.discard(name)

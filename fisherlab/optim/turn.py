@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -75,3 +76,13 @@ class Turn:
     gaps: dict[str, tuple[tuple[Tensor, Tensor, Tensor], float]] = field(default_factory=dict)
     loss: tuple[float, int, int] | None = None
     refusal: InputError | None = None
+
+    def leave_out(self, name: str) -> None:
+        """Forgets what was made for a layer."""
+        by_layer: tuple[dict[str, Any], ...] = (
+            *(self.arrived, self.before, self.groups_of, self.counts, self.through),
+            *(self.ready, self.gaps),
+        )
+        for kept in by_layer:
+            kept.pop(name, None)
+        self.prepared.discard(name)
