@@ -25,7 +25,7 @@ from fisherlab.base.memory import limited
 from fisherlab.base.writing import as_path, place_for
 from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
-from fisherlab.collect.left_out import LeftOut, made
+from fisherlab.collect.left_out import LeftOutLayers, made
 from fisherlab.errors import MemoryLimitError, bytes_text
 from fisherlab.exact.edges import warn_of_edges
 from fisherlab.exact.fisher import exact_fisher, no_layerwise
@@ -235,7 +235,7 @@ def _from_blocks(
     method: Approximation, exact: Mapping[str, LinearOperator], strict: bool
 ) -> dict[str, LinearOperator]:
     """The operators that a method makes of the exact blocks; layers where it fails are left out."""
-    left_out = LeftOut(strict)
+    left_out = LeftOutLayers(strict)
     found, wrong = made({name: partial(build_from_block, method, block) for name, block in exact.items()})
     left_out.add(wrong, none_left=not found)
     left_out.tell()

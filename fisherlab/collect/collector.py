@@ -32,7 +32,7 @@ from fisherlab.collect.hooks import (
     valid_of,
 )
 from fisherlab.collect.layer_batch import LayerBatch, mask_of, masked, valid_positions, whole
-from fisherlab.collect.left_out import LeftOut, Reasons, T, made
+from fisherlab.collect.left_out import LeftOutLayers, Reasons, T, made
 from fisherlab.collect.outputs import Output, Outputs
 from fisherlab.collect.own_labels import own_labels
 from fisherlab.collect.padding import Padding, padded_layers, tokens_of
@@ -90,7 +90,7 @@ class Collector:
         self.batches = Batches(data, batch_dim)
         self.batch_dim = batch_dim
         self._draws, self._progress = draws, progress
-        self._left_out = LeftOut(strict)
+        self._left_out = LeftOutLayers(strict)
         self._failed: dict[str, FisherlabError] = {}
         first = reference(model)
         self.device, self.dtype = first.device, first.dtype

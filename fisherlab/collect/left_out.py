@@ -15,7 +15,7 @@ Reasons = Mapping[str, str | FisherlabError]
 """Why layers are left out: in words, or the error that they would be refused with."""
 
 
-class LeftOut:
+class LeftOutLayers:
     """The list of the layers that were left out of an analysis.
 
     Args:
@@ -73,7 +73,7 @@ def _listed(reasons: Reasons) -> str:
 
 
 def _error_of(head: str, reasons: Reasons, way_out: str = "") -> FisherlabError:
-    """The error that lists layers: about memory or numbers where all errors are, else an `InputError`."""
+    """An error that lists layers: about memory or numbers where all theirs are, else an `InputError`."""
     classes = {type(one) for one in reasons.values()}
     found: type[FisherlabError] = InputError
     for kind in (MemoryLimitError, NumericalError):

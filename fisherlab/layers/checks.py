@@ -1,8 +1,11 @@
-"""Models that cannot be looked at as they are: compiled, without numbers, or shared out among processes."""
+"""Models that cannot be looked at as they are: compiled, without numbers, shared out; and a look at rest."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from fisherlab.errors import InputError
 
@@ -45,3 +48,20 @@ def check_whole(model: nn.Module) -> None:
         for name, tensor in tensors:
             if hasattr(tensor, "full_tensor"):
                 raise InputError(f"{what} {name!r} is a DTensor; {_WHOLE}")
+
+
+@contextmanager
+def parametrizations_at_rest(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for what computes weights: to read such a weight then changes nothing.
+
+    Spectral norm goes on with its vectors whenever its weight is read in training mode.
+    """
+    lists = [module for module in model.modules() if isinstance(module, ParametrizationList)]
+    modes = [(module, module.training) for one in lists for module in one.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -19,7 +19,7 @@ from fisherlab.layers.adapter import (
     why_replaced,
     why_unknown,
 )
-from fisherlab.layers.checks import check_not_compiled, check_whole
+from fisherlab.layers.checks import check_not_compiled, check_whole, parametrizations_at_rest
 from fisherlab.layers.coverage import Covered, Layers
 from fisherlab.layers.fused import FusedAdapter, Part, fused_adapter
 from fisherlab.layers.linear import EmbeddingAdapter
@@ -63,7 +63,8 @@ def find_layers(
     """
     _check_arguments(model, bias)
     include, exclude = _globs("include", include), _globs("exclude", exclude)
-    views, parameters = _Walk(model, bias).find()
+    with parametrizations_at_rest(model):
+        views, parameters = _Walk(model, bias).find()
     everything = _with_masks(Layers(views, parameters), masks or {})
     chosen = everything.select(match_names(everything, include))
     chosen = _named_activations(_without(model, chosen, exclude, everything), activations or {})

@@ -52,7 +52,7 @@ ANALYSES = {
 def test_every_analysis_leaves_out_what_is_excluded(call):
     for exclude, left in (("2", ["0.0", "0.2"]), (["0.2", "2"], ["0.0"]), ("0", ["2"]), ("0.*", ["2"])):
         assert list(ANALYSES[call](net(), DATA, exclude=exclude)) == left
-    with pytest.raises(InputError, match="unknown layer '0.7'"):
+    with pytest.raises(InputError, match=r"unknown layer '0\.7'"):
         ANALYSES[call](net(), DATA, exclude="0.7")
 
 
@@ -70,7 +70,7 @@ def test_what_is_excluded_does_not_change_the_others():
 def test_nothing_left_is_refused():
     with pytest.raises(InputError, match="not selected"):
         fl.exact_fisher(net(), DATA, exclude="*")
-    with pytest.raises(InputError, match="unknown layer '2.weight'"):  # which is in a block, with its bias
+    with pytest.raises(InputError, match=r"unknown layer '2\.weight'"):  # which is in a block, with its bias
         fl.exact_fisher(net(), DATA, exclude="2.weight")
 
 
@@ -118,7 +118,7 @@ def test_strict_stops_with_the_list():
     model = Root().double()
     with pytest.raises(InputError, match=r"layer 'spare': it takes no part .*exclude="):
         fl.exact_fisher(model, DATA, strict=True)
-    with pytest.raises(NumericalError, match="'inner' is not finite in batch 3; .*exclude="):
+    with pytest.raises(NumericalError, match=r"'inner' is not finite in batch 3; .*exclude="):
         fl.compare(model, zeros_in(3), "kfac", strict=True, exclude="spare")
     assert list(fl.exact_fisher(model, DATA, strict=True, exclude=["spare", "inner"])) == ["other", "head"]
 
@@ -132,16 +132,16 @@ def test_where_all_fail_one_error_lists_them():
     match = r"no layer can be measured: .*'spare': it takes no part.*'inner' is not finite in batch 3"
     with pytest.warns(UserWarning, match="'spare'"), pytest.raises(InputError, match=match):
         fl.exact_fisher(Both().double(), data, "gaussian")
-    with pytest.raises(NumericalError, match="no layer can be measured: .*'inner'"):
+    with pytest.raises(NumericalError, match=r"no layer can be measured: .*'inner'"):
         fl.exact_fisher(Both().double(), data, "gaussian", layers="inner")
 
 
 def test_a_block_that_does_not_fit_is_left_out():
     model = nn.Sequential(nn.Linear(D, 3), nn.Tanh(), nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 3)).double()
-    with pytest.warns(UserWarning, match="layer '4' would need .* block of layer '2' would need"):
+    with pytest.warns(UserWarning, match=r"layer '4' would need .* block of layer '2' would need"):
         found = fl.exact_fisher(model, DATA, method="per-sample", memory="60kB")
     assert list(found) == ["0"]
-    with pytest.raises(MemoryLimitError, match="'4' would need .* '2' would need"):
+    with pytest.raises(MemoryLimitError, match=r"'4' would need .* '2' would need"):
         fl.exact_fisher(model, DATA, method="per-sample", memory="60kB", strict=True)
     with pytest.raises(MemoryLimitError, match="no layer can be measured"):
         fl.exact_fisher(model, DATA, method="per-sample", memory="60kB", layers=["2", "4"])
@@ -166,7 +166,7 @@ def test_an_approximation_that_fails_on_a_layer_has_a_row_with_the_reason():
         assert "cannot be factored" in rows.loc[(layer, "failing"), "note"]
         assert rows.loc[(layer, "kfac"), "scaled_error"] > 0
     assert rows.loc[("2", "failing"), "scaled_error"] > 0
-    with pytest.warns(UserWarning, match="not measured: layer '0.0': this matrix cannot be factored"):
+    with pytest.warns(UserWarning, match=r"not measured: layer '0\.0': this matrix cannot be factored"):
         assert list(fl.approximate(Failing(), net(), DATA)) == ["2"]
 
 

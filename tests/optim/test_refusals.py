@@ -307,3 +307,48 @@ def test_nothing_is_said_in_a_usual_run():
     model, data = network("cnn"), batches("cnn", 2)
     with warnings.catch_warnings(action="error"):
         train(model, LNGD(model), data)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_complex_parameter_takes_the_step_of_sgd(first):
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            filters = nn.Parameter(torch.randn(3, dtype=torch.complex128))
+            if first:
+                self.filters = filters
+            self.inner, self.head = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
+            self.filters = filters
+
+        def forward(self, x):
+            return self.head(torch.fft.irfft(torch.fft.rfft(self.inner(x).tanh()) * self.filters, n=4))
+
+    model = Spectral()
+    optimizer = KFAC(model, lr=0.1, momentum=0.0)
+    before = model.filters.detach().clone()
+    nn.functional.cross_entropy(model(torch.randn(8, 3).double()), torch.arange(8) % 2).backward()
+    optimizer.step()
+    assert torch.allclose(model.filters, before - 0.1 * model.filters.grad, rtol=1e-12)
+
+
+def test_an_interrupted_forward_pass_leaves_nothing_behind():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def hooks():
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+    for goes_on in (False, True):
+        optimizer = KFAC(model)
+        handle = list(model.modules())[-1].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(torch.randn(6, 3))
+        handle.remove()
+        if goes_on:
+            out = model(torch.randn(6, 3))
+            nn.functional.cross_entropy(out, torch.zeros(6, dtype=torch.long)).backward()
+            optimizer.step()
+        del optimizer
+        assert hooks() == 0
