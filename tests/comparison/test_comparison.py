@@ -210,6 +210,16 @@ def test_an_adapter_that_begins_at_zero_hides_the_one_before_it_and_nothing_else
 # --- population error --------------------------------------------------------------------------------------
 
 
+def test_a_single_sample_that_is_kept_leaves_the_other_half_empty():
+    """A sample's layer-wise columns, one a unit and position, are more than is kept of any but the first."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    data = torch.randn(8, 1, 42, 42).double(), torch.arange(8) % 4
+    c = fl.compare(model.double(), data, ("kfac", "lngd"), spectra=False)
+    assert c.records["population_error"].notna().all()
+    assert c.records["population_error_se"].isna().all()
+    assert c.records["note"].str.contains("no standard error: no terms of single samples are kept").all()
+
+
 def test_population_errors_come_from_the_two_halves(comparison, categorical):
     row = rows_of(comparison, "2").loc["kfac"]
     half = half_of(0, 40)
