@@ -58,7 +58,6 @@ def unchanged(model: nn.Module, *, full: bool = True) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers, attributes = _Buffers(model), _Attributes(model)
-    parameters = [(module, dict(module._parameters)) for module in model.modules()]
     devices = {p.device for p in model.parameters()}
     with ExitStack() as stack:
         stack.callback(_depth.reset, _depth.set(_depth.get() + 1))
@@ -77,9 +76,6 @@ def unchanged(model: nn.Module, *, full: bool = True) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
-            for module, own in parameters:  # torch.func.functional_call may break a tie on its way back
-                module._parameters.clear()
-                module._parameters.update(own)
             buffers.put_back()
             attributes.put_back()
 
@@ -155,6 +151,7 @@ class _Buffers:
         for module, buffers, passing in self._names:
             for name in buffers.keys() - module._buffers.keys():  # what may have its name now
                 vars(module).pop(name, None)
+                module._parameters.pop(name, None)
             module._buffers.clear()
             module._buffers.update(buffers)
             module._non_persistent_buffers_set.clear()

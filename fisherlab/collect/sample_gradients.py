@@ -40,6 +40,13 @@ class SampleGradients:
         self._own = {name: own[name] for name in names}
         self._parameters = {name: p.detach() for name, p in own.items()}
         self._block = {name: self._parameters[name] for name in names}
+        named = {id(p): name for name, p in own.items()}
+        self._places = {
+            f"{path}.{name}" if path else name: named[id(p)]
+            for path, module in model.named_modules()
+            for name, p in module._parameters.items()
+            if p is not None
+        }
         self._loop = False
         self._right: set[tuple[torch.Size, ...]] = set()
         self._calls = 0
@@ -192,7 +199,10 @@ class SampleGradients:
     def _output(self, block: Mapping[str, Tensor], x: ModelInputs) -> Tensor:
         x = each(x, lambda value: value.unsqueeze(self._batch_dim))
         arguments, keywords = ((), x) if isinstance(x, dict) else (tensors_of(x), {})
-        returned = functional_call(self._model, {**self._parameters, **block}, arguments, keywords)
+        given = {**self._parameters, **block}
+        # each place once: torch puts something else back where a module with a tied weight has two names
+        placed = {place: given[name] for place, name in self._places.items()}
+        returned = functional_call(self._model, placed, arguments, keywords, tie_weights=False)
         return self._outputs.of(returned).squeeze(0)
 
 

@@ -236,7 +236,7 @@ def _second_pass(
         if keeper is not None and whole:
             keeper.tick(2, done, {name: found.all for name, found in gathered.items()})
     wrong = collector.failures()
-    for name in needs.keys() - wrong.keys():
+    for name in _without(needs, wrong):  # in one order in all processes
         for total in gathered[name].each:
             _add_up(total.values, [total.rotated(method, work[name].kind).key for method in total.bases])
     return wrong

@@ -276,3 +276,38 @@ def test_a_buffer_that_is_not_written_keeps_its_version():
     versions = [buffer._version for buffer in model.buffers()]
     fl.exact_fisher(model, (torch.randn(8, 2), torch.arange(8) % 2))
     assert [buffer._version for buffer in model.buffers()] == versions
+
+
+class TiedTwice(nn.Module):
+    """A table with two names, whose weight a head has too (prompt tuning of a language model)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.inner, self.head = nn.Embedding(5, 4), nn.Module(), nn.Linear(4, 5, bias=False)
+        self.inner.same = self.table
+        self.head.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.table(x)).sum(1) + self.inner.same(x).mean(1).square())
+
+
+def places_of(model: nn.Module) -> list[tuple[int, str, int]]:
+    """Which module has which parameter under which name."""
+    return [(id(module), name, id(p)) for module in model.modules() for name, p in module._parameters.items()]
+
+
+@pytest.mark.parametrize("method", ["auto", "per-sample"])
+def test_ties_are_not_broken(method):
+    """Every place has its own parameter after the analysis, and the block is that of all uses."""
+    torch.manual_seed(0)
+    model, x = TiedTwice().double(), torch.arange(18).view(6, 3) % 5
+    before = places_of(model)
+    data = [(x[:4], x[:4, 0]), (x[4:], x[4:, 0])]
+    block = fl.exact_fisher(model, data, method=method)["table"]
+    assert places_of(model) == before
+    trace = 0.0
+    for f in model(x):
+        for log_p in torch.log_softmax(f, 0):
+            (g,) = torch.autograd.grad(log_p, model.table.weight, retain_graph=True)
+            trace += float(log_p.exp() * g.square().sum()) / len(x)
+    torch.testing.assert_close(float(block.trace()), trace, rtol=1e-12, atol=0)

@@ -42,9 +42,9 @@ def captured(monkeypatch) -> list["weakref.ref[Tensor]"]:
     found: list[weakref.ref[Tensor]] = []
     plain = LayerCall.__init__
 
-    def kept(self, input, output, *rest) -> None:
-        found.extend((weakref.ref(input), weakref.ref(output)))
-        plain(self, input, output, *rest)
+    def kept(self, *given, **named) -> None:
+        plain(self, *given, **named)
+        found.extend((weakref.ref(self.input), weakref.ref(self.output)))
 
     monkeypatch.setattr(LayerCall, "__init__", kept)
     return found
