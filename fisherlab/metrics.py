@@ -102,12 +102,15 @@ def errors(F: Block, approximation: Block, norm: float | None = None) -> Errors:
         F: the exact block.
         approximation: F̂.
         norm: ‖F‖, where it is known.
+
+    Raises:
+        NumericalError: where F is zero or not finite.
     """
     F, approximation = _pair(F, approximation)
     if F.shape[0] <= _LARGEST_DENSE or not is_gram(F):
         scaled, scale = scaled_error(F, approximation)
         return Errors(relative_error(F, approximation), scaled, scale)
-    own = _norm(F) if norm is None else norm
+    own = _norm(F, norm)
     other, product = float(approximation.frobenius_norm()), float(F.inner(approximation))
     relative = max(0.0, own**2 - 2 * product + other**2) ** 0.5 / own
     if other == 0:
@@ -398,8 +401,8 @@ def _widened(F: LinearOperator) -> LinearOperator:
     return F.widened(torch.float32)  # of a half type no matrix can be factored
 
 
-def _norm(F: LinearOperator) -> float:
-    norm = float(F.frobenius_norm())
+def _norm(F: LinearOperator, known: float | None = None) -> float:
+    norm = float(F.frobenius_norm()) if known is None else known
     if not norm > 0 or norm == float("inf"):
         raise NumericalError("the block is zero or not finite, so errors relative to it are not defined")
     return norm

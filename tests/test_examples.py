@@ -9,7 +9,7 @@ import pytest
 from fisherlab import models
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-NEEDS = {"hf_llama": "transformers"}
+NEEDS = {"experts": "transformers", "gpt2": "transformers", "hf_llama": "transformers", "lora": "peft"}
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 

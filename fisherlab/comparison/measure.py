@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fisherlab import metrics
 from fisherlab.comparison.population import PopulationEstimate, Refit
-from fisherlab.errors import FisherlabError, MemoryLimitError, bytes_text
+from fisherlab.errors import FisherlabError, MemoryLimitError, NumericalError, bytes_text
 from fisherlab.operators import DenseOperator, LinearOperator, PackedOperator, blocks_of
 from fisherlab.records.columns import PLAIN
 
@@ -172,6 +172,8 @@ def measure(
     sweep: list[dict[str, float]] = []
     preconditioned = None
     with _noted(notes):
+        if target.trace == 0:
+            raise NumericalError("the block is zero: no damping is in proportion to it")
         matched = approximation * metrics.matching_scale(target.trace, values["trace_approx"])
         target.check_memory()
         with _noted(notes):

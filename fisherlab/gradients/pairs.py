@@ -82,7 +82,7 @@ def _by_positions(left: GradientPair, right: GradientPair) -> bool:
     else:
         inputs = float(d)
     positions = t * s * (inputs + c * k * (m + ENTRY_COST))
-    vectors = m * d * (c * k + c * (t + ENTRY_COST) / others + k * (s + ENTRY_COST) / n)
+    vectors = m * d * (c * k + c * (t + ENTRY_COST) / max(1, others) + k * (s + ENTRY_COST) / max(1, n))
     return t * s == 1 or positions < vectors
 
 

@@ -333,6 +333,8 @@ class LinearOperator(ABC):
             InputError: the shapes do not fit each other.
         """
         check_sample_shapes(a, g)
+        if not len(a):  # one of two halves of a single sample
+            return g.new_zeros(0, dtype=torch.float64)
         if a.shape[1] == 1:
             return self._outer_quadratics(dense_inputs(a)[:, 0], g[:, :, 0]).double()
         return self._vector_quadratics(a, g, held)

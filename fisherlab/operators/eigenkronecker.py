@@ -81,7 +81,10 @@ class EigenKroneckerOperator(LinearOperator):
     def packed_rows(self, start: int, stop: int) -> Tensor:
         """Rows of R_A Sᵀ R_Bᵀ, column i of R_A being svec(u_i u_iᵀ)."""
         width = packed_size(self.outputs)
-        weighted = self._outer_rows(self.U_A, self.inputs, slice(start, stop)) @ self.S.T
+        weighted = self.S.new_empty(stop - start, self.outputs)
+        for first, last in spans(stop - start, self.inputs * self.S.element_size()):
+            own = slice(start + first, start + last)
+            weighted[first:last] = self._outer_rows(self.U_A, self.inputs, own) @ self.S.T
         rows = self.S.new_empty(stop - start, width)
         for first, last in spans(width, self.outputs * self.S.element_size()):
             rows[:, first:last] = weighted @ self._outer_rows(self.U_B, self.outputs, slice(first, last)).T

@@ -194,7 +194,30 @@ def test_a_dead_layer_is_empty_with_a_note_and_does_not_stop_the_rest():
     assert living["relative_error"].notna().all()
 
 
+def test_an_adapter_that_begins_at_zero_hides_the_one_before_it_and_nothing_else():
+    """Low-rank adapters B A x with B = 0: the gradient of A is zero, in Gram form as in any other."""
+    A, B = nn.Linear(700, 6, bias=False), nn.Linear(6, 4, bias=False)
+    nn.init.zeros_(B.weight)
+    data = torch.randn(5, 700).double(), torch.arange(5) % 4
+    c = fl.compare(nn.Sequential(A, B).double(), data, ("kfac", "lngd"), spectra=False)
+    hidden, living = (rows_of(c, name).query("target == 'predictive'") for name in "01")
+    assert hidden["method"].eq("gram").all()
+    assert hidden["relative_error"].isna().all()
+    assert hidden["note"].str.contains("the block is zero").all()
+    assert living["relative_error"].notna().all()
+
+
 # --- population error --------------------------------------------------------------------------------------
+
+
+def test_a_single_sample_that_is_kept_leaves_the_other_half_empty():
+    """A sample's layer-wise columns, one a unit and position, are more than is kept of any but the first."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    data = torch.randn(8, 1, 42, 42).double(), torch.arange(8) % 4
+    c = fl.compare(model.double(), data, ("kfac", "lngd"), spectra=False)
+    assert c.records["population_error"].notna().all()
+    assert c.records["population_error_se"].isna().all()
+    assert c.records["note"].str.contains("no standard error: no terms of single samples are kept").all()
 
 
 def test_population_errors_come_from_the_two_halves(comparison, categorical):

@@ -133,6 +133,7 @@ def block_errors(network: Network) -> dict[str, float]:
         views = fl.find_layers(model)
         reference = Reference.of(network)
         found = {name: reference.distance(views[name], block) for name, block in blocks.items()}
+    assert all(math.isfinite(number) for pair in found.values() for number in pair), found
     floor = _ZERO * max(norm for _, norm in found.values())
     return {name: error / max(norm, floor) for name, (error, norm) in found.items()}
 
@@ -150,8 +151,13 @@ def compared(network: Network) -> fl.Comparison:
 
 def coverage(network: Network, layers: fl.layers.Layers) -> tuple[float, dict[str, str]]:
     """The share of the trained numbers that are in blocks, and the reasons of the others by parameter."""
+    return share_covered(network.model(), layers)
+
+
+def share_covered(model: nn.Module, layers: fl.layers.Layers) -> tuple[float, dict[str, str]]:
+    """The same of a model."""
     table = layers.coverage()
-    trained = {name: p.numel() for name, p in network.model().named_parameters() if p.requires_grad}
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     missing = table[~table["covered"] & table["parameter"].isin(trained)]
     reasons = dict(zip(missing["parameter"], missing["reason"], strict=True))
     reasons |= dict.fromkeys(trained.keys() - set(table["parameter"]), "not in the coverage")

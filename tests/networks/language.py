@@ -1,6 +1,7 @@
 """Networks of transformers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -136,7 +137,8 @@ NETWORKS = (
         n_heads=2,
     ),
     _classes("RoBERTa", "Roberta", **_BODY),
-    _classes("ALBERT", "Albert", **_BODY, embedding_size=8),
+    # At 0.03 its loss falls to 0.91 in three steps, and the fourth goes too far.
+    replace(_classes("ALBERT", "Albert", **_BODY, embedding_size=8), rates={"KFAC": 0.01}),
     _classes("ELECTRA", "Electra", **_BODY, embedding_size=8),
     _classes("DeBERTa-v2", "DebertaV2", **_BODY, relative_attention=True, pos_att_type=["p2c", "c2p"]),
     _network(

@@ -316,6 +316,12 @@ def test_sample_quadratics(case, rng, positions):
     assert_allclose(data.inner(case.operator), expected.mean(), **close)
 
 
+@pytest.mark.parametrize("positions", [1, 3])
+def test_quadratics_of_no_samples(case, positions):
+    a, g = torch.zeros(0, positions, D).double(), torch.zeros(2, 0, positions, M).double()
+    assert case.operator.quadratics(a, g).shape == (0,)
+
+
 # --- pairs
 
 
