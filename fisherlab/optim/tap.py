@@ -27,7 +27,6 @@ from fisherlab.likelihoods.labels import DRAWN, EMPIRICAL, LabelKind
 from fisherlab.optim.cadence import Cadence
 from fisherlab.optim.cautions import loss_factor
 from fisherlab.optim.gradients import GradientEdits, ParameterMatrices, check_reduction
-from fisherlab.optim.left_out import LeftOut
 from fisherlab.optim.observer import Observer
 from fisherlab.optim.passes import (
     ForwardPass,
@@ -45,6 +44,7 @@ from fisherlab.optim.passes import (
     sweep,
     tensors_in,
 )
+from fisherlab.optim.plain import PlainLayers
 from fisherlab.optim.preconditioner import LayerPreconditioner
 from fisherlab.optim.rows import SampleLook, check_joint, has_batch_norm
 from fisherlab.optim.samples import SampleDims, SampleProducts
@@ -97,7 +97,7 @@ class TrainingTap:
         sweep(model)
         self.gradients = ParameterMatrices(dict(model.named_parameters()), self._views)
         self.edits = GradientEdits(self.gradients)
-        self.left = LeftOut(self._views, self.gradients.parameters, reasons)
+        self.left = PlainLayers(self._views, self.gradients.parameters, reasons)
         self._owned = {
             name: [model.get_parameter(p) for p in view.parameters] for name, view in self._views.items()
         }

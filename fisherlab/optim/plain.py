@@ -10,7 +10,7 @@ from fisherlab.layers import LayerView
 from fisherlab.optim.rows import ACT_ON_EACH_OTHER
 
 
-class LeftOut:
+class PlainLayers:
     """The layers that are left out while training goes on; each stays so for good.
 
     Args:
