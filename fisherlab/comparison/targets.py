@@ -29,7 +29,7 @@ from fisherlab.layers import LayerView
 from fisherlab.likelihoods.labels import EMPIRICAL, LAYERWISE
 from fisherlab.linalg.packing import packed_size
 from fisherlab.operators import GramOperator, KroneckerOperator, LinearOperator, blocks_of
-from fisherlab.statistics import KeptSums, LayerSums, LeftOut, SplitSums, Statistic, moments
+from fisherlab.statistics import KeptSums, LayerSums, SplitSums, Statistic, SumsWithout, moments
 from fisherlab.statistics.sums import ROTATED
 
 GRADIENT = Statistic("gradient", moments.gradient_sum, EMPIRICAL)
@@ -163,7 +163,7 @@ def left_out(halves: Sequence[LayerSums], out: Sequence[SampleGroup]) -> LayerSu
     """The sums of a half without groups of it."""
     sums = halves[out[0].half]
     for group in out:
-        sums = LeftOut(sums, group.sums)
+        sums = SumsWithout(sums, group.sums)
     return sums
 
 

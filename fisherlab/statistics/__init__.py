@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from fisherlab.base.lazy import lazy
 from fisherlab.statistics import moments
 from fisherlab.statistics.gather import Keeper, PassRequest, SplitSums, gather
-from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, LeftOut, Statistic
+from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, Statistic, SumsWithout
 
 if TYPE_CHECKING:
     from fisherlab.approximations.saved import Statistics as Statistics
@@ -15,11 +15,11 @@ __all__ = [
     "Keeper",
     "KeptSums",
     "LayerSums",
-    "LeftOut",
     "PassRequest",
     "SplitSums",
     "Statistic",
     "Statistics",
+    "SumsWithout",
     "gather",
     "moments",
 ]

@@ -231,7 +231,7 @@ class KeptSums(LayerSums):
         return self._groups[place]
 
 
-class LeftOut(LayerSums):
+class SumsWithout(LayerSums):
     """Sums over samples without a few of them, which are kept: each a difference of two.
 
     Second moments are in the basis of all the samples; those in that of the rest would need another pass.
@@ -255,9 +255,9 @@ class LeftOut(LayerSums):
         """Whether both are known."""
         return self._sums.has(statistic) and self._left.has(statistic)
 
-    def group(self, place: int) -> "LeftOut":
+    def group(self, place: int) -> "SumsWithout":
         """The sums of one of the groups."""
-        return LeftOut(self._sums.group(place), self._left.group(place))
+        return SumsWithout(self._sums.group(place), self._left.group(place))
 
 
 def _same(U: Tensor | None, V: Tensor | None) -> bool:

@@ -5,7 +5,7 @@ import torch
 
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.comparison.targets import added_up
-from fisherlab.statistics import KeptSums, LeftOut, SplitSums, Statistic, moments
+from fisherlab.statistics import KeptSums, SplitSums, Statistic, SumsWithout, moments
 
 STATISTICS = (
     Statistic("input-moment", moments.input_moment),
@@ -58,7 +58,7 @@ def test_second_moments_are_made_in_the_basis_of_their_own_sums():
 def test_sums_without_some_samples_are_those_of_the_others(half):
     whole = added_up(gathered()).halves[half]
     out, stays = torch.tensor([0, 2]), torch.tensor([1, 3, 4][: whole.samples - 2])
-    rest = LeftOut(whole, KeptSums(whole.batch.at(out)))
+    rest = SumsWithout(whole, KeptSums(whole.batch.at(out)))
     expected = KeptSums(whole.batch.at(stays))
     assert (rest.samples, rest.positions) == (expected.samples, expected.positions)
     for statistic in STATISTICS:
@@ -72,7 +72,7 @@ def test_without_some_samples_second_moments_stay_in_the_basis_of_all():
     whole.bases["ekfac"] = (U, None)
     rest = whole
     for place in (0, 1):
-        rest = LeftOut(rest, KeptSums(whole.batch.at(torch.tensor([place]))))
+        rest = SumsWithout(rest, KeptSums(whole.batch.at(torch.tensor([place]))))
     expected = KeptSums(whole.batch.at(torch.arange(2, whole.samples)))
     expected.bases["ekfac"] = (U, None)
     found = rest.sum(rest.rotated("ekfac", "drawn"))
@@ -84,7 +84,7 @@ def test_groups_of_a_layer_keep_their_bases():
     a, g = torch.randn(8, 1, 4).double(), torch.randn(2, 8, 1, 6).double()
     sums = KeptSums(LayerBatch(0, a, {"drawn": g}, groups=2))
     sums.group(1).bases["ekfac"] = (torch.eye(2).double(), None)
-    rest = LeftOut(sums, KeptSums(LayerBatch(0, a[:3], {"drawn": g[:, :3]}, groups=2))).group(1)
+    rest = SumsWithout(sums, KeptSums(LayerBatch(0, a[:3], {"drawn": g[:, :3]}, groups=2))).group(1)
     assert rest.bases["ekfac"][1] is None
     statistic = rest.rotated("ekfac", "drawn")
     expected = statistic(LayerBatch(0, a[3:, :, 2:], {"drawn": g[:, 3:, :, 3:]}))
