@@ -18,6 +18,8 @@ RESOLVED = {
     "model": "small_nets:small",
     "samples": 32,
     "layers": ["*"],
+    "exclude": [],
+    "strict": False,
     "approximations": ["kfac", "ekfac", "tkfac", "lngd"],
     "kind": "predictive",
     "likelihood": "categorical",
