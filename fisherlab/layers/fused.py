@@ -81,6 +81,8 @@ class FusedAdapter(ModuleAdapter):
     result and to say of every projection what went in and came out; afterwards it is as it was. One for a
     module of your own is registered once, and every function of fisherlab then sees its parts:
 
+        from fisherlab import FusedAdapter, Part
+
         class Gate(nn.Module):  # y = (W_1 x) ∘ σ(W_2 x), W = [W_1; W_2] one parameter [2 m, d]
             ...
 
