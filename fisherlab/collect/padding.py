@@ -110,5 +110,10 @@ def _masks(inputs: ModelInputs) -> Iterator[tuple[str, Tensor]]:
     for key in _MASKS if isinstance(inputs, dict) else ():
         assert isinstance(inputs, dict)
         mask = inputs.get(key)
-        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point():
+        if isinstance(mask, Tensor) and mask.dim() == 2 and _says_which(mask):
             yield key, mask.bool()
+
+
+def _says_which(mask: Tensor) -> bool:
+    """Whether a mask is of ones and zeros: one of floats may be what is added to scores, 0 for a token."""
+    return not mask.is_floating_point() or bool(((mask == 0) | (mask == 1)).all() and mask.any())

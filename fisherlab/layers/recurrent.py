@@ -85,10 +85,14 @@ class CellAdapter(FusedAdapter):
 
 
 def evaluated_with_gradients(model: nn.Module) -> None:
-    """Takes recurrent networks out of evaluation mode, of which cuDNN gives no gradients, without dropout."""
+    """Takes recurrent networks on a GPU out of evaluation mode, of which cuDNN gives no gradients, and dropout.
+
+    What a hook or a model makes of that mode of theirs is then that of training; elsewhere they keep theirs.
+    """
     networks: list[Any] = [one for one in model.modules() if isinstance(adapter_of(one), RecurrentAdapter)]
     for module in networks:
-        module.training, module.dropout = True, 0.0
+        if any(p.device.type == "cuda" for p in module.parameters()):
+            module.training, module.dropout = True, 0.0
 
 
 class _Packed(NamedTuple):

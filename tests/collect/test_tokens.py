@@ -100,9 +100,11 @@ def test_statistics_of_a_padded_batch_count_its_tokens_alone(labels):
             assert distance(F.dense(), expected[name].dense()) < 1e-12
 
 
-def test_a_mask_without_labels_has_no_label_columns_at_padding():
-    model = Reader("same")
-    found = fl.exact_fisher(model, batch(labels=False), "token-categorical", method="per-sample")
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32, torch.float64])
+def test_a_mask_without_labels_has_no_label_columns_at_padding(dtype):
+    model, padded = Reader("same"), batch(labels=False)
+    padded["attention_mask"] = padded["attention_mask"].to(dtype)
+    found = fl.exact_fisher(model, padded, "token-categorical", method="per-sample")
     parts = [fl.exact_fisher(model, alone(n, labels=False), "token-categorical") for n in range(3)]
     for name, F in found.items():
         assert distance(F.dense(), sum(part[name].dense() for part in parts) / 3) < 1e-12

@@ -502,3 +502,13 @@ def test_why_no_activation_follows():
     table = fl.compare(model, data, ("lngd",)).layers.coverage().set_index("parameter")
     assert table["activation"]["rnn.weight_hh_l0"] == "identity"
     assert "followed by" in table["reason"]["rnn.weight_hh_l0"]
+
+
+def test_what_a_hook_does_in_training_mode_alone_is_no_part_of_an_analysis():
+    torch.manual_seed(0)
+    model = Classifier(nn.GRU(D, H, batch_first=True), H).double().eval()
+    data = torch.randn(6, T, D, dtype=torch.float64), torch.randint(3, (6,))
+    plain = fl.exact_fisher(model, data)
+    model.rnn.register_forward_hook(lambda net, _, out: (2 * out[0], out[1]) if net.training else out)
+    for name, F in fl.exact_fisher(model, data).items():
+        assert torch.equal(F.dense(), plain[name].dense())
