@@ -85,7 +85,7 @@ class CellAdapter(FusedAdapter):
 
 
 def evaluated_with_gradients(model: nn.Module) -> None:
-    """Takes recurrent networks on a GPU out of evaluation mode, of which cuDNN gives no gradients, and dropout.
+    """Takes recurrent networks on a GPU out of evaluation mode, and dropout: cuDNN gives no gradients there.
 
     What a hook or a model makes of that mode of theirs is then that of training; elsewhere they keep theirs.
     """
