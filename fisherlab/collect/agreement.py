@@ -17,9 +17,9 @@ from fisherlab.collect.refusals import own_rows, rounding
 from fisherlab.gradients.inputs import Inputs, squared_norms, weighted_sum
 from fisherlab.gradients.patches import Patches
 from fisherlab.layers import LayerCall, LayerView, as_long
-from fisherlab.linalg.numerics import spans
+from fisherlab.linalg.numerics import dot64, norm64, spans
 
-_CHUNK_BYTES = 32 * 2**20  # of patches that are unfolded at a time: a choice, a few pieces for a look
+_CHUNK_BYTES = 32 * 2**20  # of patches unfolded, or numbers compared, at a time: a choice, a few for a look
 _SEED = 20240229  # of the looks' own columns and silent samples: any number, always the same
 _SINGLE = torch.finfo(torch.float32).eps
 
@@ -121,9 +121,19 @@ def close(found: Tensor, expected: Tensor, scale: float) -> bool:
 
     In half precision four times that: torch's own kernels add up many terms in it.
     """
-    norms = [float(torch.linalg.vector_norm(x.double())) for x in (found, expected, found - expected)]
     eps = torch.finfo(expected.dtype).eps
-    return norms[2] <= math.sqrt(eps) * (4 if eps > _SINGLE else 1) * max(scale, norms[1])
+    allowed = math.sqrt(eps) * (4 if eps > _SINGLE else 1) * max(scale, float(norm64(expected)))
+    return _distance(found, expected) <= allowed
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    """‖found − expected‖ in float64, some rows at a time, for a block may be as large as a model."""
+    if not found.dim():
+        return abs(float(found) - float(expected))
+    width = 2 * 8 * found[0].numel() if len(found) else 1
+    pieces = (slice(*part) for part in spans(len(found), width, _CHUNK_BYTES))
+    apart = (found[piece].double() - expected[piece].double() for piece in pieces)
+    return math.sqrt(sum(float(dot64(x, x)) for x in apart))
 
 
 def _outputs(
@@ -202,7 +212,8 @@ def agree(view: LayerView, a: Inputs | Patches, g: Tensor, expected: Tensor, ent
     for part, rows in _pieces(a, g, dtype):
         by_group: Sequence[Inputs] = part.chunk(view.groups, -1) if isinstance(part, Tensor) else [part]
         pairs = zip(by_group, rows.chunk(view.groups, -1), strict=True)
-        total += torch.cat([weighted_sum(own[None], inputs)[0] for inputs, own in pairs])
+        for block, (inputs, own) in zip(total.chunk(view.groups), pairs, strict=True):
+            block += weighted_sum(own[None], inputs)[0]
         squares += float((squared_norms(part) * rows.square().sum(-1)).double().sum())
     return close(total, expected, max(math.sqrt(squares), entering))
 

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from fisherlab.base.memory import at_most
+from fisherlab.base.memory import at_most, limit
 from fisherlab.base.precision import reference
 from fisherlab.collect.agreement import NOT_FINITE
 from fisherlab.collect.batches import Batches, Form, each
@@ -21,8 +21,8 @@ from fisherlab.collect.hooks import capture, inputs_of
 from fisherlab.collect.look import FEW, Look, Looker, moves_rows
 from fisherlab.collect.outputs import Outputs
 from fisherlab.collect.refusals import require_finite
-from fisherlab.collect.sample_gradients import SampleGradients
-from fisherlab.errors import FisherlabError, InputError
+from fisherlab.collect.sample_gradients import SampleGradients, look_bytes
+from fisherlab.errors import FisherlabError, InputError, bytes_text
 from fisherlab.layers import LayerCall, LayerView
 
 # Samples of the second look, which may see what two do not (rows that are sorted, an expert that is seldom
@@ -351,9 +351,24 @@ class Reading:
         """Reads the layers that no view is right for by their samples' gradients; those without, and why."""
         views = [self.views.pop(name).made_of_gradients() for name in reasons]
         without: dict[str, str] = {}
-        if not views:
+        fitting: list[LayerView] = []
+        left = limit()
+        for view in sorted(views, key=lambda view: view.size):
+            needed = look_bytes(view.size, reference(self._model).element_size())
+            if needed > left:
+                without[view.name] = (
+                    f"{reasons[view.name]}, and a look at its samples' gradients would need "
+                    f"{bytes_text(needed)}, more than the {bytes_text(left)} left of the memory limit; give a "
+                    "larger limit"
+                )
+            else:
+                fitting.append(view)
+                left -= needed
+        if not fitting:
             return without
-        rows = SampleGradients(self._model, views, self._batch_dim, self._outputs)
+        for look in looks:  # whose gradients are as large as the model
+            look.by_parameter = {}
+        rows = SampleGradients(self._model, fitting, self._batch_dim, self._outputs)
         for look in looks:
             wrong = rows.why_not(look.inputs, look.column)
             without |= {n: f"{reasons[n]}, and {why}" for n, why in wrong.items() if why}

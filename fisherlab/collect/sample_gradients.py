@@ -8,17 +8,29 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
+from fisherlab.base.memory import at_most
+from fisherlab.base.precision import reference
 from fisherlab.collect.agreement import close
 from fisherlab.collect.batches import each, is_finite
 from fisherlab.collect.forms import ModelInputs, tensors_of
 from fisherlab.collect.outputs import Outputs
 from fisherlab.errors import FisherlabError, NotSupportedError
 from fisherlab.layers import LayerView
-from fisherlab.linalg.numerics import spans
+from fisherlab.linalg.numerics import norm64, spans
 
-_COMPARED = 2  # samples whose gradients by vmap are compared with a loop's: the fewest that vmap can mix
+_COMPARED = 2  # samples whose gradients by vmap are compared with a loop's, and columns: the fewest to mix
+_COMPARED_BYTES = 2**28  # of these gradients: a choice, beyond which a loop takes no more time than vmap
 
 NOT_THE_SUM = "the gradients of single samples do not add up to that of the batch"
+
+
+def look_bytes(numbers: int, size: int) -> int:
+    """What `SampleGradients.why_not` holds for blocks with so many numbers of this size.
+
+    The batch's gradient, its sum over samples in float64, and of one sample the gradient, its parts as
+    autograd adds them, and a copy.
+    """
+    return numbers * (torch.float64.itemsize + 4 * size)
 
 
 class SampleGradients:
@@ -47,7 +59,8 @@ class SampleGradients:
             for name, p in module._parameters.items()
             if p is not None
         }
-        self._loop = False
+        held = _COMPARED**2 * sum(view.size for view in views) * reference(model).element_size()
+        self._loop = held > at_most(_COMPARED_BYTES, 16)
         self._right: set[tuple[torch.Size, ...]] = set()
         self._calls = 0
 
@@ -106,13 +119,13 @@ class SampleGradients:
         """
         outputs = self._outputs(inputs)
         expected, rounding = self._gradients(outputs, u), _rounding(self._model, outputs, u)
-        totals = {view.name: torch.zeros((), dtype=torch.float64) for view in self._views}
-        squares = dict.fromkeys(totals, 0.0)
+        totals: dict[str, Tensor] = {}
+        squares = dict.fromkeys((view.name for view in self._views), 0.0)
         try:
             for V in self._rows(inputs, u.unsqueeze(1)):
-                for name in totals:
-                    own = V[name][0].double()
-                    totals[name], squares[name] = totals[name].to(own) + own, squares[name] + _norm(own) ** 2
+                for name, (own,) in V.items():
+                    totals[name] = totals[name].add_(own) if name in totals else own.double()
+                    squares[name] += _norm(own) ** 2
         except Exception as error:
             why = str(error) if isinstance(error, FisherlabError) else f"{type(error).__name__}: {error}"
             reason = f"the model cannot be called with one sample alone ({why})"
@@ -224,4 +237,4 @@ def _rounding(model: nn.Module, outputs: Tensor, u: Tensor) -> float:
 
 
 def _norm(V: Tensor) -> float:
-    return float(torch.linalg.vector_norm(V.to(torch.promote_types(V.dtype, torch.float64))))
+    return float(norm64(torch.view_as_real(V.resolve_conj()) if V.is_complex() else V))
