@@ -14,6 +14,7 @@ from torch import Tensor
 from fisherlab.collect.batches import is_finite
 from fisherlab.collect.hooks import inputs_of, outputs_of
 from fisherlab.collect.refusals import own_rows, rounding
+from fisherlab.collect.uses import own_rows_of, rows_of_uses
 from fisherlab.gradients.inputs import Inputs, squared_norms, weighted_sum
 from fisherlab.gradients.patches import Patches
 from fisherlab.layers import LayerCall, LayerView, as_long
@@ -62,13 +63,17 @@ def why_not(
     reached = any(g is not None for g in by_parameter.values())
     if reached and all(g is None for g in gradients):
         return USED_ELSEWHERE
-    unlike = (view.adapter.why_not(view.modules[0], call.input, call.output) for call in calls)
+    seen_by = ((call.use or view, call) for call in calls)
+    unlike = (one.adapter.why_not(one.modules[0], call.input, call.output) for one, call in seen_by)
     reason = next(filter(None, unlike), "")
     if reason:
         return reason
     if not all_finite([*gradients, *by_parameter.values()]):
         return NOT_FINITE
+    silent = torch.arange(samples, device=calls[0].output.device) < samples // 2 if silent is None else silent
     try:
+        if view.of_uses:
+            return _why_not_of_uses(view, calls, other, gradients, by_parameter, samples, batch_dim, silent)
         a = inputs_of(view, calls, samples, batch_dim)
         g = _outputs(view, calls, gradients, samples, batch_dim)
     except (RuntimeError, ValueError, IndexError, TypeError):
@@ -78,7 +83,6 @@ def why_not(
         return f"it has {a.shape[1]} rows of inputs and {g.shape[1]} of outputs a sample"
     if other is not None and samples > 1 and not _own_rows(view, calls, other, a, samples, batch_dim):
         return NOT_ONE_SAMPLE
-    silent = torch.arange(samples, device=g.device) < samples // 2 if silent is None else silent
     if reaches_silent(g, silent, rounding(g.dtype)):
         return MIXED
     expected = view.to_matrix({name: _dense(view, name, by_parameter[name]) for name in view.parameters})
@@ -92,6 +96,35 @@ def why_not(
         return USED_ELSEWHERE
 
 
+def _why_not_of_uses(
+    view: LayerView,
+    calls: Sequence[LayerCall],
+    other: Sequence[LayerCall] | None,
+    gradients: Sequence[Tensor | None],
+    by_parameter: Mapping[str, Tensor | None],
+    samples: int,
+    batch_dim: int,
+    silent: Tensor,
+) -> str:
+    """The same of a matrix whose uses are of several kinds: rows use by use, and the sum of all."""
+    pairs = _pairs(calls, gradients)
+    for _, a, g in own_rows_of(pairs, samples, batch_dim):
+        if a.shape[:2] != g.shape[1:3]:
+            return f"it has {a.shape[1]} rows of inputs and {g.shape[2]} of outputs a sample"
+        if reaches_silent(g[0], silent, rounding(g.dtype)):
+            return MIXED
+    if other is not None and samples > 1:
+        if len(other) != len(calls):
+            return NOT_ONE_SAMPLE
+        swapped = own_rows_of(_pairs(other, [None] * len(other)), samples, batch_dim)
+        both = zip(own_rows_of(pairs, samples, batch_dim), swapped, strict=True)
+        if not all(own_rows(one, two) for (_, one, _), (_, two, _) in both):
+            return NOT_ONE_SAMPLE
+    a, g = rows_of_uses(pairs, samples, batch_dim)
+    expected = view.to_matrix({name: _dense(view, name, by_parameter[name]) for name in view.parameters})
+    return "" if agree(view, a, g[0], expected) else USED_ELSEWHERE
+
+
 def is_mixed(
     view: LayerView,
     calls: Sequence[LayerCall],
@@ -101,8 +134,11 @@ def is_mixed(
     batch_dim: int,
 ) -> bool:
     """Whether something comes back to the rows of silent samples; the arguments are those of `why_not`."""
-    g = _outputs(view, calls, gradients, samples, batch_dim)
-    return reaches_silent(g, silent, rounding(g.dtype))
+    if view.of_uses:
+        rows = [g[0] for _, _, g in own_rows_of(_pairs(calls, gradients), samples, batch_dim)]
+    else:
+        rows = [_outputs(view, calls, gradients, samples, batch_dim)]
+    return any(reaches_silent(g, silent, rounding(g.dtype)) for g in rows)
 
 
 def all_finite(gradients: Iterable[Tensor | None]) -> bool:
@@ -144,9 +180,15 @@ def _outputs(
     batch_dim: int,
 ) -> Tensor:
     """What came back to the calls as g [n, t, m]."""
+    return outputs_of(view, _pairs(calls, gradients), samples, batch_dim)[0]
+
+
+def _pairs(
+    calls: Sequence[LayerCall], gradients: Sequence[Tensor | None]
+) -> list[tuple[LayerCall, Tensor]]:
+    """Each call with what came back to it, as one column."""
     found = (None if g is None else g.detach().unsqueeze(0) for g in gradients)
-    pairs = [(call, call.gradients(g)) for call, g in zip(calls, found, strict=True)]
-    return outputs_of(view, pairs, samples, batch_dim)[0]
+    return [(call, call.gradients(g)) for call, g in zip(calls, found, strict=True)]
 
 
 def silent_samples(samples: int) -> Tensor:

@@ -40,6 +40,7 @@ from fisherlab.collect.reading import MOST, Reading
 from fisherlab.collect.refusals import longer, not_finite, require_finite_weights
 from fisherlab.collect.sample_gradients import SampleGradients
 from fisherlab.collect.sizes import LABEL_KINDS, Needs, PassSizes
+from fisherlab.collect.uses import rows_of_uses
 from fisherlab.errors import FisherlabError, InputError, NotSupportedError
 from fisherlab.layers import Activation, LayerCall, Layers, find_activations, unreached
 from fisherlab.likelihoods import Likelihood, label_columns
@@ -264,6 +265,9 @@ class Collector:
     def _layer_batch(self, name: str, inputs: ModelInputs, calls: list[LayerCall], start: int) -> LayerBatch:
         """A layer's inputs, made when they are asked for where no position is left out."""
         view, samples = self.layers[name], self.batches.size(inputs)
+        if view.of_uses:  # each column has inputs of its own, see `_of_calls`
+            none = [(call, call.gradients(None)) for call in calls]
+            return LayerBatch(start, rows_of_uses(none, samples, self.batch_dim)[0], {}, view.groups)
         if view.by_gradients:
             return LayerBatch(start, view.unit_inputs(samples, self.dtype, self.device), {}, view.groups)
         make = partial(inputs_of, view, calls, samples, self.batch_dim)
@@ -290,6 +294,13 @@ class Collector:
         found = {}
         for name, calls in seen.items():
             pairs = [(call, call.gradients(next(gradients), count)) for call in calls]
+            if self.layers[name].of_uses:
+                a, g = rows_of_uses(pairs, samples, self.batch_dim)
+                if first and not (is_finite(a) and is_finite(g)):
+                    self._fail({name: not_finite(name, index)})
+                elif name not in self._failed:
+                    found[name] = LayerBatch(batches[name].start, a, {kind: g}, fresh=False, apart=True)
+                continue
             g = self._outputs(batches[name], name, kind, pairs, samples)
             if g.shape[2] > 1 and name in self.vectors:
                 self._fail({name: longer(name, g.shape[2], index)})
@@ -466,8 +477,9 @@ class Collector:
             self.layers = self.layers.read_as(self._reading.views, self.remarks)
             self.layers = padded_layers(self.layers, inputs, self.outputs, self.batch_dim)
             self.activations: dict[str, Activation] = {}
-            following = find_activations(first.outputs, first.seen)
-            self.leave_out({name: unreached(name) for name in first.seen if name not in following})
+            seen = {name: calls for name, calls in first.seen.items() if not self.layers[name].of_uses}
+            following = find_activations(first.outputs, seen)
+            self.leave_out({name: unreached(name) for name in seen if name not in following})
             for name, found in following.items():
                 given = self.layers[name].activation
                 kinds = dict.fromkeys(a.name for a in found) if given is None else [given]

@@ -193,7 +193,10 @@ def capture(
     handles = []
     with ExitStack() as stack:
         for view in layers.values():
-            for module in () if view.why_by_gradients else view.modules:
+            for use in view.uses if view.of_uses else ():
+                module = use.modules[0]
+                modules.setdefault(id(module), (module, []))[1].append(use)
+            for module in () if view.why_by_gradients or view.of_uses else view.modules:
                 if view.part is None:
                     modules.setdefault(id(module), (module, []))[1].append(view)
                 else:
@@ -275,7 +278,8 @@ def _keep(
     slope = None if view.activation is None else slope_of(view.activation, output)
     edge = torch.autograd.graph.get_gradient_edge(at)
     kept = output.detach() if outputs else output.new_empty(()).expand(output.shape)
-    seen[view.name].append(LayerCall(x.detach(), kept, edge, slope, valid))
+    use = None if view.transposed is None else view
+    seen[view.name].append(LayerCall(x.detach(), kept, edge, slope, valid, use))
 
 
 def layerwise_slope(call: LayerCall, activation: Activation, kind: LabelKind) -> Tensor:

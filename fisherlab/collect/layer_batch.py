@@ -1,6 +1,6 @@
 """What one batch gave one layer: which positions count, and which half of the data its samples are in."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import cast
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fisherlab.collect.forms import ModelInputs
 from fisherlab.errors import InputError
-from fisherlab.gradients.inputs import Inputs, OneHot
+from fisherlab.gradients.inputs import Inputs, OneHot, dense_inputs
 from fisherlab.gradients.patches import Patches
 from fisherlab.layers import LayerView
 
@@ -27,6 +27,7 @@ class LayerBatch:
         valid: bool [n, t], the positions that count; None: all. a and g are zero at the others.
         fresh: whether the samples are seen for the first time; a batch whose label columns come in parts
             is fresh in its first part.
+        apart: whether its inputs belong to its own columns, not to those of other parts (`collect.uses`).
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class LayerBatch:
         groups: int = 1,
         valid: Tensor | None = None,
         fresh: bool = True,
+        apart: bool = False,
     ) -> None:
         self.start, self.g, self.groups = start, dict(g or {}), groups
-        self.valid, self.fresh = valid, fresh
+        self.valid, self.fresh, self.apart = valid, fresh, apart
         self._a = a
 
     @property
@@ -129,14 +131,40 @@ def whole(parts: list[dict[str, LayerBatch]]) -> dict[str, LayerBatch]:
     """A batch with all its columns from its parts, the fresh one first."""
     joined = {}
     for name, fresh in parts[0].items():
+        own = [part.pop(name) for part in parts[1:] if name in part]
+        if any(part.apart for part in own):
+            joined[name] = _stacked(fresh, own)
+            continue
         columns: dict[str, list[Tensor]] = {}
-        for part in parts[1:]:
-            if name in part:
-                for kind, piece in part.pop(name).g.items():
-                    columns.setdefault(kind, []).append(piece)
+        for part in own:
+            for kind, piece in part.g.items():
+                columns.setdefault(kind, []).append(piece)
         in_one = {kind: _in_one(one) for kind, one in columns.items()}
         joined[name] = fresh.part({**fresh.g, **in_one}, True)
     return joined
+
+
+def _stacked(fresh: LayerBatch, parts: Sequence[LayerBatch]) -> LayerBatch:
+    """Parts of columns with inputs of their own as one batch: the positions of one after those of another.
+
+    The g of a column are zero at the positions of other columns' parts.
+
+    Args:
+        fresh: the batch without columns.
+        parts: each with some columns [c, n, t, m] of one kind.
+    """
+    a = torch.cat([dense_inputs(part.a) for part in parts], 1)
+    columns: dict[str, list[Tensor]] = {}
+    start = 0
+    for part in parts:
+        stop = start + part.a.shape[1]
+        for kind, g in part.g.items():
+            longer = g.new_zeros(*g.shape[:2], a.shape[1], g.shape[3])
+            longer[:, :, start:stop] = g
+            columns.setdefault(kind, []).append(longer)
+        start = stop
+    g = {kind: torch.cat(own) for kind, own in columns.items()}
+    return LayerBatch(fresh.start, a, g, fresh.groups)
 
 
 def _in_one(columns: list[Tensor]) -> Tensor:

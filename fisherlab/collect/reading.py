@@ -2,7 +2,8 @@
 
 A layer is taken as it is declared where that agrees with autograd (`fisherlab.collect.agreement`); else with
 another dimension that counts samples; else, where its calls do not depend on the samples, with their outputs
-expanded over them; else by its parameters' gradients, sample by sample; and else it is left out.
+expanded over them; else by its parameters' gradients, sample by sample; and else it is left out. A large matrix
+that modules of several kinds share is read as the sum of their calls (`fisherlab.collect.uses`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from fisherlab.collect.look import FEW, Look, Looker, moves_rows
 from fisherlab.collect.outputs import Outputs
 from fisherlab.collect.refusals import require_finite
 from fisherlab.collect.sample_gradients import SampleGradients, look_bytes
+from fisherlab.collect.uses import own_rows_of
 from fisherlab.errors import FisherlabError, InputError, bytes_text
 from fisherlab.layers import LayerCall, LayerView
 
@@ -29,6 +31,10 @@ from fisherlab.layers import LayerCall, LayerView
 # asked), and of one where nothing came back to a layer from the first; a choice: small beside a data set.
 _MORE, MOST = 32, 64
 _LOOK_BYTES = 2**28  # of the second look, with eight numbers for one of an output: a choice
+
+# Of one sample's V: a choice, `sizes._TENSOR_BYTES`. A matrix that several kinds of modules share is made of
+# its uses where V is larger, and of the samples' gradients else, which serve for any number of columns.
+_LARGE_BYTES = 2**24
 
 UNCHECKED = (
     "no gradient came back to it in the first {samples} samples, so its inputs and gradients could not be "
@@ -68,6 +74,7 @@ class Reading:
         self._counts: dict[Form, int] = {}
         self._rows: dict[Form, dict[str, list[int]]] = {}
         self._together: set[tuple[torch.Size, ...]] = set()
+        self._shared: dict[str, str] = {}  # layers read as sums of their uses, and why they are shared
         self._right_to = 0  # the samples before have been looked at
 
     def settle(
@@ -83,19 +90,23 @@ class Reading:
         Returns:
             The first look, with the calls and the outputs as they are with the layers read so.
         """
+        size = reference(self._model).element_size()
+        large = (view for view in layers.values() if view.uses and size * view.size > _LARGE_BYTES)
+        self._shared = {view.name: view.why_by_gradients for view in large}
+        layers = {n: view.made_of_uses() if n in self._shared else view for n, view in layers.items()}
         looks = self._looks(layers, inputs, check)
         first = looks[0]
         self._decide(layers, looks)
         self._moving = any(moves_rows(look.outputs) for look in looks)
         self.looked_at = first.inputs, first.column
-        self.captured = {name: view for name, view in self.views.items() if not view.by_gradients}
+        self.captured = {name: view for name, view in self.views.items() if view.called}
         seen, outputs = {name: first.seen[name] for name in self.captured}, first.outputs
         if any(view.expanded is not None for view in self.captured.values()):
             seen, outputs = self.forward(first.inputs, 0)
         calls = [call for own in {**first.seen, **seen}.values() for call in own]
         self.numbers = sum(call.output.numel() for call in calls) // first.samples
         self.apart = not self._looker.goes_together(self.captured, first.inputs, self.numbers)
-        self.positions = {name: view.inputs for name, view in self.views.items() if view.by_gradients}
+        self.positions = {name: view.inputs for name, view in self.views.items() if not view.called}
         self._note(first.inputs, first.samples, seen)
         for look in looks[1:]:  # of sequences that end sooner or later, more samples have longer ones
             ragged = [n for n in self.captured if any(call.valid is not None for call in look.seen[n])]
@@ -260,8 +271,15 @@ class Reading:
     def _count(self, seen: Mapping[str, list[LayerCall]], samples: int) -> None:
         """The most positions so far."""
         for name, calls in seen.items():
-            positions = inputs_of(self.captured[name], calls, samples, self._batch_dim).shape[1]
+            positions = self._positions(self.captured[name], calls, samples)
             self.positions[name] = max(positions, self.positions.get(name, 0))
+
+    def _positions(self, view: LayerView, calls: Sequence[LayerCall], samples: int) -> int:
+        """T over calls; of uses for one column."""
+        if not view.of_uses:
+            return inputs_of(view, calls, samples, self._batch_dim).shape[1]
+        pairs = [(call, call.gradients(None)) for call in calls]
+        return sum(g.shape[2] for _, _, g in own_rows_of(pairs, samples, self._batch_dim))
 
     def _decide(self, layers: Mapping[str, LayerView], looks: Sequence[Look]) -> None:
         """How each layer is to be read, from looks at few and at more samples with the layers as declared."""
@@ -277,7 +295,7 @@ class Reading:
                 left_out[name] = reason
                 del self.views[name]
                 continue
-            if reason and told and not view.why_by_gradients:
+            if reason and told and not view.by_gradients:
                 found, again = self._otherwise(view, looks)
                 if found is not None:
                     self.views[name], looks, reason = found, again, ""
@@ -285,6 +303,8 @@ class Reading:
                 reasons[name] = reason
             elif not told:
                 self.remarks[name] = UNCHECKED.format(samples=looks[-1].samples)
+            elif view.of_uses:
+                self.remarks[name] = f"the sum of its uses by their calls: {self._shared[name]}"
         self._check_expanded(looks, reasons)
         left_out |= self._by_gradients(looks, reasons)
         self.views = {name: self.views[name] for name in layers if name in self.views}
@@ -300,7 +320,7 @@ class Reading:
 
     def _rows_of(self, view: LayerView, calls: Sequence[LayerCall], samples: int) -> list[int]:
         """How many rows of each call one sample has."""
-        return [view.leading(call, samples, self._batch_dim) for call in calls]
+        return [(call.use or view).leading(call, samples, self._batch_dim) for call in calls]
 
     def _otherwise(self, view: LayerView, looks: Sequence[Look]) -> tuple[LayerView | None, Sequence[Look]]:
         """The layer with another dimension that counts samples, or expanded over them, and looks at it so."""

@@ -64,7 +64,11 @@ class PassSizes:
     def numbers(self, layer: str, columns: int) -> int:
         """How many numbers a sample's a and g take in one layer, with so many label columns."""
         view = self.layers[layer]
-        return self.positions[layer] * (view.input_numbers + columns * view.outputs)
+        return self.positions_of(layer, columns) * (view.input_numbers + columns * view.outputs)
+
+    def positions_of(self, layer: str, columns: int) -> int:
+        """T; of a sum of uses every column has positions of its own."""
+        return self.positions[layer] * (max(1, columns) if self.layers[layer].of_uses else 1)
 
     def label_columns_of(self, kind: str, layer: str) -> int:
         """How many label columns a kind has for one sample."""
@@ -116,7 +120,7 @@ class PassSizes:
             inputs = max(inputs, self.numbers(name, 0))
             labels = [self.label_columns_of(kind, name) for kind in kinds]
             columns = [min(count, 1) for count in labels] if in_parts else labels
-            outputs = self.positions[name] * self.layers[name].outputs
+            outputs = self.positions_of(name, sum(labels)) * self.layers[name].outputs
             largest = max(largest, outputs * max(columns, default=0))
             held += outputs * sum(columns)
         needed = self.bytes * (2 * inputs + held) + self.pass_bytes(1)

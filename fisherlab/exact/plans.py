@@ -216,21 +216,22 @@ class _Chooser:
                 note = (note + "; " if note else "") + f"the first {self.max_columns}{count} samples are used"
                 samples = self.max_columns
         total = samples * columns
-        held = _DOUBLE * self.copies * samples * self.collector.sizes.numbers(view.name, columns)
+        sent = columns + 1 if view.of_uses else columns  # its positions are more with those of ∇h
+        held = _DOUBLE * self.copies * samples * self.collector.sizes.numbers(view.name, sent)
         held += int(_DOUBLE * _GRAMS[self.copies > 1] * view.groups * total**2)
         operations = self._gram_operations(view, samples, columns)
         return BlockPlan(view.name, "gram", kind, samples, total, operations, held, note)
 
     def _gram_operations(self, view: LayerView, samples: int, columns: int) -> float:
         """Of K, by inner products of positions or of gradients."""
-        t, total = self.collector.sizes.positions[view.name], samples * columns
+        t, total = self.collector.sizes.positions_of(view.name, columns), samples * columns
         by_positions = 2.0 * (samples * t) ** 2 * (view.groups * view.inputs + columns**2 * view.outputs)
         by_vectors = 2.0 * total * view.size * (total + t)
         return min(by_positions, by_vectors)
 
     def _contraction(self, view: LayerView, samples: int, columns: int) -> float:
         """Of Σ ⟨V, B V A⟩, by gradients or by inner products of positions."""
-        t, d, m = self.collector.sizes.positions[view.name], view.inputs, view.group.outputs
+        t, d, m = self.collector.sizes.positions_of(view.name, columns), view.inputs, view.group.outputs
         by_vectors = columns * m * d * (t + m + d)
         by_positions = t * d * d + columns * t * m * m + t * t * (d + columns * m)
         return 2.0 * samples * view.groups * min(by_vectors, by_positions)

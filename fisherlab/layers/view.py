@@ -36,8 +36,9 @@ class BlockShape:
         vector: whether it is a vector (a norm's scale and shift), for which only the exact block and its
             diagonal are of interest.
         one_hot: whether its inputs are indices (an embedding).
-        by_gradients: whether a and g are made of the samples' gradients V: a position for each of the d
-            inputs, with a unit vector as a and a column of V as g.
+        by_gradients: whether a and g are known by V alone, and are not those of one layer: made of the
+            samples' gradients V (a position for each of the d inputs, with a unit vector as a and a column
+            of V as g), or of several uses that are no one layer's (see `LayerView.uses`).
     """
 
     name: str
@@ -80,6 +81,7 @@ class LayerCall:
         slope: φ'(s) of an activation that the user named; None: none was.
         valid: bool, shaped as the output without its last dimension, samples first: the rows that count;
             None: all.
+        use: how its module sees the matrix, where modules of several kinds share it; None: as the layer.
     """
 
     input: Tensor
@@ -87,6 +89,7 @@ class LayerCall:
     edge: Any = None
     slope: Tensor | None = None
     valid: Tensor | None = None
+    use: "LayerView | None" = None
 
     def without_graph(self) -> "LayerCall":
         """The input, the output and the rows that count alone."""
@@ -128,6 +131,9 @@ class LayerView(BlockShape):
             only where these do not tell.
         expanded: the dimension of size 1 of the module's input and output that is expanded over the samples,
             of a call that does not depend on them; −1: a new first one. None: calls are taken as they are.
+        uses: where modules of several kinds share the parameter, how each of them sees it, under the layer's
+            name; empty where they are not known.
+        transposed: of such a use whether its own matrix is the transpose of the layer's; None: it is no use.
     """
 
     module_name: str
@@ -144,6 +150,18 @@ class LayerView(BlockShape):
     mask: Mask | None = None
     why_by_gradients: str = ""
     expanded: int | None = None
+    uses: "tuple[LayerView, ...]" = ()
+    transposed: bool | None = None
+
+    @property
+    def called(self) -> bool:
+        """Whether a and g are those of calls, of its own or of its uses."""
+        return not self.by_gradients or self.of_uses
+
+    @property
+    def of_uses(self) -> bool:
+        """Whether a and g are those of its uses."""
+        return bool(self.uses) and not self.why_by_gradients
 
     @property
     def family(self) -> str:
@@ -164,7 +182,11 @@ class LayerView(BlockShape):
     def made_of_gradients(self) -> "LayerView":
         """The same block with a and g from the samples' gradients."""
         one_hot = self.groups == 1 and self.inputs > 1
-        return replace(self, by_gradients=True, one_hot=one_hot, expanded=None, mask=None)
+        return replace(self, by_gradients=True, one_hot=one_hot, expanded=None, mask=None, uses=())
+
+    def made_of_uses(self) -> "LayerView":
+        """The same block with a and g from the calls of its uses."""
+        return replace(self, by_gradients=True, one_hot=False, why_by_gradients="")
 
     def over_samples(self, x: Tensor, samples: int) -> Tensor:
         """A tensor of a call that does not depend on the samples, expanded over them, see `expanded`.
