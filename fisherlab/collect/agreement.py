@@ -183,9 +183,7 @@ def _outputs(
     return outputs_of(view, _pairs(calls, gradients), samples, batch_dim)[0]
 
 
-def _pairs(
-    calls: Sequence[LayerCall], gradients: Sequence[Tensor | None]
-) -> list[tuple[LayerCall, Tensor]]:
+def _pairs(calls: Sequence[LayerCall], gradients: Sequence[Tensor | None]) -> list[tuple[LayerCall, Tensor]]:
     """Each call with what came back to it, as one column."""
     found = (None if g is None else g.detach().unsqueeze(0) for g in gradients)
     return [(call, call.gradients(g)) for call, g in zip(calls, found, strict=True)]

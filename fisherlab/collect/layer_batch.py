@@ -163,8 +163,8 @@ def _stacked(fresh: LayerBatch, parts: Sequence[LayerBatch]) -> LayerBatch:
             longer[:, :, start:stop] = g
             columns.setdefault(kind, []).append(longer)
         start = stop
-    g = {kind: torch.cat(own) for kind, own in columns.items()}
-    return LayerBatch(fresh.start, a, g, fresh.groups)
+    together = {kind: torch.cat(own) for kind, own in columns.items()}
+    return LayerBatch(fresh.start, a, together, fresh.groups)
 
 
 def _in_one(columns: list[Tensor]) -> Tensor:

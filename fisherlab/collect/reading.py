@@ -2,8 +2,8 @@
 
 A layer is taken as it is declared where that agrees with autograd (`fisherlab.collect.agreement`); else with
 another dimension that counts samples; else, where its calls do not depend on the samples, with their outputs
-expanded over them; else by its parameters' gradients, sample by sample; and else it is left out. A large matrix
-that modules of several kinds share is read as the sum of their calls (`fisherlab.collect.uses`).
+expanded over them; else by its parameters' gradients, sample by sample; and else it is left out. A large
+matrix that modules of several kinds share is read as the sum of their calls (`fisherlab.collect.uses`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -378,8 +378,8 @@ class Reading:
             if needed > left:
                 without[view.name] = (
                     f"{reasons[view.name]}, and a look at its samples' gradients would need "
-                    f"{bytes_text(needed)}, more than the {bytes_text(left)} left of the memory limit; give a "
-                    "larger limit"
+                    f"{bytes_text(needed)}, more than the {bytes_text(left)} left of the memory limit; give "
+                    "a larger limit"
                 )
             else:
                 fitting.append(view)

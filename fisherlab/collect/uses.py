@@ -1,4 +1,4 @@
-"""A matrix that modules of several kinds share, such as an embedding and the head: V as the sum of their uses.
+"""A matrix that modules of several kinds share, such as an embedding and a head: V as the sum of its uses.
 
 In the orientation [m, d] of the layer a use gives Σ_t g_t a_tᵀ, and one whose own matrix is the transpose
 Σ_t a_t g_tᵀ: there the gradients stand among the inputs, and the inputs among the gradients.
@@ -33,7 +33,7 @@ def own_rows_of(
 
 
 def rows_of_uses(pairs: Pairs, samples: int, batch_dim: int) -> tuple[Tensor, Tensor]:
-    """a [n, T, d] and g [c, n, T, m] with V_{n,c} = Σ_t g_{c,n,t} a_{n,t}ᵀ; the arguments of `own_rows_of`.
+    """The a [n, T, d] and g [c, n, T, m] with V_{n,c} = Σ_t g_{c,n,t} a_{n,t}ᵀ; as `own_rows_of`.
 
     A transposed use has t positions for each column, whose g are zero for the others.
     """

@@ -16,6 +16,7 @@ from fisherlab.approximations import (
     basis_of,
     build_from_block,
     build_operator,
+    layer_work,
     why_not_built,
 )
 from fisherlab.comparison.measure import Row, Target, dense_bytes, measure
@@ -27,7 +28,7 @@ from fisherlab.comparison.targets import (
     layerwise_target,
     left_out,
 )
-from fisherlab.errors import FisherlabError, bytes_text
+from fisherlab.errors import FisherlabError, MemoryLimitError, bytes_text
 from fisherlab.exact.plans import BlockPlan
 from fisherlab.layers import LayerView
 from fisherlab.likelihoods.labels import LAYERWISE
@@ -214,6 +215,7 @@ class LayerTask:
         kind, halves = method.label_kind(self.plan.kind), main.halves
         wanted = method in self.asked
         refit: Refit | None = None
+        self._require_room(method, 1 + (len(halves.halves) if wanted and halves else 0))
         small = view.size <= _LARGEST_REFITTED
         if self.statistics is not None and not view.vector and not method.from_exact:
             operators = [self.statistics.build_layer(method, view.name)]
@@ -229,6 +231,22 @@ class LayerTask:
             if method.two_pass and halves and kind == self.plan.kind and view.groups == 1 and small:
                 refit = partial(_rotated_again, method, view, gathered.halves, kind, halves)
         return Fitted(operators[0], operators[1:], refit, time.perf_counter() - started)
+
+    def _require_room(self, method: Approximation, operators: int) -> None:
+        """Raises `MemoryLimitError` where what a method is made of does not fit.
+
+        One that is made from the exact block holds a matrix of each side at the least.
+        """
+        view = self.view
+        numbers = view.groups * (view.inputs**2 + view.group.outputs**2)
+        if not method.from_exact:
+            numbers = layer_work(view, [method], self.plan.kind).numbers(view)
+        needed = 8 * operators * numbers
+        if needed > self.memory:
+            raise MemoryLimitError(
+                f"{method.name} would need {bytes_text(needed)}, more than the memory limit of "
+                f"{bytes_text(self.memory)}"
+            )
 
     def _scaled_error(
         self, result: LayerResult, main: Target, method: Approximation, fitted: Fitted

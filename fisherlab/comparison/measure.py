@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherlab import metrics
+from fisherlab.base.memory import limit
 from fisherlab.comparison.population import PopulationEstimate, Refit
 from fisherlab.errors import FisherlabError, MemoryLimitError, NumericalError, bytes_text
 from fisherlab.operators import DenseOperator, LinearOperator, PackedOperator, blocks_of
@@ -20,6 +21,7 @@ DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Dampings of the sweep, in units of the mean eigenvalue of F."""
 
 _ROUNDING = 1e-6  # a choice, above the errors of about 1e-7 that are lost in rounding (`metrics.errors`)
+_STEP_COPIES = 6  # an estimate: what a step is made of, beside those that are there
 _DENSE_COPIES = 5  # an estimate: F, its eigenvectors, F̂, their product, and what a decomposition works in
 
 ROW_DAMPING = 1e-1
@@ -85,15 +87,21 @@ class Target:
         )
 
     @property
+    def step_bytes(self) -> int:
+        """What the steps of F and F̂ take at all dampings."""
+        return 8 * self.exact.outputs * self.exact.inputs * (2 * len(DAMPINGS) + _STEP_COPIES)
+
+    @property
     def affordable(self) -> bool:
-        """Whether that fits the memory limit."""
-        return self.dense_bytes <= self.memory
+        """Whether these fit the memory limit."""
+        return self.dense_bytes <= self.memory and self.step_bytes <= limit()
 
     def check_memory(self) -> None:
         """Raises `MemoryLimitError` where it does not."""
         if not self.affordable:
+            needed = max(self.dense_bytes, self.step_bytes)
             raise MemoryLimitError(
-                f"directions and spectra would need {bytes_text(self.dense_bytes)}, more than the "
+                f"directions and spectra would need {bytes_text(needed)}, more than the "
                 f"{bytes_text(self.memory)} left of the memory limit"
             )
 

@@ -25,6 +25,7 @@ from fisherlab.layers.fused import FusedAdapter, Part, fused_adapter
 from fisherlab.layers.linear import EmbeddingAdapter
 from fisherlab.layers.norm import NormAdapter
 from fisherlab.layers.parameters import made_of, parameter_view, why_no_block
+from fisherlab.layers.uses import uses_of
 from fisherlab.layers.view import LayerView, Mask
 
 BIAS_MODES = ("joint", "separate", "ignore")
@@ -345,25 +346,11 @@ class _Walk:
             reason = "tied between " + " and ".join(f"{n} ({class_name(type(m))})" for n, m in holders)
         self._reasons[name] = reason or self._why_by_itself(module, short)
         view = replace(view.made_of_gradients(), why_by_gradients=self._reasons[name])
-        self.views.append(replace(view, uses=self._uses(view, parameter)))
+        if len(holders) == len(owners) > 1:
+            own = [_view(view.name, [owner], {owner.role: name}, None) for owner in owners]
+            view = replace(view, uses=uses_of(view, parameter, own))
+        self.views.append(view)
         self._layers[name] = [view.name]
-
-    def _uses(self, view: LayerView, parameter: nn.Parameter) -> tuple[LayerView, ...]:
-        """How each module sees a matrix that several kinds share; none where it is no matrix to one of them."""
-        owners, weight = self._owners.get((id(parameter), None), []), parameter.detach()
-        if len(owners) < max(2, len(self._holders[id(parameter)])):
-            return ()
-        strides = view.to_matrix({view.parameters[0]: weight}).stride()
-        found = []
-        for owner in owners:
-            matrix = owner.adapter.matrix(owner.module, weight)
-            one = _view(view.name, [owner], {owner.role: view.parameters[0]}, None)
-            turned = matrix.stride() != strides
-            same = matrix.data_ptr() == weight.data_ptr() and matrix.stride() == strides[:: -1 if turned else 1]
-            if owner.role != "weight" or one.vector or one.groups > 1 or matrix.dim() != 2 or not same:
-                return ()
-            found.append(replace(one, transposed=turned))
-        return tuple(found)
 
     def _why_by_itself(self, module: nn.Module, short: str) -> str:
         """Why a parameter of one module is in a block by itself."""
