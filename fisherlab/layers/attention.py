@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -12,13 +12,27 @@ from torch.nn import functional
 from fisherlab.layers.adapter import register_layer
 from fisherlab.layers.fused import FusedAdapter, Part, Record, of_rows
 
+_before: list[bool] = []  # for each that is open what was there before the first
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Without the fast path of `nn.TransformerEncoder`; several may be open, and end in any order."""
+    _before.append(_before[0] if _before else torch.backends.mha.get_fastpath_enabled())
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        before = _before.pop()
+        if not _before:
+            torch.backends.mha.set_fastpath_enabled(before)
+
 
 class AttentionAdapter(FusedAdapter):
     """q, k and v, which are rows of one weight where all have one size, and the out-projection."""
 
     modules: ClassVar[tuple[type[nn.Module], ...]] = (nn.MultiheadAttention,)
     children: ClassVar[tuple[str, ...]] = ("out_proj",)
-    _open = 0
 
     def parts(self, module: Any) -> list[Part]:
         """Three."""
@@ -36,19 +50,9 @@ class AttentionAdapter(FusedAdapter):
         """The first dimension or the second."""
         return int(not module.batch_first)
 
-    @contextmanager
-    def while_open(self) -> Iterator[None]:
-        """Without the fast path of `nn.TransformerEncoder`, which does not call the module."""
-        if not self._open:
-            self._fast = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
-        self._open += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
-            if not self._open:
-                torch.backends.mha.set_fastpath_enabled(self._fast)
+    def while_open(self) -> AbstractContextManager[None]:
+        """Without the fast path, which does not call the module."""
+        return without_fast_path()
 
     def forward(
         self,
