@@ -1,31 +1,21 @@
 """`nn.MultiheadAttention` written out, so that its projections can be seen while it runs."""
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fisherlab.base.switch import Switch
 from fisherlab.layers.adapter import register_layer
 from fisherlab.layers.fused import FusedAdapter, Part, Record, of_rows
 
-_before: list[bool] = []  # for each that is open what was there before the first
-
-
-@contextmanager
-def without_fast_path() -> Iterator[None]:
-    """Without the fast path of `nn.TransformerEncoder`; several may be open, and end in any order."""
-    _before.append(_before[0] if _before else torch.backends.mha.get_fastpath_enabled())
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        before = _before.pop()
-        if not _before:
-            torch.backends.mha.set_fastpath_enabled(before)
+without_fast_path = Switch(
+    torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, lambda _: False
+)
+"""Without the fast path of `nn.TransformerEncoder`, which calls no attention and has no rule for vmap."""
 
 
 class AttentionAdapter(FusedAdapter):
