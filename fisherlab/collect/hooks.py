@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.base.precision import full_precision
+from fisherlab.base.switch import Switch
 from fisherlab.errors import InputError
 from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.gradients.patches import Patches
@@ -64,9 +65,7 @@ def unchanged(model: nn.Module, *, full: bool = True) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(sorted(d.index for d in devices if d.type == "cuda")))
         if full:
             stack.enter_context(full_precision({d.type for d in devices}))
-        for module in model.modules():
-            if isinstance(module, nn.GroupNorm):
-                stack.callback(module.register_forward_pre_hook(_contiguous).remove)
+        stack.enter_context(_plain_group_norms())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         try:
@@ -80,13 +79,19 @@ def unchanged(model: nn.Module, *, full: bool = True) -> Iterator[None]:
             attributes.put_back()
 
 
-def _contiguous(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same inputs, laid out plainly.
+def _of_plain_inputs(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def group_norm(input: Tensor, *args: Any, **keywords: Any) -> Tensor:
+        return norm(input.contiguous(), *args, **keywords)
 
-    Torch's group norm of channels-last tensors has no batched backward, and where its input needs no gradient
-    its backward ends the process (torch 2.13).
-    """
-    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in args)
+    return group_norm
+
+
+# Torch's group norm of channels-last tensors has no batched backward, and its backward ends the process where
+# the gradient of its input is not asked for, only that of its weight (torch 2.13). All ways lead through this
+# function, also those of a pass that checkpointing makes again.
+_plain_group_norms = Switch(
+    lambda: torch.group_norm, lambda norm: setattr(torch, "group_norm", norm), _of_plain_inputs
+)
 
 
 class _Attributes:

@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from fisherlab.collect.batches import each
 from fisherlab.collect.forms import ModelInputs
 from fisherlab.collect.hooks import SMALL_PASS, backward, capture, together
 from fisherlab.collect.outputs import Outputs
+from fisherlab.collect.own_forwards import NOT_OWN, why_not_own
 from fisherlab.collect.refusals import (
     node_names,
     not_finite,
@@ -209,12 +211,12 @@ class Looker:
         same way. Where a model draws numbers it is called more often.
 
         Raises:
-            InputError: where the outputs are others.
+            InputError: where the outputs are others, or the adapter of a fused module gives others than it.
         """
-        outputs, states = look.outputs.detach(), _random_states(look.outputs.device)
+        outputs, states = look.outputs.detach(), random_states(look.outputs.device)
         if look.samples <= FEW:  # more samples are called in parts, which tells as much
             require_same_outputs(outputs, self._outputs(layers, look.inputs))
-            drawn = states != _random_states(outputs.device)
+            drawn = states != random_states(outputs.device)
             for _ in range(_CHANCES if drawn else 0):
                 require_same_outputs(outputs, self._outputs(layers, look.inputs))
         middle = look.samples // 2
@@ -226,6 +228,9 @@ class Looker:
                 continue
             if found.numel() == outputs[start:stop].numel():  # one sample may lose its dimension
                 require_same_outputs(outputs[start:stop], found.reshape(outputs[start:stop].shape))
+        wrong = why_not_own(self.model, layers, lambda: nullcontext([self.outputs(look.inputs)]))
+        if wrong:
+            raise InputError(f"{wrong}: {NOT_OWN}")
 
     def goes_together(self, layers: Mapping[str, LayerView], inputs: ModelInputs, numbers: int) -> bool:
         """Whether columns that go backwards together come back as they do one by one.
@@ -333,7 +338,7 @@ def _not_right(name: str, index: int, reason: str) -> FisherlabError:
     )
 
 
-def _random_states(device: torch.device) -> list[Any]:
+def random_states(device: torch.device) -> list[Any]:
     """The random states of torch, numpy and Python."""
     states = [torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()]  # noqa: NPY002
     if device.type == "cuda":

@@ -15,7 +15,7 @@ from fisherlab.collect.batches import each, is_finite
 from fisherlab.collect.forms import ModelInputs, tensors_of
 from fisherlab.collect.outputs import Outputs
 from fisherlab.errors import FisherlabError, NotSupportedError
-from fisherlab.layers import LayerView
+from fisherlab.layers import LayerView, without_fast_path
 from fisherlab.linalg.numerics import norm64, spans
 
 _COMPARED = 2  # samples whose gradients by vmap are compared with a loop's, and columns: the fewest to mix
@@ -195,14 +195,10 @@ class SampleGradients:
             own = iter(tensors)
             return self._sample(each(inputs, lambda _: next(own)), u)
 
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # vmap has no rule for its kernel
-        try:
-            with warnings.catch_warnings():  # of other functions without one, which torch takes one by one
-                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-                return vmap(of_sample, in_dims=(self._batch_dim, 0))(tensors_of(inputs), u)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+        with without_fast_path(), warnings.catch_warnings():
+            # of functions that vmap has no rule for, which torch takes one by one
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            return vmap(of_sample, in_dims=(self._batch_dim, 0))(tensors_of(inputs), u)
 
     def _sample(self, x: ModelInputs, u: Tensor) -> dict[str, Tensor]:
         pull = vjp(lambda block: self._output(block, x), self._block)[1]

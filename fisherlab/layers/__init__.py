@@ -16,9 +16,10 @@ from fisherlab.layers.activation import (
     unreached,
 )
 from fisherlab.layers.adapter import Adapter, register_layer
+from fisherlab.layers.attention import without_fast_path
 from fisherlab.layers.coverage import Layers
 from fisherlab.layers.discovery import find_layers, match_names, select_layers
-from fisherlab.layers.fused import FusedAdapter, Part, Record, is_fused, spelled_out
+from fisherlab.layers.fused import FusedAdapter, Part, Record, fused_adapter, is_fused, spelled_out
 from fisherlab.layers.norm import NormAdapter
 from fisherlab.layers.recurrent import evaluated_with_gradients
 from fisherlab.layers.view import BlockShape, LayerCall, LayerView, Mask, as_long, longer
@@ -42,6 +43,7 @@ __all__ = [
     "evaluated_with_gradients",
     "find_activations",
     "find_layers",
+    "fused_adapter",
     "is_fused",
     "longer",
     "match_names",
@@ -51,4 +53,5 @@ __all__ = [
     "slope_of",
     "spelled_out",
     "unreached",
+    "without_fast_path",
 ]

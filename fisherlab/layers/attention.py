@@ -1,16 +1,21 @@
 """`nn.MultiheadAttention` written out, so that its projections can be seen while it runs."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fisherlab.base.switch import Switch
 from fisherlab.layers.adapter import register_layer
 from fisherlab.layers.fused import FusedAdapter, Part, Record, of_rows
+
+without_fast_path = Switch(
+    torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, lambda _: False
+)
+"""Without the fast path of `nn.TransformerEncoder`, which calls no attention and has no rule for vmap."""
 
 
 class AttentionAdapter(FusedAdapter):
@@ -18,7 +23,6 @@ class AttentionAdapter(FusedAdapter):
 
     modules: ClassVar[tuple[type[nn.Module], ...]] = (nn.MultiheadAttention,)
     children: ClassVar[tuple[str, ...]] = ("out_proj",)
-    _open = 0
 
     def parts(self, module: Any) -> list[Part]:
         """Three."""
@@ -36,19 +40,9 @@ class AttentionAdapter(FusedAdapter):
         """The first dimension or the second."""
         return int(not module.batch_first)
 
-    @contextmanager
-    def while_open(self) -> Iterator[None]:
-        """Without the fast path of `nn.TransformerEncoder`, which does not call the module."""
-        if not self._open:
-            self._fast = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
-        self._open += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
-            if not self._open:
-                torch.backends.mha.set_fastpath_enabled(self._fast)
+    def while_open(self) -> AbstractContextManager[None]:
+        """Without the fast path, which does not call the module."""
+        return without_fast_path()
 
     def forward(
         self,

@@ -78,8 +78,9 @@ class FusedAdapter(ModuleAdapter):
     """Modules that use several weights in one forward, each a block of its own.
 
     While calls are looked at, the module's forward is replaced by the adapter's, which is to give the same
-    result and to say of every projection what went in and came out; afterwards it is as it was. One for a
-    module of your own is registered once, and every function of fisherlab then sees its parts:
+    result and to say of every projection what went in and came out; afterwards it is as it was. Where its
+    outputs or gradients are others, an analysis and an optimizer's first step refuse it. One for a module of
+    your own is registered once, and every function of fisherlab then sees its parts:
 
         from fisherlab import FusedAdapter, Part
 

@@ -11,14 +11,17 @@ import copy
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from fisherlab.base.precision import reference
 from fisherlab.collect.agreement import (
     USED_ELSEWHERE,
     agree,
@@ -29,6 +32,8 @@ from fisherlab.collect.agreement import (
 )
 from fisherlab.collect.batches import is_finite
 from fisherlab.collect.hooks import capture, inputs_of, outputs_of, unchanged
+from fisherlab.collect.look import random_states
+from fisherlab.collect.own_forwards import NOT_OWN, why_not_own
 from fisherlab.collect.refusals import node_names, numbers_of
 from fisherlab.errors import InputError
 from fisherlab.gradients.inputs import Inputs
@@ -253,6 +258,54 @@ def look_at(
     return SampleLook(few, samples, passes, moves)
 
 
+def require_own_forwards(
+    root: nn.Module,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    layers: Mapping[str, LayerView],
+) -> None:
+    """Calls a module with its fused modules spelled out, and as they are.
+
+    In training mode too where it is in that; where random numbers are drawn then, other outputs tell nothing:
+    an adapter may draw its dropout in another order.
+
+    Args:
+        root: the model, which names modules.
+        module: what is called, with the arguments that follow; nothing is changed by it.
+        args: its arguments.
+        keywords: its keyword arguments.
+        layers: inside.
+
+    Raises:
+        InputError: where an adapter gives something else than its module.
+    """
+    drawn = False
+
+    @contextmanager
+    def called(training: bool, full: bool) -> Iterator[list[Tensor]]:
+        nonlocal drawn
+        with unchanged(module, full=full):
+            _prepare(module, training, fused=training)
+            device = reference(module).device
+            before = random_states(device)
+            found = tensors_in(module(*args, **keywords))
+            drawn = drawn or random_states(device) != before
+            yield [t for t in found if t.requires_grad and t.is_floating_point()]
+
+    for training in (False, True) if module.training else (False,):
+        for full in (True, False):
+            try:
+                wrong = why_not_own(root, layers, partial(called, training, full))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # it needs the autocast that it is called under, or cannot be evaluated
+                continue
+            if wrong and not (training and drawn):
+                raise InputError(f"{wrong}: {NOT_OWN}")
+            break
+
+
 def _cut(value: Any, samples: int, batch_dim: int, rows: list[int]) -> Any:
     """The arguments with these samples; tensors of another size are left as they are."""
     again: Callable[[Any], Any] = lambda part: _cut(part, samples, batch_dim, rows)  # noqa: E731
@@ -278,11 +331,11 @@ def _cut(value: Any, samples: int, batch_dim: int, rows: list[int]) -> Any:
     return value
 
 
-def _prepare(module: nn.Module, training: bool) -> None:
-    """Training mode where asked for, but without dropout."""
+def _prepare(module: nn.Module, training: bool, *, fused: bool = False) -> None:
+    """Training mode where asked for, but without dropout; of fused modules, which have their own, if said."""
     module.train(training)
     for part in module.modules():
-        if isinstance(part, nn.modules.dropout._DropoutNd) or is_fused(part):
+        if isinstance(part, nn.modules.dropout._DropoutNd) or (is_fused(part) and not fused):
             part.eval()
     evaluated_with_gradients(module)
 

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisherlab.collect.own_forwards import fused_modules
 from fisherlab.errors import InputError
 from fisherlab.layers import LayerCall, LayerView, match_names
 from fisherlab.optim.passes import ForwardPass, KeptCall, tensors_in
-from fisherlab.optim.rows import SampleLook, look_at
+from fisherlab.optim.rows import SampleLook, look_at, require_own_forwards
 
 _LOOKS = 3  # at other samples each, before a layer that none of them reached is left out
 _SOME_ONLY = "some samples only reach it, so that it cannot be said which rows are of which sample"
@@ -40,6 +41,7 @@ class SampleDims:
         self._unsure = dict.fromkeys(layers, 0)
         self._reached: set[str] = set()
         self._alone: set[str] = set()
+        self._own: set[tuple[nn.Module, bool]] = set()  # fused modules that are as their adapters, by mode
 
     def count(self, given: Sequence[Tensor], outputs: Sequence[Tensor]) -> int | None:
         """N: how many samples these arguments have; None where no tensor says so.
@@ -64,6 +66,20 @@ class SampleDims:
         if not unsure or samples is None or samples < 2:
             return None
         return self._look_at(module, args, kwargs, samples, unsure)
+
+    def require_own_forwards(
+        self,
+        root: nn.Module,
+        module: nn.Module,
+        layers: Mapping[str, LayerView],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Refuses adapters of fused modules that are not as their modules, once a module and mode."""
+        seen = {(one, module.training) for view in layers.values() for one in fused_modules(view)}
+        if not seen <= self._own:
+            require_own_forwards(root, module, args, kwargs, layers)
+            self._own |= seen
 
     def _look_at(
         self,

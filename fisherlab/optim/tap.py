@@ -231,11 +231,12 @@ class TrainingTap:
         if self.cadence.checks:
             check_whole(self.options.model)  # it was when the optimizer was made
         self._abandon_cleared()
+        trained = self._trained(module)
+        self._dims.require_own_forwards(self.options.model, module, trained, args, kwargs)
         stack = ExitStack()
         closing = weakref.finalize(self, stack.close)  # also where an interrupt leaves it open
         closing.atexit = False
         self._open_pass = module, closing
-        trained = self._trained(module)
         look = self._dims.look(module, trained, args, kwargs)
         seen = stack.enter_context(capture(trained, outputs=False))
         done = Hook(self._done, seen, look)

@@ -1,5 +1,7 @@
-"""One backward pass that gives gradients as they come, against torch's own."""
+"""The seam to autograd: gradients as they come, as torch gives them, and group norms that end the process."""
 
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -100,3 +102,47 @@ def test_layers_of_a_module_called_twice():
         output, edges(outputs), torch.ones_like(output), lambda place, g: found.update({place: g})
     )
     assert all(torch.equal(found[place], g) for place, g in enumerate(expected))
+
+
+CHANNELS_LAST = """
+import torch
+from torch import nn
+from torch.nn.functional import group_norm
+from torch.utils.checkpoint import checkpoint
+import fisherlab as fl
+
+class Scaled(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.norm, self.scale, self.shift = norm, nn.Parameter(torch.rand(4) + 1), nn.Parameter(torch.rand(4))
+    def forward(self, x):
+        return self.norm(x, self.scale, self.shift)
+
+def again(x, w, b):
+    return checkpoint(group_norm, x, 2, w, b, use_reentrant=False)
+
+norms = {
+    "functional": lambda x, w, b: group_norm(x, 2, w, b),
+    "torch": lambda x, w, b: torch.group_norm(input=x, num_groups=2, weight=w, bias=b),
+    "checkpoint": again,
+}
+x, y = torch.randn(5, 4, 2, 3, dtype=torch.float64), torch.randint(3, (5,))
+for name, norm in norms.items():
+    for before in ((), (nn.Conv2d(4, 4, 1),)):
+        model = nn.Sequential(*before, Scaled(norm), nn.Flatten(), nn.Linear(24, 3)).double()
+        found, expected = (
+            fl.exact_fisher(model, (x.to(memory_format=layout), y), kind="empirical")
+            for layout in (torch.channels_last, torch.contiguous_format)
+        )
+        assert len(found) == len(before) + 3
+        for layer, block in found.items():
+            torch.testing.assert_close(block.dense(), expected[layer].dense(), rtol=1e-10, atol=1e-14)
+        print(name, len(before))
+"""
+
+
+def test_group_norms_of_channels_last_tensors_do_not_end_the_process():
+    """By whatever function they are called; torch alone ends it where only the weight's gradient is asked."""
+    done = subprocess.run([sys.executable, "-c", CHANNELS_LAST], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split("\n")) == 7
