@@ -61,6 +61,11 @@ def each(inputs: ModelInputs, change: Callable[[Tensor], Tensor]) -> Any:
     return tuple(change(value) for value in inputs)
 
 
+def converted(values: Tensor, dtype: torch.dtype | None, device: str | torch.device) -> Tensor:
+    """Values on the device, real ones in `dtype`."""
+    return values.to(device=device, dtype=dtype if values.is_floating_point() else None)
+
+
 class Batches:
     """`(inputs, targets)` tensors, or an iterable of such batches, repeatable and checked.
 
@@ -102,9 +107,8 @@ class Batches:
 
     def own_labels(self) -> str | None:
         """The name of the labels within the first batch; None: it has targets beside it, or no labels."""
-        raw, _ = self._first_raw()
-        alone = raw[0] if is_pair(raw) and raw[1] is None else raw
-        return name_of(alone[0] if isinstance(alone, (tuple, list)) and len(alone) == 1 else alone)
+        inputs, targets = split(*self._first_raw())
+        return name_of(inputs) if targets is None else None
 
     def size(self, inputs: ModelInputs) -> int:
         """The number of samples."""

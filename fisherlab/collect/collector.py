@@ -19,7 +19,7 @@ from fisherlab.base import distributed
 from fisherlab.base.memory import at_most
 from fisherlab.base.precision import reference
 from fisherlab.base.progress import Progress, bar
-from fisherlab.collect.batches import Batches, each, is_finite
+from fisherlab.collect.batches import Batches, converted, each, is_finite
 from fisherlab.collect.forms import ModelInputs
 from fisherlab.collect.hooks import (
     backward,
@@ -505,5 +505,4 @@ class Collector:
         self.sizes = replace(self.sizes, positions=dict(self._reading.positions))
 
     def _move(self, values: Tensor) -> Tensor:
-        dtype = self.dtype if values.is_floating_point() else None
-        return values.to(device=self.device, dtype=dtype)
+        return converted(values, self.dtype, self.device)

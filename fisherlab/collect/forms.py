@@ -1,7 +1,7 @@
 """What a batch may be: a pair (inputs, targets) or inputs alone; and what is said of anything else."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import NoneType
@@ -24,6 +24,9 @@ _SHOWN = 4  # parts of a batch that an error names: a choice, what a line holds
 _LABELS = ("labels", "label")
 IGNORED = -100
 """The target of a position without a token; the default `ignore_index` of the token likelihood."""
+
+_MASK, _MASK_OF_DECODER = "attention_mask", "decoder_attention_mask"
+_OF_DECODER = ("decoder_input_ids", "decoder_inputs_embeds", _MASK_OF_DECODER)
 
 
 def tensors_of(inputs: ModelInputs) -> tuple[Tensor, ...]:
@@ -179,13 +182,19 @@ class OwnLabels:
     Attributes:
         shifted: whether the label of a position is that of the next one, and the last has none.
         kept: whether the model is called with them.
+        of_decoder: whether they are those of a decoder, see `tokens_in`.
     """
 
     shifted: bool = False
     kept: bool = False
+    of_decoder: bool = False
 
     def split(self, inputs: ModelInputs) -> tuple[ModelInputs, Tensor | None]:
-        """The inputs of a model, and the targets that stand among them."""
+        """The inputs of a model, and the targets that stand among them.
+
+        A label at padding is none. Where labels move it is taken away before, while it still stands at
+        padding: else the last token's label would be what the padding is filled with.
+        """
         name = name_of(inputs)
         if name is None or not isinstance(inputs, dict):
             return inputs, None
@@ -193,8 +202,41 @@ class OwnLabels:
         if not self.kept:
             inputs = {key: value for key, value in inputs.items() if key != name}
         if self.shifted:
+            tokens = tokens_in(inputs, targets.shape, decoder=self.of_decoder)
+            if tokens is not None:
+                targets = targets.masked_fill(~tokens.to(targets.device), IGNORED)
             targets = torch.cat([targets[:, 1:], torch.full_like(targets[:, :1], IGNORED)], 1)
         return inputs, targets
+
+
+def tokens_in(inputs: ModelInputs, shape: Sequence[int], *, decoder: bool = False) -> Tensor | None:
+    """Which positions are tokens by the mask among the inputs, a bool [n, T]; None: no mask says so.
+
+    Args:
+        inputs: what the model is called with.
+        shape: [n, T] of the positions; a mask of others is not theirs.
+        decoder: whether the positions are those of a decoder, whatever the inputs have.
+    """
+    decoder = decoder or (isinstance(inputs, dict) and any(name in inputs for name in _OF_DECODER))
+    mask = token_masks(inputs).get(_MASK_OF_DECODER if decoder else _MASK)
+    return mask if mask is not None and mask.shape == torch.Size(shape) else None
+
+
+def token_masks(inputs: ModelInputs) -> dict[str, Tensor]:
+    """The masks [n, T] of ones and zeros by name, as bools; what is added to scores is of another form."""
+    if not isinstance(inputs, dict):
+        return {}
+    given = {name: inputs.get(name) for name in (_MASK, _MASK_OF_DECODER)}
+    return {
+        name: mask.bool()
+        for name, mask in given.items()
+        if isinstance(mask, Tensor) and mask.dim() == 2 and _says_which(mask)
+    }
+
+
+def _says_which(mask: Tensor) -> bool:
+    """Whether a mask is of ones and zeros: one of floats may be what is added to scores, 0 for a token."""
+    return not mask.is_floating_point() or bool(((mask == 0) | (mask == 1)).all() and mask.any())
 
 
 def name_of(inputs: Any) -> str | None:

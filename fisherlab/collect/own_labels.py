@@ -5,11 +5,16 @@ model's labels are its tokens, and the label of a position is the next token; ot
 position itself; an encoder-decoder makes its decoder's inputs of them. The gradient of the loss tells which.
 """
 
+from dataclasses import replace
+from functools import partial
+from itertools import product
+
 import torch
 from torch import Tensor, nn
 
-from fisherlab.collect.batches import Batches, called, each
-from fisherlab.collect.forms import OwnLabels
+from fisherlab.base.precision import reference
+from fisherlab.collect.batches import Batches, called, converted, each
+from fisherlab.collect.forms import IGNORED, OwnLabels, tokens_in
 from fisherlab.collect.hooks import unchanged
 from fisherlab.collect.outputs import LOSS, Outputs, parts_of
 from fisherlab.errors import InputError
@@ -37,31 +42,36 @@ def own_labels(batches: Batches, model: nn.Module, outputs: Outputs, likelihood:
     inputs, labels = batches.first(_LOOKED_AT)
     assert isinstance(inputs, dict)
     assert labels is not None
-    first = next(model.parameters())
-
-    def moved(x: Tensor) -> Tensor:
-        return x.to(device=first.device, dtype=first.dtype if x.is_floating_point() else None)
-
-    inputs, labels = each(inputs, moved), moved(labels)
+    first = reference(model)
+    move = partial(converted, dtype=first.dtype, device=first.device)
+    inputs, labels = each(inputs, move), move(labels)
     with unchanged(model):
         try:
             called(model, inputs)
             kept = False
         except InputError:  # an encoder-decoder makes its decoder's inputs of them
-            called(model, {**inputs, name: labels})
             kept = True
         try:
             returned = called(model, {**inputs, name: labels})
-        except InputError:  # labels are no argument of it
-            return OwnLabels()
+        except InputError:
+            if kept:
+                raise
+            return OwnLabels()  # labels are no argument of it
         loss = (parts_of(returned) or {}).get(LOSS)
         if not isinstance(loss, Tensor) or not loss.requires_grad or loss.dim():
             return OwnLabels(kept=kept)
-        return _read_by(loss, outputs.of(returned), labels, likelihood, kept=kept)
+        tokens = tokens_in(inputs, labels.shape, decoder=outputs.of_decoder)
+        known = OwnLabels(kept=kept, of_decoder=outputs.of_decoder)
+        return _read_by(loss, outputs.of(returned), labels, tokens, likelihood, known)
 
 
 def _read_by(
-    loss: Tensor, outputs: Tensor, labels: Tensor, likelihood: Likelihood, *, kept: bool
+    loss: Tensor,
+    outputs: Tensor,
+    labels: Tensor,
+    tokens: Tensor | None,
+    likelihood: Likelihood,
+    known: OwnLabels,
 ) -> OwnLabels:
     """How a model's own loss reads labels, by the gradient that it gives the outputs.
 
@@ -69,18 +79,20 @@ def _read_by(
         loss: the model's own.
         outputs: those that it was made of, with their graph.
         labels: of the batch.
+        tokens: where they are no padding, if a mask says so; the loss may know of it or not.
         likelihood: what the outputs mean.
-        kept: whether the model is called with them.
+        known: of the labels already.
 
     Raises:
         InputError: where tokens are read in neither of the two ways.
     """
     if not isinstance(likelihood, TokenCategorical) or labels.dim() < 2 or not outputs.requires_grad:
-        return OwnLabels(kept=kept)
+        return known
     (own,) = torch.autograd.grad(loss, outputs, allow_unused=True)
-    for shifted in (False, True) if own is not None else ():
-        found = OwnLabels(shifted, kept)
-        _, targets = found.split({"labels": labels, "": None})
+    counted = [labels] if tokens is None else [labels, labels.masked_fill(~tokens, IGNORED)]
+    for shifted, read in product((False, True), counted) if own is not None else ():
+        found = replace(known, shifted=shifted)
+        _, targets = found.split({"labels": read, "": None})
         assert targets is not None
         likelihood.check(outputs.detach(), targets)
         if _is_multiple(own, likelihood.residual(outputs.detach(), targets)):

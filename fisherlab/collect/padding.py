@@ -1,6 +1,6 @@
 """Padding: positions where a batch's `attention_mask` is 0 have no label, and are not counted."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,17 +8,12 @@ from torch import Tensor
 
 from fisherlab.collect.agreement import random_column
 from fisherlab.collect.batches import each
-from fisherlab.collect.forms import ModelInputs
+from fisherlab.collect.forms import ModelInputs, token_masks, tokens_in
 from fisherlab.collect.hooks import capture, outputs_of
 from fisherlab.collect.outputs import Outputs
 from fisherlab.layers import Layers, LayerView
 
-_MASKS = (
-    "attention_mask",
-    "decoder_attention_mask",
-)  # the second: of what a decoder is given
 _FEW = 2  # samples that tell what padding does: those with most; some models cannot be called with one
-_OF_DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask")
 
 
 @dataclass(frozen=True)
@@ -47,11 +42,7 @@ def tokens_of(inputs: ModelInputs, outputs: Tensor, *, decoder: bool = False) ->
         outputs: what it gave; a mask of other positions is not theirs.
         decoder: whether the outputs are those of a decoder, whatever the inputs have.
     """
-    masks = dict(_masks(inputs))
-    decoder = decoder or (isinstance(inputs, dict) and any(name in inputs for name in _OF_DECODER))
-    mask = masks.get(_MASKS[decoder])
-    fits = mask is not None and outputs.dim() > 2 and outputs.shape[:2] == mask.shape
-    return mask if fits else None
+    return tokens_in(inputs, outputs.shape[:2], decoder=decoder) if outputs.dim() > 2 else None
 
 
 def padded_layers(layers: Layers, inputs: ModelInputs, outputs: Outputs, batch_dim: int) -> Layers:
@@ -65,7 +56,7 @@ def padded_layers(layers: Layers, inputs: ModelInputs, outputs: Outputs, batch_d
         outputs: calls the model.
         batch_dim: the dimension that counts samples.
     """
-    masks = dict(_masks(inputs))
+    masks = token_masks(inputs)
     if not masks or batch_dim != 0:
         return layers
     padding = sum((~mask).sum(1) for mask in masks.values())
@@ -84,7 +75,7 @@ def padded_layers(layers: Layers, inputs: ModelInputs, outputs: Outputs, batch_d
     if not edges:
         return layers
     gradients = iter(torch.autograd.grad(found, edges, column, allow_unused=True))
-    small = dict(_masks(few))
+    small = token_masks(few)
     for name, view in calls.items():
         found_g = [(call, next(gradients)) for call in seen[name]]
         pairs = [(call, call.gradients(None if g is None else g.unsqueeze(0))) for call, g in found_g]
@@ -103,17 +94,3 @@ def _fitting(view: LayerView, g: Tensor, masks: Mapping[str, Tensor], calls: int
         if hidden.shape == g.shape[:2] and not bool(g[hidden].any()):
             return key
     return None
-
-
-def _masks(inputs: ModelInputs) -> Iterator[tuple[str, Tensor]]:
-    """The masks [n, T] of ones and zeros, as bools; what is added to scores is of another form."""
-    for key in _MASKS if isinstance(inputs, dict) else ():
-        assert isinstance(inputs, dict)
-        mask = inputs.get(key)
-        if isinstance(mask, Tensor) and mask.dim() == 2 and _says_which(mask):
-            yield key, mask.bool()
-
-
-def _says_which(mask: Tensor) -> bool:
-    """Whether a mask is of ones and zeros: one of floats may be what is added to scores, 0 for a token."""
-    return not mask.is_floating_point() or bool(((mask == 0) | (mask == 1)).all() and mask.any())

@@ -1,7 +1,9 @@
 """``transformers:CONFIG_OR_PATH``: a language model of the package transformers, on random tokens."""
 
+import difflib
 import importlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,8 @@ from fisherlab.errors import FisherlabError, InputError
 STAND_IN = "random tokens, seed {seed}"
 
 _SAMPLES, _LENGTH = 256, 16  # of the random tokens: a choice, small beside any text
+_MAYBE_ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a path has more parts, or begins with a dot
+_NAMED = 3  # weights in a sentence: a choice, what a line holds
 _TOKENS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "WithLMHeadModel")
 _TOKEN_CLASSES, _CLASSES = "ForTokenClassification", "ForSequenceClassification"
 
@@ -74,9 +78,13 @@ def _config(transformers: Any, name: str) -> Any:
     except Exception as error:
         if Path(name).is_dir():
             raise _unusable(name, error) from error
+        near = difflib.get_close_matches(name, transformers.CONFIG_MAPPING, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"get it first: hf download {name}"
+        if not _MAYBE_ON_HUB.fullmatch(name):
+            hint = "check the path"
         raise InputError(
             f"'transformers:{name}' is neither a folder, nor a model type of transformers (such as gpt2), "
-            f"nor in Hugging Face's cache, and nothing is downloaded; get it first: hf download {name}"
+            f"nor in Hugging Face's cache, and nothing is downloaded; {hint}"
         ) from error
 
 
@@ -107,14 +115,51 @@ def _made(transformers: Any, name: str, config: Any, architecture: Any) -> tuple
         return architecture(config), ""
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-            raise InputError(
-                f"the weights in {name!r} are pickles, which may run anything; save them as safetensors "
-                "(model.save_pretrained)"
-            )
+            raise _pickles(name)
         return architecture(config), ""
-    how = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
-    model = architecture.from_pretrained(name, config=config, dtype=torch.float32, **how)
-    return model, str(folder.absolute()) if folder.is_dir() else name
+    if (folder / "adapter_config.json").is_file() and not (folder / "adapter_model.safetensors").is_file():
+        raise _pickles(name)  # of an adapter transformers takes the pickle where there is nothing else
+    model, loading = architecture.from_pretrained(
+        name,
+        config=config,
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # said below, by name
+        output_loading_info=True,
+    )
+    _require_all(name, loading)
+    origin, others = str(folder.absolute()) if folder.is_dir() else name, sorted(loading["unexpected_keys"])
+    return model, f"{origin} (but {_few(others)}, which the model does not have)" if others else origin
+
+
+def _require_all(name: str, loading: Mapping[str, Any]) -> None:
+    """Raises `InputError` where weights were left as initialised: transformers only warns of them.
+
+    A weight that is tied to one that is there is not missing, and transformers does not list it.
+    """
+    wrong = [f"{key} is {list(there)}, not {list(own)}" for key, there, own in loading["mismatched_keys"]]
+    wrong += [f"{_few(missing)} missing"] if (missing := sorted(loading["missing_keys"])) else []
+    if wrong:
+        raise InputError(
+            f"the weights of 'transformers:{name}' are not those of its configuration "
+            f"({_few(sorted(wrong))}); save both together (model.save_pretrained), or take the weights' file "
+            "away for random ones"
+        )
+
+
+def _few(names: list[str]) -> str:
+    """Some of the names, and how many more there are."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _pickles(name: str) -> InputError:
+    return InputError(
+        f"the weights in {name!r} are pickles, which may run anything; save them as safetensors "
+        "(model.save_pretrained)"
+    )
 
 
 def _tokens(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fisherlab import datasets
 from fisherlab.arguments import Count, Seed, checked
-from fisherlab.collect.batches import Batches, NamedPair, called, each, hash_of
+from fisherlab.collect.batches import Batches, NamedPair, called, converted, each, hash_of
 from fisherlab.collect.forms import ModelInputs, tensors_of
 from fisherlab.collect.outputs import Outputs
 from fisherlab.collect.own_labels import own_labels
@@ -258,11 +258,6 @@ def settle_norms(model: nn.Module, inputs: ModelInputs) -> bool:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return True
-
-
-def converted(values: Tensor, dtype: torch.dtype | None, device: str | torch.device) -> Tensor:
-    """Values on the device, real ones in `dtype`."""
-    return values.to(device=device, dtype=dtype if values.is_floating_point() else None)
 
 
 def _inputs(data: Dataset) -> Inputs:

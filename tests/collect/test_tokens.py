@@ -45,7 +45,8 @@ class Reader(nn.Module):
         x = self.embedding(input_ids)
         seen = mask.bool()[:, None, :]
         if self._head == "next":
-            seen = seen & torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+            before = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+            seen = seen & before | torch.eye(x.shape[1], dtype=torch.bool)  # padding at the front sees itself
         scores = (self.query(x) @ x.mT).masked_fill(~seen, -torch.inf)
         x = x + torch.tanh(scores.softmax(-1) @ self.value(x))
         if self._head == "pooled":
@@ -123,6 +124,102 @@ def test_one_label_a_sample_with_a_mask_of_tokens(careless):
     A = fl.approximate("foof", model, padded, layers="query")["query"].factors[0]
     counted = MASK.numel() if careless else int(MASK.sum())  # positions, over three samples
     assert float(A[-1, -1]) == pytest.approx(counted / 3)
+
+
+def left(values: Tensor) -> Tensor:
+    """Rows with their padding before the tokens."""
+    rows = [torch.cat([row[n:], row[:n]]) for row, n in zip(values, LENGTHS, strict=True)]
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
+@pytest.mark.parametrize("side", [Tensor.clone, left])
+@pytest.mark.parametrize("kind", ["predictive", "empirical"])
+def test_labels_at_padding_are_none_whatever_they_are(kind, side, dtype):
+    """Tokens taken for labels as they are, without -100: no token is followed by the padding."""
+    model, likelihood, mask = Reader("next"), "token-categorical", side(MASK)
+    padded = {"input_ids": side(TOKENS) * mask, "attention_mask": mask.to(dtype)}
+    given = padded | {"labels": padded["input_ids"].clone()}
+    found = fl.exact_fisher(model, given, likelihood, kind)
+    parts = [fl.exact_fisher(model, alone(n, labels=True), likelihood, kind) for n in range(3)]
+    for name, F in found.items():
+        assert distance(F.dense(), sum(part[name].dense() for part in parts) / 3) < 1e-12
+    loaded = DataLoader([{k: v[n] for k, v in given.items()} for n in range(3)], batch_size=2)
+    for name, F in fl.exact_fisher(model, loaded, likelihood, kind, method="per-sample").items():
+        assert distance(F.dense(), found[name].dense()) < 1e-12
+    counted = fl.collect_statistics(model, given, likelihood, kind=kind, approximations=["kfac"])
+    first, *rest = (
+        fl.collect_statistics(model, alone(n, labels=True), likelihood, kind=kind, approximations=["kfac"])
+        for n in range(3)
+    )
+    expected = sum(rest, first).build("kfac")
+    for name, K in counted.build("kfac").items():
+        assert distance(K.dense(), expected[name].dense()) < 1e-12
+
+
+def test_labels_of_packed_rows_are_those_of_the_models_own_loss():
+    """A mask that numbers the texts of a row hides the padding alone; -100 is no label, as without a mask."""
+    model, numbers = Reader("next"), MASK * torch.tensor([1, 1, 2, 2, 2])
+    labels = TOKENS.masked_fill((numbers == 2) & (numbers.roll(1, 1) == 1), -100)
+    own = {"input_ids": TOKENS, "attention_mask": numbers}
+    given = {"labels": labels}, {"labels": labels.masked_fill(MASK == 0, -100)}
+    found, expected = (fl.exact_fisher(model, own | one, "token-categorical", "empirical") for one in given)
+    for name, F in found.items():
+        assert torch.equal(F.dense(), expected[name].dense())
+
+
+def test_without_a_mask_of_tokens_nothing_is_padding():
+    """Also where the mask is what is added to scores, or that of other positions."""
+    expected = None
+    for mask in (None, torch.zeros(3, T), torch.ones(3, T + 1)):
+
+        class Blind(Reader):
+            def forward(self, input_ids, attention_mask=None, labels=None):
+                return super().forward(input_ids, None, labels)
+
+        model = Blind("next")
+        given = {"input_ids": TOKENS, "labels": TOKENS} | ({} if mask is None else {"attention_mask": mask})
+        found = fl.exact_fisher(model, given, "token-categorical", "empirical")["out"].dense()
+        expected = found if expected is None else expected
+        assert torch.equal(found, expected)
+    (model(TOKENS, labels=TOKENS)["loss"] * 3 * (T - 1)).backward()
+    g = torch.cat([model.out.weight.grad, model.out.bias.grad[:, None]], 1)
+    parts = [model(row[None], labels=row[None])["loss"] * (T - 1) for row in TOKENS]
+    rows = [torch.autograd.grad(part, [model.out.weight, model.out.bias]) for part in parts]
+    V = torch.stack([torch.cat([W, b[:, None]], 1).T.flatten() for W, b in rows])
+    assert distance(V.sum(0), g.T.flatten()) < 1e-12
+    assert distance(expected, V.T @ V / 3) < 1e-12
+
+
+@pytest.mark.parametrize("head", ["next", "same"])
+def test_a_loss_that_leaves_out_padding_itself(head):
+    class Careful(Reader):
+        def forward(self, input_ids, attention_mask=None, labels=None, **flags):
+            if labels is not None:
+                labels = labels.masked_fill(attention_mask == 0, -100)
+            return super().forward(input_ids, attention_mask, labels, **flags)
+
+    given = batch(labels=True)
+    expected = fl.exact_fisher(Reader(head), given, "token-categorical", "empirical")
+    found = fl.exact_fisher(Careful(head), given | {"labels": TOKENS}, "token-categorical", "empirical")
+    for name, F in found.items():
+        assert torch.equal(F.dense(), expected[name].dense())
+
+
+def test_padding_of_what_is_read_hides_no_label_of_what_is_written():
+    """The labels of a decoder stand at its positions, of which the encoder's mask says nothing."""
+
+    class Translator(Reader):
+        def forward(self, input_ids, decoder_input_ids, attention_mask=None, labels=None, **flags):
+            return super().forward(decoder_input_ids, None, labels)
+
+    given = {"input_ids": TOKENS, "attention_mask": MASK, "decoder_input_ids": TOKENS.flip(0)}
+    labels = {"labels": TOKENS.flip(0)}
+    found = fl.exact_fisher(Translator("next"), given | labels, "token-categorical", "empirical")
+    plain = {"input_ids": TOKENS.flip(0)} | labels
+    expected = fl.exact_fisher(Reader("next"), plain, "token-categorical", "empirical")
+    for name, F in found.items():
+        assert torch.equal(F.dense(), expected[name].dense())
 
 
 def test_padding_that_the_loss_depends_on_later_is_refused():

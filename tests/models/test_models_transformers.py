@@ -1,5 +1,6 @@
 """``transformers:CONFIG_OR_PATH``, without a network."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -57,6 +58,74 @@ def test_a_folder_without_weights_is_as_initialised(folder):
     assert not torch.equal(weights[0], weights[2])
 
 
+def rewritten(folder: Path, change) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    file = folder / "model.safetensors"
+    weights = safetensors.load_file(file)
+    change(weights)
+    safetensors.save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("model.norm.weight"), r"\(model.norm.weight missing\); save both together"),
+        (lambda w: w.pop("lm_head.weight"), r"\(lm_head.weight missing\)"),
+        (
+            lambda w: w.update({"model.norm.weight": torch.zeros(3)}),
+            r"\(model.norm.weight is \[3\], not \[8\]\)",
+        ),
+        (
+            lambda w: [w.pop(key) for key in list(w)[1:]],
+            r"lm_head\S+, model\S+, model\S+ and \d missing|more",
+        ),
+    ],
+)
+def test_weights_that_are_not_those_of_the_configuration_are_refused(folder, change, message):
+    rewritten(folder, change)
+    with pytest.raises(InputError, match=message) as caught:
+        models.load(f"transformers:{folder}")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_the_model_does_not_have_are_told(folder):
+    rewritten(folder, lambda w: w.update({"head.weight": torch.ones(2)}))
+    prepared = models.prepare(f"transformers:{folder}")
+    assert prepared.checkpoint == f"{folder} (but head.weight, which the model does not have)"
+
+
+def test_tied_weights_are_not_missing(transformers, tmp_path):
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20, n_positions=16)
+    made = transformers.GPT2LMHeadModel(config)
+    made.save_pretrained(tmp_path)
+    found = models.prepare(f"transformers:{tmp_path}")
+    assert found.checkpoint == str(tmp_path)
+    assert torch.equal(found.model.lm_head.weight, made.transformer.wte.weight)
+
+
+class Loud:
+    """What a pickle runs when it is opened."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("opened"),)
+
+
+@pytest.mark.parametrize("name", ["other.bin", "adapter_model.bin"])
+def test_a_pickle_beside_safetensors_is_not_opened(folder, monkeypatch, name):
+    monkeypatch.chdir(folder)
+    torch.save(Loud(), folder / name)
+    if name == "adapter_model.bin":
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["q_proj"]}')
+    else:
+        weights = {"model.norm.weight": name, "lm_head.weight": "model.safetensors"}
+        index = {"metadata": {}, "weight_map": weights}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    with pytest.raises(InputError):
+        models.load(f"transformers:{folder}")
+    assert not Path("opened").exists()
+
+
 def test_pickles_are_refused(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(InputError, match="are pickles, which may run anything; save them as safetensors"):
@@ -92,7 +161,13 @@ def test_the_architecture_of_the_configuration(
     ("name", "message"),
     [
         ("", "names no model"),
-        ("no/such", "neither a folder, nor a model type .* nothing is downloaded"),
+        (
+            "no/such",
+            "neither a folder, nor a model type .* nothing is downloaded; get it first: hf download no/",
+        ),
+        ("gptt2", "nothing is downloaded; did you mean gpt2"),
+        ("./nothere", "nothing is downloaded; check the path$"),
+        ("/not/here", "nothing is downloaded; check the path$"),
         ("vit", "has no logits of tokens or classes"),
         (".", "the folder '.' has no config.json"),
     ],
@@ -112,7 +187,7 @@ def test_nothing_of_the_library_is_changed(folder, transformers):
 
 
 def test_rows_of_a_data_set_of_datasets(folder, transformers):
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", minversion="2")  # a folder of the tests has this name
     model = models.load(f"transformers:{folder}", dtype=torch.float64).model
     tokens = torch.randint(3, 20, (5, 6), generator=torch.Generator().manual_seed(0))
     rows = datasets.Dataset.from_dict({"input_ids": tokens.tolist(), "labels": tokens.tolist()})

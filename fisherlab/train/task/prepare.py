@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from fisherlab import datasets, models
-from fisherlab.collect.batches import each
+from fisherlab.collect.batches import converted, each
 from fisherlab.datasets.dataset import Dataset
 from fisherlab.errors import InputError
 from fisherlab.loop.samples import Samples
-from fisherlab.models.loading import converted
 from fisherlab.models.seeding import seeded
 from fisherlab.train.config import NO_SPLIT, TrainConfig
 
