@@ -68,7 +68,7 @@ def test_what_is_excluded_does_not_change_the_others():
 
 
 def test_nothing_left_is_refused():
-    with pytest.raises(InputError, match="not selected"):
+    with pytest.raises(InputError, match="leaves out all of the 3 layers"):
         fl.exact_fisher(net(), DATA, exclude="*")
     with pytest.raises(InputError, match=r"unknown layer '2.weight'"):  # which is in a block, with its bias
         fl.exact_fisher(net(), DATA, exclude="2.weight")
