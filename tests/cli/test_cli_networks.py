@@ -45,6 +45,21 @@ def test_an_output_is_named_and_the_run_can_be_repeated(run, command):
     assert Path("one/config.toml").read_text() == Path("two/config.toml").read_text()
 
 
+@pytest.mark.parametrize("optimizer", ["kfac", "sgd"])
+def test_a_training_has_the_output_that_is_named(run, refused, optimizer):
+    """A run that is traced later, and the trainings of a sweep, have it too."""
+    own = ("--model", "several:factory", "--optimizer", optimizer, "--epochs", "1")
+    assert "say which with --output" in refused("train", *own)
+    run("train", *own, "--output", "scores", "--lr", "0.01", "--out", "trained", code=0)
+    assert 'model_output = "scores"' in Path("trained/config.toml").read_text()
+    run("trace", "--run", "trained", "--approximations", "kfac", "--out", "traced", code=0)
+    assert 'model_output = "scores"' in Path("traced/config.toml").read_text()
+    hidden = ("--output", "hidden", "--lr", "0.01", "--out", "other")
+    run("train", *own, *hidden, code=0)
+    losses = [Path(name, "log.jsonl").read_text() for name in ("trained", "other")]
+    assert losses[0] != losses[1]
+
+
 def test_without_a_name_the_outputs_are_listed_in_one_line(refused):
     line = refused("compare", "--model", "several:factory", "--approximations", "kfac")
     assert "several tensors (hidden [2, 3], scores [2, 3]); say which with --output" in line
