@@ -22,7 +22,7 @@ from fisherlab.errors import (
 )
 
 from .groups import LazyGroup
-from .messages import messages
+from .messages import as_options, messages, speak_of
 from .streams import Printable, printable
 
 FAILED, BAD_INPUT = 1, 2
@@ -42,6 +42,14 @@ class Root(LazyGroup):
         with _terminable(), printable() as stdout, messages():
             code = self._code(args, options) or _unprinted(stdout)
         sys.exit(code)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first argument names; messages are then in its words."""
+        found = super().resolve_command(ctx, args)
+        speak_of(found[1])
+        return found
 
     def _code(self, args: Sequence[str] | None, options: dict[str, Any]) -> int:
         try:
@@ -95,7 +103,7 @@ def _unprinted(stdout: Printable) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"fisherlab: error: {' '.join(message.split())}", err=True)
+    click.echo(f"fisherlab: error: {as_options(message)}", err=True)
     return code
 
 

@@ -47,9 +47,16 @@ def called(model: Callable[..., Any], inputs: ModelInputs) -> Any:
     except (FisherlabError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        given = ", ".join(f"{list(x.shape)} {x.dtype}" for x in tensors_of(inputs))
+        given = ", ".join(f"{name} {list(x.shape)} {x.dtype}".lstrip() for name, x in _named(inputs))
         why = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
         raise InputError(f"the model fails on inputs {given} ({why}); check that the data fit it") from error
+
+
+def _named(inputs: ModelInputs) -> list[tuple[str, Tensor]]:
+    """The tensors of the inputs, with their names where they have some."""
+    if isinstance(inputs, dict):
+        return [(name, value) for name, value in inputs.items() if isinstance(value, Tensor)]
+    return [("", value) for value in tensors_of(inputs)]
 
 
 def each(inputs: ModelInputs, change: Callable[[Tensor], Tensor]) -> Any:
@@ -234,7 +241,7 @@ class Batches:
     def _checked(self, batch: Any, index: int) -> Batch:
         """A batch as it was given, of tensors that belong together; it may be empty."""
         inputs, targets = self._split(batch, index)
-        named = [("inputs", values) for values in tensors_of(inputs)]
+        named = [(f"inputs {name!r}" if name else "inputs", values) for name, values in _named(inputs)]
         named += [] if targets is None else [("targets", targets)]
         for what, values in named:
             trouble = why_no_numbers(values)

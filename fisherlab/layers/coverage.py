@@ -45,11 +45,11 @@ class Layers(Mapping[str, LayerView]):
         rows = [f"  {v.name}: {v.family} {v.outputs}×{v.inputs}" for v in self.values()]
         return "\n".join(["Layers(", *rows, ")"])
 
-    def select(self, names: Iterable[str]) -> "Layers":
-        """The layers with these names only; coverage still speaks of every parameter."""
+    def select(self, names: Iterable[str], reason: str = "not selected") -> "Layers":
+        """The layers with these names only; coverage still speaks of every parameter, with this reason."""
         keep = set(names)
         parameters = [
-            Covered(p.parameter, "", "not selected") if p.layer and p.layer not in keep else p
+            Covered(p.parameter, "", reason) if p.layer and p.layer not in keep else p
             for p in self._parameters
         ]
         return Layers((view for name, view in self.items() if name in keep), parameters, self._left_out)

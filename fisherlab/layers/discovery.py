@@ -68,10 +68,9 @@ def find_layers(
         views, parameters = _Walk(model, bias).find()
     everything = _with_masks(Layers(views, parameters), masks or {})
     chosen = everything.select(match_names(everything, include))
-    chosen = _named_activations(_without(model, chosen, exclude, everything), activations or {})
     if not chosen:
         raise _no_layers(chosen)
-    return chosen
+    return _named_activations(_without(model, chosen, exclude, everything), activations or {})
 
 
 def select_layers(
@@ -91,22 +90,31 @@ def select_layers(
     if isinstance(layers, Layers):
         _check_arguments(model, bias)
         _check_own(model, layers)
+        if not layers:
+            raise _no_layers(layers)
         chosen = _without(model, layers, _globs("exclude", exclude), layers)
-        if not chosen:
-            raise _no_layers(chosen)
         return _named_activations(chosen, activations or {})
     include = ("*",) if layers is None else layers
     return find_layers(model, include, exclude, bias=bias, activations=activations, masks=masks)
 
 
 def _without(model: nn.Module, chosen: Layers, exclude: Sequence[str], known: Layers) -> Layers:
-    """The layers that `exclude` names neither by themselves nor by a module that they are inside of."""
+    """The layers that `exclude` names neither by themselves nor by a module that they are inside of.
+
+    Raises:
+        InputError: for a glob that matches nothing, and where no layer is left.
+    """
     in_blocks = {parameter for view in known.values() for parameter in view.parameters}
     others = [name for name, _ in model.named_modules() if name and name not in known]
     free = [name for name, _ in model.named_parameters() if name not in in_blocks]
     named = set(match_names([*known, *others, *free], exclude))
     inside = tuple(f"{name}." for name in others if name in named)
-    return chosen.select(name for name in chosen if name not in named and not name.startswith(inside))
+    kept = [name for name in chosen if name not in named and not name.startswith(inside)]
+    if not kept:
+        raise InputError(
+            f"exclude={tuple(exclude)!r} leaves out all of the {len(chosen)} layers; name fewer with exclude="
+        )
+    return chosen.select(kept, "excluded")
 
 
 def match_names(names: Iterable[str], globs: Iterable[str]) -> list[str]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.collect.batches import each
-from fisherlab.collect.outputs import Outputs
+from fisherlab.collect.forms import ModelInputs
+from fisherlab.collect.outputs import Output, Outputs
 from fisherlab.errors import FisherlabError, NumericalError
 from fisherlab.loop.augment import Augment, augmented
 from fisherlab.loop.objectives import Objective
@@ -41,6 +42,7 @@ class Steps:
         schedule: of the learning rates.
         augment: of the inputs, if any.
         accumulation: micro-batches a step.
+        output: which tensor of what the model returns is its output, see `Outputs`.
 
     Attributes:
         rank: of this process.
@@ -61,11 +63,13 @@ class Steps:
         schedule: Schedule,
         augment: Augment | None = None,
         accumulation: int = 1,
+        output: Output = None,
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self._objective, self._samples, self._order = objective, samples, order
         self._augment, self._accumulation = augment or Augment((), 0), accumulation
         self.forward: Callable[..., Any] = model
+        self._output = output
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]
 
     def take(self, progress: Progress) -> None:
@@ -102,12 +106,16 @@ class Steps:
             inputs, targets = self._samples.take(self._own(chosen, micro))
             inputs = each(inputs, lambda images, share=share: augmented(images, share))  # type: ignore[misc]
             with self.apart(last=micro == self._accumulation - 1):
-                outputs = Outputs(self.forward)(inputs)
+                outputs = self.outputs(inputs)
                 loss = self._objective.total(outputs, targets, self._objective.smoothing)
                 loss = loss * (self.processes / max(count, 1))
                 self.backward(loss)
             total += loss.detach()
         return float(self.mean(total))
+
+    def outputs(self, inputs: ModelInputs) -> Tensor:
+        """The outputs of the model for some inputs."""
+        return Outputs(self.forward, self._output)(inputs)
 
     def _own(self, values: Tensor, micro: int) -> Tensor:
         """This process's part of a micro-batch; micro-batches are the same for any number of processes."""

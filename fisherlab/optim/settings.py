@@ -253,7 +253,11 @@ def layers_of(
     found = find_layers(model, include, exclude, activations=activations)
     names = [name for name, view in found.items() if not (view.vector or view.one_hot or view.by_gradients)]
     if not names:
-        raise InputError("no layer of the model has a weight matrix; use an optimizer of torch.optim")
+        first = next(iter(found))
+        raise InputError(
+            "no layer of the model is a matrix that a module's call applies (norms, embeddings and "
+            f"parameters by themselves, as {first!r}, are none); use an optimizer of torch.optim"
+        )
     return found.select(names)
 
 

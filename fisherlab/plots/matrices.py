@@ -122,7 +122,7 @@ def heatmap(
     norm, beyond = shared_scale(exact, rows)
     heading = title or f"Layer {layer}: exact Fisher and approximation, {size}×{size}"
     whole = Window(0, size)
-    ticks = [_ticks(span, outputs) for span in (whole, window) if span is not None]
+    ticks = [_ticks(span, outputs, single=inputs == 1) for span in (whole, window) if span is not None]
     grid = _grid(
         len(rows),
         ticks,
@@ -300,11 +300,11 @@ def _label(panels: Array, ticks: _Ticks, side: float) -> None:
     panels[-1, 1].set_xlabel(ticks.words)
 
 
-def _ticks(span: Window, outputs: int) -> _Ticks:
+def _ticks(span: Window, outputs: int, *, single: bool) -> _Ticks:
     """About five indices of the span, none so near its end that its name meets the next panel's.
 
     They are inputs at even steps, each at its first unit, or, where the span has fewer than three
-    inputs, pairs of input and unit.
+    inputs, pairs of input and unit; of a parameter that is a vector (`single`) they are its entries.
     """
     inputs = span.size / outputs
     every = range(-(-span.start // outputs), -(-(span.start + span.size) // outputs))
@@ -322,6 +322,8 @@ def _ticks(span: Window, outputs: int) -> _Ticks:
         for unit in range(0, outputs - step // 2, step)
         if span.start <= one * outputs + unit <= end
     ]
+    if single:
+        return _Ticks(places, list(map(str, places)), "entry")
     return _Ticks(places, [f"{place // outputs}, {place % outputs}" for place in places], "input, unit")
 
 

@@ -203,7 +203,8 @@ def _heading(row: Record) -> str:
     groups = count(row, "groups")
     parts = [word(row, "module"), f"m×d = {shape}"]
     parts += [f"×{groups} groups"] if groups not in (MISSING, "1") else []
-    parts += [f"exact by {word(row, 'method')}"] if word(row, "method") else []
+    drawn = " of drawn labels" if word(row, "target") == "monte-carlo" else ""
+    parts += [f"exact by {word(row, 'method')}{drawn}"] if word(row, "method") else []
     parts += [f"{count(row, 'samples')} samples", f"{count(row, 'columns')} columns"]
     return ", ".join(filter(None, parts))
 

@@ -18,7 +18,7 @@ from fisherlab.records.definitions import MISSING, SCALE_NOTE, STAND_IN
 from fisherlab.records.frames import compared_layers
 from fisherlab.records.labels import short
 from fisherlab.report.blocks import Cell, LayerTable, TableRow, blocks, runs
-from fisherlab.report.overview import Overview, diagonal_line, overview
+from fisherlab.report.overview import Overview, diagonal_line, not_measured, overview
 
 BEST = "*"
 OWN_SCALE = "†"
@@ -160,7 +160,7 @@ def console_table(
                 own_scale = own_scale or any(row.own_scale for row in block.rows)
         if line := diagonal_line(run):
             parts += [Text(f"{line}; all numbers: records.csv", style="dim"), Text()]
-    parts += [Text(f"not measured: {layer}: {reason}") for layer, reason in (left_out or {}).items()]
+    parts += map(Text, not_measured(left_out or {}))
     parts.append(Text(f"{BEST} best of its {best}, to the digits shown", style="dim"))
     if own_scale:
         parts.append(Text(f"{OWN_SCALE} {SCALE_NOTE}", style="dim"))

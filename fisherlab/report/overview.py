@@ -103,6 +103,11 @@ def diagonal_line(run: pd.DataFrame) -> str:
     return line
 
 
+def not_measured(left_out: Mapping[str, str]) -> list[str]:
+    """A line a layer that could not be measured, with the reason."""
+    return [f"not measured: {layer}: {reason}" for layer, reason in left_out.items()]
+
+
 def counted_notes(run: pd.DataFrame) -> Iterator[str]:
     """The notes of a run, the most frequent first: how many layers, which approximations, what.
 

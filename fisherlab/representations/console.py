@@ -1,6 +1,6 @@
 """The table of representation vectors on the console: a row a layer."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -11,18 +11,22 @@ from fisherlab.records.definitions import Column
 from fisherlab.records.labels import number
 from fisherlab.records.vectors import ASSUMPTION, MARGINALS
 from fisherlab.report.console import SplitTable, TextColumn, context_line
+from fisherlab.report.overview import not_measured
 from fisherlab.representations.vectors import ACTIVATED, OUTPUT
 
 _LEAST_NAME = 14  # characters that a terminal leaves of a layer's name
 
 
-def console_table(layers: pd.DataFrame, assumption: pd.DataFrame, *, caption: str) -> RenderableType:
+def console_table(
+    layers: pd.DataFrame, assumption: pd.DataFrame, *, caption: str, left_out: Mapping[str, str]
+) -> RenderableType:
     """A row a layer: its outputs s over the data, and the isotropies that test the assumption.
 
     Args:
         layers: rows of `Representations.layers`.
         assumption: rows of `Representations.assumption`.
         caption: what was measured.
+        left_out: layers that were not measured, and why.
     """
     tested = int(layers["tested"].max())
     labels, gradients = assumption["labels"].iloc[0], int(assumption["samples"].max())
@@ -38,6 +42,7 @@ def console_table(layers: pd.DataFrame, assumption: pd.DataFrame, *, caption: st
     return Group(
         _table(layers, assumption),
         *(Text(line, style="dim") for line in [*feet, *notes]),
+        *map(Text, not_measured(left_out)),
         context_line(caption),
     )
 

@@ -106,7 +106,13 @@ def represent(
     about = replace(about or Origin.given(model, data), output=collector.outputs.taken)
     device, dtype = str(collector.device), str(collector.dtype).removeprefix("torch.")
     facts = [_facts(name, collector, samples, marginals, gradients) for name in names]
-    return Representations(**tables(facts, about, device, dtype), about=about, device=device, samples=samples)
+    return Representations(
+        **tables(facts, about, device, dtype),
+        about=about,
+        device=device,
+        samples=samples,
+        left_out=collector.layers.left_out,
+    )
 
 
 def _facts(

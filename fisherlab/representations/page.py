@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from fisherlab.plots.histograms import NO_TEST
 from fisherlab.records.vectors import ASSUMPTION, DEFINITIONS, MARGINALS
 from fisherlab.report import Contents, Tabular
+from fisherlab.report.overview import not_measured
 from fisherlab.representations.vectors import ACTIVATED, INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def _marginals(result: "Representations") -> Tabular:
     notes = (
         "Rejected: tests at 5 %, adjusted for the coordinates of a row (Holm), not for the number of rows.",
         "All numbers: layers.csv, moments.csv with a row a coordinate, quantiles.csv, histograms*.csv.",
+        *not_measured(result.left_out),
     )
     return Tabular.of(rows, MARGINALS, "Marginals", lead, notes)
 

@@ -1,7 +1,7 @@
 """What `represent` gives: tables, pictures and files."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ class Representations(Result):
         about: names of model, data and checkpoint.
         device: where it was computed.
         samples: N.
+        left_out: the layers that could not be measured, and why.
     """
 
     moments: pd.DataFrame
@@ -50,6 +51,7 @@ class Representations(Result):
     about: Origin
     device: str
     samples: int
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -65,7 +67,7 @@ class Representations(Result):
         """A row a layer, for a terminal; `rich.print(r.table())`."""
         from fisherlab.representations.console import console_table
 
-        return console_table(self.layers, self.assumption, caption=self.caption)
+        return console_table(self.layers, self.assumption, caption=self.caption, left_out=self.left_out)
 
     def histogram(self, layer: str, vector: str = OUTPUT) -> "Figure":
         """Histograms and quantiles of a layer's vectors with their fits, as in the paper's figure 6.
@@ -102,6 +104,7 @@ class Representations(Result):
                 }
                 for name in self.names
             },
+            **({"not_measured": dict(self.left_out)} if self.left_out else {}),
             "file_names": file_names(self.names[:_MOST_DRAWN]),
         }
 

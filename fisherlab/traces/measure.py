@@ -129,16 +129,19 @@ def trace(
         )
 
     parts: list[pd.DataFrame] = []
+    left_out: dict[str, str] = {}
     with _kept(model):
         if not found:
             settled = _settled(model, data, seed)
             last = compared(first=True)
+            left_out |= last.layers.left_out
             parts.append(_records(last, spectrum, SETTLED if settled else ""))
         for place, checkpoint in enumerate(found):
             log.info("checkpoint %d of %d: %s", place + 1, len(found), checkpoint.name)
             weights_hash = _load(model, checkpoint)
             settled = _settled(model, data, seed)
             last = compared(first=not place)
+            left_out |= last.layers.left_out
             last.about = replace(
                 last.about, checkpoint=checkpoint.name, step=checkpoint.step, checkpoint_hash=weights_hash
             )
@@ -148,6 +151,7 @@ def trace(
         about=last.about,
         device=last.device,
         best=last.summary()["layers"],
+        left_out=left_out,
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fisherlab.records.definitions import QUALITIES, SCALE_NOTE, Column, defined, name_of
 from fisherlab.records.labels import label, named
 from fisherlab.report import Contents, Tabular
-from fisherlab.report.overview import counted_notes
+from fisherlab.report.overview import counted_notes, not_measured
 from fisherlab.traces.table import ARROW, first_to_last
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def _layers(traces: "Traces") -> Tabular:
         f"At {ARROW.join(traces.ends)}; – means not computed. Layers with the approximation diagonal alone "
         "(norms) are left out where others have more."
     )
-    notes = [*counted_notes(traces.main), "All numbers: traces.csv, diagnostics.csv."]
+    notes = [*counted_notes(traces.main), *not_measured(traces.left_out)]
+    notes.append("All numbers: traces.csv, diagnostics.csv.")
     return Tabular.of(rows, columns, "Layers", lead, notes)
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,7 @@ class Traces(Result):
         about: names of model and data; checkpoint and step are those of the last checkpoint.
         device: where it was computed.
         best: for each layer the best approximation by each metric, at the last checkpoint.
+        left_out: the layers that could not be measured at some checkpoint, and why.
         origin: what the captions call the checkpoints together; empty: their names.
         log: what an optimizer recorded during the training; None: nothing.
         log_words: where that comes from: optimizer, data, model, seed and device.
@@ -69,6 +70,7 @@ class Traces(Result):
     about: Origin
     device: str
     best: Mapping[str, Any]
+    left_out: Mapping[str, str] = field(default_factory=dict)
     origin: str = ""
     log: "Recorder | None" = None
     log_words: str = ""
@@ -191,6 +193,7 @@ class Traces(Result):
                 for name, own in self.network.groupby("approximation", sort=False)
             },
             "layers": self.best,
+            **({"not_measured": dict(self.left_out)} if self.left_out else {}),
         }
 
     def figures(self) -> Iterator[Plate]:

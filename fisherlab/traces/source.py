@@ -111,7 +111,13 @@ def _of_run(config: TraceConfig, folder: Path) -> Subject:
         )
     masks: Mapping[str, Mask] = {} if ":" in wanted.model else models.spec(wanted.model).masks
     pair = NamedPair(task.train.inputs, task.train.targets, dataset, masks)
-    used = replace(config, data_dir=wanted.data_dir, samples=len(dataset), seed=wanted.seed)
+    used = replace(
+        config,
+        data_dir=wanted.data_dir,
+        samples=len(dataset),
+        seed=wanted.seed,
+        model_output=wanted.model_output,
+    )
     return Subject(
         config=used,
         model=task.model.eval(),
@@ -165,6 +171,7 @@ def _training_of(config: TraceConfig, trained: TrainConfig, run: FinishedRun) ->
         split=trained.split if config.data is None else TrainConfig.split,
         test_split=None if ":" in trained.model else NO_SPLIT,
         seed=trained.seed if config.seed is None else config.seed,
+        model_output=config.model_output or trained.model_output,
         precision=trained.precision if config.dtype is None else _PRECISIONS[config.dtype],
     )
 

@@ -11,6 +11,7 @@ from fisherlab.plots.profiles import MANY
 from fisherlab.records.definitions import MISSING, SCALE_NOTE, name_of
 from fisherlab.records.labels import label, number, short
 from fisherlab.report.console import SplitTable, TextColumn, context_line
+from fisherlab.report.overview import not_measured
 
 if TYPE_CHECKING:
     from fisherlab.traces.result import Traces
@@ -50,7 +51,8 @@ def console_table(traces: "Traces") -> RenderableType:
     ]
     table = SplitTable(names, parts)
     note = Text(f"all numbers: traces.csv, diagnostics.csv, stages.csv; {SCALE_NOTE}", style="dim")
-    return Group(Text(heading, style="bold"), table, context_line(traces.caption), note)
+    missing = map(Text, not_measured(traces.left_out))
+    return Group(Text(heading, style="bold"), table, *missing, context_line(traces.caption), note)
 
 
 def _column(head: str, cells: Iterable[str], right: bool = True) -> TextColumn:

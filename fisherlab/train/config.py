@@ -45,6 +45,10 @@ class TrainConfig(Config):
         Flag("A data set (see `list data`) in place of the model's own.", "NAME"),
     ] = None
     data_dir: Annotated[FilePath | None, Flag("Where to look for data first.", "DIR")] = None
+    model_output: Annotated[
+        str | None,
+        Flag("Of a model that returns several things.", "NAME", "logits, or the only tensor", name="output"),
+    ] = None
     samples: Annotated[Count | None, Flag("How many training samples.", shown="all")] = None
     split: Annotated[str, Flag("The training split.", "NAME")] = "train"
     test_split: Annotated[

@@ -55,7 +55,13 @@ def all_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def create(
-    name: str, model: nn.Module, options: Mapping[str, Any], *, likelihood: Any, seed: int
+    name: str,
+    model: nn.Module,
+    options: Mapping[str, Any],
+    *,
+    likelihood: Any,
+    seed: int,
+    output: str | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer of a model.
 
@@ -64,6 +70,8 @@ def create(
     """
     chosen = named_optimizer(name)
     arguments = {**chosen.fixed, **options}
+    if chosen.own and output is not None:
+        arguments["output"] = output
     try:
         if chosen.own:
             return chosen.make(model, likelihood=likelihood, seed=seed, **arguments)

@@ -330,3 +330,12 @@ def test_an_optimizer_draws_no_labels_at_padding():
     others.step()
     traces = [one.diagnostics().set_index("layer").loc["out", "trace_output"] for one in (steps, others)]
     assert 0 < traces[0] < traces[1]
+
+
+def test_inputs_are_told_with_their_names():
+    given = {"input_ids": TOKENS, "attention_mask": torch.full((3, T), torch.nan)}
+    with pytest.raises(InputError, match=r"the inputs 'attention_mask' of batch 0 hold values that are not"):
+        fl.exact_fisher(Reader("same"), given, "token-categorical")
+    given = {"input_ids": TOKENS, "attention_mask": torch.ones(3, T + 1)}
+    with pytest.raises(InputError, match=r"input_ids \[2, 5\] torch.int64, attention_mask \[2, 6\] torch.fl"):
+        fl.exact_fisher(Reader("same"), given, "token-categorical")

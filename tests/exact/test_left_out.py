@@ -1,7 +1,10 @@
 """Layers that are excluded, and layers that cannot be done: the others are done all the same."""
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import fisherlab as fl
@@ -68,7 +71,7 @@ def test_what_is_excluded_does_not_change_the_others():
 
 
 def test_nothing_left_is_refused():
-    with pytest.raises(InputError, match="not selected"):
+    with pytest.raises(InputError, match="leaves out all of the 3 layers"):
         fl.exact_fisher(net(), DATA, exclude="*")
     with pytest.raises(InputError, match=r"unknown layer '2.weight'"):  # which is in a block, with its bias
         fl.exact_fisher(net(), DATA, exclude="2.weight")
@@ -101,6 +104,20 @@ def test_a_comparison_lists_the_layers_that_could_not_be_measured(dtype):
     rows = c.layers.coverage().set_index("parameter")
     assert not rows.loc["inner.weight", "covered"]
     assert "not finite" in rows.loc["inner.weight", "reason"]
+
+
+@pytest.mark.filterwarnings("ignore:not measured")
+@pytest.mark.parametrize("analysis", [represent, trace])
+def test_tables_and_pages_list_the_layers_that_could_not_be_measured(analysis, tmp_path):
+    model, data = Root().double(), zeros_in(2)
+    found = analysis(model, data, **({"approximations": "kfac"} if analysis is trace else {}))
+    assert "spare" in found.left_out
+    assert "takes no part" in found.summary()["not_measured"]["spare"]
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(found.table())
+    page = found.write_page(tmp_path / "page.html", found.summary(), [], {}).read_text()
+    for text in (console.export_text(), page):
+        assert "not measured: spare: it takes no part" in text
 
 
 @pytest.mark.filterwarnings("ignore:not measured")

@@ -117,6 +117,8 @@ def test_globs_choose_and_exclude(mixed):
     assert list(fl.find_layers(mixed, "body.?", exclude="body.0")) == ["body.2"]
     found = reasons(fl.find_layers(mixed, "first"))
     assert found["body.0.weight"] == "not selected"
+    found = reasons(fl.find_layers(mixed, "body.?", exclude="body.0"))
+    assert (found["body.0.weight"], found["first.weight"]) == ("excluded", "not selected")
     table = fl.find_layers(mixed, "first").coverage().set_index("parameter")
     assert not table["covered"]["body.0.weight"]
     assert table["covered"]["first.weight"]
@@ -168,8 +170,12 @@ def test_a_model_without_blocks_is_refused_with_the_reasons(model, message):
 
 
 def test_a_selection_without_layers_is_refused(mixed):
-    with pytest.raises(InputError, match="not selected"):
+    with pytest.raises(InputError, match=r"exclude=\('\*',\) leaves out all of the 7 layers"):
         fl.find_layers(mixed, exclude="*")
+    with pytest.raises(InputError, match=r"exclude=\('body', 'first'\) leaves out all of the 2 layers"):
+        fl.find_layers(mixed, ("first", "body.2"), exclude=("body", "first"))
+    with pytest.raises(InputError, match="not selected"):
+        fl.find_layers(mixed, ())
 
 
 def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_linear():

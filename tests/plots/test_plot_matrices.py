@@ -165,7 +165,7 @@ def test_ticks_of_many_inputs_name_their_first_units(fisher):
 )
 def test_ticks_of_a_square_lie_in_it_and_name_input_and_unit(inputs, outputs, start, size):
     start %= max(1, inputs * outputs - size + 1)
-    ticks = matrices._ticks(magnitudes.Window(start, size), outputs)
+    ticks = matrices._ticks(magnitudes.Window(start, size), outputs, single=False)
     assert 1 <= len(ticks.places) <= 7
     for place, name in zip(ticks.places, ticks.names, strict=True):
         assert start <= place < start + size
@@ -240,3 +240,16 @@ def test_coupling_of_many_layers_shows_small_values_on_a_logarithmic_scale(capti
 def test_magnitude_map_grows_in_lightness():
     colors = matplotlib.colormaps[plots.style.MAGNITUDE_MAP](np.linspace(0, 1, 50))[:, :3]
     assert (np.diff(colors @ [0.2126, 0.7152, 0.0722]) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "words", "pair"), [(60, 1, "entry", False), (30, 2, "input, unit", True)]
+)
+def test_axes_of_a_vector_count_its_entries(outputs, inputs, words, pair):
+    F = np.eye(60)
+    figure = plots.heatmap(F, {"diagonal": F}, layer="0", outputs=outputs, inputs=inputs, caption="")
+    figure.draw_without_rendering()
+    assert words in [axes.get_xlabel() for axes in figure.axes]
+    names = [tick.get_text() for axes in figure.axes for tick in axes.get_xticklabels() if axes.images]
+    assert names
+    assert all(("," in name) == pair for name in names)

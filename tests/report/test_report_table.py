@@ -230,3 +230,10 @@ def test_names_of_rows_are_cut_before_a_table_is():
     assert len([line for line in split(36, least=10) if "1.23e4" in line]) == 1
     assert any(line.startswith("enc.lay.11.fc ") for line in split(36, least=10))
     assert any(line.startswith("encoder.layers.11.fc ") for line in split(80, least=10))
+
+
+@pytest.mark.parametrize(("target", "said"), [("predictive", False), ("monte-carlo", True)])
+def test_a_heading_says_whether_the_exact_block_has_drawn_labels(records, target, said):
+    text = printed(console_table(records.assign(target=target)))
+    assert "exact by kronecker" in text
+    assert ("exact by kronecker of drawn labels" in text) == said

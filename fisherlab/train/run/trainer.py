@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fisherlab.base import distributed
-from fisherlab.collect.outputs import Outputs
 from fisherlab.collect.refusals import require_finite_weights
 from fisherlab.errors import InputError
 from fisherlab.loop.augment import Augment
@@ -75,7 +74,14 @@ class Trainer:
         schedule = Schedule(config.schedule, self.steps, per_epoch, warm_up, config.step_every, config.power)
         data = task.train, self._order, schedule, self._augment
         self._steps = FabricSteps(
-            fabric, config, task.model, optimizer, objective, *data, config.accumulation
+            fabric,
+            config,
+            task.model,
+            optimizer,
+            objective,
+            *data,
+            config.accumulation,
+            config.model_output,
         )
         self._interpreter = Interpreter.of(task.model, task.test, config.eval_samples)
         asked = config.diagnostics_every is not None
@@ -106,7 +112,7 @@ class Trainer:
         inputs, _ = self._task.train.take(slice(0, 2))
         self._task.model.eval()
         with torch.no_grad():
-            outputs = Outputs(self._steps.forward)(inputs)
+            outputs = self._steps.outputs(inputs)
         targets = self._task.train.targets
         self._objective.likelihood.check(outputs[:1].expand(len(targets), *outputs.shape[1:]), targets)
 
@@ -233,7 +239,7 @@ class Trainer:
         if self._task.test is not None:
             self._task.model.eval()
             progress.test_loss, progress.value = tested(
-                self._steps.forward, self._task.test, self._objective, self._config.batch
+                self._steps.outputs, self._task.test, self._objective, self._config.batch
             )
         translations = self._translate()
         self._compare_with_best()

@@ -166,6 +166,7 @@ class TrainingRun:
             self.config.settings(),
             likelihood=self.objective.likelihood,
             seed=self.config.seed,
+            output=self.config.model_output,
         )
         self._trainer = Trainer(self.config, self.task, optimizer, self.objective, fabric)
         self._trainer.check()

@@ -86,6 +86,7 @@ def _imported(config: TrainConfig, device: torch.device) -> Task:
         dtype=DTYPES[config.precision],
         device=device,
         trained=False,
+        output=config.model_output,
     )
     train = Samples(prepared.inputs, prepared.targets, prepared.dataset)
     return Task(prepared.model, prepared.likelihood, train, None, {})
