@@ -157,9 +157,12 @@ def close(found: Tensor, expected: Tensor, scale: float) -> bool:
 
     In half precision four times that: torch's own kernels add up many terms in it.
     """
+    return _distance(found, expected) <= _allowed(expected, scale)
+
+
+def _allowed(expected: Tensor, scale: float) -> float:
     eps = torch.finfo(expected.dtype).eps
-    allowed = math.sqrt(eps) * (4 if eps > _SINGLE else 1) * max(scale, float(norm64(expected)))
-    return _distance(found, expected) <= allowed
+    return math.sqrt(eps) * (4 if eps > _SINGLE else 1) * max(scale, float(norm64(expected)))
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:
@@ -248,14 +251,27 @@ def _own_rows(
 def agree(view: LayerView, a: Inputs | Patches, g: Tensor, expected: Tensor, entering: float = 0.0) -> bool:
     """Whether Σ_n Σ_t g aᵀ is the expected matrix [m, d], up to rounding of what was summed."""
     dtype = torch.promote_types(g.dtype, torch.float32)
+    if not isinstance(a, Patches) and view.groups == 1:
+        return _agree_by_outputs(a.to(dtype), g.to(dtype), expected, entering)
     total, squares = torch.zeros(expected.shape, dtype=torch.float64, device=g.device), 0.0
     for part, rows in _pieces(a, g, dtype):
         by_group: Sequence[Inputs] = part.chunk(view.groups, -1) if isinstance(part, Tensor) else [part]
         pairs = zip(by_group, rows.chunk(view.groups, -1), strict=True)
-        for block, (inputs, own) in zip(total.chunk(view.groups), pairs, strict=True):
-            block += weighted_sum(own[None], inputs)[0]
+        total += torch.cat([weighted_sum(own[None], inputs)[0] for inputs, own in pairs])
         squares += float((squared_norms(part) * rows.square().sum(-1)).double().sum())
     return close(total, expected, max(math.sqrt(squares), entering))
+
+
+def _agree_by_outputs(a: Inputs, g: Tensor, expected: Tensor, entering: float) -> bool:
+    """The same for some outputs at a time, for a block may be as large as a model."""
+    if (g.shape[-1], a.shape[-1]) != expected.shape:
+        return False
+    squares = float((squared_norms(a) * g.square().sum(-1)).double().sum())
+    apart = 0.0
+    for start, stop in spans(len(expected), 3 * 8 * expected.shape[1], _CHUNK_BYTES):
+        V = weighted_sum(g[None, ..., start:stop], a)[0]
+        apart += _distance(V, expected[start:stop]) ** 2
+    return math.sqrt(apart) <= _allowed(expected, max(math.sqrt(squares), entering))
 
 
 def _pieces(a: Inputs | Patches, g: Tensor, dtype: torch.dtype) -> Iterator[tuple[Inputs, Tensor]]:

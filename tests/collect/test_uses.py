@@ -186,9 +186,18 @@ def test_a_comparison_has_what_is_made_of_gradients_and_says_why_not_the_rest():
     expected = fl.compare(model, data, methods, **options).records.query("layer == 'table'")
     expected = expected.set_index("approximation")
     for method in ("diagonal", "nearest-kronecker"):
-        for column in ("relative_error", "gradient_cosine", "trace_ratio"):
-            if column in rows:
-                assert rows.loc[method, column] == pytest.approx(expected.loc[method, column], rel=1e-9)
+        for column in ("relative_error", "scaled_error", "direction_cosine"):
+            assert rows.loc[method, column] == pytest.approx(expected.loc[method, column], rel=1e-9)
+
+
+def test_a_method_that_cannot_fit_is_empty_and_the_others_are_not():
+    model, data = tied(plain, 3000, 4, inner=inner(4)), words()
+    options = {"likelihood": "token-categorical", "kind": "empirical", "spectra": False, "layers": "table"}
+    rows = fl.compare(model, data, ("diagonal", "nearest-kronecker"), memory="128MiB", **options).records
+    rows = rows.set_index("approximation")
+    note = "not measured: nearest-kronecker would need 207 MiB, more than the memory limit of 128 MiB"
+    assert rows.loc["nearest-kronecker", "note"].startswith(note)
+    assert rows.loc["diagonal", "relative_error"] > 0
 
 
 def test_a_large_look_at_gradients_is_left_out_with_what_it_takes(monkeypatch):
