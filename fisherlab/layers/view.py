@@ -92,6 +92,12 @@ class LayerCall:
         """The input, the output and the rows that count alone."""
         return replace(self, edge=None, slope=None)
 
+    def in_dtype(self, dtype: torch.dtype) -> "LayerCall":
+        """The same for a and g of this type, whatever it was in; of the output only the shape is kept."""
+        x = self.input.to(dtype) if self.input.is_floating_point() else self.input
+        output = self.output.new_empty((), dtype=dtype).expand(self.output.shape)
+        return replace(self, input=x, output=output)
+
     def lengthened(self, positions: int) -> "LayerCall":
         """The same with rows at its end that do not count, where it says which do: so many of a sample."""
         if self.valid is None or self.valid.dim() < 2:
