@@ -27,6 +27,7 @@ from fisherlab.collect.hooks import (
     inputs_of,
     layerwise_slope,
     outputs_of,
+    roots_of,
     unchanged,
     unit_columns,
     valid_of,
@@ -412,11 +413,15 @@ class Collector:
                     (call, layerwise_slope(call, activation, kind).unsqueeze(0))
                     for call, activation in zip(seen[name], found[name], strict=True)
                 ]
-                g = self._outputs(batches[name], name, kind, calls, samples)
+                view, valid = self.layers[name], batches[name].valid
+                roots = roots_of(view, calls, samples, self.batch_dim)
+                roots = roots if valid is None else roots.masked_fill(~valid[None, :, :, None], 0.0)
                 if kind.draws:
-                    g = draw_layerwise(g, kind.draws, generators, f"{kind} of {name}")
+                    g = draw_layerwise(roots, kind.draws, generators, f"{kind} of {name}")
                 elif kind == LAYERWISE_COLUMNS:
-                    g = unit_columns(g)
+                    g = unit_columns(roots)
+                else:
+                    g = roots if len(roots) == 1 else torch.linalg.vector_norm(roots, dim=0, keepdim=True)
                 batches[name].g[kind] = g
 
     def _outputs(
