@@ -450,7 +450,7 @@ def outputs_of(
 def roots_of(
     view: LayerView, calls: Sequence[tuple[LayerCall, Tensor]], samples: int, batch_dim: int
 ) -> Tensor:
-    """The slopes [1, …] at the outputs of a layer's calls, likewise, see `LayerView.to_roots`: [r, n, t, m]."""
+    """The slopes [1, …] at the outputs of a layer's calls, as `LayerView.to_roots`: [r, n, t, m]."""
     pieces = [view.to_roots(slope, call, samples, batch_dim) for call, slope in calls]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 

@@ -312,7 +312,7 @@ def grouped(model: nn.Module, layers: Layers, options: Options) -> list[dict[str
         for name in rows:
             if name in covered or len(rows[name]) < len(parameters[name]):
                 raise InputError(
-                    f"layers that share the parameter {name!r} are in different groups, some are left out, or "
+                    f"layers that share the parameter {name!r} are in different groups, left out in part, or "
                     "some of its rows are in no layer; keep them together"
                 )
         group["params"] = [parameters[name] for name in rows]
