@@ -90,10 +90,7 @@ def why_not(
     if view.vector:  # whose g are sums over positions already
         known = (g for g in gradients if g is not None)
         entering = math.hypot(*(float(torch.linalg.vector_norm(g.double())) for g in known))
-    try:
-        return "" if agree(view, a, g, expected, entering) else USED_ELSEWHERE
-    except RuntimeError:  # a and g of other sizes than the block: its samples are in another dimension
-        return USED_ELSEWHERE
+    return "" if agree(view, a, g, expected, entering) else USED_ELSEWHERE
 
 
 def _why_not_of_uses(
@@ -249,7 +246,13 @@ def _own_rows(
 
 
 def agree(view: LayerView, a: Inputs | Patches, g: Tensor, expected: Tensor, entering: float = 0.0) -> bool:
-    """Whether Σ_n Σ_t g aᵀ is the expected matrix [m, d], up to rounding of what was summed."""
+    """Whether Σ_n Σ_t g aᵀ is the expected matrix [m, d], up to rounding of what was summed.
+
+    It is not where a and g have other sizes: their samples are in another dimension, or an adapter tells of
+    another part of the weight.
+    """
+    if expected.shape != (g.shape[-1], a.shape[-1] // view.groups):
+        return False
     dtype = torch.promote_types(g.dtype, torch.float32)
     if not isinstance(a, Patches) and view.groups == 1:
         return _agree_by_outputs(a.to(dtype), g.to(dtype), expected, entering)

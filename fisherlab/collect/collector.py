@@ -27,11 +27,12 @@ from fisherlab.collect.hooks import (
     inputs_of,
     layerwise_slope,
     outputs_of,
+    roots_of,
     unchanged,
     unit_columns,
     valid_of,
 )
-from fisherlab.collect.layer_batch import LayerBatch, mask_of, masked, valid_positions, whole
+from fisherlab.collect.layer_batch import LayerBatch, mask_of, masked, masked_slopes, valid_positions, whole
 from fisherlab.collect.left_out import LeftOutLayers, Reasons, T, made
 from fisherlab.collect.outputs import Output, Outputs
 from fisherlab.collect.own_labels import own_labels
@@ -246,7 +247,7 @@ class Collector:
         self._fail(self._reading.not_right(seen, outputs, start, start + samples, index))
         needs = {name: kinds for name, kinds in needs.items() if name not in self._failed}
         batches = {name: self._layer_batch(name, inputs, seen.get(name, []), start) for name in needs}
-        self._layerwise(batches, needs, seen, outputs, generators, samples)
+        self._layerwise(batches, needs, seen, outputs, generators, inputs)
         yield {n: batch.part(batch.g, True) for n, batch in batches.items() if n not in self._failed}
         wanted = [kind for kind in LABEL_KINDS if any(kind in kinds for kinds in needs.values())]
         for kind in wanted:
@@ -410,24 +411,30 @@ class Collector:
         seen: Mapping[str, list[LayerCall]],
         outputs: Tensor,
         generators: Generators,
-        samples: int,
+        inputs: ModelInputs,
     ) -> None:
         """Gives the batches the g of the kinds of layer-wise sampling that they need."""
+        samples = self.batches.size(inputs)
         wanted = {n: sorted(kind for kind in map(LabelKind, needs[n]) if kind.layerwise) for n in needs}
         names = [name for name, kinds in wanted.items() if kinds]
         found = find_activations(outputs, {name: seen[name] for name in names})
         self._fail({name: InputError(unreached(name)) for name in names if name not in found})
         for name in found:
             for kind in wanted[name]:
-                calls = [
-                    (call, layerwise_slope(call, activation, kind).unsqueeze(0))
+                view, valid = self.layers[name], batches[name].valid
+                slopes = [
+                    layerwise_slope(call, activation, kind).unsqueeze(0)
                     for call, activation in zip(seen[name], found[name], strict=True)
                 ]
-                g = self._outputs(batches[name], name, kind, calls, samples)
+                pairs = zip(seen[name], masked_slopes(view, inputs, slopes), strict=True)
+                roots = roots_of(view, list(pairs), samples, self.batch_dim)
+                roots = roots if valid is None else roots.masked_fill(~valid[None, :, :, None], 0.0)
                 if kind.draws:
-                    g = draw_layerwise(g, kind.draws, generators, f"{kind} of {name}")
+                    g = draw_layerwise(roots, kind.draws, generators, f"{kind} of {name}")
                 elif kind == LAYERWISE_COLUMNS:
-                    g = unit_columns(g)
+                    g = unit_columns(roots)
+                else:
+                    g = roots if len(roots) == 1 else torch.linalg.vector_norm(roots, dim=0, keepdim=True)
                 batches[name].g[kind] = g
 
     def _outputs(

@@ -58,7 +58,7 @@ def unchanged(model: nn.Module, *, full: bool = True) -> Iterator[None]:
         full: whether products are in full precision, without autocast.
     """
     modes = [(module, module.training) for module in model.modules()]
-    buffers, attributes = _Buffers(model), _Attributes(model)
+    buffers, attributes, bounded = _Buffers(model), _Attributes(model), _bounded_weights(model)
     devices = {p.device for p in model.parameters()}
     with ExitStack() as stack:
         stack.callback(_depth.reset, _depth.set(_depth.get() + 1))
@@ -77,6 +77,17 @@ def unchanged(model: nn.Module, *, full: bool = True) -> Iterator[None]:
                 module.training = mode
             buffers.put_back()
             attributes.put_back()
+            with torch.no_grad():
+                for weight, before in bounded:
+                    if not torch.equal(weight, before):
+                        weight.copy_(before)
+
+
+def _bounded_weights(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The weights that a forward pass writes, of embeddings with `max_norm`, and their numbers."""
+    modules = [m for m in model.modules() if getattr(m, "max_norm", None) is not None]
+    weights = [m.weight for m in modules if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+    return [(weight, weight.detach().clone()) for weight in weights]
 
 
 def _of_plain_inputs(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -299,20 +310,32 @@ def drawn_layerwise(slope: Tensor, noise: Tensor) -> Tensor:
     return noise.mul_(slope).mul_(-(len(noise) ** -0.5))
 
 
-def draw_layerwise(slope: Tensor, draws: int, generators: Generators, use: str) -> Tensor:
-    """`drawn_layerwise` with ε from the generator of a use, one sample after the other."""
-    numbers = tuple(slope.shape[2:])
+def draw_layerwise(roots: Tensor, draws: int, generators: Generators, use: str) -> Tensor:
+    """−Σ_r root_r∘ε_r/√k with ε from the generator of a use, one sample after the other: [k, n, t, m].
+
+    ε_r has a number for each of the m/r entries of a norm's scale, which is that of its shift too.
+    """
+    numbers = tuple(roots.shape[2:])
 
     def draw(samples: int, generator: torch.Generator) -> Tensor:
-        return normal(slope[0, :1].expand(samples, *numbers), draws, numbers, generator)
+        return normal(roots[0, :1].expand(samples, *numbers), draws, numbers, generator)
 
-    return drawn_layerwise(slope, normal(slope[0], draws, numbers, generators.ready(use, draw)))
+    noise = normal(roots[0], draws, numbers, generators.ready(use, draw))
+    if len(roots) == 1:
+        return drawn_layerwise(roots, noise)
+    pairs = zip(roots, noise.chunk(len(roots), -1), strict=True)
+    return sum(drawn_layerwise(root, own.repeat(1, 1, 1, len(roots))) for root, own in pairs)  # type: ignore
 
 
-def unit_columns(slope: Tensor) -> Tensor:
-    """φ'(s_tj) e_tj for every unit j and position t: [t·m, n, t, m] from the slope [1, n, t, m]."""
-    columns = torch.diag_embed(slope[0].flatten(1)).transpose(0, 1)
-    return columns.unflatten(-1, slope.shape[2:])
+def unit_columns(roots: Tensor) -> Tensor:
+    """root_r(tj) e_tj for every unit j, position t and r: [t·m, n, t, m] from [r, n, t, m]; see `to_roots`.
+
+    The unit of a norm's scale is that of its shift: both are in one column.
+    """
+    r, _, t, m = roots.shape
+    entries = roots.unflatten(-1, (r, m // r)).transpose(2, 3).flatten(3)
+    columns = torch.diag_embed(entries).permute(0, 4, 1, 2, 3).flatten(0, 1)
+    return columns.unflatten(-1, (t, m // r)).transpose(2, 3).flatten(3)
 
 
 def backward(
@@ -425,6 +448,14 @@ def outputs_of(
 ) -> Tensor:
     """Tensors [c, …] shaped as the outputs of a layer's calls, likewise: g [c, n, t, m]."""
     pieces = [view.to_outputs(g, call, samples, batch_dim) for call, g in calls]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+
+def roots_of(
+    view: LayerView, calls: Sequence[tuple[LayerCall, Tensor]], samples: int, batch_dim: int
+) -> Tensor:
+    """The slopes [1, …] at the outputs of a layer's calls, as `LayerView.to_roots`: [r, n, t, m]."""
+    pieces = [view.to_roots(slope, call, samples, batch_dim) for call, slope in calls]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 

@@ -220,6 +220,28 @@ def valid_positions(
     return valid
 
 
+def masked_slopes(view: LayerView, inputs: ModelInputs, slopes: Sequence[Tensor]) -> list[Tensor]:
+    """The slopes [1, n, t, …] at the outputs of a norm's calls, with zeros where its mask says so.
+
+    Raises:
+        InputError: for a mask that is not one of these positions.
+    """
+    if view.mask is None or not view.vector:
+        return list(slopes)
+    own = mask_of(view, inputs)
+    lengths = [slope.shape[2] if slope.dim() > 3 else 1 for slope in slopes]
+    if own.shape != (slopes[0].shape[1], sum(lengths)):
+        raise InputError(
+            f"the mask of layer {view.name!r} has shape {list(own.shape)}; it must be a bool for each "
+            f"sample and position, {[slopes[0].shape[1], sum(lengths)]}"
+        )
+    found = []
+    for slope, valid in zip(slopes, own.split(lengths, 1), strict=True):
+        places = valid if slope.dim() > 3 else valid.squeeze(1)
+        found.append(slope * places.view(1, *places.shape, *[1] * (slope.dim() - 1 - places.dim())))
+    return found
+
+
 def mask_of(view: LayerView, inputs: ModelInputs) -> Tensor:
     """What a layer's mask gives for these inputs, a bool tensor.
 

@@ -79,8 +79,12 @@ def padded_layers(layers: Layers, inputs: ModelInputs, outputs: Outputs, batch_d
     for name, view in calls.items():
         found_g = [(call, next(gradients)) for call in seen[name]]
         pairs = [(call, call.gradients(None if g is None else g.unsqueeze(0))) for call, g in found_g]
-        if pairs and view.mask is None and not view.vector:
-            g = outputs_of(view, pairs, samples, batch_dim)[0]
+        if pairs and view.mask is None:
+            if view.vector:  # whose own g have no positions left
+                rows = [g[0].reshape(*g.shape[1:3], -1) for _, g in pairs if g.dim() > 3]
+                g = torch.cat(rows or [column.new_zeros(0, 0, 0)], 1)
+            else:
+                g = outputs_of(view, pairs, samples, batch_dim)[0]
             key = _fitting(view, g, small, len(pairs))
             if key is not None:
                 layers = layers.with_mask([name], Padding(key, len(pairs)))

@@ -7,7 +7,7 @@ from fisherlab.arguments import Count, check
 from fisherlab.collect.collector import Collector
 from fisherlab.errors import MemoryLimitError, NotSupportedError, bytes_text
 from fisherlab.layers import LayerView
-from fisherlab.likelihoods.labels import DRAWN, LAYERWISE, PREDICTIVE, LabelKind
+from fisherlab.likelihoods.labels import DRAWN, LAYERWISE, LAYERWISE_COLUMNS, PREDICTIVE, LabelKind
 from fisherlab.linalg.packing import packed_size
 
 METHODS = ("auto", "per-sample", "kronecker", "gram")
@@ -242,7 +242,8 @@ class _Chooser:
                 f"the layer-wise Fisher has a closed form; method={self.method!r} does not apply, use 'auto'"
             )
         samples = self.collector.batches.count()
-        entries = view.outputs * packed_size(view.inputs)
+        paired = view.vector and len(view.parameters) > 1  # scale and shift of a norm have one ε
+        entries = view.size**2 if paired else view.outputs * packed_size(view.inputs)
         held = entries * _DOUBLE * self.copies + view.outputs * view.inputs**2 * _DOUBLE
         if held > memory:
             raise MemoryLimitError(
@@ -250,4 +251,7 @@ class _Chooser:
                 f"{bytes_text(memory)} left of the memory limit; give a larger limit"
             )
         operations = 2.0 * entries * (samples or 1)
+        if paired:
+            total = None if samples is None else samples * view.outputs
+            return BlockPlan(view.name, "per-sample", LAYERWISE_COLUMNS, samples, total, operations, held)
         return BlockPlan(view.name, "layerwise", LAYERWISE, samples, samples, operations, held)

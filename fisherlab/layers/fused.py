@@ -12,6 +12,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from fisherlab.errors import InputError
 from fisherlab.layers.adapter import Adapter, ModuleAdapter, adapter_of, kin_adapter
 from fisherlab.layers.linear import LINEAR
 
@@ -40,8 +41,19 @@ class Part:
     adapter: Adapter = LINEAR
 
     def shape(self, module: nn.Module) -> tuple[int, int]:
-        """(m, d) of W."""
-        m, d = self.adapter.matrix(module, of_rows(getattr(module, self.weight), self.rows, 1)).shape
+        """(m, d) of W.
+
+        Raises:
+            InputError: where its rows of the weight are no matrix.
+        """
+        weight = getattr(module, self.weight)
+        try:
+            m, d = self.adapter.matrix(module, of_rows(weight, self.rows, 1)).shape
+        except (IndexError, ValueError):
+            raise InputError(
+                f"part {self.name!r} of a {type(module).__name__}: rows={self.rows!r} of {self.weight!r}, of "
+                f"shape {list(weight.shape)}, are no matrix; mend the adapter's parts"
+            ) from None
         return m, d
 
 

@@ -56,6 +56,34 @@ class NormAdapter(Adapter):
         parts = [] if x is None else [self.summed(module, g * self.normalised(module, x))]
         return torch.cat([*parts, self.summed(module, g)] if shift else parts, dim=-1)
 
+    def root(self, module: nn.Module, slope: Tensor, x: Tensor | None, shift: bool) -> Tensor:
+        """What outputs with independent ε∘slope at every place give: columns with the same second moments.
+
+        Those of an entry are [Σ φ'²x̂², Σ φ'²x̂; Σ φ'²x̂, Σ φ'²] over the places that share it.
+
+        Args:
+            module: the norm.
+            slope: φ', shaped as the output [1, l, …].
+            x: the input; None: the shift alone.
+            shift: whether there is one.
+
+        Returns:
+            [1, l, 1, p]; of scale and shift a Cholesky factor's two columns, [2, l, 1, 2 p].
+        """
+        squares = slope.square()
+        shifts = self.summed(module, squares)
+        if x is None:
+            return shifts.sqrt()
+        normalised = self.normalised(module, x)
+        scales = self.summed(module, squares * normalised.square()).sqrt()
+        if not shift:
+            return scales
+        below = self.summed(module, squares * normalised) / scales.masked_fill(scales == 0, 1)
+        rest = (shifts - below.square()).clamp(min=0).sqrt()
+        return torch.cat(
+            [torch.cat([scales, below], -1), torch.cat([torch.zeros_like(scales), rest], -1)], dim=0
+        )
+
     def summed(self, module: nn.Module, g: Tensor) -> Tensor:
         """[c, l, …] summed over the dimensions that share the scale: [c, l, 1, p]."""
         if self.channels:

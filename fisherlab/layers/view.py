@@ -95,6 +95,12 @@ class LayerCall:
         """The input, the output and the rows that count alone."""
         return replace(self, edge=None, slope=None)
 
+    def in_dtype(self, dtype: torch.dtype) -> "LayerCall":
+        """The same for a and g of this type, whatever it was in; of the output only the shape is kept."""
+        x = self.input.to(dtype) if self.input.is_floating_point() else self.input
+        output = self.output.new_empty((), dtype=dtype).expand(self.output.shape)
+        return replace(self, input=x, output=output)
+
     def lengthened(self, positions: int) -> "LayerCall":
         """The same with rows at its end that do not count, where it says which do: so many of a sample."""
         if self.valid is None or self.valid.dim() < 2:
@@ -266,6 +272,17 @@ class LayerView(BlockShape):
         else:
             shaped = self.adapter.outputs(self.modules[0], g)
         return shaped.reshape(g.shape[0], samples, -1, shaped.shape[-1])
+
+    def to_roots(self, slope: Tensor, call: LayerCall, samples: int, batch_dim: int = 0) -> Tensor:
+        """φ' of a call, [1, …] shaped as its output, as [r, n, t, m]: r = 1 but for a norm's scale and shift.
+
+        Its squares, summed over r, are the variances under layer-wise sampling; see `NormAdapter.root`.
+        """
+        if not isinstance(self.adapter, NormAdapter):
+            return self.to_outputs(slope, call, samples, batch_dim)
+        x = self._rows_first(call.input, 0, batch_dim) if self.weight else None
+        root = self.adapter.root(self.modules[0], self._rows_first(slope, 1, batch_dim), x, bool(self.bias))
+        return root.reshape(len(root), samples, -1, root.shape[-1])
 
     def to_matrix(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """Gradients by parameter name, with any leading dimensions, as one [..., m, d] matrix."""

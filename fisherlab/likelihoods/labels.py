@@ -60,6 +60,8 @@ class LabelKind(str):
     @property
     def target(self) -> "LabelKind":
         """The kind of Fisher that these labels make; drawing one a sample stands for the expectation."""
+        if self == LAYERWISE_COLUMNS:
+            return LAYERWISE
         return MONTE_CARLO if self == DRAWN else self
 
 

@@ -108,7 +108,7 @@ class Observer:
     ) -> Observation:
         """What the g [c, n, t, m] of calls of a layer says of its statistics."""
         view, dtype, dim = self._blocks[name].view, self._gradients.dtype_of(name), self._dims[name]
-        uses = [replace(call.use, input=call.use.input.to(dtype)) for call in calls]
+        uses = [call.use.in_dtype(dtype) for call in calls]
         valid = valid_of(view, uses, samples, dim)
         g = g if valid is None else g.masked_fill(~valid[None, :, :, None], 0.0)
         a = partial(inputs_of, view, uses, samples, dim)

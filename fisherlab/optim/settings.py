@@ -316,8 +316,8 @@ def grouped(model: nn.Module, layers: Layers, options: Options) -> list[dict[str
         for name in rows:
             if name in covered or len(rows[name]) < len(parameters[name]):
                 raise InputError(
-                    f"layers that share the parameter {name!r} are in different groups, or some of them are "
-                    "left out; keep them together"
+                    f"layers that share the parameter {name!r} are in different groups, left out in part, or "
+                    "some of its rows are in no layer; keep them together"
                 )
         group["params"] = [parameters[name] for name in rows]
         covered |= rows

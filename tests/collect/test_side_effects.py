@@ -311,3 +311,21 @@ def test_ties_are_not_broken(method):
             (g,) = torch.autograd.grad(log_p, model.table.weight, retain_graph=True)
             trace += float(log_p.exp() * g.square().sum()) / len(x)
     torch.testing.assert_close(float(block.trace()), trace, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("cls", [nn.Embedding, nn.EmbeddingBag])
+def test_weights_that_a_forward_pass_writes_are_put_back(cls):
+    """Those of embeddings with `max_norm`."""
+    torch.manual_seed(0)
+    last = [nn.Flatten(), nn.Linear(20, 3)] if cls is nn.Embedding else [nn.Linear(5, 3)]
+    model = nn.Sequential(cls(7, 5, max_norm=0.5), *last)
+    x, y = torch.randint(7, (6, 4)), torch.randint(3, (6,))
+    before = state_of(model)
+    fl.exact_fisher(model, (x, y))
+    assert_same(before, state_of(model))
+    optimizer, other = fl.optim.KFAC(model), copy.deepcopy(model)
+    model(x)
+    other(x)
+    assert torch.equal(model[0].weight, other[0].weight)
+    assert not torch.equal(model[0].weight, before["state"]["0.weight"])
+    del optimizer

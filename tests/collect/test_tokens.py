@@ -86,6 +86,26 @@ def test_a_padded_batch_is_its_samples(head, kind):
         assert distance(F.dense(), sum(part[name].dense() for part in parts) / 3) < 1e-12
 
 
+class Normed(Reader):
+    """With a norm, whose own gradients have no positions left."""
+
+    def __init__(self) -> None:
+        super().__init__("same")
+        self.embedding = nn.Sequential(self.embedding, nn.LayerNorm(4).double(), nn.Tanh())
+
+
+@pytest.mark.parametrize("kind", ["predictive", "layerwise"])
+def test_a_norms_positions_are_those_of_its_samples(kind):
+    model, likelihood = Normed(), "token-categorical"
+    F = fl.exact_fisher(model, batch(labels=True), likelihood, kind, layers=["embedding.1"])
+    parts = [
+        fl.exact_fisher(model, alone(n, labels=True), likelihood, kind, layers=["embedding.1"])
+        for n in range(3)
+    ]
+    expected = sum(part["embedding.1"].dense() for part in parts) / 3
+    assert distance(F["embedding.1"].dense(), expected) < 1e-12
+
+
 @pytest.mark.parametrize("labels", [True, False])
 def test_statistics_of_a_padded_batch_count_its_tokens_alone(labels):
     model, names = Reader("same"), ("kfac", "tkfac", "lngd", "foof")

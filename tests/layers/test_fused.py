@@ -10,6 +10,7 @@ from torch.nn import functional
 
 import fisherlab as fl
 from fisherlab.collect.hooks import capture
+from fisherlab.errors import InputError
 from fisherlab.layers import adapter as registry
 from fisherlab.layers import spelled_out
 
@@ -241,3 +242,33 @@ def test_a_forward_that_tells_what_is_not_so_spoils_no_block(registered, data):
     with pytest.warns(UserWarning, match="do not give the gradient of its parameters"):
         loss_of_a_step(model, optimizer := fl.optim.KFAC(model), data)
     assert list(optimizer.rates()["layer"]) == ["head"]
+
+
+@pytest.mark.parametrize("rows", [slice(0, 5), slice(0, 8), None])
+def test_parts_that_overlap_are_left_out_in_training(registered, data, rows):
+    """The blocks of an analysis are made of the samples' gradients, and right."""
+
+    class Overlapping(FusedGateAdapter):
+        def parts(self, module):
+            first, *others = super().parts(module)
+            return [fl.Part("q", first.weight, first.bias, rows, rows), *others]
+
+    fl.register_layer(Overlapping())
+    torch.manual_seed(0)
+    model = Net().double()
+    V = samples_gradients(model, data, "gate.q").mT.flatten(1)
+    F = fl.exact_fisher(model, data, kind="empirical", layers=["gate.q"])["gate.q"].dense()
+    assert torch.allclose(F, V.T @ V / len(V), rtol=1e-12)
+    with pytest.warns(UserWarning, match=r"layer 'gate\.q'.*do not give the gradient of its parameters"):
+        loss_of_a_step(model, optimizer := fl.optim.KFAC(model), data)
+    assert "gate.q" not in set(optimizer.rates()["layer"])
+
+
+def test_rows_that_are_no_matrix_are_refused(registered):
+    class Wrong(FusedGateAdapter):
+        def parts(self, module):
+            return [fl.Part("q", "qkv", "qkv_bias", 0, 0)]
+
+    fl.register_layer(Wrong())
+    with pytest.raises(InputError, match=r"part 'q' of a FusedGate: rows=0 of 'qkv', of shape \[12, 4\]"):
+        fl.find_layers(Net())

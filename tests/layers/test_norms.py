@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fisherlab as fl
+from fisherlab.collect.hooks import draw_layerwise, unit_columns
 from fisherlab.layers import adapter
 from fisherlab.layers.recognised import RecognisedNormAdapter
+from fisherlab.likelihoods.draws import Generators
 
 
 class Root(nn.Module):
@@ -280,3 +282,64 @@ def test_its_gradients_are_those_of_autograd(shape, size, channels, shift):
     for n in range(3):
         own = torch.autograd.grad(module(x[n : n + 1]), list(module.parameters()), g[0, n : n + 1])
         assert torch.allclose(V[n], torch.cat(own), rtol=1e-12, atol=1e-12)
+
+
+LAYERWISE = {
+    "rows": (lambda: nn.LayerNorm(4), (3, 4), 1),
+    "one row": (lambda: nn.LayerNorm(4), (1, 4), 1),
+    "called twice": (lambda: nn.LayerNorm(4), (3, 4), 2),
+    "no shift": (lambda: nn.LayerNorm(4, bias=False), (3, 4), 1),
+    "channels": (lambda: nn.GroupNorm(2, 4), (4, 3, 2), 1),
+    "recognised": (lambda: Root(4, bias=True), (3, 4), 1),
+}
+
+
+@pytest.mark.parametrize("bias", ["joint", "separate"])
+@pytest.mark.parametrize("case", LAYERWISE)
+def test_the_layerwise_fisher_of_a_norm_is_that_of_independent_noise_at_every_place(case, bias):
+    """F = Σ V Vᵀ over the places of its output, V what φ'(s) at one of them gives the scale and the shift."""
+    build, shape, times = LAYERWISE[case]
+    torch.manual_seed(0)
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        for _ in range(times):
+            x = net.norm(x).tanh()
+        return net.head(x.flatten(1))
+
+    size = torch.Size(shape).numel()
+    model = Net(forward, norm=build(), head=nn.Linear(size, 3)).double()
+    with torch.no_grad():
+        for parameter in model.norm.parameters():
+            parameter.copy_(torch.rand_like(parameter) + 0.5)
+    x = torch.randn(5, *shape, dtype=torch.float64)
+    own = dict(model.norm.named_parameters())
+    F = dict.fromkeys([tuple(own)] if bias == "joint" else [(name,) for name in own], 0.0)
+    for inputs in x.split(1):
+        for _ in range(times):
+            s = model.norm(inputs)
+            inputs = s.tanh().detach()
+            slopes = (1 - inputs.square()).flatten()
+            for place, slope in enumerate(slopes):
+                found = torch.autograd.grad(s.flatten()[place], own.values(), slope, retain_graph=True)
+                gradients = dict(zip(own, found, strict=True))
+                for names in F:
+                    V = torch.cat([gradients[name] for name in names])
+                    F[names] = F[names] + V.outer(V) / len(x)
+    data = x, torch.zeros(5, dtype=torch.int64)
+    blocks = fl.exact_fisher(model, data, kind="layerwise", layers=["norm*"], bias=bias)
+    diagonals = fl.approximate("diagonal", model, data, kind="layerwise", layers=["norm*"], bias=bias)
+    assert len(blocks) == len(F)
+    for (name, block), expected in zip(blocks.items(), F.values(), strict=True):
+        assert relative(block.dense(), expected) < 1e-12
+        assert relative(diagonals[name].diagonal(), expected.diagonal()) < 1e-12
+
+
+def test_draws_of_a_norm_have_its_layerwise_fisher_as_their_mean():
+    torch.manual_seed(0)
+    roots = torch.rand(2, 1, 2, 6, dtype=torch.float64)
+    roots[1, ..., :3] = 0
+    columns = unit_columns(roots).flatten(1)
+    drawn = draw_layerwise(roots, 200_000, Generators(0, 0), "draws").flatten(1)
+    expected = columns.mT @ columns
+    assert relative(drawn.mT @ drawn, expected) < 0.01
+    assert float(expected[0, 3]) > 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from optim.cases import METHODS, Batch, assert_close, assert_same, batches, network, train, weights
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
@@ -23,7 +23,7 @@ def scaled(
     scaler: torch.amp.GradScaler,
     data: list[Batch],
     largest: float | None = None,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     """The loop of `torch.amp`."""
     for x, y in data:
         optimizer.zero_grad()
@@ -212,3 +212,32 @@ def test_training_goes_on_after_a_gradient_that_is_not_finite(method):
     found = train(model, optimizer, data[1:])
     if method in ("lngd", "lngd-sample", "lngd-empirical", "kfac-empirical", "ngplus"):
         assert_close(found, train(usual, METHODS[method](usual, **DUE), data))
+
+
+def only_biases() -> nn.Module:
+    """Frozen weights, as BitFit has them: blocks whose a are ones."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    for layer in (model[0], model[2]):
+        layer.weight.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_statistics_have_the_digits_of_float32_whatever_the_model_has(method, autocast):
+    torch.manual_seed(0)
+    dtype = torch.float32 if autocast else torch.bfloat16
+    model, x = only_biases().to(dtype), torch.randn(8, 6, dtype=dtype)
+    optimizer = METHODS[method](model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = nn.functional.cross_entropy(model(x).float(), torch.arange(8) % 3)
+    loss.backward()
+    optimizer.step()
+    kept = [value for value in nested(optimizer.state_dict()) if isinstance(value, Tensor)]
+    assert kept
+    assert all(value.dtype in (torch.float32, torch.float64) for value in kept if value.is_floating_point())
+
+
+def nested(value):
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else None
+    return [value] if parts is None else [own for part in parts for own in nested(part)]
