@@ -16,7 +16,7 @@ from fisherlab.approximations.collected import (
     basis_of,
     collect_statistics,
     layer_work,
-    named_activations,
+    layers_for,
 )
 from fisherlab.approximations.ekfac import EKFAC, TEKFAC
 from fisherlab.approximations.kfac import KFAC
@@ -49,8 +49,8 @@ __all__ = [
     "create",
     "create_all",
     "layer_work",
+    "layers_for",
     "load_statistics",
-    "named_activations",
     "register_approximation",
     "registered",
     "why_not_built",

@@ -77,14 +77,7 @@ def collect_statistics(
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
     memory = parse_bytes(given["memory"])
     with limited(memory):
-        chosen = select_layers(
-            model,
-            layers,
-            given["exclude"],
-            bias=given["bias"],
-            activations=named_activations(methods),
-            masks=masks_of(data),
-        )
+        chosen = layers_for(methods, model, layers, data, given)
         collector = Collector(model, chosen, data, likelihood, **of_pass(given))
         if kind == LAYERWISE:
             collector.leave_out(no_layerwise(collector))
@@ -196,14 +189,7 @@ def approximate(
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
     memory = parse_bytes(given["memory"])
     with limited(memory):
-        chosen = select_layers(
-            model,
-            layers,
-            given["exclude"],
-            bias=given["bias"],
-            activations=named_activations([method]),
-            masks=masks_of(data),
-        )
+        chosen = layers_for([method], model, layers, data, given)
         collector = Collector(model, chosen, data, likelihood, **of_pass(given))
         without = {
             name: why
@@ -255,6 +241,24 @@ def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: LabelK
     statistics = [s for m in methods for s in m.statistics(layer.group, m.label_kind(kind))]
     bases = {m.name: partial(basis_of, m, layer, kind.with_columns) for m in methods if m.two_pass}
     return PassRequest(kind.with_columns, statistics, bases)
+
+
+def layers_for(
+    methods: Iterable[Approximation],
+    model: nn.Module,
+    layers: Layers | Iterable[str] | str | None,
+    data: Any,
+    given: Mapping[str, Any],
+) -> Layers:
+    """The layers asked for, with the activations that the methods name and the masks of the data."""
+    return select_layers(
+        model,
+        layers,
+        given["exclude"],
+        bias=given["bias"],
+        activations=named_activations(methods),
+        masks=masks_of(data),
+    )
 
 
 def named_activations(methods: Iterable[Approximation]) -> Mapping[str, str]:

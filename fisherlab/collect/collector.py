@@ -459,14 +459,10 @@ class Collector:
             )
         return g.masked_fill(~valid, 0.0)
 
-    def _first(self) -> tuple[ModelInputs, Tensor | None]:
-        """The first samples, in the model's dtype and on its device."""
-        inputs, targets = self.batches.first(MOST)
-        return each(inputs, self._move), None if targets is None else self._move(targets)
-
     def _look(self) -> PassSizes:
         """Reads a few samples: how each layer is to be read, and sizes."""
-        inputs, targets = self._first()
+        first_inputs, targets = self.batches.first(MOST)
+        inputs, targets = each(first_inputs, self._move), None if targets is None else self._move(targets)
         counted: list[int] = []
 
         def check(outputs: Tensor) -> None:

@@ -13,11 +13,10 @@ from fisherlab.approximations import (
     Statistics,
     check_statistics,
     create_all,
-    named_activations,
+    layers_for,
 )
 from fisherlab.base.memory import limited
 from fisherlab.base.precision import reference
-from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.comparison.measure import Target
 from fisherlab.comparison.passes import Experiment
@@ -27,7 +26,7 @@ from fisherlab.errors import InputError, MemoryLimitError, NumericalError
 from fisherlab.exact.fisher import no_layerwise
 from fisherlab.exact.options import AnalysisOptions, completed, of_pass, parse_bytes, takes
 from fisherlab.exact.plans import BlockPlan, make_plans
-from fisherlab.layers import Layers, select_layers
+from fisherlab.layers import Layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.likelihoods.labels import EMPIRICAL, LAYERWISE, LabelKind
 from fisherlab.runs.origin import Origin
@@ -85,14 +84,7 @@ def compare(
     methods = create_all(approximations)
     limit = parse_bytes(given["memory"])
     with limited(limit):
-        chosen = select_layers(
-            model,
-            layers,
-            given["exclude"],
-            bias=given["bias"],
-            activations=named_activations(methods),
-            masks=masks_of(data),
-        )
+        chosen = layers_for(methods, model, layers, data, given)
         analysed, chosen, in_float32 = _not_half(model, chosen)
         generator = given["generator"]
         again = None if generator is None else generator.clone_state()  # for the same draws

@@ -59,6 +59,8 @@ class RecognisedNormAdapter(NormAdapter):
 
 def _norm_of(module: nn.Module) -> Adapter | None:
     """The adapter of a module whose parameters are a vector `weight` and perhaps a `bias` of its size."""
+    if "weight" not in module._parameters:
+        return None
     own = dict(module.named_parameters())
     if own.keys() not in ({"weight"}, {"weight", "bias"}):
         return None

@@ -89,8 +89,10 @@ def evaluated_with_gradients(model: nn.Module) -> None:
 
     What a hook or a model makes of that mode of theirs is then that of training; elsewhere they keep theirs.
     """
-    networks: list[Any] = [one for one in model.modules() if isinstance(adapter_of(one), RecurrentAdapter)]
+    networks: list[Any] = [one for one in model.modules() if isinstance(one, RecurrentAdapter.modules)]
     for module in networks:
+        if not isinstance(adapter_of(module), RecurrentAdapter):
+            continue
         if any(p.device.type == "cuda" for p in module.parameters()):
             module.training, module.dropout = True, 0.0
 

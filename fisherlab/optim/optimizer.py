@@ -234,7 +234,7 @@ class NaturalGradient(torch.optim.Optimizer):
     def _others(self) -> list[Mapping[str, Any]]:
         """The groups without a block, and of the others what is left out, whose rate follows the group's."""
         found: list[Mapping[str, Any]] = [group for group in self.param_groups if not group["layers"]]
-        for group in self.param_groups:
+        for group in self.param_groups if self._left else ():
             names = [name for name in group["layers"] if name in self._left]
             if names:
                 own = dict.fromkeys(p for name in names for p in self._layers[name].parameters)

@@ -69,10 +69,11 @@ class StepMaker:
             if distributed.size() > 1:
                 self._meet()
             self._settle(damping_of)
-            unseen = self._unseen(self._with_gradients())
+            names = self._with_gradients()
+            unseen = self._unseen(names)
             if unseen:
                 self._tap.leave_out(unseen)
-            names = self._with_gradients()
+                names = self._with_gradients()
             if distributed.size() > 1:
                 self._synchronise(names, damping_of)
             steps = {name: self._step_of(name, damping_of) for name in names}
