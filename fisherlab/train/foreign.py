@@ -53,20 +53,17 @@ class ForeignOptimizer(NamedOptimizer):
 
         Raises:
             InputTypeError: for a value of another type.
-            InputError: for one that is not among those named, or an option that is missing.
+            InputError: for one that is not among those named.
         """
         defaults, hints = self.options(), self._hints()
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         for name, value in values.items():
             check(name, value, hints.get(name, _kind_of(defaults.get(name))))
-        missing = [name for name, value in defaults.items() if value is _NEEDED and name not in given]
-        if missing:
-            flags = " ".join("--lr X" if name == "lr" else f"--set {name}=VALUE" for name in missing)
-            raise InputError(
-                f"{self.name} has no default for {' and '.join(missing)}; give {flags}, or name a class of "
-                "your own that has"
-            )
         return values
+
+    def missing(self, given: Mapping[str, Any]) -> list[str]:
+        """The options without a default that are not given."""
+        return [name for name, value in self.options().items() if value is _NEEDED and name not in given]
 
     def _hints(self) -> dict[str, Any]:
         """Annotations by option; none of a class whose annotations name what cannot be found."""
@@ -99,6 +96,13 @@ class ForeignOptimizer(NamedOptimizer):
         Raises:
             InputError: where it refuses its options, cannot take a plain step, or has no learning rate.
         """
+        missing = self.missing(options)
+        if missing:
+            flags = " ".join("--lr X" if name == "lr" else f"--set {name}=VALUE" for name in missing)
+            raise InputError(
+                f"{self.name} has no default for {' and '.join(missing)}; give {flags}, or name a class of "
+                "your own that has"
+            )
         parameters = inspect.signature(self.make.step).parameters  # type: ignore[attr-defined]
         if "closure" in parameters and parameters["closure"].default is _NEEDED:
             raise InputError(f"{self.name} needs a closure in each step, which training does not give it")

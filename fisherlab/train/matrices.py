@@ -117,10 +117,14 @@ def split(model: nn.Module, inputs: Any, name: str) -> tuple[list[str], list[str
     Raises:
         InputError: where no matrix is left.
     """
-    layers = _layers(model, inputs)
-    hidden = {id(p) for layer in layers for p in _matrices(layer)}
+    order = _called(model, inputs)
+    inner = set(order)
+    layers = [one for one in order if not inner & set(one.modules()) - {one}]
     embeddings = [module for module in model.modules() if isinstance(module, _EMBEDDINGS)]
+    hidden = {id(p) for module in model.modules() for p in _matrices(module)}
     for module in (*embeddings, *layers[:1], *layers[-1:]):
+        hidden -= {id(p) for p in module.parameters()}
+    for module in inner - set(layers):
         hidden -= {id(p) for p in module.parameters(recurse=False)}
     found: tuple[list[str], list[str]] = [], []
     for key, p in model.named_parameters():
@@ -140,8 +144,8 @@ def _matrices(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters(recurse=False) if p.dim() == 2 or (filters and p.dim() > 2)]
 
 
-def _layers(model: nn.Module, inputs: Any) -> list[nn.Module]:
-    """The modules with matrices in the order of their first calls, without those that call others."""
+def _called(model: nn.Module, inputs: Any) -> list[nn.Module]:
+    """The modules with matrices of their own, in the order in which their first calls end."""
     order: list[nn.Module] = []
 
     def note(module: nn.Module, *_: Any) -> None:
@@ -152,12 +156,11 @@ def _layers(model: nn.Module, inputs: Any) -> list[nn.Module]:
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.enable_grad():  # without it a TransformerEncoderLayer calls none of its layers
             Outputs(model)(inputs)
     finally:
         for module, mode in modes:
             module.training = mode
         for handle in handles:
             handle.remove()
-    inner = set(order)
-    return [one for one in order if not inner & set(one.modules()) - {one}]
+    return order

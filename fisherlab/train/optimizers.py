@@ -133,7 +133,7 @@ def _listed(names: list[str]) -> str:
 
 
 def origin(name: str) -> dict[str, Any]:
-    """The class of an optimizer, and where it comes from, as `provenance.json` says it."""
+    """The class of an optimizer, and where it comes from, as `summary.json` says it."""
     return origin_of(named_optimizer(name).make)
 
 

@@ -249,6 +249,7 @@ class TrainingRun:
             "step": progress.step,
             "steps": self._trainer.steps,
             "seconds": progress.seconds,
+            "optimizer": origin(self.config.optimizer) | {"groups": self._groups},
             "train_loss": progress.train_loss,
             "test_loss": progress.test_loss,
             "metric": self.objective.metric if tested else "train_loss",
@@ -283,7 +284,6 @@ class TrainingRun:
             checkpoint={"name": last.weights, "sha256": last.weights_sha256, "step": last.step},
             seconds=time.perf_counter() - self._started,
         )
-        found["optimizer"] = origin(config.optimizer) | {"groups": self._groups}
         together = self._trainer.processes()
         write_json(folder / SUMMARY, summary)
         with beside(folder / PROVENANCE) as part:
