@@ -63,6 +63,13 @@ _BY_KIND: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 }
 """What else it sets for SGD, for KFAC and its kin, for LNGD and its ablations, and (Adam) for all others."""
 
+IMPORTED: Mapping[str, Mapping[str, Any]] = {
+    "muon": {"optimizer": "torch.optim.Muon", "options": {"adjust_lr_fn": "match_rms_adamw"}},
+    "soap": {"optimizer": "pytorch_optimizer:SOAP", "options": {"precondition_frequency": 10}},
+}
+"""How rivals from elsewhere are named and set: Muon's steps with the size of AdamW's (Liu et al. 2025,
+2502.16982), so that one learning rate is of both parts; SOAP's basis is new as often as KFAC's inverse."""
+
 _NO_CLIP: Mapping[str, Any] = {"kl_clip": math.inf}
 _DECAY: Mapping[str, Any] = {"options": {"decay": 0.95, **_NO_CLIP}}
 _FISHER: Mapping[str, Mapping[str, Any]] = {
