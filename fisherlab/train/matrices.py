@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fisherlab.collect.outputs import Outputs
+from fisherlab.collect.batches import called
 from fisherlab.errors import InputError
 
 OTHER_LR = "other_lr"
@@ -157,7 +157,7 @@ def _called(model: nn.Module, inputs: Any) -> list[nn.Module]:
     try:
         model.eval()
         with torch.enable_grad():  # without it a TransformerEncoderLayer calls none of its layers
-            Outputs(model)(inputs)
+            called(model, inputs)
     finally:
         for module, mode in modes:
             module.training = mode
