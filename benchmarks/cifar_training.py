@@ -1,4 +1,4 @@
-"""CIFAR-10 with SGD, Adam, KFAC and LNGD: a ResNet-8, the same steps for all, at the best of a small grid.
+"""CIFAR-10 with SGD, Adam, Muon, SOAP, KFAC and LNGD: a ResNet-8, each at the best of its grid.
 
     python benchmarks/cifar_training.py [--methods sgd lngd] [--seeds 3] [--epochs 2] [--runs DIR]
 
@@ -24,21 +24,25 @@ from fisherlab.plots import label
 from fisherlab.plots.methods import method_curves
 from fisherlab.runs.finished import FinishedRun
 from fisherlab.train import TrainConfig
+from fisherlab.train.recipes import IMPORTED
 from fisherlab.train.run import log
 
 GRIDS = {
     "sgd": (0.03, 0.1, 0.3, 1.0),
     "adam": (0.001, 0.003, 0.01, 0.03),
-    "kfac": (0.01, 0.03, 0.1),
+    "muon": (0.003, 0.01, 0.03, 0.1),
+    "soap": (0.001, 0.003, 0.01, 0.03),
+    "kfac": (0.01, 0.03, 0.1, 0.3),
     "lngd": (0.03, 0.1, 0.3, 1.0),
-    "lngd-small-mu": (0.03, 0.1, 0.3),
+    "lngd-small-mu": (0.01, 0.03, 0.1, 0.3),
 }
 OWN: dict[str, dict[str, Any]] = {
+    **{name: dict(recipe) for name, recipe in IMPORTED.items()},
     "sgd": {"momentum": 0.9},
     **{name: {"options": {"kl_clip": math.inf}} for name in ("kfac", "lngd")},
     "lngd-small-mu": {"optimizer": "lngd", "options": {"rate_damping": 1e-7, "kl_clip": math.inf}},
 }
-LABELS = {"lngd-small-mu": "LNGD, μ = 1e-7"}
+LABELS = {"lngd-small-mu": "LNGD, μ = 1e-7", "muon": "Muon", "soap": "SOAP"}
 COMMON: dict[str, Any] = {
     "model": "cifar-resnet8",
     "data": "cifar10",
@@ -178,6 +182,8 @@ def report(runs: dict[str, list[FinishedRun]], repeats: int, epochs: int) -> Non
         "grids: "
         + "; ".join(f"{labelled(method)} " + ", ".join(f"{lr:g}" for lr in GRIDS[method]) for method in runs)
         + "; the lowest training loss over the last third of one epoch, seed 0; * an end of the grid",
+        "Muon: torch.optim.Muon on hidden layers, AdamW with the same learning rate on all else "
+        "(adjust_lr_fn = match_rms_adamw); SOAP: pytorch_optimizer's, a basis every 10 steps",
         "μ = 1e-7 was found by hand on this network; the other methods keep their defaults",
         "target: the training loss of SGD's last 100 steps (its worst seed); the first step at which the "
         "mean over 100 steps is there, and how many seeds reach it",

@@ -113,7 +113,12 @@ def _steps_of(config: "TrainConfig", timed: int) -> Callable[[], None]:
     config = replace(config, samples=batches * config.batch, test_split="none", lr=1e-6).resolved()
     task = prepare_task(config, torch.device("cpu"))
     settings = config.settings() | ({"other_lr": 1e-6} if "other_lr" in config.options else {})
-    optimizer = create(config.optimizer, task.model, settings, likelihood=task.likelihood, seed=0)
+    optimizer = create(
+        *(config.optimizer, task.model, settings),
+        likelihood=task.likelihood,
+        seed=0,
+        inputs=task.train.take(slice(0, 2))[0],
+    )
     aim = objective(task.likelihood, config.label_smoothing)
     places = count()
     task.model.train()

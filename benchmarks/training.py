@@ -1,4 +1,4 @@
-"""Training with SGD, Adam and the second-order methods, on MNIST and Fashion-MNIST.
+"""Training with SGD, Adam, Muon, SOAP and the second-order methods, on MNIST, Fashion-MNIST and a text.
 
     python benchmarks/training.py [--tasks mnist-mlp fashion-cnn] [--methods sgd lngd] [--seeds 3]
 
@@ -29,12 +29,14 @@ from fisherlab.errors import NumericalError
 from fisherlab.figures.two_layers import TwoLayers
 from fisherlab.models.seeding import seeded
 from fisherlab.optim import EKFAC, KFAC, LNGD, TKFAC, NGPlus
+from fisherlab.train.optimizers import create
+from fisherlab.train.recipes import IMPORTED
 
-EVERY, WATCHED, TIMED = 25, 2500, 10  # steps between looks, training samples looked at, steps a timing
+EVERY, TIMED = 25, 10  # steps between looks, steps a timing
 RIVALS = {"kfac": KFAC, "ekfac": EKFAC, "tkfac": TKFAC, "ngplus": NGPlus}
 ABLATIONS = {"lngd": {}, "lngd-lr": {"source": "predictive"}, "lngd-sample": {"rate": "fixed"}}
 QUARTER = "lngd, rate from a quarter"
-METHODS = ("sgd", "adam", *RIVALS, *ABLATIONS, QUARTER)
+METHODS = ("sgd", "adam", *IMPORTED, *RIVALS, *ABLATIONS, QUARTER)
 LADDER = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
@@ -43,7 +45,8 @@ class Task:
     """What is trained, for how long, and with which learning rates.
 
     In the first `warm_up` steps the learning rate grows, over the rest it falls to zero. `damping` is that of
-    the LNGD family, `middles` holds the middle of each method's grid.
+    the LNGD family, `middles` holds the middle of each method's grid, `watched` says how many training
+    samples are looked at on the way.
     """
 
     build: Callable[[], nn.Module]
@@ -54,6 +57,9 @@ class Task:
     warm_up: int
     damping: tuple[float, float]
     middles: Mapping[str, float]
+    targets: Callable[[datasets.Dataset], Tensor] = lambda data: data.targets
+    likelihood: str = "categorical"
+    watched: int = 2500
 
     def grid(self, method: str) -> tuple[float, ...]:
         """Three neighbours of LADDER."""
@@ -80,7 +86,7 @@ def small_cnn() -> nn.Sequential:
     )
 
 
-MLP = models.spec("mnist-mlp")
+MLP, CHARLM = models.spec("mnist-mlp"), models.spec("charlm")
 TASKS = {
     "mnist-mlp": Task(
         MLP.build,
@@ -90,7 +96,8 @@ TASKS = {
         steps=1175,
         warm_up=118,
         damping=(1e-5, 1.0),
-        middles={"sgd": 0.3, "adam": 0.03, "kfac": 0.03, "ekfac": 0.01, "tkfac": 0.03, "ngplus": 0.03}
+        middles={"sgd": 0.3, "adam": 0.03, "muon": 0.03, "soap": 0.03}
+        | {"kfac": 0.03, "ekfac": 0.01, "tkfac": 0.03, "ngplus": 0.03}
         | {"lngd": 0.3, "lngd-lr": 0.1, "lngd-sample": 0.03, QUARTER: 0.3},
     ),
     "fashion-cnn": Task(
@@ -101,8 +108,24 @@ TASKS = {
         steps=600,
         warm_up=60,
         damping=(1e-5, 1e-2),
-        middles={"sgd": 0.3, "adam": 0.1, "kfac": 0.1, "ekfac": 0.03, "tkfac": 0.1, "ngplus": 1.0}
+        middles={"sgd": 0.3, "adam": 0.1, "muon": 0.1, "soap": 0.03}
+        | {"kfac": 0.1, "ekfac": 0.03, "tkfac": 0.1, "ngplus": 1.0}
         | {"lngd": 0.1, "lngd-lr": 0.3, "lngd-sample": 0.03, QUARTER: 0.1},
+    ),
+    "charlm": Task(
+        CHARLM.build,
+        dataset="characters",
+        preprocess=CHARLM.preprocess,
+        targets=CHARLM.targets,
+        likelihood="token-categorical",
+        batch=16,
+        steps=300,
+        warm_up=30,
+        damping=(1e-5, 1e-2),
+        middles={"sgd": 0.3, "adam": 0.003, "muon": 0.01, "soap": 0.01}
+        | {"kfac": 0.1, "ekfac": 0.03, "tkfac": 0.1, "ngplus": 0.1}
+        | {"lngd": 0.3, "lngd-lr": 0.3, "lngd-sample": 0.03, QUARTER: 0.3},
+        watched=64,
     ),
 }
 
@@ -113,10 +136,22 @@ def optimizer_of(task: Task, method: str) -> Callable[[nn.Module, float], torch.
         return lambda model, lr: torch.optim.SGD(model.parameters(), lr, momentum=0.9)
     if method == "adam":
         return lambda model, lr: torch.optim.Adam(model.parameters(), lr)
+    if method in IMPORTED:
+        recipe = IMPORTED[method]
+        options = {**recipe["options"], "weight_decay": 0.0}
+        inputs = data_of(task)[0][0][:2]
+        return lambda model, lr: create(
+            recipe["optimizer"],
+            *(model, {**options, "lr": lr}),
+            likelihood=task.likelihood,
+            seed=0,
+            inputs=inputs,
+        )
+    common = {"weight_decay": 0.0, "kl_clip": None, "likelihood": task.likelihood}
     if method in RIVALS:
-        return partial(RIVALS[method], weight_decay=0.0, kl_clip=None)
+        return partial(RIVALS[method], **common)
     options = {"rate_samples": task.batch // 4} if method == QUARTER else ABLATIONS[method]
-    return partial(LNGD, weight_decay=0.0, damping=task.damping, kl_clip=None, **options)
+    return partial(LNGD, damping=task.damping, **common, **options)
 
 
 # --- one run --------------------------------------------------------------------------------------
@@ -143,7 +178,7 @@ class Run:
 def data_of(task: Task) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], str]:
     """Inputs and targets of training and of testing, and the data's label."""
     train, test = (datasets.load(task.dataset, split) for split in ("train", "test"))
-    pairs = [(task.preprocess(one), one.targets) for one in (train, test)]
+    pairs = [(task.preprocess(one), task.targets(one)) for one in (train, test)]
     return pairs[0], pairs[1], train.label
 
 
@@ -170,11 +205,11 @@ def train(task: Task, method: str, lr: float, seed: int) -> Run:
     try:
         for step, (x, y) in enumerate(batches(task, seed), start=1):
             optimizer.zero_grad()
-            cross_entropy(model(x), y).backward()
+            cross_entropy(model(x).movedim(-1, 1), y).backward()
             optimizer.step()
             schedule.step()
             if step % EVERY == 0:
-                curve.append(evaluate(model, inputs[:WATCHED], targets[:WATCHED])[0])
+                curve.append(evaluate(model, inputs[: task.watched], targets[: task.watched])[0])
     except NumericalError:  # the weights or the loss have left the numbers
         return Run(math.inf, math.nan, curve)
     loss = evaluate(model, inputs, targets)[0]
@@ -186,12 +221,13 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[float, 
     """Mean cross-entropy and accuracy in evaluation mode."""
     model.eval()
     loss = right = 0.0
-    for x, y in zip(inputs.split(2500), targets.split(2500), strict=True):
-        outputs = model(x)
+    size = 2500 if targets.dim() == 1 else 64  # a sequence holds as many numbers as dozens of images
+    for x, y in zip(inputs.split(size), targets.split(size), strict=True):
+        outputs = model(x).movedim(-1, 1)
         loss += float(cross_entropy(outputs, y, reduction="sum"))
         right += float((outputs.argmax(1) == y).sum())
     model.train()
-    return loss / len(targets), right / len(targets)
+    return loss / targets.numel(), right / targets.numel()
 
 
 # --- all runs -------------------------------------------------------------------------------------
@@ -229,7 +265,7 @@ def times_of(name: str, methods: list[str], repeats: int) -> dict[str, tuple[flo
         def steps() -> None:
             for x, y in islice(stream, TIMED):
                 optimizer.zero_grad()
-                cross_entropy(model(x), y).backward()
+                cross_entropy(model(x).movedim(-1, 1), y).backward()
                 optimizer.step()
 
         return steps
@@ -314,16 +350,19 @@ def notes_of(names: list[str], seeds: int) -> list[str]:
         ]
     return [
         *notes,
-        "all methods: momentum 0.9 (Adam its own), no weight decay, a linear warm-up, then linear to zero; "
-        "statistics and inverses every 10 steps, λ = 0.03 (not tuned), no KL-clip, other settings the "
-        "defaults",
+        "all methods: momentum 0.9 (Adam, Muon and SOAP their own), no weight decay, a linear warm-up, then "
+        "linear to zero; statistics and inverses every 10 steps, λ = 0.03 (not tuned), no KL-clip, other "
+        "settings the defaults",
         "grids: three neighbours of 0.001, 0.003, 0.01, …, moved until the best of seed 0 is the middle one",
         f"lr: the lowest training loss of seed 0; * an end of the grid. mean ± sd over {seeds} seeds",
+        "muon: torch.optim.Muon on the matrices of hidden layers, AdamW with the same learning rate on all "
+        "else (adjust_lr_fn = match_rms_adamw, Liu et al. 2025, 2502.16982); soap: pytorch_optimizer's SOAP "
+        "on all parameters, a basis every 10 steps",
         f"{QUARTER}: `rate_samples` is a quarter of the batch",
         "loss: the whole training set, evaluation mode; accuracy: the whole test set",
         "steps to SGD: median of the seeds that reach SGD's last loss (mean over seeds; the first "
-        f"{WATCHED:,} training samples, looked at every {EVERY} steps), and how many do; all within the "
-        "schedule of the whole training",
+        f"{', '.join(f'{TASKS[name].watched:,}' for name in names)} training samples, looked at every "
+        f"{EVERY} steps), and how many do; all within the schedule of the whole training",
         f"ms: of the processor, a step, from {TIMED} with a refresh among them; median over rounds in which "
         "all methods take turns; × SGD: median over rounds",
     ]

@@ -76,7 +76,8 @@ def _listed(name: str, text: str, convert: Callable[[str], Any]) -> tuple[Any, .
 
 
 def _assigned(text: str) -> tuple[str, Any]:
-    """The name and the value of KEY=VALUE; the value as TOML has it, else a text."""
+    """The name and the value of KEY=VALUE; the value as TOML or Python writes it, else a text."""
+    import ast
     import tomllib
 
     name, equals, value = text.partition("=")
@@ -85,5 +86,10 @@ def _assigned(text: str) -> tuple[str, Any]:
     try:
         found = tomllib.loads(f"value = {value}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
-        found = value
+        try:
+            found = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            found = value
+        if not isinstance(found, bool | int | float | tuple):  # what TOML can keep
+            found = value
     return name.strip().replace("-", "_"), tuple(found) if isinstance(found, list) else found

@@ -66,7 +66,7 @@ def list_approximations(*, as_json: bool) -> None:
 @options.as_json
 @options.verbosity
 def list_optimizers(*, as_json: bool) -> None:
-    """The optimizers of `train`: fisherlab's own, and those of torch.optim."""
+    """The optimizers of `train`: fisherlab's own and torch.optim's; others are package.module:Class."""
     from fisherlab.train.optimizers import named_optimizers
 
     rows = [

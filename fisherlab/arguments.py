@@ -16,7 +16,7 @@ from dataclasses import fields
 from functools import wraps
 from numbers import Integral, Real
 from types import NoneType, SimpleNamespace, UnionType
-from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen, Predicate
 
@@ -189,6 +189,8 @@ def _fits(value: Any, annotation: Any, loosely: bool = False) -> bool:
         fits = _fits(value, kind, loosely)
         return fits and (loosely or value is None or all(_within(value, bound) for bound in bounds))
     origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in inner)
     if origin in (Union, UnionType):
         return any(_fits(value, one, loosely) for one in inner)
     if origin is int:
@@ -252,6 +254,8 @@ def _ranges(bounds: Iterable[Any]) -> str:
 
 def _described(kind: Any, several: bool) -> str:
     origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
     if origin in _WORDS:
         return _WORDS[origin][several]
     if origin is type and inner:

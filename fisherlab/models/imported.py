@@ -2,16 +2,13 @@
 
 import difflib
 import importlib
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from fisherlab.errors import FisherlabError, InputError, unknown
+from fisherlab.base.importing import import_object, one_line, working_directory_importable
+from fisherlab.errors import FisherlabError, InputError
 from fisherlab.models.huggingface import STAND_IN, pretrained
 from fisherlab.models.seeding import seeded
 
@@ -76,13 +73,13 @@ def import_model(name: str, seed: int) -> Imported:
             seeded(lambda: _library_model(library, model_name), seed), None, "categorical", library
         )
     factory = _factory(name, seed)
-    with _working_directory_importable():
+    with working_directory_importable():
         try:
             made = seeded(factory, seed)
         except FisherlabError:
             raise
         except (Exception, SystemExit) as error:
-            raise InputError(f"the model factory {name!r} failed: {_short(error)}.") from error
+            raise InputError(f"the model factory {name!r} failed: {one_line(error)}.") from error
     return _understood(name, made)
 
 
@@ -114,13 +111,13 @@ def _library_model(library: str, name: str) -> nn.Module:
             f"the model '{library}:{name}' needs {error.name}; run: pip install {error.name}"
         ) from error
     except Exception as error:
-        raise InputError(f"{library} is installed but cannot be imported: {_short(error)}.") from error
+        raise InputError(f"{library} is installed but cannot be imported: {one_line(error)}.") from error
     try:
         return _LIBRARIES[library](package, name)
     except FisherlabError:
         raise
     except Exception as error:
-        raise InputError(f"the model '{library}:{name}' cannot be made: {_short(error)}.") from error
+        raise InputError(f"the model '{library}:{name}' cannot be made: {one_line(error)}.") from error
 
 
 def _check_known(library: str, name: str, known: Iterable[str]) -> None:
@@ -133,35 +130,19 @@ def _check_known(library: str, name: str, known: Iterable[str]) -> None:
 
 
 def _factory(name: str, seed: int) -> Callable[[], Any]:
-    """The factory of that name, with the working directory importable."""
-    with _working_directory_importable():
-        return seeded(lambda: _import_factory(name), seed)
+    """The factory of that name."""
+    return seeded(lambda: _import_factory(name), seed)
 
 
 def _import_factory(name: str) -> Callable[[], Any]:
     """The object that ``package.module:factory`` names."""
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute or module_name.startswith("."):
-        raise InputError(f"{name!r} is not of the form package.module:factory.")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"the module {module_name!r} cannot be imported: {_short(error)}.") from error
-    factory = getattr(module, attribute, None)
-    if factory is None:
-        raise unknown(f"factory of {module_name}", attribute, _defined(module))
+    factory = import_object(name, "factory")
     if not callable(factory) or isinstance(factory, nn.Module):
         raise InputError(
             f"{name!r} is of type {type(factory).__name__}, not a factory; name a function that takes "
             f"nothing and returns a model."
         )
     return factory
-
-
-def _defined(module: ModuleType) -> list[str]:
-    """The functions and classes that a module defines itself."""
-    own = vars(module).items()
-    return [name for name, value in own if getattr(value, "__module__", None) == module.__name__]
 
 
 def _understood(name: str, made: Any) -> Imported:
@@ -184,20 +165,3 @@ def _types(made: Any) -> str:
     if isinstance(made, tuple):
         return f"({', '.join(map(_types, made))})"
     return str(None) if made is None else type(made).__name__
-
-
-@contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    """Put the working directory at the head of the import path, for the time of the block."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-
-
-def _short(error: BaseException) -> str:
-    """An exception as one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}".rstrip(".: ")

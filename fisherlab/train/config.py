@@ -54,7 +54,7 @@ class TrainConfig(Config):
     test_split: Annotated[
         str | None, Flag(f"The split that is evaluated, or {NO_SPLIT}.", "NAME", shown="test")
     ] = None
-    optimizer: Annotated[str, Flag("See `list optimizers`.", "NAME")] = "lngd"
+    optimizer: Annotated[str, Flag("See `list optimizers`, or package.module:Class.", "NAME")] = "lngd"
     lr: Annotated[Finite | None, Flag("The first learning rate.", shown="the optimizer's")] = None
     momentum: Annotated[Finite | None, Flag("Of the optimizer.")] = None
     weight_decay: Annotated[Finite | None, Flag("Of the optimizer.")] = None

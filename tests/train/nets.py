@@ -42,6 +42,25 @@ def images():
     return model, (inputs, inputs.mean((2, 3)).argmax(1)), "categorical"
 
 
+def deep():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, CLASSES))
+    return model, vectors(), "categorical"
+
+
+def filters():
+    """Filters, a norm and biases; batch norm makes the first layers' outputs of the order of one."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 3, 3, padding=1),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(12, CLASSES),
+    )
+    return model, images()[1], "categorical"
+
+
 def tokens():
     generator = torch.Generator().manual_seed(7)
     text = torch.randint(7, (40, 6), generator=generator)

@@ -5,12 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from fisherlab.errors import InputError
 from fisherlab.loop.schedules import Schedule
 from fisherlab.train.config import TrainConfig
 from fisherlab.train.recipes import RECIPES, with_recipe
 
+SOAP = "pytorch_optimizer:SOAP"
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "training.md"
 
 
@@ -54,12 +56,21 @@ def test_the_cosine_of_sgd_ends_where_the_papers_does():
 
 def test_tuned_rates_are_the_measured_ones():
     rows = re.findall(r"^\| mnist-mlp \| ([a-z-]+) \| ([\d.]+) \|", RESULTS.read_text("utf-8"), re.MULTILINE)
-    assert len(rows) == 9
+    assert len(rows) >= 9
     for optimizer, lr in rows:
-        config = made("tuned", optimizer=optimizer)
+        config = made("tuned", optimizer={"soap": SOAP}.get(optimizer, optimizer))
         assert config.lr == float(lr)
         assert (config.warm_up, config.epochs, config.batch) == (118, 5, 256)
         assert config.damping == ((1e-5, 1.0) if optimizer.startswith("lngd") else None)
+
+
+def test_tuned_leaves_muon_and_soap_what_is_their_own():
+    for name in ("torch.optim.Muon", "muon") if hasattr(torch.optim, "Muon") else ():
+        muon = made("tuned", optimizer=name)
+        assert (muon.lr, muon.momentum, muon.options) == (0.03, 0.95, {"adjust_lr_fn": "match_rms_adamw"})
+    soap = made("tuned", optimizer=SOAP, options={"precondition_frequency": 5})
+    assert (soap.lr, soap.momentum, soap.options) == (0.03, None, {"precondition_frequency": 5})
+    assert soap.resolved().weight_decay == 0.0
 
 
 def test_tuned_knows_what_has_been_measured_and_nothing_else():

@@ -23,6 +23,13 @@ SETTINGS = {
     "lngd": {"optimizer": "lngd", **IMAGES},
     "ekfac": {"optimizer": "ekfac", **IMAGES, **REFRESHED},
     "adam": {"optimizer": "adam", **IMAGES},
+    "muon": {"optimizer": "torch.optim.Muon", **IMAGES, "model": "train.nets:filters", "clip": 0.5},
+    "soap": {
+        "optimizer": "pytorch_optimizer:SOAP",
+        **IMAGES,
+        "schedule": "cosine",
+        "options": {"precondition_frequency": 3, "betas": (0.9, 0.99)},
+    },
     "dropout": {"model": "train.nets:with_dropout", "optimizer": "sgd", "lr": 0.05, "clip": 1.0},
     "lngd-lr": {"model": "train.nets:mlp", "optimizer": "lngd-lr", "schedule": "cosine", "warm_up": 4},
     "kfac": {"model": "train.nets:mlp", "optimizer": "kfac", **REFRESHED},

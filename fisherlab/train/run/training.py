@@ -22,7 +22,7 @@ from fisherlab.runs.directory import CONFIG, part_of, write_json
 from fisherlab.runs.origin import provenance
 from fisherlab.runs.part import RunPart, together
 from fisherlab.train.config import TrainConfig
-from fisherlab.train.optimizers import create
+from fisherlab.train.optimizers import create, groups, origin
 from fisherlab.train.recipes import explain, fitted
 from fisherlab.train.run.board import check_installed
 from fisherlab.train.run.checkpoints import Checkpoints
@@ -167,7 +167,9 @@ class TrainingRun:
             likelihood=self.objective.likelihood,
             seed=self.config.seed,
             output=self.config.model_output,
+            inputs=self.task.train.take(slice(0, 2))[0],
         )
+        self._groups = groups(optimizer, self.task.model)
         self._trainer = Trainer(self.config, self.task, optimizer, self.objective, fabric)
         self._trainer.check()
         self._fabric = fabric
@@ -248,6 +250,7 @@ class TrainingRun:
             "step": progress.step,
             "steps": self._trainer.steps,
             "seconds": progress.seconds,
+            "optimizer": origin(self.config.optimizer) | {"groups": self._groups},
             "train_loss": progress.train_loss,
             "test_loss": progress.test_loss,
             "metric": self.objective.metric if tested else "train_loss",
@@ -300,13 +303,20 @@ def check_same(config: TrainConfig, given: Mapping[str, Any]) -> None:
     different = []
     for name in given:
         own, other = getattr(config, name), getattr(wanted, name)
-        if own != other:
+        if _plain(own) != _plain(other):
             different.append(f"{name} is {shown(own)} there, not {shown(other)}")
     if different:
         raise InputError(
             f"the run to resume has another configuration: {'; '.join(different)}; leave these options out, "
             "or start a run of its own"
         )
+
+
+def _plain(value: Any) -> Any:
+    """A value with its tuples as lists, as TOML gives them back."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def shown(value: Any) -> str:

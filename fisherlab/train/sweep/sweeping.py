@@ -15,6 +15,8 @@ from fisherlab.errors import FisherlabError, InputError
 from fisherlab.runs.config import read_config
 from fisherlab.runs.directory import CONFIG
 from fisherlab.runs.part import Names, RunPart
+from fisherlab.train.foreign import ForeignOptimizer
+from fisherlab.train.optimizers import named_optimizer
 from fisherlab.train.run.training import PROVENANCE, SUMMARY, check_same, rehearse, shown
 from fisherlab.train.sweep.config import SweepConfig
 from fisherlab.train.sweep.results import SweepPlan, SweepResults
@@ -95,6 +97,9 @@ def _planned(config: SweepConfig) -> SweepPlan:
         raise InputError("a sweep shares its trials out itself; start it without torchrun, with --jobs")
     base = config.base()
     device = resolve_device(base.device)
+    chosen = named_optimizer(base.optimizer)
+    if isinstance(chosen, ForeignOptimizer) and "lr" in chosen.missing({}):
+        base = replace(base, lr=config.lr[0])
     ready, task, objective = rehearse(replace(base, device="cpu"))
     test = f"{task.test.dataset.label}, {task.test.dataset.split}" if task.test else None
     if config.by == "test_loss" and test is None:
