@@ -295,7 +295,8 @@ def _joined(batches: list[LayerBatch]) -> LayerBatch | None:
     if not batches:
         return None
     most = max(batch.inputs.shape[1] for batch in batches)
-    batches = [_padded(batch, most) for batch in batches]
+    columns = {kind: max(len(batch.g[kind]) for batch in batches) for kind in batches[0].g}
+    batches = [_padded(batch, most, columns) for batch in batches]
     first = batches[0]
     if len(batches) == 1:
         return first
@@ -306,18 +307,22 @@ def _joined(batches: list[LayerBatch]) -> LayerBatch | None:
     return LayerBatch(0, cat([b.a for b in batches]), g, first.groups, valid)
 
 
-def _padded(batch: LayerBatch, positions: int) -> LayerBatch:
-    """The same with so many positions; those that are new do not count."""
+def _padded(batch: LayerBatch, positions: int, columns: Mapping[str, int]) -> LayerBatch:
+    """The same with so many positions and label columns; those that are new are zero, and do not count."""
     missing = positions - batch.inputs.shape[1]
-    if not missing:
+    wider = any(len(g) < columns[kind] for kind, g in batch.g.items())
+    if not missing and not wider:
         return batch
     a = batch.a
     if isinstance(a, OneHot):
         a = OneHot(functional.pad(a.indices, (0, missing), value=-1), a.size, a.dtype)
     else:
         a = functional.pad(a, (0, 0, 0, missing))
-    g = {kind: functional.pad(values, (0, 0, 0, missing)) for kind, values in batch.g.items()}
-    valid = functional.pad(_valid(batch), (0, missing))
+    g = {
+        kind: functional.pad(values, (0, 0, 0, missing, 0, 0, 0, columns[kind] - len(values)))
+        for kind, values in batch.g.items()
+    }
+    valid = functional.pad(_valid(batch), (0, missing)) if missing else batch.valid
     return LayerBatch(batch.start, a, g, batch.groups, valid, batch.fresh)
 
 
