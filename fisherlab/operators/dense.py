@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import ClassVar
 
@@ -88,6 +89,11 @@ class DenseOperator(LinearOperator):
         """(F + λI)^p by the eigendecomposition."""
         values, vectors = self._eigh
         return self._like((vectors * damped_power(values, constant_damping(self, damping), p)) @ vectors.T)
+
+    def function(self, f: Callable[[Tensor], Tensor]) -> DenseOperator:
+        """f(F) by the eigendecomposition."""
+        values, vectors = self._eigh
+        return self._like((vectors * f(values)) @ vectors.T)
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """(F + λI)⁻¹ vec(M) by Cholesky."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -72,6 +73,10 @@ class DiagonalOperator(LinearOperator):
     def power(self, p: float, damping: DampingLike = 0.0) -> DiagonalOperator:
         """diag((S + λ)^p)."""
         return DiagonalOperator(damped_power(self.matrix, constant_damping(self, damping), p))
+
+    def function(self, f: Callable[[Tensor], Tensor]) -> DiagonalOperator:
+        """diag(f(S))."""
+        return DiagonalOperator(f(self.matrix))
 
     def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
         """(U_B∘U_B)ᵀ S (U_A∘U_A)."""

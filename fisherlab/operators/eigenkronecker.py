@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -110,6 +110,10 @@ class EigenKroneckerOperator(LinearOperator):
         """The same basis with (S + λ)^p."""
         powered = damped_power(self.S, constant_damping(self, damping), p)
         return EigenKroneckerOperator(self.U_A, self.U_B, powered)
+
+    def function(self, f: Callable[[Tensor], Tensor]) -> EigenKroneckerOperator:
+        """The same basis with f(S)."""
+        return EigenKroneckerOperator(self.U_A, self.U_B, f(self.S))
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """U_B [(U_Bᵀ M U_A) / (S + λ)] U_Aᵀ; for λ > 0 without rotating where S vanishes."""

@@ -116,6 +116,14 @@ class GroupedOperator(LinearOperator):
         """Each block's power."""
         return self._map(lambda block: block.power(p, damping))
 
+    def log(self, damping: DampingLike = 0.0) -> GroupedOperator:
+        """Each block's logarithm."""
+        return self._map(lambda block: block.log(damping))
+
+    def function(self, f: Callable[[Tensor], Tensor]) -> GroupedOperator:
+        """The function f of each block."""
+        return self._map(lambda block: block.function(f))
+
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """Each block's solution for its rows."""
         solved = [block.solve(M[..., rows, :], damping) for block, rows in self._with_rows()]

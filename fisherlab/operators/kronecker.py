@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -143,6 +143,16 @@ class KroneckerOperator(LinearOperator):
         if isinstance(damping, FactoredDamping):
             return self.damped(damping).power(p)
         return self._eigen.power(p, damping)
+
+    def log(self, damping: DampingLike = 0.0) -> LinearOperator:
+        """The logarithm of A ⊗ B + λI, or of the damped factors for a factored damping."""
+        if isinstance(damping, FactoredDamping):
+            return self.damped(damping).log()
+        return super().log(damping)
+
+    def function(self, f: Callable[[Tensor], Tensor]) -> EigenKroneckerOperator:
+        """The function f of the products of the factors' eigenvalues, in the factors' eigenbases."""
+        return self._eigen.function(f)
 
     def solves(self, M: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:
         """`solve` from one eigendecomposition."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import ClassVar
 
@@ -83,6 +84,11 @@ class UnitBlockOperator(LinearOperator):
         values, vectors = self._eigh
         powered = damped_power(values, constant_damping(self, damping), p)
         return UnitBlockOperator((vectors * powered[:, None]) @ vectors.mT)
+
+    def function(self, f: Callable[[Tensor], Tensor]) -> UnitBlockOperator:
+        """The function f of each block."""
+        values, vectors = self._eigh
+        return UnitBlockOperator((vectors * f(values)[:, None]) @ vectors.mT)
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """Row j of the result is (block_j + λI)⁻¹ M[j], by Cholesky."""
