@@ -20,6 +20,7 @@ from fisherlab.linalg.numerics import damped_log, dot64, norm64, require_positiv
 from fisherlab.linalg.packing import packed_size, unpack
 from fisherlab.operators.arguments import constant_damping, put_checks
 from fisherlab.operators.conversion import in_dtype, scipy_operator
+from fisherlab.operators.eigenbasis import Eigenbasis
 from fisherlab.operators.layout import (
     check_sample_shapes,
     check_vec,
@@ -284,6 +285,10 @@ class LinearOperator(ABC):
     def function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator:
         """f(F) = Σ f(v) u uᵀ over the eigenpairs (v, u) of F; f is given tensors of eigenvalues."""
         return self._dense_form.function(f)
+
+    def eigenbasis(self) -> Eigenbasis:
+        """The eigenvectors with their eigenvalues."""
+        return self._dense_form.eigenbasis()
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """(F + λI)⁻¹ applied to gradient matrices M [..., m, d]: [..., m, d].

@@ -25,6 +25,7 @@ from fisherlab.linalg.numerics import (
 )
 from fisherlab.operators.arguments import constant_damping
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.eigenbasis import DenseBasis
 from fisherlab.operators.layout import (
     check_vec,
     column_order,
@@ -94,6 +95,10 @@ class DenseOperator(LinearOperator):
         """f(F) by the eigendecomposition."""
         values, vectors = self._eigh
         return self._like((vectors * f(values)) @ vectors.T)
+
+    def eigenbasis(self) -> DenseBasis:
+        """By the eigendecomposition."""
+        return DenseBasis(*self._eigh, self.outputs, self.inputs)
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """(F + λI)⁻¹ vec(M) by Cholesky."""

@@ -47,6 +47,7 @@ from fisherlab.linalg.numerics import (
 from fisherlab.linalg.packing import packed_size, smat, svec_gram, svec_outer
 from fisherlab.operators.arguments import constant_damping
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.eigenbasis import GramBasis
 from fisherlab.operators.graminverse import GramFunction, GramInverse, apply_factor
 from fisherlab.operators.layout import check_sample_shapes
 
@@ -274,6 +275,10 @@ class GramOperator(LinearOperator):
         kept = values > 0
         kept[: max(0, self.columns - self.shape[0])] = False
         return values[kept], vectors[:, kept]
+
+    def eigenbasis(self) -> GramBasis:
+        """From the eigenvectors of K; those of the kernel are left out."""
+        return GramBasis(self)
 
     def logdet(self, damping: DampingLike = 0.0) -> Tensor:
         """The log-determinant of F + λI from the eigenvalues of K; all others are λ."""

@@ -29,6 +29,7 @@ from fisherlab.linalg.factors import (
 )
 from fisherlab.linalg.numerics import norm64
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.eigenbasis import FactoredBasis
 from fisherlab.operators.eigenkronecker import EigenKroneckerOperator
 from fisherlab.operators.layout import check_sample_shapes
 
@@ -153,6 +154,10 @@ class KroneckerOperator(LinearOperator):
     def function(self, f: Callable[[Tensor], Tensor]) -> EigenKroneckerOperator:
         """The function f of the products of the factors' eigenvalues, in the factors' eigenbases."""
         return self._eigen.function(f)
+
+    def eigenbasis(self) -> FactoredBasis:
+        """Of the factors' eigenvectors."""
+        return self._eigen.eigenbasis()
 
     def solves(self, M: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:
         """`solve` from one eigendecomposition."""

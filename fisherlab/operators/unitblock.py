@@ -26,6 +26,7 @@ from fisherlab.linalg.numerics import (
 from fisherlab.linalg.packing import packed_size, packing_index, svec, svec_outer
 from fisherlab.operators.arguments import constant_damping
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.eigenbasis import UnitBasis
 
 
 class UnitBlockOperator(LinearOperator):
@@ -89,6 +90,10 @@ class UnitBlockOperator(LinearOperator):
         """The function f of each block."""
         values, vectors = self._eigh
         return UnitBlockOperator((vectors * f(values)[:, None]) @ vectors.mT)
+
+    def eigenbasis(self) -> UnitBasis:
+        """Of the blocks."""
+        return UnitBasis(*self._eigh)
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """Row j of the result is (block_j + λI)⁻¹ M[j], by Cholesky."""

@@ -247,6 +247,24 @@ def test_log(case, damping):
         assert_allclose(torch.linalg.matrix_exp(found.dense()), damped(case.matrix), **close)
 
 
+def test_eigenbasis(case, rng):
+    """Orthonormal eigenvectors, the eigenvalues that are not zero, and what other matrices are in them."""
+    basis = case.operator.eigenbasis()
+    order = basis.leading()
+    U = vec(basis.matrices(order)).T
+    values = basis.values[order].numpy()
+    assert (np.diff(values) <= 0).all()
+    assert_allclose(U.T @ U, np.eye(U.shape[1]), **close)
+    assert_allclose((U * values) @ U.T, case.matrix, **close)
+    X = tensor(rng.standard_normal((2, M, D)))
+    assert_allclose(basis.coefficients(X)[:, order], vec(X) @ U, **close)
+    assert_allclose(basis.matrices(order[[2, 0]]), basis.matrices(order)[[2, 0]], **close)
+    for name in ("dense", "packed", "gram-3", "unit-block", "kronecker", "grouped-gram"):
+        other = build(name, seed=7)
+        expected = np.einsum("ij,ik,kj->j", U, other.matrix, U)
+        assert_allclose(basis.masses(other.operator)[order], expected, **close)
+
+
 def test_solve(case, rng):
     gradient = tensor(rng.standard_normal((2, M, D)))
     expected = np.linalg.solve(damped(case.matrix), vec(gradient).numpy().T).T
