@@ -18,7 +18,7 @@ from fisherlab.approximations import (
     build_operator,
     why_not_built,
 )
-from fisherlab.comparison.measure import Row, Target, dense_bytes, measure
+from fisherlab.comparison.measure import Row, Target, dense_bytes, measure, measure_direction
 from fisherlab.comparison.population import PopulationEstimate, Refit, SampleGroup
 from fisherlab.comparison.result import LayerResult
 from fisherlab.comparison.targets import (
@@ -147,6 +147,9 @@ class LayerTask:
         yardstick_first = sorted(methods, key=lambda method: method.name != NearestKronecker.name)
         for done, method in enumerate(yardstick_first):
             report(done)
+            if not method.matrix:
+                result.measured[method.name, main.name] = measure_direction(main, method, view.groups)
+                continue
             if reason := why_not_built(method, view):
                 if method in self.asked:
                     note = "; ".join((reason, *main.notes))
@@ -196,7 +199,10 @@ class LayerTask:
             measured.values["seconds"] += fitted.seconds
             if self.statistics is not None and not (method.from_exact or self.view.vector):
                 note = f"approximation from saved statistics of {self.statistics.samples} samples"
-                measured.values["note"] = "; ".join(filter(None, [measured.values["note"], note]))
+                _add_note(measured, note)
+            if method.batch:
+                _add_note(measured, "no population error of what is made of whole batches")
+            _add_note(measured, fitted.all.remark)
             result.measured[method.name, target.name] = measured
         aims = method.layerwise and main.name != LAYERWISE
         if aims and (reason := self.why_no_layerwise):
@@ -217,6 +223,8 @@ class LayerTask:
         small = view.size <= _LARGEST_REFITTED
         if self.statistics is not None and not view.vector and not method.from_exact:
             operators = [self.statistics.build_layer(method, view.name)]
+        elif method.batch:
+            operators = [build_from_block(method, gathered.batches[method.batch].block())]
         elif method.from_exact:
             blocks = [main.exact, *(halves.halves if wanted and halves else [])]
             operators = [build_from_block(method, block) for block in blocks]
@@ -237,6 +245,10 @@ class LayerTask:
         if measured is not None:
             return measured.values.get("scaled_error")
         return _shape_error(main, fitted.all)
+
+
+def _add_note(row: Row, note: str) -> None:
+    row.values["note"] = "; ".join(filter(None, [row.values["note"], note]))
 
 
 def of_vector(asked: Sequence[Approximation]) -> list[Approximation]:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from fisherlab import metrics
+from fisherlab.approximations import Approximation
 from fisherlab.comparison.population import PopulationEstimate, Refit
 from fisherlab.errors import FisherlabError, MemoryLimitError, NumericalError, bytes_text
 from fisherlab.operators import DenseOperator, LinearOperator, PackedOperator, blocks_of
 from fisherlab.records.columns import PLAIN
+from fisherlab.records.definitions import STEP
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Dampings of the sweep, in units of the mean eigenvalue of F."""
@@ -177,8 +179,8 @@ def measure(
         matched = approximation * metrics.matching_scale(target.trace, values["trace_approx"])
         target.check_memory()
         with _noted(notes):
-            sweep = _sweep(target, matched)
-            values |= {key: value for key, value in _at_row(sweep).items() if key != "damping"}
+            sweep = _sweep(target, matched, notes)
+            values |= _at_row(sweep)
         with _noted(notes):
             values["preconditioned_condition"] = metrics.preconditioned_condition(
                 F, matched, target.damping, target.inverse
@@ -191,6 +193,30 @@ def measure(
     values["note"] = "; ".join(dict.fromkeys(notes))
     values["seconds"] = time.perf_counter() - started
     return Row(values, sweep, preconditioned)
+
+
+def measure_direction(target: Target, method: Approximation, groups: int) -> Row:
+    """The numbers of a direction without a matrix: those of its step, the same at every damping.
+
+    Args:
+        target: F and what belongs to it.
+        method: gives the step.
+        groups: G, each with a gradient of its own.
+    """
+    started, notes = time.perf_counter(), [*target.notes, "a direction without a matrix: no errors"]
+    values: dict[str, Any] = {"damping": target.damping}
+    sweep: list[dict[str, float]] = []
+    if target.gradient is None:
+        notes.append("no targets: directions are empty")
+    with _noted(notes):
+        target.check_memory()
+        if target.gradient is not None:
+            step = method.step(target.gradient.unflatten(0, (groups, -1))).flatten(0, 1)
+            sweep = _qualities(target, [step] * len(target.dampings))
+            values |= _at_row(sweep)
+    values["note"] = "; ".join(dict.fromkeys(notes))
+    values["seconds"] = time.perf_counter() - started
+    return Row(values, sweep, None)
 
 
 def stored_bytes(operator: LinearOperator) -> int:
@@ -210,12 +236,24 @@ def _tensors(attributes: Mapping[str, Any]) -> Iterator[Tensor]:
             yield from (part for part in value if isinstance(part, Tensor))
 
 
-def _sweep(target: Target, matched: LinearOperator) -> list[dict[str, float]]:
+def _sweep(target: Target, matched: LinearOperator, notes: list[str]) -> list[dict[str, float]]:
+    """The steps F̂_λ⁻¹∇h and the root steps F̂_λ^{-1/2}∇h at each damping."""
     if target.gradient is None:
         return []
+    gradient = target.gradient.to(matched.dtype)
+    sweep = _qualities(target, list(matched.solves(gradient, target.dampings)))
+    with _noted(notes):
+        roots = [matched.power(-0.5, damping).apply(gradient) for damping in target.dampings]
+        for row, quality in zip(sweep, _qualities(target, roots), strict=True):
+            row |= {f"root_{name}": value for name, value in quality.items() if name in STEP}
+    return sweep
+
+
+def _qualities(target: Target, steps: Sequence[Tensor]) -> list[dict[str, float]]:
+    """How good a step is at each damping of the sweep."""
+    assert target.gradient is not None
+    curvatures = target.exact.quadratic(torch.stack(list(steps)).to(target.exact.dtype))
     rows = []
-    steps = list(matched.solves(target.gradient.to(matched.dtype), target.dampings))
-    curvatures = target.exact.quadratic(torch.stack(steps).to(target.exact.dtype))
     for damping, best, step, curvature in zip(target.dampings, target.steps, steps, curvatures, strict=True):
         quality = metrics.step_quality(curvature, best, step, target.gradient, damping)
         rows.append(
@@ -229,7 +267,9 @@ def _sweep(target: Target, matched: LinearOperator) -> list[dict[str, float]]:
 
 
 def _at_row(sweep: list[dict[str, float]]) -> dict[str, float]:
-    return sweep[DAMPINGS.index(ROW_DAMPING)] if sweep else {}
+    """The numbers at the damping of the rows."""
+    found = sweep[DAMPINGS.index(ROW_DAMPING)] if sweep else {}
+    return {name: value for name, value in found.items() if name != "damping"}
 
 
 @contextmanager

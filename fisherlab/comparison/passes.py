@@ -149,7 +149,8 @@ class Experiment:
         if not self._works[name].lazy:
             return gathered
         assert gathered.kept is not None
-        return added_up(SplitSums.of_kept(gathered.kept, halves=True))
+        made = added_up(SplitSums.of_kept(gathered.kept, halves=True))
+        return replace(made, batches=gathered.batches)
 
     def coupling(self) -> Tensor:
         """‖F_lk‖²/(‖F_l‖ ‖F_k‖) from the samples kept, [L, L]; NaN where two layers' labels differ.
@@ -220,7 +221,8 @@ class Experiment:
 
     def _new_work(self, task: LayerTask) -> PassRequest:
         plan, view = task.plan, task.view
-        methods = task.methods if self.statistics is None or view.vector else ()
+        every = self.statistics is None or view.vector
+        methods = [method for method in task.methods if every or method.batch]
         base = layer_work(view, methods, plan.kind)
         own = main_statistics(plan)
         own += [GRADIENT] if self.has_targets else []
@@ -235,6 +237,7 @@ class Experiment:
             keep=(plan.samples or 0) if lazy else self._kept(task),
             keep_kinds=self._kept_kinds(task),
             lazy=lazy,
+            batches=base.batches,
         )
 
     def _kept_kinds(self, task: LayerTask) -> frozenset[LabelKind]:

@@ -11,6 +11,7 @@ from fisherlab.approximations import (
     DEFAULT_APPROXIMATIONS,
     Approximation,
     Statistics,
+    check_batches,
     check_statistics,
     create_all,
     named_activations,
@@ -108,6 +109,7 @@ def compare(
                     raise InputError(
                         f"the statistics do not hold what {method.name} needs; collect them with it"
                     )
+        check_batches(methods, collector)
         plans = _plans(
             collector, kind, limit, given["max_columns"], dict.fromkeys(collector.layers, in_float32)
         )
@@ -212,6 +214,6 @@ def _covered(collector: Collector) -> Layers:
 
 
 def _refuse_empirical(methods: Sequence[Approximation]) -> None:
-    names = ", ".join(method.name for method in methods if method.own_kind == EMPIRICAL)
+    names = ", ".join(method.name for method in methods if method.batch or method.own_kind == EMPIRICAL)
     if names:
         raise InputError(f"{names} needs targets; give (inputs, targets) or leave it out")

@@ -61,9 +61,11 @@ class LinearOperator(ABC):
         inputs: d.
         dtype: of the entries.
         device: where the entries are.
+        remark: how it was made, where that is to be said beside its numbers.
     """
 
     structure: ClassVar[int] = 100
+    remark: str = ""
     __array_ufunc__ = None  # so that numpy scalars multiply from the left through __rmul__
 
     def __init_subclass__(cls, **options: Any) -> None:

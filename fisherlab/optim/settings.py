@@ -209,6 +209,13 @@ def approximation_of(given: str | Approximation | None) -> Approximation:
             f"derives from it; known: {able}"
         )
     method = create(given)
+    if not method.matrix:
+        raise InputError(f"{without_matrix(method)}; a preconditioner needs one of: {able}")
+    if method.batch:
+        raise InputError(
+            f"{method.name} with gradients='batch:{method.batch}' is made of whole passes over data; in "
+            "training give gradients='sample'"
+        )
     if method.from_exact:
         raise InputError(
             f"{method.name} is made from the exact Fisher block, which no training keeps; use another "
