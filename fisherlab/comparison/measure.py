@@ -16,7 +16,7 @@ from fisherlab.comparison.population import PopulationEstimate, Refit
 from fisherlab.errors import FisherlabError, MemoryLimitError, NumericalError, bytes_text
 from fisherlab.operators import DenseOperator, LinearOperator, PackedOperator, blocks_of
 from fisherlab.records.columns import PLAIN
-from fisherlab.records.definitions import STEP
+from fisherlab.records.definitions import DIRECTIONS
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Dampings of the sweep, in units of the mean eigenvalue of F."""
@@ -245,7 +245,7 @@ def _sweep(target: Target, matched: LinearOperator, notes: list[str]) -> list[di
     with _noted(notes):
         roots = [matched.power(-0.5, damping).apply(gradient) for damping in target.dampings]
         for row, quality in zip(sweep, _qualities(target, roots), strict=True):
-            row |= {f"root_{name}": value for name, value in quality.items() if name in STEP}
+            row |= {f"root_{name}": value for name, value in quality.items() if name in DIRECTIONS}
     return sweep
 
 

@@ -1,6 +1,6 @@
 """The columns of a comparison's tables: their order is that of the files, and of the contract."""
 
-from fisherlab.records.definitions import DIRECTIONS, METRICS
+from fisherlab.records.definitions import DIRECTIONS, METRICS, ROOT_DIRECTIONS
 
 _COUNTS = ("outputs", "inputs", "positions", "groups", "samples", "columns", "bytes")
 _NUMBERS = tuple(column for metric in METRICS if not metric.plain for column in metric.columns)
@@ -23,5 +23,5 @@ RECORD_COLUMNS = (
 RECORD_TYPES = dict.fromkeys(_COUNTS, "Int64") | dict.fromkeys((*_NUMBERS, *PLAIN, "seconds"), "float64")
 """Types of the columns that are numbers; absent ones are empty, never zero."""
 
-DIRECTION_COLUMNS = ("layer", "approximation", "damping", *DIRECTIONS)
+DIRECTION_COLUMNS = ("layer", "approximation", "damping", *DIRECTIONS, *ROOT_DIRECTIONS)
 """Of `directions.csv`, a row a (layer, approximation, damping)."""

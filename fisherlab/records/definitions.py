@@ -190,8 +190,11 @@ METRICS: tuple[Metric, ...] = (
 )
 """The metrics of a comparison, in the order of the columns of its tables and of `records.csv`."""
 
-DIRECTIONS: tuple[str, ...] = tuple(metric.column for metric in METRICS if metric.needs_targets)
+DIRECTIONS: tuple[str, ...] = ("direction_cosine", "decrease_share")
 """Columns of the metrics of the damped direction, which are swept over dampings."""
+
+ROOT_DIRECTIONS: tuple[str, ...] = tuple(f"root_{column}" for column in DIRECTIONS)
+"""The same of the root step."""
 
 QUALITIES: tuple[str, ...] = ("scaled_error", *DIRECTIONS)
 """Columns of the metrics that are followed over a training."""
@@ -235,7 +238,9 @@ def defined(*columns: str) -> list[Definition]:
 THEOREMS: tuple[str, ...] = (
     "nearest A⊗B ≤ every A⊗B in relative and in scaled error, in-sample.",
     "EKFAC ≤ KFAC in relative error, in-sample: its diagonal is the best one in KFAC's eigenbasis.",
-    "TEKFAC ≤ TKFAC in relative error, in-sample, by the same argument.",
+    "TEKFAC = SOAP ≤ TKFAC = Shampoo with power 1/2 in relative error, in-sample, by the same argument; so is "
+    "KL-SOAP ≤ KL A⊗B.",
+    "diagonal = Adam ≤ Adafactor in relative error, in-sample.",
     "tr EKFAC = tr TEKFAC = tr TKFAC = tr F, TKFAC with exact positions.",
     "tr LNGD = tr F_layerwise, with the expected sampling.",
     "0 ≤ decrease share ≤ 1, by the Cauchy–Schwarz inequality.",
@@ -243,10 +248,10 @@ THEOREMS: tuple[str, ...] = (
 """What must hold, whatever the data. No other order of the methods is a theorem."""
 
 SCALE_NOTE = (
-    "LNGD and FOOF have no common scale with the Fisher of the loss, and NG+'s trace is a multiple of its "
-    "own: compare their scaled errors, not their relative errors."
+    "LNGD and FOOF have no common scale with the Fisher of the loss, and the traces of NG+ and Shampoo are "
+    "not its own: compare their scaled errors, not their relative errors."
 )
-"""How to read the rows of LNGD, FOOF and NG+."""
+"""How to read the rows of LNGD, FOOF, NG+ and Shampoo."""
 
 STAND_IN = "stand-in"
 """Mark in the name of a data set that stands in for another."""
