@@ -139,6 +139,8 @@ class LayerTask:
         methods = self.methods
         if not view.vector:
             result.waterfall = dict.fromkeys(WATERFALL)
+        if self.spectra:  # first of all: it is the one eigendecomposition of F that all else takes
+            result.curvature = _try(lambda: main.curvature.scale)
         exact = _try(partial(spectrum, main.exact)) if self.spectra and main.affordable else None
         if exact is not None:
             result.spectra["exact"] = exact.eigenvalues
@@ -150,7 +152,7 @@ class LayerTask:
             if reason := why_not_built(method, view):
                 if method in self.asked:
                     note = "; ".join((reason, *main.notes))
-                    result.measured[method.name, main.name] = Row({"note": note}, [], None)
+                    result.measured[method.name, main.name] = Row({"note": note})
                 continue
             try:
                 fitted = self._fitted(main, method, gathered)
@@ -161,7 +163,7 @@ class LayerTask:
             except (FisherlabError, torch.linalg.LinAlgError) as error:
                 if method in self.asked:
                     note = "; ".join((f"not measured: {error}", *main.notes))
-                    result.measured[method.name, main.name] = Row({"note": note}, [], None)
+                    result.measured[method.name, main.name] = Row({"note": note})
                 continue
             if method in self.asked:
                 if exact is not None:
@@ -194,13 +196,16 @@ class LayerTask:
                 spectra=spectra,
             )
             measured.values["seconds"] += fitted.seconds
+            if target is not main:
+                measured.add_note("divergences and joint step: against the main target alone")
+            elif not self.spectra:
+                measured.add_note("no spectra: no divergences")
             if self.statistics is not None and not (method.from_exact or self.view.vector):
-                note = f"approximation from saved statistics of {self.statistics.samples} samples"
-                measured.values["note"] = "; ".join(filter(None, [measured.values["note"], note]))
+                measured.add_note(f"approximation from saved statistics of {self.statistics.samples} samples")
             result.measured[method.name, target.name] = measured
         aims = method.layerwise and main.name != LAYERWISE
         if aims and (reason := self.why_no_layerwise):
-            result.measured[method.name, str(LAYERWISE)] = Row({"note": reason}, [], None)
+            result.measured[method.name, str(LAYERWISE)] = Row({"note": reason})
 
     def _layerwise_targets(self, main: Target, gathered: SplitSums) -> Iterator[Target]:
         wanted = self.aims_at_layerwise and main.name != LAYERWISE
