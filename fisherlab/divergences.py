@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fisherlab.arguments import Positive, checked
 from fisherlab.errors import NotSupportedError, NumericalError, bytes_text
-from fisherlab.linalg.numerics import require_positive, spans, without_negative
+from fisherlab.linalg.numerics import damped_log, require_positive, spans, without_negative
 from fisherlab.operators import GramOperator, LinearOperator, blocks_of
 
 Block = Annotated[LinearOperator, "take that of one layer, or make a DenseOperator of a matrix"]
@@ -25,8 +25,11 @@ LARGEST_DENSE = 4096
 BANDS = (0.5, 0.9, 0.999)
 """Shares of tr F that the directions carry up to the end of the top, the middle and the tail."""
 
+BAND_NAMES = ("top", "middle", "tail")
+
 _MOST_OPERATIONS = 1e11  # derived from 10¹⁰ operations a second in float64, once a row: seconds
 _GRID = 48  # sizes of subspaces, a choice: as many as a picture shows
+_ROUNDING = 1e-6  # of tr F in the kernel of F̂: about 8 ε of float32, what sums of products in it leave there
 _EQUAL = 1e-9  # of eigenvalues that differ by less, in proportion: well above rounding
 
 
@@ -60,6 +63,20 @@ class Calibration(NamedTuple):
         return self.top, self.middle, self.tail
 
 
+class CurvatureScale(NamedTuple):
+    """What pictures show of a `Curvature`.
+
+    Attributes:
+        eigenvalues: the leading ones, descending.
+        ends: how many of them the bands end at.
+        sizes: of subspaces.
+    """
+
+    eigenvalues: Tensor
+    ends: list[int]
+    sizes: Tensor
+
+
 @dataclass
 class Curvature:
     """The leading eigenpairs of F, which carry 99.9 % of its trace.
@@ -77,15 +94,21 @@ class Curvature:
     def __post_init__(self) -> None:
         """The eigendecomposition."""
         check_spectrum(self.F)
+        self.F = self.F.widened(torch.float64)
         self._basis = self.F.eigenbasis()
         self._order = self._basis.leading()
-        values = self._basis.values[self._order].double().clamp(min=0)
+        values = self._basis.values[self._order].clamp(min=0)
         carried = values.cumsum(0) / values.sum()
         if not bool(carried[-1:].isfinite().all()) or not len(values):
             raise NumericalError("the block is zero: it has no curvature")
         edges = torch.tensor(BANDS, dtype=torch.float64, device=carried.device) * (1 - 1e-12)
         self.ends = [int(end) + 1 for end in torch.searchsorted(carried, edges)]
         self.eigenvalues = values[: self.ends[-1]]
+
+    @property
+    def scale(self) -> CurvatureScale:
+        """Without the eigenvectors."""
+        return CurvatureScale(self.eigenvalues, self.ends, self.sizes)
 
     @property
     def directions(self) -> list[int]:
@@ -132,17 +155,17 @@ class Divergences:
     """
 
     def __init__(self, F: LinearOperator, approximation: LinearOperator) -> None:
-        self.F, approximation = compared(F, approximation)
+        self.F, approximation = compared(F.widened(torch.float64), approximation)
         self.trace = float(F.trace())
         if not self.trace > 0:
             raise NumericalError("the block is zero: there are no divergences from it")
         self.matched = approximation * matching_scale(self.trace, float(approximation.trace()))
         self._basis = self.matched.eigenbasis()
-        self._values = without_negative(self._basis.values.double())
+        self._values = without_negative(self._basis.values)
 
     @cached_property
     def _masses(self) -> Tensor:
-        return self._basis.masses(self.F).double()
+        return self._basis.masses(self.F)
 
     def logdet(self, damping: float) -> LogDet:
         """The log-det divergence at a damping λ > 0.
@@ -170,17 +193,14 @@ class Divergences:
         Raises:
             NumericalError: where it is infinite, for F̂ is zero inside the range of F, or where F is zero.
         """
-        inside = self._values > 0
-        outside = self.trace - float(self._masses[inside].sum())
-        # A factor's eigenvalues up to k·ε times its largest count as zero, and F has as much in each of k.
-        rounding = (self.F.inputs**2 + self.F.outputs**2) * torch.finfo(self.F.dtype).eps
-        if outside > rounding * self.trace:
+        logarithms = damped_log(self._values, 0.0)
+        outside = self.trace - float(self._masses[self._values > 0].sum())
+        if outside > _ROUNDING * self.trace:
             share = f"{outside / self.trace:.1g} of its trace"
             raise NumericalError(f"the von Neumann divergence is infinite: F̂ is zero where F has {share}")
-        own = without_negative(self.F.eigenvalues().double())
-        entropy = float(torch.special.xlogy(own, own).sum())
-        cross = float((self._masses[inside] * self._values[inside].log()).sum())
-        return (entropy - cross) / self.trace
+        own = without_negative(self.F.eigenvalues())
+        entropy, cross = (own * damped_log(own, 0.0)).sum(), (self._masses * logarithms).sum()
+        return float(entropy - cross) / self.trace
 
     def calibration(self, curvature: Curvature) -> Calibration:
         """How much of the curvature along the eigenvectors of F this F̂ sees.
@@ -200,7 +220,7 @@ class Divergences:
         seen, shared = [], []
         for _, _, U in curvature.pieces():
             for start, stop in spans(len(U), 3 * self.F.shape[0] * self.F.dtype.itemsize):
-                squares = self._basis.coefficients(U[start:stop].to(self.F.dtype)).square().double()
+                squares = self._basis.coefficients(U[start:stop]).square()
                 seen.append(squares @ self._values)
                 leading = _evened(squares[:, order], self._values[order], count)
                 shared.append(leading.cumsum(1)[:, sizes.clamp(max=leading.shape[1]) - 1])

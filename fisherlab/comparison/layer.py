@@ -139,6 +139,8 @@ class LayerTask:
         methods = self.methods
         if not view.vector:
             result.waterfall = dict.fromkeys(WATERFALL)
+        if self.spectra:  # first of all: it is the one eigendecomposition of F that all else takes
+            result.curvature = _try(lambda: main.curvature.scale)
         exact = _try(partial(spectrum, main.exact)) if self.spectra and main.affordable else None
         if exact is not None:
             result.spectra["exact"] = exact.eigenvalues
@@ -153,7 +155,7 @@ class LayerTask:
             if reason := why_not_built(method, view):
                 if method in self.asked:
                     note = "; ".join((reason, *main.notes))
-                    result.measured[method.name, main.name] = Row({"note": note}, [], None)
+                    result.measured[method.name, main.name] = Row({"note": note})
                 continue
             try:
                 fitted = self._fitted(main, method, gathered)
@@ -164,7 +166,7 @@ class LayerTask:
             except (FisherlabError, torch.linalg.LinAlgError) as error:
                 if method in self.asked:
                     note = "; ".join((f"not measured: {error}", *main.notes))
-                    result.measured[method.name, main.name] = Row({"note": note}, [], None)
+                    result.measured[method.name, main.name] = Row({"note": note})
                 continue
             if method in self.asked:
                 if exact is not None:
@@ -197,16 +199,19 @@ class LayerTask:
                 spectra=spectra,
             )
             measured.values["seconds"] += fitted.seconds
+            if target is not main:
+                measured.add_note("divergences and joint step: against the main target alone")
+            elif not self.spectra:
+                measured.add_note("no spectra: no divergences")
             if self.statistics is not None and not (method.from_exact or self.view.vector):
-                note = f"approximation from saved statistics of {self.statistics.samples} samples"
-                _add_note(measured, note)
+                measured.add_note(f"approximation from saved statistics of {self.statistics.samples} samples")
             if method.batch:
-                _add_note(measured, "no population error of what is made of whole batches")
-            _add_note(measured, fitted.all.remark)
+                measured.add_note("no population error of what is made of whole batches")
+            measured.add_note(fitted.all.remark)
             result.measured[method.name, target.name] = measured
         aims = method.layerwise and main.name != LAYERWISE
         if aims and (reason := self.why_no_layerwise):
-            result.measured[method.name, str(LAYERWISE)] = Row({"note": reason}, [], None)
+            result.measured[method.name, str(LAYERWISE)] = Row({"note": reason})
 
     def _layerwise_targets(self, main: Target, gathered: SplitSums) -> Iterator[Target]:
         wanted = self.aims_at_layerwise and main.name != LAYERWISE
@@ -245,10 +250,6 @@ class LayerTask:
         if measured is not None:
             return measured.values.get("scaled_error")
         return _shape_error(main, fitted.all)
-
-
-def _add_note(row: Row, note: str) -> None:
-    row.values["note"] = "; ".join(filter(None, [row.values["note"], note]))
 
 
 def of_vector(asked: Sequence[Approximation]) -> list[Approximation]:

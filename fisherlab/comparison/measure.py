@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from fisherlab import metrics
 from fisherlab.approximations import Approximation
 from fisherlab.comparison.population import PopulationEstimate, Refit
+from fisherlab.divergences import BAND_NAMES, Calibration, Curvature, Divergences
 from fisherlab.errors import FisherlabError, MemoryLimitError, NumericalError, bytes_text
 from fisherlab.operators import DenseOperator, LinearOperator, PackedOperator, blocks_of
 from fisherlab.records.columns import PLAIN
@@ -99,6 +100,12 @@ class Target:
                 f"{bytes_text(self.memory)} left of the memory limit"
             )
 
+    @cached_property
+    def curvature(self) -> Curvature:
+        """The leading eigenpairs of F; its eigenvalues are then known to all that asks for them."""
+        self.check_memory()
+        return Curvature(self.exact)
+
     @property
     def damping(self) -> float:
         """λ of the rows."""
@@ -123,11 +130,25 @@ class Target:
 
 @dataclass
 class Row:
-    """The numbers of one row, the sweep over dampings, and the preconditioned eigenvalues."""
+    """The numbers of one row.
+
+    Attributes:
+        values: by column.
+        sweep: the directions at each damping.
+        preconditioned: eigenvalues of F̂_λ⁻¹F.
+        calibration: the curvature that F̂ sees.
+        step: (F̂ + λI)⁻¹ ∇h at the damping of the rows [m, d], until the layers' steps are joined.
+    """
 
     values: dict[str, Any]
-    sweep: list[dict[str, float]]
-    preconditioned: Tensor | None
+    sweep: list[dict[str, float]] = field(default_factory=list)
+    preconditioned: Tensor | None = None
+    calibration: Calibration | None = None
+    step: Tensor | None = None
+
+    def add_note(self, note: str) -> None:
+        """Adds a remark behind those that are there."""
+        self.values["note"] = "; ".join(filter(None, [self.values.get("note", ""), note]))
 
 
 def measure(
@@ -147,7 +168,7 @@ def measure(
         fits: F̂ fitted on each half of the samples, for the population error.
         refit: F̂ fitted on a half without some of its samples, for its standard error.
         nearest_error: the scaled error of the nearest Kronecker product.
-        spectra: whether to compute the preconditioned spectrum.
+        spectra: whether to compute the preconditioned spectrum and the divergences.
     """
     started = time.perf_counter()
     F, notes = target.exact, list(target.notes)
@@ -171,28 +192,48 @@ def measure(
         error, standard_error, note = target.halves.error(fits, refit)
         values["population_error"], values["population_error_se"] = error, standard_error
         notes += [note] if note else []
-    sweep: list[dict[str, float]] = []
-    preconditioned = None
+    row = Row(values)
     with _noted(notes):
         if target.trace == 0:
             raise NumericalError("the block is zero: no damping is in proportion to it")
         matched = approximation * metrics.matching_scale(target.trace, values["trace_approx"])
         target.check_memory()
         with _noted(notes):
-            sweep = _sweep(target, matched, notes)
-            values |= _at_row(sweep)
+            row.sweep, row.step = _sweep(target, matched, notes)
+            values |= _at_row(row.sweep)
         with _noted(notes):
             values["preconditioned_condition"] = metrics.preconditioned_condition(
                 F, matched, target.damping, target.inverse
             )
         if spectra:
             with _noted(notes):
-                preconditioned = metrics.preconditioned_spectrum(F, matched, target.damping)
+                row.preconditioned = metrics.preconditioned_spectrum(F, matched, target.damping)
+            with _noted(notes):
+                row.calibration = _divergences(target, approximation, values, notes)
     if target.gradient is None:
         notes.append("no targets: directions are empty")
     values["note"] = "; ".join(dict.fromkeys(notes))
     values["seconds"] = time.perf_counter() - started
-    return Row(values, sweep, preconditioned)
+    return row
+
+
+def _divergences(
+    target: Target, approximation: LinearOperator, values: dict[str, Any], notes: list[str]
+) -> Calibration | None:
+    """The divergences and calibrations, written into the values."""
+    curvature, found = target.curvature, Divergences(target.exact, approximation)
+    with _noted(notes):
+        values["logdet_divergence"], values["logdet_divergence_scaled"] = found.logdet(target.damping)
+    with _noted(notes):
+        values["von_neumann_divergence"] = found.von_neumann()
+    with _noted(notes):
+        seen = found.calibration(curvature)
+        for band, count, mean in zip(BAND_NAMES, curvature.directions, seen.bands, strict=True):
+            values[f"directions_{band}"], values[f"calibration_{band}"] = count, mean
+            if mean is None:
+                notes.append(f"no direction of its own in the {band} of the spectrum")
+        return seen
+    return None
 
 
 def measure_direction(target: Target, method: Approximation, groups: int) -> Row:
@@ -204,19 +245,20 @@ def measure_direction(target: Target, method: Approximation, groups: int) -> Row
         groups: G, each with a gradient of its own.
     """
     started, notes = time.perf_counter(), [*target.notes, "a direction without a matrix: no errors"]
-    values: dict[str, Any] = {"damping": target.damping}
-    sweep: list[dict[str, float]] = []
+    row = Row({"damping": target.damping})
     if target.gradient is None:
         notes.append("no targets: directions are empty")
     with _noted(notes):
+        if target.trace == 0:
+            raise NumericalError("the block is zero: no damping is in proportion to it")
         target.check_memory()
         if target.gradient is not None:
-            step = method.step(target.gradient.unflatten(0, (groups, -1))).flatten(0, 1)
-            sweep = _qualities(target, [step] * len(target.dampings))
-            values |= _at_row(sweep)
-    values["note"] = "; ".join(dict.fromkeys(notes))
-    values["seconds"] = time.perf_counter() - started
-    return Row(values, sweep, None)
+            row.step = method.step(target.gradient.unflatten(0, (groups, -1))).flatten(0, 1)
+            row.sweep = _qualities(target, [row.step] * len(target.dampings))
+            row.values |= _at_row(row.sweep)
+    row.values["note"] = "; ".join(dict.fromkeys(notes))
+    row.values["seconds"] = time.perf_counter() - started
+    return row
 
 
 def stored_bytes(operator: LinearOperator) -> int:
@@ -236,17 +278,20 @@ def _tensors(attributes: Mapping[str, Any]) -> Iterator[Tensor]:
             yield from (part for part in value if isinstance(part, Tensor))
 
 
-def _sweep(target: Target, matched: LinearOperator, notes: list[str]) -> list[dict[str, float]]:
-    """The steps F̂_λ⁻¹∇h and the root steps F̂_λ^{-1/2}∇h at each damping."""
+def _sweep(
+    target: Target, matched: LinearOperator, notes: list[str]
+) -> tuple[list[dict[str, float]], Tensor | None]:
+    """The steps F̂_λ⁻¹∇h and the root steps F̂_λ^{-1/2}∇h at each damping, and the step at that of the rows."""
     if target.gradient is None:
-        return []
+        return [], None
     gradient = target.gradient.to(matched.dtype)
-    sweep = _qualities(target, list(matched.solves(gradient, target.dampings)))
+    steps = list(matched.solves(gradient, target.dampings))
+    sweep = _qualities(target, steps)
     with _noted(notes):
         roots = [matched.power(-0.5, damping).apply(gradient) for damping in target.dampings]
         for row, quality in zip(sweep, _qualities(target, roots), strict=True):
-            row |= {f"root_{name}": value for name, value in quality.items() if name in DIRECTIONS}
-    return sweep
+            row |= {f"root_{name}": quality[name] for name in DIRECTIONS}
+    return sweep, steps[DAMPINGS.index(ROW_DAMPING)]
 
 
 def _qualities(target: Target, steps: Sequence[Tensor]) -> list[dict[str, float]]:

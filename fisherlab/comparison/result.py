@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fisherlab.arguments import AnyPath, checked
 from fisherlab.comparison.measure import Row
+from fisherlab.divergences import CurvatureScale
 from fisherlab.errors import InputError, InputTypeError, NotSupportedError, bytes_text, unknown
 from fisherlab.exact.plans import BlockPlan
 from fisherlab.layers import Layers, LayerView
@@ -49,6 +50,7 @@ class LayerResult:
         waterfall: scaled errors of nearest → KFAC → lngd-lr → LNGD.
         spectra: eigenvalues of `exact` and of each F̂ (as many leading ones as the exact block has); empty
             where they were not computed.
+        curvature: the leading eigenvalues of F and their bands; None where they were not computed.
         drawable: whether the dense matrices fit the memory limit.
     """
 
@@ -64,6 +66,7 @@ class LayerResult:
     measured: dict[tuple[str, str], Row] = field(default_factory=dict)
     waterfall: dict[str, float | None] = field(default_factory=dict)
     spectra: dict[str, Tensor] = field(default_factory=dict)
+    curvature: CurvatureScale | None = None
     drawable: bool = True
 
     @property

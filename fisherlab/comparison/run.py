@@ -123,6 +123,7 @@ def compare(
             collector, plans, methods, has_targets, limit, spectra, given["progress"], statistics, on_target
         )
         results = _measured(experiment, data, chosen, kind, {**given, "generator": again})
+        experiment.join(results)
         collector.tell()
         return Comparison(
             results=results,

@@ -19,7 +19,7 @@ from fisherlab.linalg.factors import factor_inner
 from fisherlab.linalg.numerics import damped_log, dot64, norm64, require_positive, spans
 from fisherlab.linalg.packing import packed_size, unpack
 from fisherlab.operators.arguments import constant_damping, put_checks
-from fisherlab.operators.conversion import in_dtype, scipy_operator
+from fisherlab.operators.conversion import in_dtype, scipy_operator, worked_out
 from fisherlab.operators.eigenbasis import Eigenbasis
 from fisherlab.operators.layout import (
     check_sample_shapes,
@@ -188,6 +188,11 @@ class LinearOperator(ABC):
         """The operator itself, or where `dtype` is wider than its own the same one in `dtype`."""
         wider = torch.promote_types(self.dtype, dtype)
         return self if wider == self.dtype else in_dtype(self, wider)
+
+    def forget(self) -> None:
+        """Lets go of what was worked out and kept: eigenvectors, the dense form."""
+        for name in worked_out(self):
+            del self.__dict__[name]
 
     @cached_property
     def _dense_form(self) -> DenseOperator:

@@ -139,6 +139,11 @@ class GroupedOperator(LinearOperator):
         solved = [block.solves(M[..., rows, :], dampings) for block, rows in self._with_rows()]
         return (torch.cat(parts, dim=-2) for parts in zip(*solved, strict=True))
 
+    def forget(self) -> None:
+        """Of each block."""
+        for block in self.blocks:
+            block.forget()
+
     # --- contractions ---------------------------------------------------------------------------
 
     def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
