@@ -1,6 +1,8 @@
 """KL-Kronecker: the A ⊗ B that is nearest to F in log-det divergence, the fixed point of the flip-flop."""
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -86,9 +88,11 @@ class KLKronecker(Approximation):
 def flip_flop(F: LinearOperator, floor: float = FLOOR, start: Tensor | None = None) -> FlipFlop:
     """The best A ⊗ B for X = F + δI in log-det divergence; it is one up to the scale of A by that of B.
 
-    A round makes the larger factor of the smaller one, and that anew of the larger. Rounds are extrapolated in
-    the logarithm of the smaller factor (Anderson's acceleration); an extrapolation that raises the divergence
-    is taken back. In the kernels of E[VᵀV] and E[V Vᵀ] the factors are what δ makes them, without rounding.
+    A round makes the larger factor of the smaller one, and that anew of the larger. Rounds are extrapolated
+    in the logarithm of the smaller factor (Anderson's acceleration); an extrapolation that raises the
+    divergence is taken back.
+
+    In the kernels of E[VᵀV] and E[V Vᵀ] the factors are what δ makes them, without rounding.
 
     Args:
         F: the block, of which only contractions are taken.
@@ -121,12 +125,14 @@ class _Rounds:
     """
 
     def __init__(self, F: LinearOperator, unit: float) -> None:
-        self.weak = "its factors are singular to rounding"
+        self.weak = ""
         self._unit = unit
         self._k, self._l = sorted((F.outputs, F.inputs))
         self._sides = ("output", "input") if F.outputs <= F.inputs else ("input", "output")
-        to = (F.contract_output, F.contract_input)
-        self._to_large, self._to_small = to if F.outputs <= F.inputs else to[::-1]
+        self._to_large: Callable[[Tensor], Tensor] = F.contract_output
+        self._to_small: Callable[[Tensor], Tensor] = F.contract_input
+        if F.outputs > F.inputs:
+            self._to_large, self._to_small = self._to_small, self._to_large
         self._small_eye = torch.eye(self._k, dtype=F.dtype, device=F.device)
         self._large_eye = torch.eye(self._l, dtype=F.dtype, device=F.device)
         self._mean = symmetrised(self._to_small(self._large_eye)) / (unit * self._l)
@@ -140,19 +146,19 @@ class _Rounds:
                 self.weak = f"its {side} side has rank {basis.shape[1]} of {len(basis)}"
                 return None
         S = _logarithm(self._mean + floor * self._small_eye if start is None else start)
-        plain: Tensor | None = None
         best, logdets, history = math.inf, list[float](), list[tuple[Tensor, Tensor]]()
         for products in range(1, _ROUNDS + 1):
             found = self._round(S, floor)
-            if found is None or found[0] > best + self._k * self._l * max(_UNSEEN, found[3]):
-                if plain is None:  # a round by itself raises nothing but by rounding
-                    return None
-                S, plain = plain, None
+            worse = found is None or found[0] > best + self._k * self._l * max(_UNSEEN, found[3])
+            if worse and len(history) > 1:  # it was extrapolated; a round by itself rises by rounding alone
+                S = history[-1][0] + history[-1][1]
                 history.clear()
                 continue
-            best, large, plain, rounding, weaker = found
+            if found is None:
+                return None
+            best, large, following, rounding, weaker = found
             logdets.append(found[0] + self._k * self._l * math.log(self._unit))
-            change = plain - S
+            change = following - S
             if float(torch.linalg.norm(change)) <= self._k**0.5 * max(_CONVERGED, rounding):
                 return self._found(large, S, logdets, products)
             history = [*history[-_HISTORY:], (S, change)]
@@ -207,7 +213,7 @@ def _within(basis: Tensor | None, matrix: Tensor) -> Tensor:
 
 
 def _logarithm(matrix: Tensor) -> Tensor:
-    """log M less its mean eigenvalue: the scale is the other factor's.
+    """Of a positive definite matrix, less the mean eigenvalue: the scale is the other factor's.
 
     Eigenvalues that are zero to rounding count as the smallest number: the next round sees a singular factor.
     """
@@ -221,7 +227,7 @@ def _extrapolated(history: list[tuple[Tensor, Tensor]]) -> Tensor:
     S, change = history[-1]
     if len(history) == 1:
         return S + change
-    pairs = list(zip(history, history[1:], strict=False))
+    pairs = list(pairwise(history))
     places = torch.stack([(later[0] - earlier[0]).flatten() for earlier, later in pairs], 1)
     changes = torch.stack([(later[1] - earlier[1]).flatten() for earlier, later in pairs], 1)
     weights = torch.linalg.pinv(changes, rtol=_DEPENDENT) @ change.flatten()

@@ -68,8 +68,8 @@ class Shampoo(Approximation):
 class SOAP(Rescaled):
     """(U_R ⊗ U_L) S (U_R ⊗ U_L)ᵀ, S = diag((U_R ⊗ U_L)ᵀ F (U_R ⊗ U_L)): Adam in Shampoo's eigenbasis.
 
-    Vyas et al. 2024 (arXiv 2409.11321). It is TEKFAC with exact positions. With `basis="kl"` the basis is that
-    of kl-kronecker's factors (KL-SOAP, Lin et al. 2025, arXiv 2509.03378).
+    Vyas et al. 2024 (arXiv 2409.11321). It is TEKFAC with exact positions. With `basis="kl"` the basis is
+    that of kl-kronecker's factors (KL-SOAP, Lin et al. 2025, arXiv 2509.03378).
 
     Args:
         basis: `shampoo` or `kl`.

@@ -200,7 +200,8 @@ class _Root(_Loss):
 class Shampoo(_Root):
     """D = L^{-1/4} ∇h R^{-1/4} with R and L of the samples' gradients. Gupta et al. 2018 (1802.09568).
 
-    Args: as for `KFAC`; `source` is `empirical` or `predictive`; `damping` is λ in (R^{1/2} ⊗ L^{1/2} + λI)^{-1/2}.
+    Args: as for `KFAC`; `source` is `empirical` or `predictive`; `damping` is λ, of
+        (R^{1/2} ⊗ L^{1/2} + λI)^{-1/2}.
     """
 
     approximation = "shampoo"
@@ -216,7 +217,7 @@ class SOAP(_Root):
 
 
 class Adafactor(_Root):
-    """D = ∇h/√(r cᵀ/Σ + λ), r and c the sums of E[V∘V] by rows and columns. Shazeer and Stern 2018 (1804.04235).
+    """D = ∇h/√(r cᵀ/Σ + λ), r and c the row and column sums of E[V∘V]. Shazeer and Stern 2018 (1804.04235).
 
     Args: as for `Shampoo`.
     """
@@ -307,8 +308,8 @@ class Preconditioner:
     Args:
         model: the network.
         method: a registered approximation that is made of statistics: `lngd`, `lngd-lr`, `kfac`, `ekfac`,
-            `tkfac`, `ngplus`, `shampoo`, `soap` and `adafactor` with the settings of their optimizers (the last
-            three with root=2), any other with λ added to F̂.
+            `tkfac`, `ngplus`, `shampoo`, `soap` and `adafactor` with the settings of their optimizers (the
+            last three with root=2), any other with λ added to F̂.
         **options: those of the optimizer of that name, or of `NaturalGradient`; learning rates, momentum and
             weight decay are left to the optimizer that follows. `kl_clip` is off unless it is given, and
             needs that optimizer's rate in every `step`.

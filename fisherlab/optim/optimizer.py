@@ -64,8 +64,8 @@ class NaturalGradient(torch.optim.Optimizer):
     Every `statistics_every` steps the moving averages of the statistics are refreshed, every `inverse_every`
     steps the damped F̂ is inverted; every step, for each layer l,
 
-        D = F̂⁻¹ ∇h (root=2: F̂^{-1/2} ∇h),   α_l = ⟨D, ∇h⟩ / ((1/N) Σ_n ⟨D, ∇ℓ_n⟩² + μ)  (rate="layerwise"; "fixed": α_l = 1),
-        m ← τ m − lr α_l D,   W ← W + m.
+        D = F̂⁻¹ ∇h,   α_l = ⟨D, ∇h⟩ / ((1/N) Σ_n ⟨D, ∇ℓ_n⟩² + μ)  (rate="layerwise"; "fixed": α_l = 1),
+        m ← τ m − lr α_l D,   W ← W + m; with root=2 D = F̂^{-1/2} ∇h.
 
     Liu et al. 2024 (NeurIPS), algorithm 1, eqs. 12 and 13. Parameters in no block take the step of SGD with
     momentum. The training loop is the usual one. A class derived from this one names its approximation and

@@ -84,9 +84,7 @@ class Options:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.root > 1 and not math.isinf(self.clip):
-            raise InputError(
-                "kl_clip bounds what F̂ says of a step F̂⁻¹∇h; with root=2 give kl_clip=None"
-            )
+            raise InputError("kl_clip bounds what F̂ says of a step F̂⁻¹∇h; with root=2 give kl_clip=None")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -337,8 +337,8 @@ def defined(*columns: str) -> list[Definition]:
 THEOREMS: tuple[str, ...] = (
     "nearest A⊗B ≤ every A⊗B in relative and in scaled error, in-sample.",
     "EKFAC ≤ KFAC in relative error, in-sample: its diagonal is the best one in KFAC's eigenbasis.",
-    "TEKFAC = SOAP ≤ TKFAC = Shampoo with power 1/2 in relative error, in-sample, by the same argument; so is "
-    "KL-SOAP ≤ KL A⊗B.",
+    "TEKFAC = SOAP ≤ TKFAC = Shampoo with power 1/2 in relative error, in-sample, by the same argument.",
+    "KL-SOAP ≤ KL A⊗B in relative error, in-sample, likewise.",
     "diagonal = Adam ≤ Adafactor in relative error, in-sample.",
     "tr EKFAC = tr TEKFAC = tr TKFAC = tr F, TKFAC with exact positions.",
     "tr LNGD = tr F_layerwise, with the expected sampling.",

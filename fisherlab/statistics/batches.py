@@ -17,8 +17,8 @@ _PART = 4  # of the memory limit, which the gradients of all batches may take: a
 class BatchGradients:
     """Sums of ∇ℓ_n over samples kB to kB + B − 1 in the order of the data, for every k.
 
-    A last batch of fewer samples is left out. With V = √B × the mean gradient of a batch, E[vec(V) vec(V)ᵀ] is
-    the covariance of the samples' gradients plus B ḡḡᵀ, in expectation over the order of the data.
+    A last batch of fewer samples is left out. With V = √B × the mean gradient of a batch, E[vec(V) vec(V)ᵀ]
+    is the covariance of the samples' gradients plus B ḡḡᵀ, in expectation over draws of the data.
 
     Args:
         size: B.

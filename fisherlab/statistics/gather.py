@@ -195,9 +195,9 @@ def _first_pass(
             keeper.tick(1, done, {name: sums[0] for name, sums in parts.items()})
     wrong = collector.failures()
     _over_processes(_without(parts, wrong), kept)
-    for gradients in _without(batches, wrong).values():  # in one order in all processes
-        for size in sorted(gradients):
-            gradients[size].over_processes()
+    for by_size in _without(batches, wrong).values():  # in one order in all processes
+        for size in sorted(by_size):
+            by_size[size].over_processes()
     return wrong
 
 

@@ -242,7 +242,8 @@ def test_population_errors_come_from_the_two_halves(comparison, categorical):
 
 def test_directions_are_a_sweep_over_dampings(comparison):
     table = comparison.directions
-    assert list(table.columns) == ["layer", "approximation", "damping", "direction_cosine", "decrease_share"]
+    directions = ["direction_cosine", "decrease_share", "root_direction_cosine", "root_decrease_share"]
+    assert list(table.columns) == ["layer", "approximation", "damping", *directions]
     sizes = table.groupby(["layer", "approximation"]).size()
     assert (sizes == 6).all()
     assert len(sizes) == 3 * len(NAMES)
