@@ -1,4 +1,4 @@
-"""Divergences of dense matrices in float64, and blocks of random gradient matrices: by hand, for the theorems."""
+"""Divergences of dense matrices in float64, and blocks of random gradients: by hand, for the theorems."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Shampoo, SOAP, Adam and Adafactor: what they equal, what is a theorem about them, and gradients of batches."""
+"""Shampoo, SOAP, Adam and Adafactor: what they equal, their theorems, and gradients of batches."""
 
 import pytest
 import torch

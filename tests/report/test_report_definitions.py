@@ -63,7 +63,9 @@ preconditioned_condition,seconds,bytes,note"""
 
 def test_the_registry_gives_the_columns_of_the_files_in_their_order():
     assert ",".join(RECORD_COLUMNS) == RECORDS.replace("\n", "")
-    assert ",".join(DIRECTION_COLUMNS) == "layer,approximation,damping,direction_cosine,decrease_share"
+    assert ",".join(DIRECTION_COLUMNS) == (
+        "layer,approximation,damping,direction_cosine,decrease_share,root_direction_cosine,root_decrease_share"
+    )
 
 
 def test_one_entry_says_how_a_metric_is_called_and_written():
