@@ -125,6 +125,7 @@ METRICS: tuple[Metric, ...] = (
         "best_scale",
         ("best", "scale"),
         "none",
+        shown=False,
     ),
     Metric(
         "population error",
@@ -162,6 +163,7 @@ METRICS: tuple[Metric, ...] = (
         "diagonal_error",
         ("diag.", "error"),
         "lower",
+        shown=False,
     ),
     Metric(
         "direction cosine",
