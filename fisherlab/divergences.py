@@ -171,8 +171,8 @@ class Divergences:
     def logdet(self, damping: float) -> LogDet:
         """The log-det divergence at a damping λ > 0.
 
-        Tr X = Σ_j (û_jᵀFû_j + λ)/(q_j + λ) and log det X = log det F_λ − Σ_j log(q_j + λ) with the eigenvalues
-        q_j of F̂; with μ = tr X/D the best scale takes ½(μ − 1 − log μ) away.
+        Tr X = Σ_j (û_jᵀFû_j + λ)/(q_j + λ) and log det X = log det F_λ − Σ_j log(q_j + λ) with the
+        eigenvalues q_j of F̂; with μ = tr X/D the best scale takes ½(μ − 1 − log μ) away.
 
         Raises:
             NumericalError: where F̂_λ is not positive definite.
