@@ -4,6 +4,7 @@ F is the exact block, F̂ the approximation, brought to the trace of F; F_λ = F
 All is made of the eigenvalues of F, and of those of F̂ with the masses û_jᵀFû_j of F in its eigenvectors û_j.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -170,7 +171,8 @@ class Divergences:
     def logdet(self, damping: float) -> LogDet:
         """The log-det divergence at a damping λ > 0.
 
-        Tr X = Σ_j (û_jᵀFû_j + λ)/(q_j + λ) and log det X = log det F_λ − Σ_j log(q_j + λ).
+        Tr X = Σ_j (û_jᵀFû_j + λ)/(q_j + λ) and log det X = log det F_λ − Σ_j log(q_j + λ) with the
+        eigenvalues q_j of F̂; with μ = tr X/D the best scale takes ½(μ − 1 − log μ) away.
 
         Raises:
             NumericalError: where F̂_λ is not positive definite.
@@ -182,10 +184,11 @@ class Divergences:
         log = float(damped.log().sum())
         if absent:
             trace += absent + (self.trace - float(self._masses.sum())) / damping
-            log += absent * float(torch.tensor(damping, dtype=torch.float64).log())
+            log += absent * math.log(damping)
         log = float(self.F.logdet(damping)) - log
-        mean = torch.tensor(trace / size, dtype=torch.float64).log()
-        return LogDet(max(0.0, (trace - log - size) / (2 * size)), max(0.0, (float(mean) - log / size) / 2))
+        divergence = max(0.0, (trace - log - size) / (2 * size))
+        excess = trace / size - 1
+        return LogDet(divergence, max(0.0, divergence - (excess - math.log1p(excess)) / 2))
 
     def von_neumann(self) -> float:
         """(tr F log F − ⟨F, log F̂⟩)/tr F, without damping.

@@ -18,7 +18,7 @@ from fisherlab.operators import GramOperator, LinearOperator, blocks_of
 
 
 @dataclass(frozen=True)
-class Part:
+class StepPart:
     """What a direction of one layer adds to that of all: J Δ/√N [C·n], ⟨Δ, ∇h⟩ and ‖Δ‖²."""
 
     image: Tensor
@@ -39,8 +39,8 @@ class LayerParts:
 
     damping: float
     gram: Tensor
-    gradient: Part
-    steps: Mapping[str, Part]
+    gradient: StepPart
+    steps: Mapping[str, StepPart]
 
 
 def layer_parts(
@@ -61,9 +61,9 @@ def layer_parts(
         return None
     gradient = target.gradient.double()
 
-    def part(step: Tensor) -> Part:
+    def part(step: Tensor) -> StepPart:
         step = step.double()
-        return Part(_image(between, step), float((step * gradient).sum()), float(step.square().sum()))
+        return StepPart(_image(between, step), float((step * gradient).sum()), float(step.square().sum()))
 
     parts = {name: part(step) for name, step in steps.items()}
     return LayerParts(target.damping, gram, part(gradient), parts)

@@ -125,6 +125,7 @@ METRICS: tuple[Metric, ...] = (
         "best_scale",
         ("best", "scale"),
         "none",
+        shown=False,
     ),
     Metric(
         "population error",
@@ -162,6 +163,7 @@ METRICS: tuple[Metric, ...] = (
         "diagonal_error",
         ("diag.", "error"),
         "lower",
+        shown=False,
     ),
     Metric(
         "direction cosine",
@@ -338,11 +340,13 @@ THEOREMS: tuple[str, ...] = (
     "nearest A⊗B ≤ every A⊗B in relative and in scaled error, in-sample.",
     "EKFAC ≤ KFAC in relative error, in-sample: its diagonal is the best one in KFAC's eigenbasis.",
     "TEKFAC = SOAP ≤ TKFAC = Shampoo with power 1/2 in relative error, in-sample, by the same argument.",
-    "KL-SOAP ≤ KL A⊗B in relative error, in-sample, likewise.",
-    "diagonal = Adam ≤ Adafactor in relative error, in-sample.",
+    "KL-SOAP ≤ KL A⊗B and diagonal = Adam ≤ Adafactor in relative error, in-sample, likewise.",
+    "TKFAC, with exact positions, ≤ every A⊗B in von Neumann divergence: it has F's partial traces.",
+    "EKFAC ≤ KFAC, TEKFAC ≤ TKFAC, KL-SOAP ≤ KL A⊗B and Adam ≤ Adafactor in von Neumann divergence too.",
+    "scaled ≤ unscaled log-det divergence; both and von Neumann's are 0 or above, and 0 where F̂ = F.",
     "tr EKFAC = tr TEKFAC = tr TKFAC = tr F, TKFAC with exact positions.",
     "tr LNGD = tr F_layerwise, with the expected sampling.",
-    "0 ≤ decrease share ≤ 1, by the Cauchy–Schwarz inequality.",
+    "0 ≤ decrease share ≤ 1, of one layer and of the joint step, by the Cauchy–Schwarz inequality.",
 )
 """What must hold, whatever the data. No other order of the methods is a theorem."""
 

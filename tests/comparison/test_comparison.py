@@ -24,10 +24,13 @@ COLUMNS = re.findall(
     model dataset checkpoint step seed dtype layer module outputs inputs positions groups approximation
     kind target samples columns method relative_error scaled_error best_scale population_error
     population_error_se gap_to_nearest trace_exact trace_approx trace_ratio diagonal_error damping
-    direction_cosine decrease_share preconditioned_condition seconds bytes note
+    direction_cosine decrease_share preconditioned_condition seconds bytes
+    logdet_divergence logdet_divergence_scaled von_neumann_divergence calibration_top calibration_middle
+    calibration_tail damped_step_share directions_top directions_middle directions_tail note
     """,
 )
-WHOLE = ("outputs", "inputs", "positions", "groups", "samples", "columns", "bytes")
+BANDS = ("directions_top", "directions_middle", "directions_tail")
+WHOLE = ("outputs", "inputs", "positions", "groups", "samples", "columns", "bytes", *BANDS)
 TEXT = (
     "model",
     "dataset",
@@ -40,7 +43,8 @@ TEXT = (
     "target",
     "note",
 )
-MEASURED = COLUMNS[COLUMNS.index("relative_error") : COLUMNS.index("seconds")]
+LATE = COLUMNS[COLUMNS.index("bytes") + 1 : COLUMNS.index(BANDS[0])]
+MEASURED = [*COLUMNS[COLUMNS.index("relative_error") : COLUMNS.index("seconds")], *LATE]
 
 
 @pytest.fixture(scope="module")
