@@ -3,7 +3,13 @@
 from fisherlab.records.definitions import DIRECTIONS, METRICS, ROOT_DIRECTIONS
 
 _FIRST, _LATE = (
-    tuple(column for metric in METRICS if (metric.plain or metric.late) == late for column in metric.columns)
+    tuple(
+        column
+        for metric in METRICS
+        if metric.late == late and not metric.plain
+        for column in metric.columns
+        if column not in ROOT_DIRECTIONS
+    )
     for late in (False, True)
 )
 
@@ -23,11 +29,13 @@ RECORD_COLUMNS = (
     *("dtype", "layer", "module", "outputs", "inputs", "positions", "groups"),
     *("approximation", "kind", "target", "samples", "columns", "method"),
     *_FIRST,
-    *("seconds", "bytes", *_LATE, *BANDS, "note"),
+    *("seconds", "bytes", *_LATE, *BANDS, *ROOT_DIRECTIONS, *PLAIN, "note"),
 )
 """Of `records.csv`, a row a (layer, approximation, target)."""
 
-RECORD_TYPES = dict.fromkeys(_COUNTS, "Int64") | dict.fromkeys((*_FIRST, *_LATE, "seconds"), "float64")
+RECORD_TYPES = dict.fromkeys(_COUNTS, "Int64") | dict.fromkeys(
+    (*_FIRST, *_LATE, *ROOT_DIRECTIONS, *PLAIN, "seconds"), "float64"
+)
 """Types of the columns that are numbers; absent ones are empty, never zero."""
 
 DIRECTION_COLUMNS = ("layer", "approximation", "damping", *DIRECTIONS, *ROOT_DIRECTIONS)

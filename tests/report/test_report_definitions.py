@@ -60,7 +60,8 @@ approximation,kind,target,samples,columns,method,relative_error,scaled_error,bes
 population_error_se,gap_to_nearest,trace_exact,trace_approx,trace_ratio,diagonal_error,damping,direction_cosine,decrease_share,
 preconditioned_condition,seconds,bytes,
 logdet_divergence,logdet_divergence_scaled,von_neumann_divergence,calibration_top,calibration_middle,
-calibration_tail,damped_step_share,directions_top,directions_middle,directions_tail,note"""
+calibration_tail,damped_step_share,directions_top,directions_middle,directions_tail,
+root_direction_cosine,root_decrease_share,note"""
 
 
 def test_the_registry_gives_the_columns_of_the_files_in_their_order():
