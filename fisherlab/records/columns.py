@@ -3,7 +3,7 @@
 from fisherlab.records.definitions import DIRECTIONS, METRICS
 
 _FIRST, _LATE = (
-    tuple(column for metric in METRICS if (metric.plain or metric.late) == late for column in metric.columns)
+    tuple(c for metric in METRICS if metric.late == late and not metric.plain for c in metric.columns)
     for late in (False, True)
 )
 
@@ -23,11 +23,13 @@ RECORD_COLUMNS = (
     *("dtype", "layer", "module", "outputs", "inputs", "positions", "groups"),
     *("approximation", "kind", "target", "samples", "columns", "method"),
     *_FIRST,
-    *("seconds", "bytes", *_LATE, *BANDS, "note"),
+    *("seconds", "bytes", *_LATE, *BANDS, *PLAIN, "note"),
 )
 """Of `records.csv`, a row a (layer, approximation, target)."""
 
-RECORD_TYPES = dict.fromkeys(_COUNTS, "Int64") | dict.fromkeys((*_FIRST, *_LATE, "seconds"), "float64")
+RECORD_TYPES = dict.fromkeys(_COUNTS, "Int64") | dict.fromkeys(
+    (*_FIRST, *_LATE, *PLAIN, "seconds"), "float64"
+)
 """Types of the columns that are numbers; absent ones are empty, never zero."""
 
 DIRECTION_COLUMNS = ("layer", "approximation", "damping", *DIRECTIONS)
