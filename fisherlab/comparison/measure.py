@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherlab import metrics
+from fisherlab.comparison.joint import StepPart, step_part
 from fisherlab.comparison.population import PopulationEstimate, Refit
 from fisherlab.divergences import BAND_NAMES, Calibration, Curvature, Divergences
 from fisherlab.errors import FisherlabError, MemoryLimitError, NumericalError, bytes_text
@@ -43,6 +44,7 @@ class Target:
         halves: for the population error; None where it is not computed.
         memory: bytes for the dense matrices of directions and spectra, what the block leaves of the limit.
         notes: remarks that hold for every row.
+        between: F of the samples of the coupling; None where there is no joint step.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Target:
     halves: PopulationEstimate | None
     memory: int
     notes: Sequence[str] = ()
+    between: LinearOperator | None = None
 
     def __post_init__(self) -> None:
         """The trace of F, and the mean of its eigenvalues: the unit of dampings."""
@@ -135,14 +138,14 @@ class Row:
         sweep: the directions at each damping.
         preconditioned: eigenvalues of F̂_λ⁻¹F.
         calibration: the curvature that F̂ sees.
-        step: (F̂ + λI)⁻¹ ∇h at the damping of the rows [m, d], until the layers' steps are joined.
+        part: what its step at the damping of the rows adds to that of all layers.
     """
 
     values: dict[str, Any]
     sweep: list[dict[str, float]] = field(default_factory=list)
     preconditioned: Tensor | None = None
     calibration: Calibration | None = None
-    step: Tensor | None = None
+    part: StepPart | None = None
 
     def add_note(self, note: str) -> None:
         """Adds a remark behind those that are there."""
@@ -197,7 +200,9 @@ def measure(
         matched = approximation * metrics.matching_scale(target.trace, values["trace_approx"])
         target.check_memory()
         with _noted(notes):
-            row.sweep, row.step = _sweep(target, matched)
+            row.sweep, step = _sweep(target, matched)
+            if step is not None and target.between is not None and target.gradient is not None:
+                row.part = step_part(target.between, step, target.gradient.double())
             values |= {key: value for key, value in _at_row(row.sweep).items() if key != "damping"}
         with _noted(notes):
             values["preconditioned_condition"] = metrics.preconditioned_condition(

@@ -16,7 +16,7 @@ from fisherlab.base.progress import Progress, bar
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.collect.left_out import made
-from fisherlab.comparison.joint import JointModel, LayerParts, layer_parts
+from fisherlab.comparison.joint import JointModel, LayerParts, step_part
 from fisherlab.comparison.layer import WATERFALL, LayerTask, of_vector
 from fisherlab.comparison.measure import Row, Target
 from fisherlab.comparison.precision import why_noise
@@ -184,11 +184,10 @@ class Experiment:
         factored = {name: one for name, one in results.items() if not one.view.vector}
         model = JointModel({name: self._parts[name] for name in factored if name in self._parts})
         reason = self._why_apart(factored)
-        for name, result in results.items():
+        for result in results.values():
             why = "norms are left out" if result.view.vector else reason
-            steps = self._parts[name].steps if name in self._parts else {}
             for (method, target), row in result.measured.items():
-                if target != result.kind or method not in steps:
+                if target != result.kind or not row.sweep:
                     continue
                 if why:
                     row.add_note(f"joint step: {why}")
@@ -327,12 +326,16 @@ class Experiment:
         if plan.kind != LAYERWISE:
             between = self._between(gathered, plan.kind)
             self._grams[name] = _gram(between)
+            if self.coupled[plan.kind] >= samples:
+                target.between = between
         with bar(self.progress, f"layer {name}", len(task.methods)) as report:
             task.measure(result, target, gathered, report)
-        if plan.kind != LAYERWISE:
+        if target.between is not None and target.gradient is not None:
             rows = {method: row for (method, own), row in result.measured.items() if own == target.name}
-            parts = layer_parts(between, self._grams[name], target, rows)
-            self._parts |= {} if parts is None else {name: parts}
+            steps = {method: row.part for method, row in rows.items() if row.part is not None}
+            gradient = target.gradient.double()
+            own = step_part(target.between, gradient, gradient)
+            self._parts[name] = LayerParts(target.damping, self._grams[name], own, steps)
         if self.on_target is not None:
             self.on_target(name, target)
         self._let_go(task, result)

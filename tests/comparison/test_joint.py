@@ -10,8 +10,8 @@ from torch import nn
 import fisherlab as fl
 from fisherlab import metrics
 from fisherlab.comparison import passes
-from fisherlab.comparison.joint import JointModel, LayerParts, StepPart, layer_parts
-from fisherlab.comparison.measure import ROW_DAMPING, Row, Target
+from fisherlab.comparison.joint import JointModel, LayerParts, StepPart, step_part
+from fisherlab.comparison.measure import ROW_DAMPING
 from fisherlab.errors import NumericalError
 from fisherlab.operators import GramOperator, joined
 
@@ -121,14 +121,12 @@ def test_groups_add_up():
         for _ in range(2)
     ]
     F = joined(blocks)
-    step = torch.randn(8, 3, generator=generator, dtype=torch.float64)
-    target = Target("predictive", F, step, None, 2**30)
-    row = Row({}, step=step)
-    found = layer_parts(F, blocks[0].gram() + blocks[1].gram(), target, {"kfac": row})
-    assert row.step is None
+    step, slope = torch.randn(2, 8, 3, generator=generator, dtype=torch.float64)
+    found = step_part(F, step, slope)
     images = [block.rows(own).flatten() / 6**0.5 for block, own in zip(blocks, step.split(4), strict=True)]
-    torch.testing.assert_close(found.steps["kfac"].image, images[0] + images[1])
-    assert found.steps["kfac"].gain == pytest.approx(float(step.square().sum()))
+    torch.testing.assert_close(found.image, images[0] + images[1])
+    assert found.gain == pytest.approx(float((step * slope).sum()))
+    assert found.square == pytest.approx(float(step.square().sum()))
 
 
 def test_norms_are_left_out_and_missing_targets_leave_it_empty():
