@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fisherlab.comparison.measure import Row, Target
 from fisherlab.errors import NumericalError
 from fisherlab.linalg.numerics import cholesky_apply, damped_cholesky
 from fisherlab.operators import GramOperator, LinearOperator, blocks_of
@@ -43,41 +42,23 @@ class LayerParts:
     steps: Mapping[str, StepPart]
 
 
-def layer_parts(
-    between: LinearOperator, gram: Tensor, target: Target, rows: Mapping[str, Row]
-) -> LayerParts | None:
-    """The parts of a layer, whose steps are let go; None without a gradient.
+def step_part(between: LinearOperator, step: Tensor, gradient: Tensor) -> StepPart:
+    """The part of a step [m, d].
 
     Args:
         between: the layer's F of the samples of the coupling, in Gram form.
-        gram: its K.
-        target: what the rows were measured against.
-        rows: by approximation.
+        step: Δ.
+        gradient: ∇h.
     """
-    steps = {name: row.step for name, row in rows.items() if row.step is not None}
-    for row in rows.values():
-        row.step = None
-    if target.gradient is None:
-        return None
-    gradient = target.gradient.double()
-
-    def part(step: Tensor) -> StepPart:
-        step = step.double()
-        return StepPart(_image(between, step), float((step * gradient).sum()), float(step.square().sum()))
-
-    parts = {name: part(step) for name, step in steps.items()}
-    return LayerParts(target.damping, gram, part(gradient), parts)
-
-
-def _image(between: LinearOperator, step: Tensor) -> Tensor:
-    """J vec(Δ)/√N [C·n], a sum over groups."""
+    step = step.double()
     blocks = blocks_of(between)
     images = [
         block.rows(own).flatten() * block.weight**0.5
         for block, own in zip(blocks, step.chunk(len(blocks)), strict=True)
         if isinstance(block, GramOperator)
     ]
-    return torch.stack(images).sum(0)
+    gain = float((step * gradient).sum())
+    return StepPart(torch.stack(images).sum(0), gain, float(step.square().sum()))
 
 
 class JointModel:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fisherlab import metrics
 from fisherlab.approximations import Approximation
+from fisherlab.comparison.joint import StepPart, step_part
 from fisherlab.comparison.population import PopulationEstimate, Refit
 from fisherlab.divergences import BAND_NAMES, Calibration, Curvature, Divergences
 from fisherlab.errors import FisherlabError, MemoryLimitError, NumericalError, bytes_text
@@ -45,6 +46,7 @@ class Target:
         halves: for the population error; None where it is not computed.
         memory: bytes for the dense matrices of directions and spectra, what the block leaves of the limit.
         notes: remarks that hold for every row.
+        between: F of the samples of the coupling; None where there is no joint step.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Target:
     halves: PopulationEstimate | None
     memory: int
     notes: Sequence[str] = ()
+    between: LinearOperator | None = None
 
     def __post_init__(self) -> None:
         """The trace of F, and the mean of its eigenvalues: the unit of dampings."""
@@ -137,14 +140,14 @@ class Row:
         sweep: the directions at each damping.
         preconditioned: eigenvalues of F̂_λ⁻¹F.
         calibration: the curvature that F̂ sees.
-        step: (F̂ + λI)⁻¹ ∇h at the damping of the rows [m, d], until the layers' steps are joined.
+        part: what its step at the damping of the rows adds to that of all layers.
     """
 
     values: dict[str, Any]
     sweep: list[dict[str, float]] = field(default_factory=list)
     preconditioned: Tensor | None = None
     calibration: Calibration | None = None
-    step: Tensor | None = None
+    part: StepPart | None = None
 
     def add_note(self, note: str) -> None:
         """Adds a remark behind those that are there."""
@@ -199,7 +202,8 @@ def measure(
         matched = approximation * metrics.matching_scale(target.trace, values["trace_approx"])
         target.check_memory()
         with _noted(notes):
-            row.sweep, row.step = _sweep(target, matched, notes)
+            row.sweep, step = _sweep(target, matched, notes)
+            row.part = _part(target, step)
             values |= _at_row(row.sweep)
         with _noted(notes):
             values["preconditioned_condition"] = metrics.preconditioned_condition(
@@ -253,8 +257,8 @@ def measure_direction(target: Target, method: Approximation, groups: int) -> Row
             raise NumericalError("the block is zero: no damping is in proportion to it")
         target.check_memory()
         if target.gradient is not None:
-            row.step = method.step(target.gradient.unflatten(0, (groups, -1))).flatten(0, 1)
-            row.sweep = _qualities(target, [row.step] * len(target.dampings))
+            step = method.step(target.gradient.unflatten(0, (groups, -1))).flatten(0, 1)
+            row.sweep, row.part = _qualities(target, [step] * len(target.dampings)), _part(target, step)
             row.values |= _at_row(row.sweep)
     row.values["note"] = "; ".join(dict.fromkeys(notes))
     row.values["seconds"] = time.perf_counter() - started
@@ -292,6 +296,13 @@ def _sweep(
         for row, quality in zip(sweep, _qualities(target, roots), strict=True):
             row |= {f"root_{name}": quality[name] for name in DIRECTIONS}
     return sweep, steps[DAMPINGS.index(ROW_DAMPING)]
+
+
+def _part(target: Target, step: Tensor | None) -> StepPart | None:
+    """What a step is in the joint step of all layers."""
+    if step is None or target.between is None or target.gradient is None:
+        return None
+    return step_part(target.between, step, target.gradient.double())
 
 
 def _qualities(target: Target, steps: Sequence[Tensor]) -> list[dict[str, float]]:

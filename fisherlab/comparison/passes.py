@@ -16,7 +16,7 @@ from fisherlab.base.progress import Progress, bar
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.collect.left_out import made
-from fisherlab.comparison.joint import JointModel, LayerParts, layer_parts
+from fisherlab.comparison.joint import JointModel, LayerParts, step_part
 from fisherlab.comparison.layer import WATERFALL, LayerTask, of_vector
 from fisherlab.comparison.measure import Row, Target
 from fisherlab.comparison.precision import why_noise
@@ -183,30 +183,39 @@ class Experiment:
     def join(self, results: Mapping[str, LayerResult]) -> None:
         """The joint step of all layers but norms: its decrease share, in the rows of every layer."""
         factored = {name: one for name, one in results.items() if not one.view.vector}
-        kinds = {self.plans[name].kind for name in factored}
-        apart = "the layers' labels differ" if len(kinds) > 1 else ""
-        apart = "the layer-wise Fisher has nothing between layers" if LAYERWISE in kinds else apart
         model = JointModel({name: self._parts[name] for name in factored if name in self._parts})
-        for name, result in results.items():
-            parts = self._parts.get(name)
+        reason = self._why_apart(factored)
+        for result in results.values():
+            why = "norms are left out" if result.view.vector else reason
             for (method, target), row in result.measured.items():
-                if target != result.kind or parts is None or method not in parts.steps:
+                if target != result.kind or not row.sweep:
                     continue
-                if reason := apart or ("norms are left out" if result.view.vector else ""):
-                    row.add_note(f"joint step: {reason}")
+                if why:
+                    row.add_note(f"joint step: {why}")
                     continue
                 try:
                     row.values["damped_step_share"], count = model.share(method)
                 except NumericalError as error:
                     row.add_note(str(error))
                     continue
-                samples = self.coupled[self.plans[name].kind]
-                words = [f"{count} of {len(factored)} layers"] if count < len(factored) else []
-                words += (
-                    [f"F between layers of the first {samples} samples"] if samples < result.samples else []
-                )
-                if words:
-                    row.add_note(f"joint step: {', '.join(words)}")
+                if count < len(factored):
+                    row.add_note(f"joint step: {count} of {len(factored)} layers")
+
+    def _why_apart(self, factored: Mapping[str, LayerResult]) -> str:
+        """Why layers have no joint quadratic model, or an empty text.
+
+        Of some samples alone F has too low a rank: the best step would leave the range of F, in which the
+        gradient of all samples lies, and gain nearly everything there.
+        """
+        kinds = {self.plans[name].kind for name in factored}
+        if LAYERWISE in kinds:
+            return "the layer-wise Fisher has nothing between layers"
+        if len(kinds) > 1:
+            return "the layers' labels differ"
+        fewest = min((self.coupled.get(kind, 0) for kind in kinds), default=0)
+        if any(one.samples > fewest for one in factored.values()):
+            return f"F between layers is made of at most {fewest} samples here; compare no more for it"
+        return ""
 
     # --- what a pass gathers ----------------------------------------------------------------------
 
@@ -320,12 +329,16 @@ class Experiment:
         if plan.kind != LAYERWISE:
             between = self._between(gathered, plan.kind)
             self._grams[name] = _gram(between)
+            if self.coupled[plan.kind] >= samples:
+                target.between = between
         with bar(self.progress, f"layer {name}", len(task.methods)) as report:
             task.measure(result, target, gathered, report)
-        if plan.kind != LAYERWISE:
+        if target.between is not None and target.gradient is not None:
             rows = {method: row for (method, own), row in result.measured.items() if own == target.name}
-            parts = layer_parts(between, self._grams[name], target, rows)
-            self._parts |= {} if parts is None else {name: parts}
+            steps = {method: row.part for method, row in rows.items() if row.part is not None}
+            gradient = target.gradient.double()
+            own = step_part(target.between, gradient, gradient)
+            self._parts[name] = LayerParts(target.damping, self._grams[name], own, steps)
         if self.on_target is not None:
             self.on_target(name, target)
         self._let_go(task, result)

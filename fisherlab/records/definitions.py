@@ -192,6 +192,7 @@ METRICS: tuple[Metric, ...] = (
         "preconditioned_condition",
         ("prec.", "cond."),
         "lower",
+        shown=False,
     ),
     Metric(
         "log-det divergence",

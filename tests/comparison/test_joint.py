@@ -10,8 +10,8 @@ from torch import nn
 import fisherlab as fl
 from fisherlab import metrics
 from fisherlab.comparison import passes
-from fisherlab.comparison.joint import JointModel, LayerParts, StepPart, layer_parts
-from fisherlab.comparison.measure import ROW_DAMPING, Row, Target
+from fisherlab.comparison.joint import JointModel, LayerParts, StepPart, step_part
+from fisherlab.comparison.measure import ROW_DAMPING
 from fisherlab.errors import NumericalError
 from fisherlab.operators import GramOperator, joined
 
@@ -65,15 +65,18 @@ def test_of_one_layer_it_is_its_decrease_share(categorical):
         assert row["damped_step_share"] == pytest.approx(row["decrease_share"], rel=1e-9)
 
 
-def test_fewer_samples_are_said(categorical, monkeypatch):
-    """F between layers is then that of the first ones alone, in the steps' model and in the best step."""
+def test_it_is_of_all_samples_or_empty(categorical, monkeypatch):
     monkeypatch.setattr(passes, "_COUPLING_COLUMNS", 16)
     few = fl.compare(categorical.model, categorical.data, NAMES, spectra=False)
     samples = 16 // (categorical.model(categorical.inputs).shape[1] - 1)
-    row = main_rows(few, "kfac").iloc[0]
-    assert f"joint step: F between layers of the first {samples} samples" in row["note"]
-    F = whole_fisher(categorical.take(slice(samples)), list(few.results))
-    assert row["damped_step_share"] == pytest.approx(joint_share(categorical, few, "kfac", F), rel=1e-9)
+    rows = main_rows(few, "kfac")
+    assert rows["damped_step_share"].isna().all()
+    assert rows["note"].str.contains(f"made of at most {samples} samples here; compare no more").all()
+    part = categorical.take(slice(samples))
+    found = fl.compare(part.model, part.data, NAMES, spectra=False)
+    F = whole_fisher(part, list(found.results))
+    share = main_rows(found, "kfac")["damped_step_share"]
+    assert share.tolist() == pytest.approx([joint_share(part, found, "kfac", F)] * 3, rel=1e-9)
 
 
 def test_the_exact_joint_step_has_all_of_the_decrease_and_no_other_more():
@@ -118,14 +121,12 @@ def test_groups_add_up():
         for _ in range(2)
     ]
     F = joined(blocks)
-    step = torch.randn(8, 3, generator=generator, dtype=torch.float64)
-    target = Target("predictive", F, step, None, 2**30)
-    row = Row({}, step=step)
-    found = layer_parts(F, blocks[0].gram() + blocks[1].gram(), target, {"kfac": row})
-    assert row.step is None
+    step, slope = torch.randn(2, 8, 3, generator=generator, dtype=torch.float64)
+    found = step_part(F, step, slope)
     images = [block.rows(own).flatten() / 6**0.5 for block, own in zip(blocks, step.split(4), strict=True)]
-    torch.testing.assert_close(found.steps["kfac"].image, images[0] + images[1])
-    assert found.steps["kfac"].gain == pytest.approx(float(step.square().sum()))
+    torch.testing.assert_close(found.image, images[0] + images[1])
+    assert found.gain == pytest.approx(float((step * slope).sum()))
+    assert found.square == pytest.approx(float(step.square().sum()))
 
 
 def test_norms_are_left_out_and_missing_targets_leave_it_empty():
