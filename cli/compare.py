@@ -24,11 +24,19 @@ from .compare_run import perform
 @options.seed
 @click.option("--no-spectra", is_flag=True, help="No eigenvalues: faster for large blocks.")
 @click.option("--save-matrices", is_flag=True, help="Also write blocks.safetensors, the dense matrices.")
+@click.option(
+    "--columns",
+    type=click.Choice(("chosen", "all")),
+    default="chosen",
+    show_default=True,
+    help="Metrics of the tables that are printed; files and page have all.",
+)
 @options.output
 def command(
     *,
     output: options.Output,
     no_spectra: bool,
+    columns: str,
     **values: Any,
 ) -> None:
     """Compare the exact Fisher of every layer with its approximations.
@@ -37,4 +45,4 @@ def command(
     run's directory.
     """
     config = CompareConfig(**values, spectra=not no_spectra)
-    perform(config, output)
+    perform(config, output, columns)

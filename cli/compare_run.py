@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fisherlab.models import Prepared
 
 
-def perform(config: CompareConfig, output: Output) -> None:
+def perform(config: CompareConfig, output: Output, columns: str = "chosen") -> None:
     """Runs a comparison, writes its directory and prints its result; of several processes the first does.
 
     Raises:
@@ -29,10 +29,10 @@ def perform(config: CompareConfig, output: Output) -> None:
     from fisherlab.base import distributed
 
     with distributed.launched():
-        _perform(config, output, first=distributed.rank() == 0)
+        _perform(config, output, columns, first=distributed.rank() == 0)
 
 
-def _perform(config: CompareConfig, output: Output, first: bool) -> None:
+def _perform(config: CompareConfig, output: Output, columns: str, first: bool) -> None:
     started = time.perf_counter()
     with (
         rundirs.claimed(output, "compare", config.model) as part,
@@ -50,7 +50,7 @@ def _perform(config: CompareConfig, output: Output, first: bool) -> None:
 
         more = partial(write_matrices, comparison) if config.save_matrices else None
         summary = rundirs.write(config, comparison, part, output, started, more)
-    print_result(comparison, summary, part.out, as_json=output.as_json)
+    print_result(comparison, summary, part.out, as_json=output.as_json, columns=columns)
 
 
 def _compare(config: CompareConfig, prepared: "Prepared", progress: bool) -> "Comparison":

@@ -31,12 +31,14 @@ def print_rich(content: "RenderableType") -> None:
     Console(file=sys.stdout, width=width, highlight=False, markup=False).print(content)
 
 
-def print_result(result: "Result", summary: Mapping[str, Any], out: Path, *, as_json: bool) -> None:
-    """Prints a finished run: its table and where its directory is, or its summary as JSON."""
+def print_result(
+    result: "Result", summary: Mapping[str, Any], out: Path, *, as_json: bool, **options: str
+) -> None:
+    """Prints a finished run: its table, made with options, and where it is; or its summary as JSON."""
     if as_json:
         print_json(summary)
         return
-    print_rich(result.table())
+    print_rich(result.table(**options))
     click.echo(f"run directory: {out}\nreport: {out / 'report.html'}")
 
 

@@ -15,7 +15,8 @@ _PER_PAGE = 5  # rows of heat maps, a choice: readable on the height of a page
 
 def make(workshop: Workshop) -> dict[str, Any]:
     """Writes `figure-5`, and `figure-5-extended`, `-extended-2` and so on with all methods."""
-    methods = [*_ORDER, *(name for name in sorted(registered()) if name not in _ORDER)]
+    others = sorted(name for name, cls in registered().items() if cls.matrix and name not in _ORDER)
+    methods = [*_ORDER, *others]
     found = blocks(workshop, [LAYER], methods)
     _sheet(workshop, "figure-5", found, ["kfac", "lngd"], "KFAC (top) and LNGD (bottom)")
     for start in range(0, len(methods), _PER_PAGE):

@@ -4,14 +4,20 @@ F is the exact block, F̂ the approximation; both of dimension D = m·d. All pro
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fisherlab.arguments import Finite, NotNegative, Positive, checked
-from fisherlab.errors import InputError, NotSupportedError, NumericalError, bytes_text
+from fisherlab.divergences import LARGEST_DENSE, Block, check_spectrum, compared
+from fisherlab.divergences import calibration as calibration
+from fisherlab.divergences import logdet_divergence as logdet_divergence
+from fisherlab.divergences import logdet_divergence_scaled as logdet_divergence_scaled
+from fisherlab.divergences import matching_scale as matching_scale
+from fisherlab.divergences import von_neumann_divergence as von_neumann_divergence
+from fisherlab.errors import InputError, NotSupportedError, NumericalError
 from fisherlab.linalg.arguments import real_tensor
 from fisherlab.operators import (
     EigenKroneckerOperator,
@@ -21,12 +27,9 @@ from fisherlab.operators import (
     blocks_of,
 )
 
-Block = Annotated[LinearOperator, "take that of one layer, or make a DenseOperator of a matrix"]
-
 # Derived from some 10¹⁰ operations a second in float64, for each is done once a row: seconds.
 _MOST_OPERATIONS = 2e10
 _MOST_ITERATED = 5e6  # D·(m + d), half a product of F̂ with a vector; hundreds of them are made
-_LARGEST_DENSE = 4096  # a choice: 128 MiB a matrix, and some 10 D³ = 7·10¹¹ operations for eigenvalues
 _RESTARTS = 40  # a choice: where eigenvalues are nearly equal it is refused after these
 
 
@@ -65,7 +68,7 @@ def relative_error(F: Block, approximation: Block) -> float:
     Raises:
         NumericalError: where F is zero or not finite.
     """
-    F, approximation = _pair(F, approximation)
+    F, approximation = compared(F, approximation)
     return float(F.difference_norm(approximation)) / _norm(F)
 
 
@@ -75,7 +78,7 @@ def scaled_error(F: Block, approximation: Block) -> ScaledError:
 
     An F̂ without common scale with F (LNGD, FOOF, NG+) can only be judged so.
     """
-    F, approximation = _pair(F, approximation)
+    F, approximation = compared(F, approximation)
     squared = float(approximation.frobenius_norm()) ** 2
     if squared == 0:
         return ScaledError(1.0, 0.0)
@@ -106,8 +109,8 @@ def errors(F: Block, approximation: Block, norm: float | None = None) -> Errors:
     Raises:
         NumericalError: where F is zero or not finite.
     """
-    F, approximation = _pair(F, approximation)
-    if F.shape[0] <= _LARGEST_DENSE or not is_gram(F):
+    F, approximation = compared(F, approximation)
+    if F.shape[0] <= LARGEST_DENSE or not is_gram(F):
         scaled, scale = scaled_error(F, approximation)
         return Errors(relative_error(F, approximation), scaled, scale)
     own = _norm(F, norm)
@@ -128,14 +131,14 @@ def is_gram(F: Block) -> bool:
 @checked
 def cosine(F: Block, approximation: Block) -> float:
     """⟨F, F̂⟩ / (‖F‖_F ‖F̂‖_F)."""
-    F, approximation = _pair(F, approximation)
+    F, approximation = compared(F, approximation)
     return float(F.inner(approximation)) / (_norm(F) * _norm(approximation))
 
 
 @checked
 def trace_ratio(F: Block, approximation: Block) -> float:
     """Tr F̂ / tr F."""
-    F, approximation = _pair(F, approximation)
+    F, approximation = compared(F, approximation)
     return quotient_of_traces(float(F.trace()), float(approximation.trace()))
 
 
@@ -157,7 +160,7 @@ def diagonal_error(F: Block | Tensor, approximation: Block, scaled: bool = False
         scaled: whether F̂ is scaled first.
     """
     if not isinstance(F, Tensor):
-        F, approximation = _pair(F, approximation)
+        F, approximation = compared(F, approximation)
     other = approximation.diagonal().double()
     own = (real_tensor("the diagonal of the block", F) if isinstance(F, Tensor) else F.diagonal()).double()
     if own.shape != other.shape:
@@ -177,20 +180,8 @@ def trace_matched(F: Block, approximation: Block) -> LinearOperator:
     Raises:
         NumericalError: where tr F̂ is not positive.
     """
-    F, approximation = _pair(F, approximation)
+    F, approximation = compared(F, approximation)
     return approximation * matching_scale(float(F.trace()), float(approximation.trace()))
-
-
-@checked
-def matching_scale(exact: float, approximate: float) -> float:
-    """The factor of `trace_matched` from traces that are known.
-
-    Raises:
-        NumericalError: where tr F̂ is not positive.
-    """
-    if not approximate > 0:
-        raise NumericalError("the approximation is zero: it cannot be matched to a trace")
-    return exact / approximate
 
 
 @checked
@@ -213,7 +204,7 @@ def direction(F: Block, approximation: Block, gradient: Tensor, damping: Positiv
         gradient: ∇h [m, d].
         damping: λ > 0, the same in both.
     """
-    F, approximation = _pair(F, approximation)
+    F, approximation = compared(F, approximation)
     (best,) = exact_steps(F, gradient, [damping])
     step = trace_matched(F, approximation).solve(gradient.to(approximation.dtype), damping)
     return step_quality(F.quadratic(step.to(F.dtype)), best, step, gradient, damping)
@@ -252,9 +243,7 @@ def spectrum(F: Block, damping: Finite = 0.0) -> Spectrum:
         NotSupportedError: where the block is too large for an eigendecomposition here.
     """
     F = _widened(F)
-    for block in blocks_of(F):
-        if not isinstance(block, GramOperator):
-            _check_dense(block)
+    check_spectrum(F)
     values = F.eigenvalues().double()
     positive = values.clamp(min=0)
     shares = positive / positive.sum().clamp(min=1e-300)
@@ -275,7 +264,7 @@ def preconditioned_spectrum(F: Block, approximation: Block, damping: NotNegative
     Raises:
         NotSupportedError: where the work or the block is too large.
     """
-    F, approximation = _pair(F, approximation)
+    F, approximation = compared(F, approximation)
     if isinstance(F, GroupedOperator):
         if not isinstance(approximation, GroupedOperator):
             raise InputError("a block of groups is compared with an approximation of as many groups")
@@ -308,7 +297,7 @@ def preconditioned_condition(
         NotSupportedError: where D·(m + d) is above 5·10⁶.
         NumericalError: where the iteration does not converge.
     """
-    F, approximation = _pair(F, approximation)
+    F, approximation = compared(F, approximation)
     if F.shape[0] * (F.outputs + F.inputs) > _MOST_ITERATED:
         raise NotSupportedError(
             f"the preconditioned condition of a block of size {F.shape[0]} is not computed: its products "
@@ -353,7 +342,7 @@ def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], F: LinearOperator) ->
 
 def _sandwich(F: LinearOperator, approximation: LinearOperator, damping: float) -> Tensor:
     """F̂_λ^{-1/2} F F̂_λ^{-1/2} [D, D]; its eigenvalues are those of any rotation of it."""
-    _check_dense(F)
+    check_spectrum(F)
     root = approximation.power(-0.5, damping)
     if isinstance(root, EigenKroneckerOperator):
         return _scaled_rotation(F, root)
@@ -390,13 +379,6 @@ def _gram_preconditioned(F: GramOperator, approximation: LinearOperator, damping
     return (matrix + matrix.T) / 2
 
 
-def _pair(F: LinearOperator, approximation: LinearOperator) -> tuple[LinearOperator, LinearOperator]:
-    """Two operators of one size, in the wider of their dtypes, and in float32 at least."""
-    F.check_same_size(approximation)
-    F = _widened(F).widened(approximation.dtype)
-    return F, approximation.widened(F.dtype)
-
-
 def _widened(F: LinearOperator) -> LinearOperator:
     return F.widened(torch.float32)  # of a half type no matrix can be factored
 
@@ -406,12 +388,3 @@ def _norm(F: LinearOperator, known: float | None = None) -> float:
     if not norm > 0 or norm == float("inf"):
         raise NumericalError("the block is zero or not finite, so errors relative to it are not defined")
     return norm
-
-
-def _check_dense(F: LinearOperator) -> None:
-    if F.shape[0] > _LARGEST_DENSE:
-        needed = bytes_text(8.0 * F.shape[0] ** 2)
-        raise NotSupportedError(
-            f"the eigenvalues of a block of size {F.shape[0]} ({needed}) are not computed above "
-            f"{_LARGEST_DENSE}; use a Gram operator with fewer samples"
-        )

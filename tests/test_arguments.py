@@ -38,7 +38,7 @@ OWN_CHECKS = {  # each says more than an annotation can, before it does anything
 INTERNAL = {  # stand in `__all__` for other folders, and are called with what has been checked
     *("basis_of", "build_from_block", "build_operator", "layer_work", "named_activations", "registered"),
     *("why_not_built", "categorical_slope", "color", "label", "new_figure", "number", "save", "styled"),
-    *("names", "cache_dir", "dense_matrices"),
+    *("names", "cache_dir", "dense_matrices", "check_spectrum", "compared"),
 }
 
 
@@ -47,7 +47,8 @@ def _functions() -> dict[str, Callable[..., Any]]:
     found = {name: getattr(fl, name) for name in fl.__all__}
     for module in MODULES:
         known = getattr(fl, module)
-        own = [name for name, one in vars(known).items() if getattr(one, "__module__", "") == known.__name__]
+        files = (known.__name__, "fisherlab.divergences")  # whose functions are metrics
+        own = [name for name, one in vars(known).items() if getattr(one, "__module__", "") in files]
         names = getattr(known, "__all__", [name for name in own if not name.startswith("_")])
         found |= {f"{module}.{name}": getattr(known, name) for name in names}
     functions = {name: one for name, one in found.items() if isinstance(one, types.FunctionType)}

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from fisherlab.arguments import checked
 from fisherlab.errors import InputError, InputTypeError, unknown
 from fisherlab.layers import BlockShape
@@ -29,7 +31,11 @@ class Approximation(ABC):
         source: paper and equation.
         own_kind: the labels the method always uses; None: those of the Fisher it approximates.
         layerwise: it approximates the layer-wise Fisher and is compared with that too.
-        from_exact: it is made from the exact block by `from_block`, not from statistics.
+        from_exact: it is made from a block by `from_block`, not from statistics: from the exact one, or from
+            that of batches.
+        batch: B where it is made from the block of the mean gradients of disjoint batches of B samples, see
+            `fisherlab.statistics.BatchGradients`; None: from the exact block, or from statistics.
+        matrix: whether there is an F̂; a direction without one has `step` alone.
         for_vectors: it is also meant for norm layers, whose block is that of a vector.
         of_gradients: it is made of the samples' gradients V alone, so that it can be built for layers whose a
             and g are not known; what is made from the exact block is.
@@ -43,7 +49,9 @@ class Approximation(ABC):
     source: ClassVar[str]
     own_kind: ClassVar[str | None] = None
     layerwise: ClassVar[bool] = False
-    from_exact: ClassVar[bool] = False
+    from_exact: bool = False
+    batch: int | None = None
+    matrix: ClassVar[bool] = True
     for_vectors: ClassVar[bool] = False
     of_gradients: bool = False
 
@@ -65,6 +73,10 @@ class Approximation(ABC):
     def from_block(self, exact: LinearOperator) -> LinearOperator:
         """F̂ from the exact block, for methods with `from_exact`."""
         raise NotImplementedError(f"{self.name} is made from statistics")
+
+    def step(self, gradient: Tensor) -> Tensor:
+        """Δ [..., m, d] for ∇h [..., m, d], for directions without a matrix."""
+        raise NotImplementedError(f"{self.name} is a matrix: its step is F̂_λ⁻¹∇h")
 
     def label_kind(self, kind: str) -> str:
         """The labels this method uses beside a Fisher of this kind (see `LabelKind`)."""
@@ -103,8 +115,22 @@ def _build(method: Approximation, layer: BlockShape, sums: LayerSums, kind: str)
 
 
 def build_from_block(method: Approximation, exact: LinearOperator) -> LinearOperator:
-    """F̂ from the exact block, for methods with `from_exact`; of a grouped layer one a group."""
-    return joined([method.from_block(block) for block in blocks_of(exact)])
+    """F̂ from the exact block, for methods with `from_exact`; of a grouped layer one a group.
+
+    Raises:
+        InputError: for a direction without a matrix.
+    """
+    if not method.matrix:
+        raise InputError(without_matrix(method))
+    found = [method.from_block(block) for block in blocks_of(exact)]
+    operator = joined(found)
+    operator.remark = "; ".join(dict.fromkeys(one.remark for one in found if one.remark))
+    return operator
+
+
+def without_matrix(method: Approximation) -> str:
+    """That a direction has no F̂, and where it is measured."""
+    return f"{method.name} is a direction without a matrix F̂: `compare` measures its step"
 
 
 _REGISTRY: dict[str, type[Approximation]] = {}

@@ -18,6 +18,7 @@ from fisherlab.approximations.base import (
     create_all,
     registered,
     why_not_built,
+    without_matrix,
 )
 from fisherlab.approximations.saved import PartialFile, Statistics, load_statistics, model_hash
 from fisherlab.base import distributed
@@ -26,7 +27,7 @@ from fisherlab.base.writing import as_path, place_for
 from fisherlab.collect.batches import masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.left_out import LeftOutLayers, made
-from fisherlab.errors import MemoryLimitError, bytes_text
+from fisherlab.errors import InputError, MemoryLimitError, bytes_text
 from fisherlab.exact.edges import warn_of_edges
 from fisherlab.exact.fisher import exact_fisher, no_layerwise
 from fisherlab.exact.options import DEFAULTS, AnalysisOptions, completed, of_pass, parse_bytes, takes
@@ -34,7 +35,7 @@ from fisherlab.layers import BlockShape, Layers, LayerView, select_layers
 from fisherlab.likelihoods import Likelihood, as_likelihood, check_kind
 from fisherlab.likelihoods.labels import LAYERWISE, LabelKind
 from fisherlab.operators import LinearOperator
-from fisherlab.statistics import Basis, LayerSums, PassRequest, SplitSums, gather
+from fisherlab.statistics import Basis, LayerSums, PassRequest, SplitSums, check_size, gather
 
 DEFAULT_APPROXIMATIONS = ("kfac", "ekfac", "tkfac", "lngd")
 
@@ -144,6 +145,7 @@ def _work(
     collector: Collector, methods: Sequence[Approximation], kind: LabelKind, memory: int
 ) -> dict[str, PassRequest]:
     """What the passes must sum for these methods; refuses sums, or label columns, that do not fit."""
+    check_batches(methods, collector)
     work = {name: layer_work(view, methods, kind) for name, view in collector.layers.items()}
     held = sum(task.numbers(collector.layers[name]) for name, task in work.items())
     if 8 * held > memory:
@@ -183,7 +185,9 @@ def approximate(
     """
     own = {name: options.pop(name) for name in DEFAULTS if name in options}
     given, method = completed(AnalysisOptions, own, "approximate"), create(approximation, **options)
-    if method.from_exact:
+    if not method.matrix:
+        raise InputError(without_matrix(method))
+    if method.from_exact and not method.batch:
         exact = exact_fisher(model, data, likelihood, kind, layers, **given)
         return _from_blocks(method, exact, given["strict"])
     kind, likelihood = check_kind(kind), as_likelihood(likelihood)
@@ -232,7 +236,10 @@ def _built(
     method: Approximation, layer: LayerView, gathered: dict[str, SplitSums], labels: str
 ) -> LinearOperator:
     """A layer's operator; its sums are let go."""
-    return build_operator(method, layer.shape, gathered.pop(layer.name).all, labels)
+    own = gathered.pop(layer.name)
+    if method.batch:
+        return build_from_block(method, own.batches[method.batch].block())
+    return build_operator(method, layer.shape, own.all, labels)
 
 
 def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: LabelKind) -> PassRequest:
@@ -240,7 +247,16 @@ def layer_work(layer: BlockShape, methods: Sequence[Approximation], kind: LabelK
     methods = [method for method in methods if method.fits(layer)]
     statistics = [s for m in methods for s in m.statistics(layer.group, m.label_kind(kind))]
     bases = {m.name: partial(basis_of, m, layer, kind.with_columns) for m in methods if m.two_pass}
-    return PassRequest(kind.with_columns, statistics, bases)
+    batches = frozenset(method.batch for method in methods if method.batch)
+    return PassRequest(kind.with_columns, statistics, bases, batches=batches)
+
+
+def check_batches(methods: Iterable[Approximation], collector: Collector) -> None:
+    """Raises `InputError` where a method takes batches of more samples than there are."""
+    samples = collector.batches.count()
+    for method in methods:
+        if method.batch and samples is not None:
+            check_size(method.batch, samples)
 
 
 def layers_for(

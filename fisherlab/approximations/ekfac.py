@@ -13,7 +13,7 @@ from fisherlab.operators import EigenKroneckerOperator
 from fisherlab.statistics import Basis, LayerSums, Statistic
 
 
-class _Rescaled(Approximation):
+class Rescaled(Approximation):
     """(U_A ⊗ U_B) S (U_A ⊗ U_B)ᵀ, S the second moments of the rotated gradients."""
 
     _factored: KFAC | TKFAC
@@ -38,7 +38,7 @@ def _eigenvectors(factor: Tensor) -> Tensor | None:
 
 
 @register_approximation
-class EKFAC(_Rescaled):
+class EKFAC(Rescaled):
     """(U_A ⊗ U_B) S (U_A ⊗ U_B)ᵀ, S = E[Σ_c (U_Bᵀ V U_A)∘²], U the eigenvectors of KFAC's factors.
 
     George et al. 2018 (arXiv 1806.03884), eq. 9. S is the best diagonal in that basis, so the Frobenius
@@ -59,7 +59,7 @@ class EKFAC(_Rescaled):
 
 
 @register_approximation
-class TEKFAC(_Rescaled):
+class TEKFAC(Rescaled):
     """EKFAC's rescaling in the eigenbasis of TKFAC's factors.
 
     Gao et al. 2020 (arXiv 2011.13609). The Frobenius error never exceeds TKFAC's, and tr F̂ = tr F.

@@ -38,7 +38,7 @@ class NearestKronecker(Approximation):
     colour: ClassVar[str | None] = "#4d4d4d"
     formula: ClassVar[str] = "argmin ‖F − A ⊗ B‖_F"
     source: ClassVar[str] = "Van Loan and Pitsianis 1993, Approximation with Kronecker products"
-    from_exact: ClassVar[bool] = True
+    from_exact = True
 
     def statistics(self, layer: BlockShape, kind: str) -> tuple[Statistic, ...]:
         """None: it is made from the exact block."""

@@ -19,7 +19,7 @@ from fisherlab.approximations import (
     layer_work,
     why_not_built,
 )
-from fisherlab.comparison.measure import Row, Target, dense_bytes, measure
+from fisherlab.comparison.measure import Row, Target, dense_bytes, measure, measure_direction
 from fisherlab.comparison.population import PopulationEstimate, Refit, SampleGroup
 from fisherlab.comparison.result import LayerResult
 from fisherlab.comparison.targets import (
@@ -143,6 +143,8 @@ class LayerTask:
         methods = self.methods
         if not view.vector:
             result.waterfall = dict.fromkeys(WATERFALL)
+        if self.spectra:  # first of all: it is the one eigendecomposition of F that all else takes
+            result.curvature = _try(lambda: main.curvature.scale)
         exact = _try(partial(spectrum, main.exact)) if self.spectra and main.affordable else None
         if exact is not None:
             result.spectra["exact"] = exact.eigenvalues
@@ -151,10 +153,13 @@ class LayerTask:
         yardstick_first = sorted(methods, key=lambda method: method.name != NearestKronecker.name)
         for done, method in enumerate(yardstick_first):
             report(done)
+            if not method.matrix:
+                result.measured[method.name, main.name] = measure_direction(main, method, view.groups)
+                continue
             if reason := why_not_built(method, view):
                 if method in self.asked:
                     note = "; ".join((reason, *main.notes))
-                    result.measured[method.name, main.name] = Row({"note": note}, [], None)
+                    result.measured[method.name, main.name] = Row({"note": note})
                 continue
             try:
                 fitted = self._fitted(main, method, gathered)
@@ -165,7 +170,7 @@ class LayerTask:
             except (FisherlabError, torch.linalg.LinAlgError) as error:
                 if method in self.asked:
                     note = "; ".join((f"not measured: {error}", *main.notes))
-                    result.measured[method.name, main.name] = Row({"note": note}, [], None)
+                    result.measured[method.name, main.name] = Row({"note": note})
                 continue
             if method in self.asked:
                 if exact is not None:
@@ -198,13 +203,19 @@ class LayerTask:
                 spectra=spectra,
             )
             measured.values["seconds"] += fitted.seconds
+            if target is not main:
+                measured.add_note("divergences and joint step: against the main target alone")
+            elif not self.spectra:
+                measured.add_note("no spectra: no divergences")
             if self.statistics is not None and not (method.from_exact or self.view.vector):
-                note = f"approximation from saved statistics of {self.statistics.samples} samples"
-                measured.values["note"] = "; ".join(filter(None, [measured.values["note"], note]))
+                measured.add_note(f"approximation from saved statistics of {self.statistics.samples} samples")
+            if method.batch:
+                measured.add_note("no population error of what is made of whole batches")
+            measured.add_note(fitted.all.remark)
             result.measured[method.name, target.name] = measured
         aims = method.layerwise and main.name != LAYERWISE
         if aims and (reason := self.why_no_layerwise):
-            result.measured[method.name, str(LAYERWISE)] = Row({"note": reason}, [], None)
+            result.measured[method.name, str(LAYERWISE)] = Row({"note": reason})
 
     def _layerwise_targets(self, main: Target, gathered: SplitSums) -> Iterator[Target]:
         wanted = self.aims_at_layerwise and main.name != LAYERWISE
@@ -222,6 +233,8 @@ class LayerTask:
         small = view.size <= _LARGEST_REFITTED
         if self.statistics is not None and not view.vector and not method.from_exact:
             operators = [self.statistics.build_layer(method, view.name)]
+        elif method.batch:
+            operators = [build_from_block(method, gathered.batches[method.batch].block())]
         elif method.from_exact:
             blocks = [main.exact, *(halves.halves if wanted and halves else [])]
             operators = [build_from_block(method, block) for block in blocks]

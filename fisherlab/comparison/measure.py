@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from fisherlab import metrics
+from fisherlab.approximations import Approximation
 from fisherlab.base.memory import limit
+from fisherlab.comparison.joint import StepPart, step_part
 from fisherlab.comparison.population import PopulationEstimate, Refit
+from fisherlab.divergences import BAND_NAMES, Calibration, Curvature, Divergences
 from fisherlab.errors import FisherlabError, MemoryLimitError, NumericalError, bytes_text
 from fisherlab.operators import DenseOperator, LinearOperator, PackedOperator, blocks_of
 from fisherlab.records.columns import PLAIN
+from fisherlab.records.definitions import DIRECTIONS
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Dampings of the sweep, in units of the mean eigenvalue of F."""
@@ -44,6 +48,7 @@ class Target:
         halves: for the population error; None where it is not computed.
         memory: bytes for the dense matrices of directions and spectra, what the block leaves of the limit.
         notes: remarks that hold for every row.
+        between: F of the samples of the coupling; None where there is no joint step.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Target:
     halves: PopulationEstimate | None
     memory: int
     notes: Sequence[str] = ()
+    between: LinearOperator | None = None
 
     def __post_init__(self) -> None:
         """The trace of F, and the mean of its eigenvalues: the unit of dampings."""
@@ -105,6 +111,12 @@ class Target:
                 f"{bytes_text(self.memory)} left of the memory limit"
             )
 
+    @cached_property
+    def curvature(self) -> Curvature:
+        """The leading eigenpairs of F; its eigenvalues are then known to all that asks for them."""
+        self.check_memory()
+        return Curvature(self.exact)
+
     @property
     def damping(self) -> float:
         """λ of the rows."""
@@ -129,11 +141,25 @@ class Target:
 
 @dataclass
 class Row:
-    """The numbers of one row, the sweep over dampings, and the preconditioned eigenvalues."""
+    """The numbers of one row.
+
+    Attributes:
+        values: by column.
+        sweep: the directions at each damping.
+        preconditioned: eigenvalues of F̂_λ⁻¹F.
+        calibration: the curvature that F̂ sees.
+        part: what its step at the damping of the rows adds to that of all layers.
+    """
 
     values: dict[str, Any]
-    sweep: list[dict[str, float]]
-    preconditioned: Tensor | None
+    sweep: list[dict[str, float]] = field(default_factory=list)
+    preconditioned: Tensor | None = None
+    calibration: Calibration | None = None
+    part: StepPart | None = None
+
+    def add_note(self, note: str) -> None:
+        """Adds a remark behind those that are there."""
+        self.values["note"] = "; ".join(filter(None, [self.values.get("note", ""), note]))
 
 
 def measure(
@@ -153,7 +179,7 @@ def measure(
         fits: F̂ fitted on each half of the samples, for the population error.
         refit: F̂ fitted on a half without some of its samples, for its standard error.
         nearest_error: the scaled error of the nearest Kronecker product.
-        spectra: whether to compute the preconditioned spectrum.
+        spectra: whether to compute the preconditioned spectrum and the divergences.
     """
     started = time.perf_counter()
     F, notes = target.exact, list(target.notes)
@@ -177,28 +203,74 @@ def measure(
         error, standard_error, note = target.halves.error(fits, refit)
         values["population_error"], values["population_error_se"] = error, standard_error
         notes += [note] if note else []
-    sweep: list[dict[str, float]] = []
-    preconditioned = None
+    row = Row(values)
     with _noted(notes):
         if target.trace == 0:
             raise NumericalError("the block is zero: no damping is in proportion to it")
         matched = approximation * metrics.matching_scale(target.trace, values["trace_approx"])
         target.check_memory()
         with _noted(notes):
-            sweep = _sweep(target, matched)
-            values |= {key: value for key, value in _at_row(sweep).items() if key != "damping"}
+            row.sweep, step = _sweep(target, matched, notes)
+            row.part = _part(target, step)
+            values |= _at_row(row.sweep)
         with _noted(notes):
             values["preconditioned_condition"] = metrics.preconditioned_condition(
                 F, matched, target.damping, target.inverse
             )
         if spectra:
             with _noted(notes):
-                preconditioned = metrics.preconditioned_spectrum(F, matched, target.damping)
+                row.preconditioned = metrics.preconditioned_spectrum(F, matched, target.damping)
+            with _noted(notes):
+                row.calibration = _divergences(target, approximation, values, notes)
     if target.gradient is None:
         notes.append("no targets: directions are empty")
     values["note"] = "; ".join(dict.fromkeys(notes))
     values["seconds"] = time.perf_counter() - started
-    return Row(values, sweep, preconditioned)
+    return row
+
+
+def _divergences(
+    target: Target, approximation: LinearOperator, values: dict[str, Any], notes: list[str]
+) -> Calibration | None:
+    """The divergences and calibrations, written into the values."""
+    curvature, found = target.curvature, Divergences(target.exact, approximation)
+    with _noted(notes):
+        values["logdet_divergence"], values["logdet_divergence_scaled"] = found.logdet(target.damping)
+    with _noted(notes):
+        values["von_neumann_divergence"] = found.von_neumann()
+    with _noted(notes):
+        seen = found.calibration(curvature)
+        for band, count, mean in zip(BAND_NAMES, curvature.directions, seen.bands, strict=True):
+            values[f"directions_{band}"], values[f"calibration_{band}"] = count, mean
+            if mean is None:
+                notes.append(f"no direction of its own in the {band} of the spectrum")
+        return seen
+    return None
+
+
+def measure_direction(target: Target, method: Approximation, groups: int) -> Row:
+    """The numbers of a direction without a matrix: those of its step, the same at every damping.
+
+    Args:
+        target: F and what belongs to it.
+        method: gives the step.
+        groups: G, each with a gradient of its own.
+    """
+    started, notes = time.perf_counter(), [*target.notes, "a direction without a matrix: no errors"]
+    row = Row({"damping": target.damping})
+    if target.gradient is None:
+        notes.append("no targets: directions are empty")
+    with _noted(notes):
+        if target.trace == 0:
+            raise NumericalError("the block is zero: no damping is in proportion to it")
+        target.check_memory()
+        if target.gradient is not None:
+            step = method.step(target.gradient.unflatten(0, (groups, -1))).flatten(0, 1)
+            row.sweep, row.part = _qualities(target, [step] * len(target.dampings)), _part(target, step)
+            row.values |= _at_row(row.sweep)
+    row.values["note"] = "; ".join(dict.fromkeys(notes))
+    row.values["seconds"] = time.perf_counter() - started
+    return row
 
 
 def stored_bytes(operator: LinearOperator) -> int:
@@ -218,12 +290,34 @@ def _tensors(attributes: Mapping[str, Any]) -> Iterator[Tensor]:
             yield from (part for part in value if isinstance(part, Tensor))
 
 
-def _sweep(target: Target, matched: LinearOperator) -> list[dict[str, float]]:
+def _sweep(
+    target: Target, matched: LinearOperator, notes: list[str]
+) -> tuple[list[dict[str, float]], Tensor | None]:
+    """The steps F̂_λ⁻¹∇h and the root steps F̂_λ^{-1/2}∇h at each damping, and the step at that of the rows."""
     if target.gradient is None:
-        return []
+        return [], None
+    gradient = target.gradient.to(matched.dtype)
+    steps = list(matched.solves(gradient, target.dampings))
+    sweep = _qualities(target, steps)
+    with _noted(notes):
+        roots = [matched.power(-0.5, damping).apply(gradient) for damping in target.dampings]
+        for row, quality in zip(sweep, _qualities(target, roots), strict=True):
+            row |= {f"root_{name}": quality[name] for name in DIRECTIONS}
+    return sweep, steps[DAMPINGS.index(ROW_DAMPING)]
+
+
+def _part(target: Target, step: Tensor | None) -> StepPart | None:
+    """What a step is in the joint step of all layers."""
+    if step is None or target.between is None or target.gradient is None:
+        return None
+    return step_part(target.between, step, target.gradient.double())
+
+
+def _qualities(target: Target, steps: Sequence[Tensor]) -> list[dict[str, float]]:
+    """How good a step is at each damping of the sweep."""
+    assert target.gradient is not None
+    curvatures = target.exact.quadratic(torch.stack(list(steps)).to(target.exact.dtype))
     rows = []
-    steps = list(matched.solves(target.gradient.to(matched.dtype), target.dampings))
-    curvatures = target.exact.quadratic(torch.stack(steps).to(target.exact.dtype))
     for damping, best, step, curvature in zip(target.dampings, target.steps, steps, curvatures, strict=True):
         quality = metrics.step_quality(curvature, best, step, target.gradient, damping)
         rows.append(
@@ -237,7 +331,9 @@ def _sweep(target: Target, matched: LinearOperator) -> list[dict[str, float]]:
 
 
 def _at_row(sweep: list[dict[str, float]]) -> dict[str, float]:
-    return sweep[DAMPINGS.index(ROW_DAMPING)] if sweep else {}
+    """The numbers at the damping of the rows."""
+    found = sweep[DAMPINGS.index(ROW_DAMPING)] if sweep else {}
+    return {name: value for name, value in found.items() if name != "damping"}
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from fisherlab.base.progress import Progress, bar
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.collect.left_out import made
+from fisherlab.comparison.joint import JointModel, LayerParts, step_part
 from fisherlab.comparison.layer import WATERFALL, LayerTask, of_vector
 from fisherlab.comparison.measure import Row, Target
 from fisherlab.comparison.precision import why_noise
@@ -33,7 +34,7 @@ from fisherlab.exact.fisher import gram_block
 from fisherlab.exact.plans import BlockPlan
 from fisherlab.likelihoods.labels import LAYERWISE, LabelKind
 from fisherlab.linalg.numerics import eigenvectors_kept
-from fisherlab.operators import blocks_of
+from fisherlab.operators import LinearOperator, blocks_of
 from fisherlab.statistics import PassRequest, SplitSums, gather
 
 log = logging.getLogger("fisherlab")
@@ -78,6 +79,7 @@ class Experiment:
     failed: dict[str, FisherlabError] = field(default_factory=dict)
     coupled: dict[str, int] = field(default_factory=dict)
     _grams: dict[str, Tensor] = field(default_factory=dict)
+    _parts: dict[str, LayerParts] = field(default_factory=dict)
     _works: dict[str, PassRequest] = field(default_factory=dict)
     _tasks: dict[str, LayerTask] = field(default_factory=dict)
 
@@ -117,7 +119,15 @@ class Experiment:
     def again(self, collector: Collector, plans: Mapping[str, BlockPlan]) -> "Experiment":
         """The same with other plans, for some of the layers."""
         other = replace(
-            self, collector=collector, plans=plans, noise={}, failed={}, _grams={}, _works={}, _tasks={}
+            self,
+            collector=collector,
+            plans=plans,
+            noise={},
+            failed={},
+            _grams={},
+            _parts={},
+            _works={},
+            _tasks={},
         )
         other._keepable, other._keepable_alone = self._keepable, self._keepable_alone
         return other
@@ -135,7 +145,7 @@ class Experiment:
             kind=kind,
             damping=math.nan,
             dtype=self.collector.dtype,
-            measured={(method.name, kind): Row({"note": reason}, [], None) for method in task.asked},
+            measured={(method.name, kind): Row({"note": reason}) for method in task.asked},
             drawable=False,
         )
 
@@ -143,13 +153,15 @@ class Experiment:
         """Takes over the layers that another experiment measured."""
         self.plans = {name: other.plans.get(name, plan) for name, plan in self.plans.items()}
         self._grams.update(other._grams)
+        self._parts.update(other._parts)
 
     def _summed(self, name: str, gathered: SplitSums) -> SplitSums:
         """A layer's sums; those of lazy work are made of the samples kept, each when it is asked for."""
         if not self._works[name].lazy:
             return gathered
         assert gathered.kept is not None
-        return added_up(SplitSums.of_kept(gathered.kept, halves=True))
+        made = added_up(SplitSums.of_kept(gathered.kept, halves=True))
+        return replace(made, batches=gathered.batches)
 
     def coupling(self) -> Tensor:
         """‖F_lk‖²/(‖F_l‖ ‖F_k‖) from the samples kept, [L, L]; NaN where two layers' labels differ.
@@ -167,6 +179,43 @@ class Experiment:
             index = torch.tensor(places, device="cpu")
             matrix[index[:, None], index] = products / (scale[:, None] * scale)
         return matrix
+
+    def join(self, results: Mapping[str, LayerResult]) -> None:
+        """The joint step of all layers but norms: its decrease share, in the rows of every layer."""
+        factored = {name: one for name, one in results.items() if not one.view.vector}
+        model = JointModel({name: self._parts[name] for name in factored if name in self._parts})
+        reason = self._why_apart(factored)
+        for result in results.values():
+            why = "norms are left out" if result.view.vector else reason
+            for (method, target), row in result.measured.items():
+                if target != result.kind or not row.sweep:
+                    continue
+                if why:
+                    row.add_note(f"joint step: {why}")
+                    continue
+                try:
+                    row.values["damped_step_share"], count = model.share(method)
+                except NumericalError as error:
+                    row.add_note(str(error))
+                    continue
+                if count < len(factored):
+                    row.add_note(f"joint step: {count} of {len(factored)} layers")
+
+    def _why_apart(self, factored: Mapping[str, LayerResult]) -> str:
+        """Why layers have no joint quadratic model, or an empty text.
+
+        Of some samples alone F has too low a rank: the best step would leave the range of F, in which the
+        gradient of all samples lies, and gain nearly everything there.
+        """
+        kinds = {self.plans[name].kind for name in factored}
+        if LAYERWISE in kinds:
+            return "the layer-wise Fisher has nothing between layers"
+        if len(kinds) > 1:
+            return "the layers' labels differ"
+        fewest = min((self.coupled.get(kind, 0) for kind in kinds), default=0)
+        if any(one.samples > fewest for one in factored.values()):
+            return f"F between layers is made of at most {fewest} samples here; compare no more for it"
+        return ""
 
     # --- what a pass gathers ----------------------------------------------------------------------
 
@@ -220,7 +269,8 @@ class Experiment:
 
     def _new_work(self, task: LayerTask) -> PassRequest:
         plan, view = task.plan, task.view
-        methods = task.methods if self.statistics is None or view.vector else ()
+        every = self.statistics is None or view.vector
+        methods = [method for method in task.methods if every or method.batch]
         base = layer_work(view, methods, plan.kind)
         own = main_statistics(plan)
         own += [GRADIENT] if self.has_targets else []
@@ -235,6 +285,7 @@ class Experiment:
             keep=(plan.samples or 0) if lazy else self._kept(task),
             keep_kinds=self._kept_kinds(task),
             lazy=lazy,
+            batches=base.batches,
         )
 
     def _kept_kinds(self, task: LayerTask) -> frozenset[LabelKind]:
@@ -276,9 +327,18 @@ class Experiment:
             drawable=target.affordable,
         )
         if plan.kind != LAYERWISE:
-            self._grams[name] = self._gram(gathered, plan.kind)
+            between = self._between(gathered, plan.kind)
+            self._grams[name] = _gram(between)
+            if self.coupled[plan.kind] >= samples:
+                target.between = between
         with bar(self.progress, f"layer {name}", len(task.methods)) as report:
             task.measure(result, target, gathered, report)
+        if target.between is not None and target.gradient is not None:
+            rows = {method: row for (method, own), row in result.measured.items() if own == target.name}
+            steps = {method: row.part for method, row in rows.items() if row.part is not None}
+            gradient = target.gradient.double()
+            own = step_part(target.between, gradient, gradient)
+            self._parts[name] = LayerParts(target.damping, self._grams[name], own, steps)
         if self.on_target is not None:
             self.on_target(name, target)
         self._let_go(task, result)
@@ -290,6 +350,8 @@ class Experiment:
         A quarter of the memory limit is for the operators of many layers, half of it for one that alone
         needs more than that quarter.
         """
+        if "exact" in result.operators:
+            result.operators["exact"].forget()
         held = 2 * 8 * task.view.size**2 * len(result.operators)  # its own numbers, and those of a picture
         if task.drawn and held <= self._keepable:
             self._keepable -= held
@@ -298,12 +360,11 @@ class Experiment:
         else:
             result.operators.clear()
 
-    def _gram(self, gathered: SplitSums, kind: str) -> Tensor:
-        """The Gram matrix over the first samples, as many as all layers with these labels kept."""
+    def _between(self, gathered: SplitSums, kind: str) -> LinearOperator:
+        """F of the first samples in Gram form, as many as all layers with these labels kept."""
         assert gathered.kept is not None
         kept = gathered.kept.head(self._coupling_samples(kind)).double()
-        operator = gram_block(LayerBatch(0, kept.a, {kind: kept.g[kind]}, kept.groups), kind)
-        return torch.stack([block.gram() for block in blocks_of(operator)]).sum(0)  # type: ignore[attr-defined]
+        return gram_block(LayerBatch(0, kept.a, {kind: kept.g[kind]}, kept.groups), kind)
 
     def _coupling_samples(self, kind: str) -> int:
         if kind in self.coupled:
@@ -313,3 +374,8 @@ class Experiment:
         most = min(_COUPLING_COLUMNS, int((self.memory / (64 * len(self.plans))) ** 0.5))
         self.coupled[kind] = max(1, min([most // columns, *(self._work(name).keep for name in same)]))
         return self.coupled[kind]
+
+
+def _gram(between: LinearOperator) -> Tensor:
+    """K of an operator in Gram form, summed over groups."""
+    return torch.stack([block.gram() for block in blocks_of(between)]).sum(0)  # type: ignore[attr-defined]

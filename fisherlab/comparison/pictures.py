@@ -45,6 +45,14 @@ def figures(comparison: "Comparison") -> Iterator[Plate]:
             "Quality of the damped direction",
             "Cosine with the exact step, and share of its decrease, over six dampings.",
         )
+    if comparison.records["von_neumann_divergence"].notna().any():
+        yield Plate(
+            "divergences",
+            plots.divergences(comparison.records, caption=caption),
+            "Which divergence prefers whom",
+            "Ranks in Frobenius norm, von Neumann and log-det divergence, each at its own best scale or at "
+            "equal traces; the colour says how far from the best.",
+        )
     if comparison.coupling["coupling"].notna().any():
         yield Plate(
             "coupling",
@@ -87,6 +95,15 @@ def _layer_figures(comparison: "Comparison", layer: str, name: str) -> Iterator[
             comparison.spectrum(layer),
             f"Layer {layer}: spectra",
             "Eigenvalues of F and of each approximation, and of the preconditioned block.",
+            layer,
+        )
+    if result.curvature is not None and comparison.calibrations(layer):
+        yield Plate(
+            f"curvature-{name}",
+            comparison.curvature(layer),
+            f"Layer {layer}: curvature as the approximations see it",
+            "q_i = u_iᵀF̂u_i/ℓ_i for the eigenpairs of F that carry 99.9 % of its trace, in three bands of "
+            "the spectrum with their geometric means; and the overlap of the leading subspaces of F and F̂.",
             layer,
         )
 

@@ -4,14 +4,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from fisherlab.arguments import AnyPath, checked
+from fisherlab.arguments import AnyPath, OneOf, checked
 from fisherlab.comparison.measure import Row
+from fisherlab.divergences import Calibration, CurvatureScale
 from fisherlab.errors import InputError, InputTypeError, NotSupportedError, bytes_text, unknown
 from fisherlab.exact.plans import BlockPlan
 from fisherlab.layers import Layers, LayerView
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
     from rich.console import RenderableType
+
+Columns = Annotated[str, OneOf(("chosen", "all"))]
 
 _LARGEST_PICTURE = 4096
 
@@ -49,6 +52,7 @@ class LayerResult:
         waterfall: scaled errors of nearest → KFAC → lngd-lr → LNGD.
         spectra: eigenvalues of `exact` and of each F̂ (as many leading ones as the exact block has); empty
             where they were not computed.
+        curvature: the leading eigenvalues of F and their bands; None where they were not computed.
         drawable: whether the dense matrices fit the memory limit.
     """
 
@@ -64,6 +68,7 @@ class LayerResult:
     measured: dict[tuple[str, str], Row] = field(default_factory=dict)
     waterfall: dict[str, float | None] = field(default_factory=dict)
     spectra: dict[str, Tensor] = field(default_factory=dict)
+    curvature: CurvatureScale | None = None
     drawable: bool = True
 
     @property
@@ -158,11 +163,17 @@ class Comparison(Result):
             )
         return dict(result.operators)
 
-    def table(self) -> "RenderableType":
-        """The records as tables for a terminal; `rich.print(c.table())`."""
+    @checked
+    def table(self, columns: Columns = "chosen") -> "RenderableType":
+        """The records as tables for a terminal; `rich.print(c.table())`.
+
+        Args:
+            columns: ``all`` metrics, or those ``chosen`` for the width of a terminal.
+        """
         from fisherlab.report import console_table
 
-        return console_table(self.records, device=self.device, left_out=self.layers.left_out)
+        left_out = self.layers.left_out
+        return console_table(self.records, device=self.device, left_out=left_out, columns=columns)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the tables of `table()`."""
@@ -250,6 +261,40 @@ class Comparison(Result):
             damping=result.damping,
             caption=self._caption(result),
             size=result.view.size,
+        )
+
+    def calibrations(self, layer: str) -> dict[str, Calibration]:
+        """How each approximation of a layer sees the curvature of F, where that was computed."""
+        result = self._result(layer)
+        return {
+            name: row.calibration
+            for (name, target), row in result.measured.items()
+            if target == result.kind and row.calibration is not None
+        }
+
+    @checked
+    def curvature(self, layer: str) -> "Figure":
+        """The curvature along the eigenvectors of F that each F̂ sees, and the overlap of leading subspaces.
+
+        Raises:
+            InputError: for an unknown layer.
+            NotSupportedError: where the eigenvectors were not computed.
+        """
+        from fisherlab import plots
+
+        result, seen = self._result(layer), self.calibrations(layer)
+        if result.curvature is None or not seen:
+            raise NotSupportedError(f"the eigenvectors of layer {layer!r} were not computed")
+        eigenvalues, ends, sizes = result.curvature
+        return plots.curvature(
+            eigenvalues.cpu().numpy(),
+            ends,
+            sizes.cpu().numpy(),
+            {name: one.ratios.cpu().numpy() for name, one in seen.items()},
+            {name: one.overlap.cpu().numpy() for name, one in seen.items()},
+            {name: one.bands for name, one in seen.items()},
+            layer=layer,
+            caption=self._caption(result),
         )
 
     def summary(self) -> dict[str, Any]:

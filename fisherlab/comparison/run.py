@@ -11,6 +11,7 @@ from fisherlab.approximations import (
     DEFAULT_APPROXIMATIONS,
     Approximation,
     Statistics,
+    check_batches,
     check_statistics,
     create_all,
     layers_for,
@@ -100,6 +101,7 @@ def compare(
                     raise InputError(
                         f"the statistics do not hold what {method.name} needs; collect them with it"
                     )
+        check_batches(methods, collector)
         plans = _plans(
             collector, kind, limit, given["max_columns"], dict.fromkeys(collector.layers, in_float32)
         )
@@ -113,6 +115,7 @@ def compare(
             collector, plans, methods, has_targets, limit, spectra, given["progress"], statistics, on_target
         )
         results = _measured(experiment, data, chosen, kind, {**given, "generator": again})
+        experiment.join(results)
         collector.tell()
         return Comparison(
             results=results,
@@ -204,6 +207,6 @@ def _covered(collector: Collector) -> Layers:
 
 
 def _refuse_empirical(methods: Sequence[Approximation]) -> None:
-    names = ", ".join(method.name for method in methods if method.own_kind == EMPIRICAL)
+    names = ", ".join(method.name for method in methods if method.batch or method.own_kind == EMPIRICAL)
     if names:
         raise InputError(f"{names} needs targets; give (inputs, targets) or leave it out")

@@ -184,14 +184,12 @@ def _decomposed(matrix: Tensor, decompose: Callable[[Tensor], Any]) -> Any:
 def damped_power(values: Tensor, damping: float | Tensor, p: float) -> Tensor:
     """(v + λ)^p for the eigenvalues v of a positive semi-definite matrix.
 
-    Negative eigenvalues within float32's rounding of zero, |v| ≤ 1e-6·max|v|, count as zero: sums of
-    products in float32 leave them in the factors of a rank-deficient layer.
+    Negative eigenvalues within rounding count as zero (`without_negative`).
 
     Raises:
         NumericalError: v + λ is not positive and p is negative or not an integer.
     """
-    rounding = _SINGLE_ROUNDING * values.abs().max()
-    damped = values.masked_fill((values < 0) & (values >= -rounding), 0.0) + damping
+    damped = without_negative(values) + damping
     if p < 0:
         require_positive(damped)
     elif p != int(p) and bool((damped < 0).any()):
@@ -199,6 +197,31 @@ def damped_power(values: Tensor, damping: float | Tensor, p: float) -> Tensor:
             "a fractional power needs eigenvalues that are not negative; use a larger damping."
         )
     return damped.pow(p)
+
+
+def damped_log(values: Tensor, damping: float | Tensor) -> Tensor:
+    """log(v + λ) for the eigenvalues v of a positive semi-definite matrix, and 0 where v + λ is zero.
+
+    Negative eigenvalues within rounding count as zero (`without_negative`).
+
+    Raises:
+        NumericalError: v + λ is negative or not finite.
+    """
+    damped = without_negative(values) + damping
+    if not bool(((damped >= 0) & damped.isfinite()).all()):
+        raise NumericalError(
+            "a logarithm needs finite eigenvalues that are not negative; use a larger damping λ."
+        )
+    return torch.where(damped > 0, damped, 1.0).log()
+
+
+def without_negative(values: Tensor) -> Tensor:
+    """Eigenvalues of which negative ones within float32's rounding of zero, |v| ≤ 1e-6·max|v|, are zero.
+
+    Sums of products in float32 leave them in the factors of a rank-deficient layer.
+    """
+    rounding = _SINGLE_ROUNDING * values.abs().max()
+    return values.masked_fill((values < 0) & (values >= -rounding), 0.0)
 
 
 def require_positive(damped: Tensor) -> None:

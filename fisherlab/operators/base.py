@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,10 +16,11 @@ from fisherlab.gradients.contractions import vector_pieces
 from fisherlab.gradients.inputs import Inputs, dense_inputs
 from fisherlab.linalg.arguments import check_sizes, fitting
 from fisherlab.linalg.factors import factor_inner
-from fisherlab.linalg.numerics import dot64, norm64, require_positive, spans
+from fisherlab.linalg.numerics import damped_log, dot64, norm64, require_positive, spans
 from fisherlab.linalg.packing import packed_size, unpack
 from fisherlab.operators.arguments import constant_damping, put_checks
-from fisherlab.operators.conversion import in_dtype, scipy_operator
+from fisherlab.operators.conversion import in_dtype, scipy_operator, worked_out
+from fisherlab.operators.eigenbasis import Eigenbasis
 from fisherlab.operators.layout import (
     check_sample_shapes,
     check_vec,
@@ -60,9 +61,11 @@ class LinearOperator(ABC):
         inputs: d.
         dtype: of the entries.
         device: where the entries are.
+        remark: how it was made, where that is to be said beside its numbers.
     """
 
     structure: ClassVar[int] = 100
+    remark: str = ""
     __array_ufunc__ = None  # so that numpy scalars multiply from the left through __rmul__
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -186,6 +189,11 @@ class LinearOperator(ABC):
         wider = torch.promote_types(self.dtype, dtype)
         return self if wider == self.dtype else in_dtype(self, wider)
 
+    def forget(self) -> None:
+        """Lets go of what was worked out and kept: eigenvectors, the dense form."""
+        for name in worked_out(self):
+            del self.__dict__[name]
+
     @cached_property
     def _dense_form(self) -> DenseOperator:
         from fisherlab.operators.dense import DenseOperator
@@ -270,6 +278,24 @@ class LinearOperator(ABC):
             NotSupportedError: the damping is factored and F is not a Kronecker product.
         """
         return self._dense_form.power(p, damping)
+
+    def log(self, damping: DampingLike = 0.0) -> LinearOperator:
+        """The logarithm of F + λI, zero on its kernel: where `eigenvalues` and λ are zero.
+
+        Raises:
+            NumericalError: F + λI has negative eigenvalues.
+            NotSupportedError: the damping is factored and F is not a Kronecker product.
+        """
+        value = constant_damping(self, damping)
+        return self.function(lambda values: damped_log(values, value))
+
+    def function(self, f: Callable[[Tensor], Tensor]) -> LinearOperator:
+        """f(F) = Σ f(v) u uᵀ over the eigenpairs (v, u) of F; f is given tensors of eigenvalues."""
+        return self._dense_form.function(f)
+
+    def eigenbasis(self) -> Eigenbasis:
+        """The eigenvectors with their eigenvalues."""
+        return self._dense_form.eigenbasis()
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """(F + λI)⁻¹ applied to gradient matrices M [..., m, d]: [..., m, d].

@@ -32,9 +32,15 @@ def scipy_operator(F: LinearOperator) -> scipy.sparse.linalg.LinearOperator:
     return ScipyOperator(shape=F.shape, matvec=product, rmatvec=product, matmat=product, dtype=dtype)
 
 
+def worked_out(F: LinearOperator) -> set[str]:
+    """The attributes of what F keeps once it is worked out."""
+    made = {n for cls in type(F).__mro__ for n, v in vars(cls).items() if isinstance(v, cached_property)}
+    return made & vars(F).keys()
+
+
 def in_dtype(F: LinearOperator, dtype: torch.dtype) -> LinearOperator:
     """A copy of F with all of its parts in a wider dtype, and without what it has worked out so far."""
-    made = {n for cls in type(F).__mro__ for n, v in vars(cls).items() if isinstance(v, cached_property)}
+    made = worked_out(F)
     other = copy.copy(F)
     for name, value in list(vars(F).items()):
         if name in made:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import ClassVar
 
@@ -24,6 +25,7 @@ from fisherlab.linalg.numerics import (
 )
 from fisherlab.operators.arguments import constant_damping
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.eigenbasis import DenseBasis
 from fisherlab.operators.layout import (
     check_vec,
     column_order,
@@ -88,6 +90,15 @@ class DenseOperator(LinearOperator):
         """(F + λI)^p by the eigendecomposition."""
         values, vectors = self._eigh
         return self._like((vectors * damped_power(values, constant_damping(self, damping), p)) @ vectors.T)
+
+    def function(self, f: Callable[[Tensor], Tensor]) -> DenseOperator:
+        """f(F) by the eigendecomposition."""
+        values, vectors = self._eigh
+        return self._like((vectors * f(values)) @ vectors.T)
+
+    def eigenbasis(self) -> DenseBasis:
+        """By the eigendecomposition."""
+        return DenseBasis(*self._eigh, self.outputs, self.inputs)
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """(F + λI)⁻¹ vec(M) by Cholesky."""

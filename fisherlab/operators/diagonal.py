@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from fisherlab.linalg.numerics import damped_power, dot64, norm64
 from fisherlab.linalg.packing import packed_size, packing_index
 from fisherlab.operators.arguments import constant_damping
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.eigenbasis import FactoredBasis
 from fisherlab.operators.layout import check_sample_shapes
 
 
@@ -72,6 +74,14 @@ class DiagonalOperator(LinearOperator):
     def power(self, p: float, damping: DampingLike = 0.0) -> DiagonalOperator:
         """diag((S + λ)^p)."""
         return DiagonalOperator(damped_power(self.matrix, constant_damping(self, damping), p))
+
+    def function(self, f: Callable[[Tensor], Tensor]) -> DiagonalOperator:
+        """diag(f(S))."""
+        return DiagonalOperator(f(self.matrix))
+
+    def eigenbasis(self) -> FactoredBasis:
+        """The entries."""
+        return FactoredBasis(None, None, self.matrix)
 
     def diagonal_in_basis(self, U_A: Tensor | None, U_B: Tensor | None) -> Tensor:
         """(U_B∘U_B)ᵀ S (U_A∘U_A)."""

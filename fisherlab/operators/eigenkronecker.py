@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -24,6 +24,7 @@ from fisherlab.linalg.numerics import damped_power, dot64, norm64, spans
 from fisherlab.linalg.packing import outer_rows, packed_size
 from fisherlab.operators.arguments import constant_damping
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.eigenbasis import FactoredBasis
 from fisherlab.operators.layout import check_sample_shapes
 
 if TYPE_CHECKING:
@@ -110,6 +111,14 @@ class EigenKroneckerOperator(LinearOperator):
         """The same basis with (S + λ)^p."""
         powered = damped_power(self.S, constant_damping(self, damping), p)
         return EigenKroneckerOperator(self.U_A, self.U_B, powered)
+
+    def function(self, f: Callable[[Tensor], Tensor]) -> EigenKroneckerOperator:
+        """The same basis with f(S)."""
+        return EigenKroneckerOperator(self.U_A, self.U_B, f(self.S))
+
+    def eigenbasis(self) -> FactoredBasis:
+        """U_A ⊗ U_B and S."""
+        return FactoredBasis(self.U_A, self.U_B, self.S)
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """U_B [(U_Bᵀ M U_A) / (S + λ)] U_Aᵀ; for λ > 0 without rotating where S vanishes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import ClassVar
 
@@ -35,16 +35,20 @@ from fisherlab.linalg.arguments import finite, fitting
 from fisherlab.linalg.numerics import (
     ENTRY_COST,
     damped_cholesky,
+    damped_power,
     dot64,
     norm64,
+    require_positive,
     self_product,
     spans,
     sum_pieces,
+    symmetric_eigh,
 )
 from fisherlab.linalg.packing import packed_size, smat, svec_gram, svec_outer
 from fisherlab.operators.arguments import constant_damping
 from fisherlab.operators.base import LinearOperator
-from fisherlab.operators.graminverse import GramInverse, apply_factor
+from fisherlab.operators.eigenbasis import GramBasis
+from fisherlab.operators.graminverse import GramFunction, GramInverse, apply_factor
 from fisherlab.operators.layout import check_sample_shapes
 
 _HELD_BYTES, _HELD_PART = 192 * 2**20, 20  # of all V, kept for the operator's life: a choice, a twentieth
@@ -170,7 +174,7 @@ class GramOperator(LinearOperator):
         """c·F, on the same data."""
         other = copy.copy(self)
         other.weight = self.weight * factor
-        for kept in ("_gram", "_dense_form"):
+        for kept in ("_gram", "_eigh", "_dense_form"):
             other.__dict__.pop(kept, None)
         return other
 
@@ -193,7 +197,7 @@ class GramOperator(LinearOperator):
 
     def eigenvalues(self) -> Tensor:
         """The min(D, n·C) largest eigenvalues, ascending, from K; all others are zero."""
-        values = torch.linalg.eigvalsh(self.gram())
+        values = self._eigh[0] if "_eigh" in self.__dict__ else torch.linalg.eigvalsh(self.gram())
         return values[-min(self.shape[0], self.columns) :].to(self.dtype)
 
     def quadratic(self, V: Tensor) -> Tensor:
@@ -253,25 +257,40 @@ class GramOperator(LinearOperator):
         factor = damped_cholesky(self.gram(), constant_damping(self, damping))
         return self.combine(apply_factor(factor, w))
 
-    def power(self, p: float, damping: DampingLike = 0.0) -> LinearOperator:
-        """Not supported.
+    def power(self, p: float, damping: DampingLike = 0.0) -> GramFunction:
+        """(F + λI)^p from the eigenvectors of K."""
+        value = constant_damping(self, damping)
+        return self.function(lambda values: damped_power(values, value, p))
 
-        Raises:
-            NotSupportedError: always.
+    def function(self, f: Callable[[Tensor], Tensor]) -> GramFunction:
+        """f(F) from the eigenvectors of K."""
+        return GramFunction(self, f)
+
+    def eigenpairs(self) -> tuple[Tensor, Tensor]:
+        """The non-zero eigenvalues of F, ascending, [r], and the eigenvectors of K of these, [C·n, r].
+
+        Jᵀw/√(N v) is the unit eigenvector of F of a pair (v, w).
         """
-        raise NotSupportedError(
-            "a Gram operator has no powers; use inverse(), or DenseOperator(F.dense(), ...)."
-        )
+        values, vectors = self._eigh
+        kept = values > 0
+        kept[: max(0, self.columns - self.shape[0])] = False
+        return values[kept], vectors[:, kept]
+
+    def eigenbasis(self) -> GramBasis:
+        """From the eigenvectors of K; those of the kernel are left out."""
+        return GramBasis(self)
 
     def logdet(self, damping: DampingLike = 0.0) -> Tensor:
-        """Not supported.
+        """The log-determinant of F + λI from the eigenvalues of K; all others are λ."""
+        value = constant_damping(self, damping)
+        damped = self.eigenvalues().double() + value
+        absent = damped.new_full((self.shape[0] - len(damped),), value)
+        require_positive(torch.cat([damped, absent[:1]]))
+        return damped.log().sum() + absent.log().sum()
 
-        Raises:
-            NotSupportedError: always.
-        """
-        raise NotSupportedError(
-            "a Gram operator has no logdet; use eigenvalues(), or DenseOperator(F.dense(), ...)."
-        )
+    @cached_property
+    def _eigh(self) -> tuple[Tensor, Tensor]:
+        return symmetric_eigh(self.gram())
 
     # --- contractions ---------------------------------------------------------------------------
 

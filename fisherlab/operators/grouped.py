@@ -14,6 +14,7 @@ from fisherlab.errors import InputError, InputTypeError
 from fisherlab.gradients.inputs import Inputs, OneHot
 from fisherlab.linalg.packing import packed_size, packing_index
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.eigenbasis import Eigenbasis
 from fisherlab.operators.layout import check_sample_shapes
 
 
@@ -116,6 +117,18 @@ class GroupedOperator(LinearOperator):
         """Each block's power."""
         return self._map(lambda block: block.power(p, damping))
 
+    def log(self, damping: DampingLike = 0.0) -> GroupedOperator:
+        """Each block's logarithm."""
+        return self._map(lambda block: block.log(damping))
+
+    def function(self, f: Callable[[Tensor], Tensor]) -> GroupedOperator:
+        """The function f of each block."""
+        return self._map(lambda block: block.function(f))
+
+    def eigenbasis(self) -> GroupedBasis:
+        """Those of all blocks, one after another."""
+        return GroupedBasis(self)
+
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """Each block's solution for its rows."""
         solved = [block.solve(M[..., rows, :], damping) for block, rows in self._with_rows()]
@@ -125,6 +138,11 @@ class GroupedOperator(LinearOperator):
         """Each block's solutions for its rows."""
         solved = [block.solves(M[..., rows, :], dampings) for block, rows in self._with_rows()]
         return (torch.cat(parts, dim=-2) for parts in zip(*solved, strict=True))
+
+    def forget(self) -> None:
+        """Of each block."""
+        for block in self.blocks:
+            block.forget()
 
     # --- contractions ---------------------------------------------------------------------------
 
@@ -208,6 +226,38 @@ class GroupedOperator(LinearOperator):
             return super()._inner_with(other)
         pairs = zip(self.blocks, other.blocks, strict=True)
         return self._sum(own.inner(block) for own, block in pairs)
+
+
+class GroupedBasis(Eigenbasis):
+    """Eigenvectors of the blocks, each in the rows of its group."""
+
+    def __init__(self, F: GroupedOperator) -> None:
+        self._bases, self._rows = [block.eigenbasis() for block in F.blocks], F.rows
+        self._counts = [len(basis.values) for basis in self._bases]
+        self._shape = (F.outputs, F.inputs)
+        super().__init__(torch.cat([basis.values for basis in self._bases]))
+
+    def matrices(self, places: Tensor) -> Tensor:
+        """Zero outside the group."""
+        found = self.values.new_zeros(len(places), *self._shape)
+        start = 0
+        for basis, rows, count in zip(self._bases, self._rows, self._counts, strict=True):
+            own = ((places >= start) & (places < start + count)).nonzero().squeeze(1)
+            found[own, rows] = basis.matrices(places[own] - start)
+            start += count
+        return found
+
+    def coefficients(self, X: Tensor) -> Tensor:
+        """Of the rows of each group."""
+        pairs = zip(self._bases, self._rows, strict=True)
+        return torch.cat([basis.coefficients(X[..., rows, :]) for basis, rows in pairs], -1)
+
+    def masses(self, F: LinearOperator) -> Tensor:
+        """Block by block where F has the same groups."""
+        if not isinstance(F, GroupedOperator) or len(F.blocks) != len(self._bases):
+            return super().masses(F)
+        pairs = zip(self._bases, F.blocks, strict=True)
+        return torch.cat([basis.masses(block) for basis, block in pairs])
 
 
 def joined(blocks: Sequence[LinearOperator]) -> LinearOperator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,6 +29,7 @@ from fisherlab.linalg.factors import (
 )
 from fisherlab.linalg.numerics import norm64
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.eigenbasis import FactoredBasis
 from fisherlab.operators.eigenkronecker import EigenKroneckerOperator
 from fisherlab.operators.layout import check_sample_shapes
 
@@ -143,6 +144,20 @@ class KroneckerOperator(LinearOperator):
         if isinstance(damping, FactoredDamping):
             return self.damped(damping).power(p)
         return self._eigen.power(p, damping)
+
+    def log(self, damping: DampingLike = 0.0) -> LinearOperator:
+        """The logarithm of A ⊗ B + λI, or of the damped factors for a factored damping."""
+        if isinstance(damping, FactoredDamping):
+            return self.damped(damping).log()
+        return super().log(damping)
+
+    def function(self, f: Callable[[Tensor], Tensor]) -> EigenKroneckerOperator:
+        """The function f of the products of the factors' eigenvalues, in the factors' eigenbases."""
+        return self._eigen.function(f)
+
+    def eigenbasis(self) -> FactoredBasis:
+        """Of the factors' eigenvectors."""
+        return self._eigen.eigenbasis()
 
     def solves(self, M: Tensor, dampings: Sequence[float]) -> Iterator[Tensor]:
         """`solve` from one eigendecomposition."""

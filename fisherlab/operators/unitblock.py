@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ from fisherlab.linalg.numerics import (
 from fisherlab.linalg.packing import packed_size, packing_index, svec, svec_outer
 from fisherlab.operators.arguments import constant_damping
 from fisherlab.operators.base import LinearOperator
+from fisherlab.operators.eigenbasis import UnitBasis
 
 
 class UnitBlockOperator(LinearOperator):
@@ -83,6 +85,15 @@ class UnitBlockOperator(LinearOperator):
         values, vectors = self._eigh
         powered = damped_power(values, constant_damping(self, damping), p)
         return UnitBlockOperator((vectors * powered[:, None]) @ vectors.mT)
+
+    def function(self, f: Callable[[Tensor], Tensor]) -> UnitBlockOperator:
+        """The function f of each block."""
+        values, vectors = self._eigh
+        return UnitBlockOperator((vectors * f(values)[:, None]) @ vectors.mT)
+
+    def eigenbasis(self) -> UnitBasis:
+        """Of the blocks."""
+        return UnitBasis(*self._eigh)
 
     def solve(self, M: Tensor, damping: DampingLike = 0.0) -> Tensor:
         """Row j of the result is (block_j + λI)⁻¹ M[j], by Cholesky."""

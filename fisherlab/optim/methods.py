@@ -50,6 +50,7 @@ class LNGD(NaturalGradient):
         statistics_every: steps between refreshes of the statistics.
         inverse_every: steps between inverses.
         damping: (ν₁, ν₂) of both factors, or {"input": (ν₁, ν₂), "output": (ν₁, ν₂)}.
+        root: 1: D is made with F̂⁻¹; 2: with F̂^{-1/2}, as Adam, Shampoo and SOAP do; without `kl_clip` then.
         rate: `layerwise` (α_l by eqs. 12 and 13) or `fixed` (α_l = 1).
         rate_damping: μ in the denominator of α_l.
         max_rate: the largest α_l; None: no cap.
@@ -180,6 +181,50 @@ class NGPlus(_Loss):
         return Shift(0.0, value) if view.group.outputs <= view.group.inputs else Shift(value, 0.0)
 
 
+class _Root(_Loss):
+    """A method whose step is a root of F̂, with the data's labels and one λ added to F̂."""
+
+    root = 2
+    kl_clip = None
+    lr = 1e-3
+    damping = 1e-8
+    decay = 0.95
+    statistics_every = 1
+    _sources: ClassVar[tuple[str, ...]] = ("empirical", "predictive")
+
+    def damping_of(self, group: Mapping[str, Any], view: LayerView) -> Damping:
+        """λ added to F̂."""
+        return Constant(_number(group["damping"]))
+
+
+class Shampoo(_Root):
+    """D = L^{-1/4} ∇h R^{-1/4} with R and L of the samples' gradients. Gupta et al. 2018 (1802.09568).
+
+    Args: as for `KFAC`; `source` is `empirical` or `predictive`; `damping` is λ, of
+        (R^{1/2} ⊗ L^{1/2} + λI)^{-1/2}.
+    """
+
+    approximation = "shampoo"
+
+
+class SOAP(_Root):
+    """D = U_L [(U_Lᵀ ∇h U_R)/√(S + λ)] U_Rᵀ in Shampoo's eigenbasis. Vyas et al. 2024 (2409.11321).
+
+    Args: as for `Shampoo`; S is of the samples' gradients.
+    """
+
+    approximation = "soap"
+
+
+class Adafactor(_Root):
+    """D = ∇h/√(r cᵀ/Σ + λ), r and c the row and column sums of E[V∘V]. Shazeer and Stern 2018 (1804.04235).
+
+    Args: as for `Shampoo`.
+    """
+
+    approximation = "adafactor"
+
+
 def _number(damping: Any) -> float:
     if isinstance(damping, bool) or not isinstance(damping, (int, float)):
         raise InputTypeError(f"damping is a number λ, not {damping!r}")
@@ -242,6 +287,11 @@ OPTIMIZERS: Mapping[str, NamedOptimizer] = {
         ),
         NamedOptimizer("tkfac", TKFAC, {}, "factors that keep the trace", "Gao et al. 2021 (2011.10741)"),
         NamedOptimizer("ngplus", NGPlus, {}, "second moments of gradients", "Yang et al. 2021 (2106.07454)"),
+        NamedOptimizer("shampoo", Shampoo, {}, "roots of partial traces", "Gupta et al. 2018 (1802.09568)"),
+        NamedOptimizer("soap", SOAP, {}, "a root in Shampoo's eigenbasis", "Vyas et al. 2024 (2409.11321)"),
+        NamedOptimizer(
+            "adafactor", Adafactor, {}, "a root of rank one", "Shazeer and Stern 2018 (1804.04235)"
+        ),
     )
 }
 """Those of fisherlab, for `train` and `Preconditioner`."""
@@ -258,7 +308,8 @@ class Preconditioner:
     Args:
         model: the network.
         method: a registered approximation that is made of statistics: `lngd`, `lngd-lr`, `kfac`, `ekfac`,
-            `tkfac` and `ngplus` with the damping of their optimizers, any other with λ added to F̂.
+            `tkfac`, `ngplus`, `shampoo`, `soap` and `adafactor` with the settings of their optimizers (the
+            last three with root=2), any other with λ added to F̂.
         **options: those of the optimizer of that name, or of `NaturalGradient`; learning rates, momentum and
             weight decay are left to the optimizer that follows. `kl_clip` is off unless it is given, and
             needs that optimizer's rate in every `step`.

@@ -65,7 +65,7 @@ class NaturalGradient(torch.optim.Optimizer):
     steps the damped F̂ is inverted; every step, for each layer l,
 
         D = F̂⁻¹ ∇h,   α_l = ⟨D, ∇h⟩ / ((1/N) Σ_n ⟨D, ∇ℓ_n⟩² + μ)  (rate="layerwise"; "fixed": α_l = 1),
-        m ← τ m − lr α_l D,   W ← W + m.
+        m ← τ m − lr α_l D,   W ← W + m; with root=2 D = F̂^{-1/2} ∇h.
 
     Liu et al. 2024 (NeurIPS), algorithm 1, eqs. 12 and 13. Parameters in no block take the step of SGD with
     momentum. The training loop is the usual one. A class derived from this one names its approximation and
@@ -116,7 +116,9 @@ class NaturalGradient(torch.optim.Optimizer):
         self._layers = layers
         self._kind = LabelKind(method.label_kind(DRAWN if options.source == "predictive" else EMPIRICAL))
         self._method = f"{method.name}/{self._kind}"
-        self._blocks = {name: LayerPreconditioner(view, method, self._kind) for name, view in layers.items()}
+        self._blocks = {
+            name: LayerPreconditioner(view, method, self._kind, options.root) for name, view in layers.items()
+        }
         _ready_torch()
         super().__init__(grouped(model, layers, options), options.settings)
         other_lr = options.lr if options.other_lr is None else options.other_lr

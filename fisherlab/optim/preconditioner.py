@@ -55,10 +55,11 @@ class LayerPreconditioner:
         view: the layer.
         method: the approximation.
         kind: the labels of its statistics.
+        root: 1: D = F̂_λ⁻¹∇h; 2: D = F̂_λ^{-1/2}∇h.
         average: moving averages of the sums a sample, by key of the statistic.
         positions: the moving average of T.
         bases: the eigenvectors of a method with two passes.
-        inverse: the damped inverse in use.
+        inverse: the damped inverse, or its root, in use.
         numbers: `NUMBERS` of the F̂ that it is of, 0-d.
         lost: whether it was made here, and has no correct digits.
     """
@@ -66,6 +67,7 @@ class LayerPreconditioner:
     view: LayerView
     method: Approximation
     kind: str
+    root: int = 1
     average: dict[str, Tensor] = field(default_factory=dict)
     positions: float = 0.0
     bases: dict[str, Basis] = field(default_factory=dict)
@@ -214,7 +216,7 @@ class LayerPreconditioner:
             )
         try:
             operator = build_operator(self.method, self.view, sums, self.kind)
-            inverse = operator.inverse(damping)
+            inverse = operator.inverse(damping) if self.root == 1 else operator.power(-0.5, damping)
             tensors_of(inverse)  # refuses one that no state could keep
             self.inverse, self.numbers, self.lost = (
                 inverse,
@@ -341,7 +343,7 @@ class LayerPreconditioner:
     @property
     def condition(self) -> float:
         """The condition number of the damped F̂ that the inverse is of: the mean over groups."""
-        return math.nan if self.inverse is None else condition_of(self.inverse)
+        return math.nan if self.inverse is None else condition_of(self.inverse) ** self.root
 
 
 _NOTHING = torch.empty(0)  # what is not there, in a state that keeps tensors alone

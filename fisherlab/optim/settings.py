@@ -9,10 +9,10 @@ from functools import cached_property, wraps
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt, Le
 from torch import nn
 
-from fisherlab.approximations import Approximation, create, registered
+from fisherlab.approximations import Approximation, create, registered, without_matrix
 from fisherlab.arguments import (
     Count,
     NotNegative,
@@ -62,6 +62,7 @@ class Options:
     statistics_every: Count = 10
     inverse_every: Count = 10
     damping: Any = 0.03
+    root: Annotated[int, Ge(1), Le(2)] = 1
     rate: Annotated[str, OneOf(("layerwise", "fixed"))] = "fixed"
     rate_damping: NotNegative = 1e-3
     max_rate: Positive | None = None
@@ -82,6 +83,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.root > 1 and not math.isinf(self.clip):
+            raise InputError("kl_clip bounds what F̂ says of a step F̂⁻¹∇h; with root=2 give kl_clip=None")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -209,6 +212,13 @@ def approximation_of(given: str | Approximation | None) -> Approximation:
             f"derives from it; known: {able}"
         )
     method = create(given)
+    if not method.matrix:
+        raise InputError(f"{without_matrix(method)}; a preconditioner needs one of: {able}")
+    if method.batch:
+        raise InputError(
+            f"{method.name} with gradients='batch:{method.batch}' is made of whole passes over data; in "
+            "training give gradients='sample'"
+        )
     if method.from_exact:
         raise InputError(
             f"{method.name} is made from the exact Fisher block, which no training keeps; use another "

@@ -5,6 +5,7 @@ changes. Every figure carries a caption that says what was measured.
 """
 
 from fisherlab.plots.bars import errors, waterfall
+from fisherlab.plots.curvature import curvature, divergences
 from fisherlab.plots.curves import directions, spectrum
 from fisherlab.plots.histograms import histograms, isotropies, normality
 from fisherlab.plots.matrices import coupling, heatmap
@@ -17,7 +18,9 @@ __all__ = [
     "PAGE_WIDTH",
     "color",
     "coupling",
+    "curvature",
     "directions",
+    "divergences",
     "errors",
     "heatmap",
     "histograms",

@@ -10,7 +10,6 @@ from matplotlib.lines import Line2D
 
 from fisherlab.plots import style
 from fisherlab.plots.profiles import MANY, diagonal_only, direction_profiles, shade_key
-from fisherlab.records.columns import DIRECTION_COLUMNS
 from fisherlab.records.definitions import DIRECTIONS, name_of
 from fisherlab.records.frames import Array, compared_layers, numbers, require
 from fisherlab.records.labels import label, number
@@ -111,7 +110,7 @@ def directions(frame: pd.DataFrame, *, caption: str, shaded: Collection[str] = (
     Raises:
         InputError: A column is missing or the frame is empty.
     """
-    require(frame, DIRECTION_COLUMNS)
+    require(frame, ("layer", "approximation", "damping", *DIRECTIONS))
     frame = frame.assign(**{metric: numbers(frame[metric]) for metric in DIRECTIONS})
     layers, diagonal = compared_layers(frame)
     left = diagonal_only(diagonal)

@@ -43,6 +43,8 @@ class Metric(Definition):
         needs_targets: Whether it is empty where the data have no targets.
         plain: Whether it is of F and F̂ alone: ``fisherlab.metrics`` has a function of the column's name that
             takes the two operators, and a comparison calls it. Its column stands before the note.
+        late: Whether its columns stand there too, behind those of the first metrics.
+        shown: Whether the tables of a terminal have it where they are not asked for all.
     """
 
     column: str
@@ -52,6 +54,8 @@ class Metric(Definition):
     before: tuple[str, ...] = ()
     needs_targets: bool = False
     plain: bool = False
+    late: bool = False
+    shown: bool = True
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -121,6 +125,7 @@ METRICS: tuple[Metric, ...] = (
         "best_scale",
         ("best", "scale"),
         "none",
+        shown=False,
     ),
     Metric(
         "population error",
@@ -158,6 +163,7 @@ METRICS: tuple[Metric, ...] = (
         "diagonal_error",
         ("diag.", "error"),
         "lower",
+        shown=False,
     ),
     Metric(
         "direction cosine",
@@ -186,12 +192,111 @@ METRICS: tuple[Metric, ...] = (
         "preconditioned_condition",
         ("prec.", "cond."),
         "lower",
+        shown=False,
+    ),
+    Metric(
+        "log-det divergence",
+        "[tr X − log det X − D] / 2D,  X = F̂_λ⁻¹F_λ, F̂ scaled to tr F",
+        "Kullback–Leibler divergence of the normal distributions with the precisions F_λ and F̂_λ, in nats a "
+        "dimension.",
+        "logdet_divergence",
+        ("logdet", "div."),
+        "lower",
+        late=True,
+        shown=False,
+    ),
+    Metric(
+        "scaled log-det divergence",
+        "min over c > 0 of that of c F̂_λ = ½[log(tr X / D) − log det X / D]",
+        "Half the logarithm of the arithmetic by the geometric mean of the eigenvalues of X: it needs no "
+        "common scale.",
+        "logdet_divergence_scaled",
+        ("logdet", "scaled"),
+        "lower",
+        late=True,
+    ),
+    Metric(
+        "von Neumann divergence",
+        "(tr F log F − ⟨F, log F̂⟩) / tr F,  F̂ scaled to tr F, no damping",
+        "Relative entropy of F̂ and F; infinite, and left empty, where F̂ is zero inside the range of F.",
+        "von_neumann_divergence",
+        ("v. Neu.", "div."),
+        "lower",
+        late=True,
+    ),
+    Metric(
+        "calibration, top",
+        "geometric mean of q_i = u_iᵀF̂u_i / ℓ_i over the eigenpairs (ℓ_i, u_i) of F that carry the first "
+        "50 % of tr F, F̂ scaled to tr F",
+        "The curvature that F̂ sees at the top of the spectrum: below 1 steps are too long there, above 1 too "
+        "short.",
+        "calibration_top",
+        ("calib.", "top"),
+        "one",
+        late=True,
+        shown=False,
+    ),
+    Metric(
+        "calibration, middle",
+        "the same over those of the next 40 %",
+        "The curvature that F̂ sees in the middle of the spectrum.",
+        "calibration_middle",
+        ("calib.", "middle"),
+        "one",
+        late=True,
+        shown=False,
+    ),
+    Metric(
+        "calibration, tail",
+        "the same over those of the next 9.9 %",
+        "The curvature that F̂ sees in the tail of the spectrum.",
+        "calibration_tail",
+        ("calib.", "tail"),
+        "one",
+        late=True,
+        shown=False,
+    ),
+    Metric(
+        "joint decrease share",
+        "the decrease share of the steps Δ of all layers together, with F between layers and each layer's λ",
+        "What block-diagonal methods lose between layers; the same number in all layers' rows of a method. "
+        "Norms are left out.",
+        "damped_step_share",
+        ("joint", "share"),
+        "higher",
+        needs_targets=True,
+        late=True,
+    ),
+    Metric(
+        "root direction cosine",
+        "cos(F̂_λ^{-1/2}∇h, F_λ⁻¹∇h),  F̂ scaled to tr F",
+        "The direction cosine of the root step, which Adam, Shampoo and SOAP take in training.",
+        "root_direction_cosine",
+        ("root", "cosine"),
+        "higher",
+        needs_targets=True,
+        late=True,
+        shown=False,
+    ),
+    Metric(
+        "root decrease share",
+        "(γ(F_λ⁻¹∇h) / γ(Δ))²,  Δ = F̂_λ^{-1/2}∇h",
+        "The decrease share of the root step.",
+        "root_decrease_share",
+        ("root", "share"),
+        "higher",
+        needs_targets=True,
+        late=True,
+        shown=False,
     ),
 )
 """The metrics of a comparison, in the order of the columns of its tables and of `records.csv`."""
 
-DIRECTIONS: tuple[str, ...] = tuple(metric.column for metric in METRICS if metric.needs_targets)
+DIRECTIONS: tuple[str, ...] = ("direction_cosine", "decrease_share")
 """Columns of the metrics of the damped direction, which are swept over dampings."""
+
+ROOT_DIRECTIONS: tuple[str, ...] = tuple(f"root_{column}" for column in DIRECTIONS)
+"""The same of the root step."""
 
 QUALITIES: tuple[str, ...] = ("scaled_error", *DIRECTIONS)
 """Columns of the metrics that are followed over a training."""
@@ -235,18 +340,22 @@ def defined(*columns: str) -> list[Definition]:
 THEOREMS: tuple[str, ...] = (
     "nearest A⊗B ≤ every A⊗B in relative and in scaled error, in-sample.",
     "EKFAC ≤ KFAC in relative error, in-sample: its diagonal is the best one in KFAC's eigenbasis.",
-    "TEKFAC ≤ TKFAC in relative error, in-sample, by the same argument.",
+    "TEKFAC = SOAP ≤ TKFAC = Shampoo with power 1/2 in relative error, in-sample, by the same argument.",
+    "KL-SOAP ≤ KL A⊗B and diagonal = Adam ≤ Adafactor in relative error, in-sample, likewise.",
+    "TKFAC, with exact positions, ≤ every A⊗B in von Neumann divergence: it has F's partial traces.",
+    "EKFAC ≤ KFAC, TEKFAC ≤ TKFAC, KL-SOAP ≤ KL A⊗B and Adam ≤ Adafactor in von Neumann divergence too.",
+    "scaled ≤ unscaled log-det divergence; both and von Neumann's are 0 or above, and 0 where F̂ = F.",
     "tr EKFAC = tr TEKFAC = tr TKFAC = tr F, TKFAC with exact positions.",
     "tr LNGD = tr F_layerwise, with the expected sampling.",
-    "0 ≤ decrease share ≤ 1, by the Cauchy–Schwarz inequality.",
+    "0 ≤ decrease share ≤ 1, of one layer and of the joint step, by the Cauchy–Schwarz inequality.",
 )
 """What must hold, whatever the data. No other order of the methods is a theorem."""
 
 SCALE_NOTE = (
-    "LNGD and FOOF have no common scale with the Fisher of the loss, and NG+'s trace is a multiple of its "
-    "own: compare their scaled errors, not their relative errors."
+    "LNGD and FOOF have no common scale with the Fisher of the loss, and the traces of NG+ and Shampoo are "
+    "not its own: compare their scaled errors, not their relative errors."
 )
-"""How to read the rows of LNGD, FOOF and NG+."""
+"""How to read the rows of LNGD, FOOF, NG+ and Shampoo."""
 
 STAND_IN = "stand-in"
 """Mark in the name of a data set that stands in for another."""

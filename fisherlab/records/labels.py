@@ -22,8 +22,6 @@ class Named(NamedTuple):
 VARIANTS: dict[str, Named] = {
     "kfac-reduce": Named("KFAC-reduce", "#56b4e9"),
     "lngd-sample": Named("LNGD-sample", "#8c3a00", own_scale=True),
-    "sgd": Named("SGD", "#444444"),
-    "adam": Named("Adam", "#cc3399"),
     "adamw": Named("AdamW"),
 }
 """What has a name but is no registered approximation: optimizers, and approximations with options."""

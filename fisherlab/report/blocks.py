@@ -1,6 +1,6 @@
 """Records cut into what a table shows: a block a layer, with its heading, rows and notes."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -94,11 +94,13 @@ def runs(records: pd.DataFrame) -> list[pd.DataFrame]:
     return [run for _, run in records.groupby(keys, sort=False, dropna=False)]
 
 
-def blocks(run: pd.DataFrame, layers: Collection[str]) -> Iterator[LayerTable]:
-    """A block for each of these layers of a run, in their order."""
+def blocks(
+    run: pd.DataFrame, layers: Collection[str], metrics: Sequence[Metric] = METRICS
+) -> Iterator[LayerTable]:
+    """A block for each of these layers of a run, in their order, with these metrics."""
     kept = run[run["layer"].isin(layers)]
     for _, rows in kept.groupby("layer", sort=False):
-        yield _block(rows)
+        yield _block(rows, metrics)
 
 
 def diagonal_block(run: pd.DataFrame, layers: Collection[str]) -> LayerTable:
@@ -122,8 +124,8 @@ def diagonal_block(run: pd.DataFrame, layers: Collection[str]) -> LayerTable:
     return LayerTable("", "", metrics, made, targets, run_context({**rows.iloc[0], "damping": None}), ())
 
 
-def _block(rows: pd.DataFrame) -> LayerTable:
-    metrics = tuple(metric for metric in METRICS if _known(rows, metric.column))
+def _block(rows: pd.DataFrame, wanted: Sequence[Metric]) -> LayerTable:
+    metrics = tuple(metric for metric in wanted if _known(rows, metric.column))
     notes: list[str] = []
     records = _records(rows)
     shared = _shared(records)

@@ -14,7 +14,7 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from fisherlab.plots.profiles import MANY
-from fisherlab.records.definitions import MISSING, SCALE_NOTE, STAND_IN
+from fisherlab.records.definitions import METRICS, MISSING, SCALE_NOTE, STAND_IN
 from fisherlab.records.frames import compared_layers
 from fisherlab.records.labels import short
 from fisherlab.report.blocks import Cell, LayerTable, TableRow, blocks, runs
@@ -121,11 +121,15 @@ _SHORT_TARGETS = {
 
 
 def console_table(
-    records: pd.DataFrame, *, device: str | None = None, left_out: Mapping[str, str] | None = None
+    records: pd.DataFrame,
+    *,
+    device: str | None = None,
+    left_out: Mapping[str, str] | None = None,
+    columns: str = "chosen",
 ) -> RenderableType:
     """The records as tables for a terminal.
 
-    Up to 12 layers: a block a layer with all metrics. More: one table with a row a layer and the
+    Up to 12 layers: a block a layer with its metrics. More: one table with a row a layer and the
     scaled error of each approximation against the layer's main target; the notes are counted
     below it. Layers that have only the approximation `diagonal` (norms) are one line, where
     others have more.
@@ -138,6 +142,7 @@ def console_table(
         records: Rows of ``records.csv``; columns that are absent count as empty.
         device: Where it was computed, for the line under each table.
         left_out: Layers that were not measured, and why.
+        columns: ``all`` metrics, or those ``chosen`` for tables of a terminal.
 
     Returns:
         Something that a ``rich`` console prints.
@@ -146,6 +151,7 @@ def console_table(
         InputError: There are no rows, or ``layer`` or ``approximation`` is absent.
     """
     parts: list[RenderableType] = []
+    metrics = [metric for metric in METRICS if metric.shown or columns == "all"]
     best, own_scale = "column", False
     for run in runs(records):
         layers, _ = compared_layers(run)
@@ -155,7 +161,7 @@ def console_table(
             parts += _overview_parts(view, device)
             own_scale = own_scale or any(view.own_scale)
         else:
-            for block in blocks(run, layers):
+            for block in blocks(run, layers, metrics):
                 parts += [_heading(block), _block_table(block), *_foot(block, device), Text()]
                 own_scale = own_scale or any(row.own_scale for row in block.rows)
         if line := diagonal_line(run):

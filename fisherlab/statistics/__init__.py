@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from fisherlab.base.lazy import lazy
 from fisherlab.statistics import moments
+from fisherlab.statistics.batches import BatchGradients, check_size
 from fisherlab.statistics.gather import Keeper, PassRequest, SplitSums, gather
 from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, Statistic, SumsWithout
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Basis",
+    "BatchGradients",
     "Keeper",
     "KeptSums",
     "LayerSums",
@@ -20,6 +22,7 @@ __all__ = [
     "Statistic",
     "Statistics",
     "SumsWithout",
+    "check_size",
     "gather",
     "moments",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -16,7 +16,8 @@ from fisherlab.collect.sizes import Needs
 from fisherlab.errors import FisherlabError
 from fisherlab.gradients.inputs import OneHot, cat
 from fisherlab.layers import BlockShape
-from fisherlab.likelihoods.labels import LabelKind
+from fisherlab.likelihoods.labels import EMPIRICAL, LabelKind
+from fisherlab.statistics.batches import BatchGradients
 from fisherlab.statistics.sums import Basis, KeptSums, LayerSums, Statistic
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ class PassRequest:
         keep_kinds: the kinds of g kept.
         lazy: nothing is summed in the pass: all samples are kept, and the sums are made from them.
         scratch: further numbers a sample that the statistics make, so that batches stay small.
+        batches: each B whose batches' mean gradients are kept, see `BatchGradients`.
     """
 
     kind: LabelKind
@@ -45,6 +47,7 @@ class PassRequest:
     keep_kinds: frozenset[LabelKind] = frozenset()
     lazy: bool = False
     scratch: int = 0
+    batches: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         """Each statistic is summed once, however many methods share it."""
@@ -54,12 +57,14 @@ class PassRequest:
     def kinds(self) -> frozenset[LabelKind]:
         """The kinds of g that the first pass needs."""
         needed = {LabelKind(s.kind) for s in self.statistics if s.kind is not None}
+        needed |= {EMPIRICAL} if self.batches else set()
         return frozenset(needed | self.keep_kinds | ({self.kind} if self.lazy and self.bases else set()))
 
     @property
     def in_parts(self) -> bool:
         """Whether the first pass may give it the label columns in parts."""
-        return not self.keep and not self.lazy and all(s.one_sided for s in self.statistics)
+        sides = all(s.one_sided for s in self.statistics) and not self.batches
+        return not self.keep and not self.lazy and sides
 
     def numbers(self, layer: BlockShape) -> int:
         """How many numbers the sums of both passes and the bases take."""
@@ -76,11 +81,13 @@ class SplitSums:
         all: the sums over all samples.
         halves: those over each half; none where they were not asked for, or one has no sample.
         kept: the (a, g) that were kept; None where none were.
+        batches: the gradients of batches of B samples, by B.
     """
 
     all: LayerSums
     halves: tuple[LayerSums, ...] = ()
     kept: LayerBatch | None = None
+    batches: Mapping[int, BatchGradients] = field(default_factory=dict)
 
     @classmethod
     def of_kept(cls, kept: LayerBatch, halves: bool) -> "SplitSums":
@@ -142,14 +149,18 @@ def gather(
         stage, done, known = state
         parts = {name: [known[name]] for name in work}
     kept: dict[str, list[LayerBatch]] = {name: [] for name in work}
+    batches = {name: {size: BatchGradients(size) for size in task.batches} for name, task in work.items()}
     failed = collector.leave_out if failed is None else failed
     if stage == 1:
-        wrong = _first_pass(collector, work, parts, kept, halves, keeper, done)
+        wrong = _first_pass(collector, work, parts, kept, batches, halves, keeper, done)
         done = None
         failed(wrong)
         parts, keeper = _without(parts, wrong), None if wrong else keeper
     # popped, so that the batches of one layer at most are there twice
-    gathered = {name: SplitSums.of_parts(sums, _joined(kept.pop(name))) for name, sums in parts.items()}
+    gathered = {
+        name: replace(SplitSums.of_parts(sums, _joined(kept.pop(name))), batches=batches[name])
+        for name, sums in parts.items()
+    }
     wrong = _second_pass(collector, work, gathered, keeper, done)
     failed(wrong)
     return _without(gathered, wrong)
@@ -164,6 +175,7 @@ def _first_pass(
     work: Mapping[str, PassRequest],
     parts: Mapping[str, list[LayerSums]],
     kept: dict[str, list[LayerBatch]],
+    batches: Mapping[str, Mapping[int, BatchGradients]],
     halves: bool,
     keeper: Keeper | None,
     begin: int | None,
@@ -177,10 +189,15 @@ def _first_pass(
                 batch = part.pop(name)
                 done = batch.start + batch.samples
                 _add(batch, work[name], parts[name], kept[name], halves)
+                for gradients in batches[name].values():
+                    gradients.add(_limited(batch, work[name]))
         if keeper is not None and whole == work.keys():  # sums of a layer that failed are not gone on from
             keeper.tick(1, done, {name: sums[0] for name, sums in parts.items()})
     wrong = collector.failures()
     _over_processes(_without(parts, wrong), kept)
+    for by_size in _without(batches, wrong).values():  # in one order in all processes
+        for size in sorted(by_size):
+            by_size[size].over_processes()
     return wrong
 
 

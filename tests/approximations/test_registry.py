@@ -193,7 +193,7 @@ def test_wrong_names():
         create("kfc")
     with pytest.raises(InputTypeError, match="approximation must be a string or an Approximation, not 3"):
         create(3)
-    with pytest.raises(InputError, match="known: diagonal, ekfac"):
+    with pytest.raises(InputError, match="known: adafactor, adam, diagonal"):
         create("zzzzzz")
 
 
@@ -220,7 +220,7 @@ def test_lists_of_names():
     assert [method.name for method in create_all(["kfac", InputDiagonal()])] == ["kfac", "input-diagonal"]
     with pytest.raises(InputError, match="'kfac' is asked for more than once"):
         create_all(["kfac", "ekfac", "kfac"])
-    with pytest.raises(InputError, match="name at least one approximation; known: diagonal"):
+    with pytest.raises(InputError, match="name at least one approximation; known: adafactor, adam, diagonal"):
         create_all([])
 
 

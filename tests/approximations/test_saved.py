@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import fisherlab as fl
-from fisherlab.approximations import LNGD, registered, saved
+from fisherlab.approximations import LNGD, create, registered, saved
 from fisherlab.base.tensorfiles import read_tensors, write_tensors
 from fisherlab.errors import FisherlabError, InputError
 
@@ -319,7 +319,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(dense, tmp_path, 
 
 # --- merging --------------------------------------------------------------------------------------------
 
-ONE_PASS = tuple(name for name in NAMES if name not in ("ekfac", "tekfac"))
+ONE_PASS = tuple(name for name in NAMES if not create(name).two_pass)
 
 
 @pytest.mark.parametrize("kind", ["predictive", "empirical"])

@@ -24,10 +24,13 @@ COLUMNS = re.findall(
     model dataset checkpoint step seed dtype layer module outputs inputs positions groups approximation
     kind target samples columns method relative_error scaled_error best_scale population_error
     population_error_se gap_to_nearest trace_exact trace_approx trace_ratio diagonal_error damping
-    direction_cosine decrease_share preconditioned_condition seconds bytes note
+    direction_cosine decrease_share preconditioned_condition seconds bytes
+    logdet_divergence logdet_divergence_scaled von_neumann_divergence calibration_top calibration_middle
+    calibration_tail damped_step_share directions_top directions_middle directions_tail note
     """,
 )
-WHOLE = ("outputs", "inputs", "positions", "groups", "samples", "columns", "bytes")
+BANDS = ("directions_top", "directions_middle", "directions_tail")
+WHOLE = ("outputs", "inputs", "positions", "groups", "samples", "columns", "bytes", *BANDS)
 TEXT = (
     "model",
     "dataset",
@@ -40,7 +43,8 @@ TEXT = (
     "target",
     "note",
 )
-MEASURED = COLUMNS[COLUMNS.index("relative_error") : COLUMNS.index("seconds")]
+LATE = COLUMNS[COLUMNS.index("bytes") + 1 : COLUMNS.index(BANDS[0])]
+MEASURED = [*COLUMNS[COLUMNS.index("relative_error") : COLUMNS.index("seconds")], *LATE]
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +246,8 @@ def test_population_errors_come_from_the_two_halves(comparison, categorical):
 
 def test_directions_are_a_sweep_over_dampings(comparison):
     table = comparison.directions
-    assert list(table.columns) == ["layer", "approximation", "damping", "direction_cosine", "decrease_share"]
+    directions = ["direction_cosine", "decrease_share", "root_direction_cosine", "root_decrease_share"]
+    assert list(table.columns) == ["layer", "approximation", "damping", *directions]
     sizes = table.groupby(["layer", "approximation"]).size()
     assert (sizes == 6).all()
     assert len(sizes) == 3 * len(NAMES)
@@ -296,7 +301,8 @@ def test_the_gram_form_gives_the_same_numbers(wide):
     assert set(dense["method"]) == {"kronecker"}
     assert set(gram["method"]) == {"gram"}
     main = dense["target"] == "predictive"
-    for column in set(MEASURED) - {"preconditioned_condition"}:
+    few = {"damped_step_share"}  # for which so small a limit keeps too few samples
+    for column in set(MEASURED) - {"preconditioned_condition"} - few:
         one, two = dense[column][main], gram[gram["target"] == "predictive"][column]
         assert one.notna().tolist() == two.notna().tolist(), column
         assert two.dropna().tolist() == pytest.approx(one.dropna().tolist(), rel=1e-8, abs=1e-8), column

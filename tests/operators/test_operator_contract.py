@@ -43,6 +43,13 @@ def vec(X):
     return X.mT.flatten(-2)
 
 
+def matrix_log(matrix):
+    """Zero on the kernel."""
+    values, vectors = np.linalg.eigh(matrix)
+    inside = values > len(values) * np.finfo(float).eps * values.max()
+    return (vectors * np.log(np.where(inside, values, 1.0))) @ vectors.T
+
+
 def matrix_power(matrix, p):
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * values**p) @ vectors.T
@@ -203,9 +210,9 @@ def test_eigenvalues_ascend(case):
 
 
 @pytest.mark.parametrize("damping", [0.0, DAMPING])
-def test_logdet(spectral_case, damping):
-    expected = np.linalg.slogdet(damped(spectral_case.matrix, damping))[1]
-    assert_allclose(spectral_case.operator.logdet(damping), expected, **close)
+def test_logdet(case, damping):
+    expected = np.linalg.slogdet(damped(case.matrix, damping))[1]
+    assert_allclose(case.operator.logdet(damping), expected, **close)
 
 
 # --- functions
@@ -224,9 +231,38 @@ def test_inverse_of_every_class_undoes_the_damped_operator(case):
 
 
 @pytest.mark.parametrize("p", [2, 0.5, -0.5, -1, 0, 1.7])
-def test_power(spectral_case, p):
-    expected = matrix_power(damped(spectral_case.matrix), p)
-    assert_allclose(spectral_case.operator.power(p, DAMPING).dense(), expected, **close)
+def test_power(case, p):
+    expected = matrix_power(damped(case.matrix), p)
+    assert_allclose(case.operator.power(p, DAMPING).dense(), expected, **close)
+
+
+@pytest.mark.parametrize("damping", [0.0, DAMPING])
+def test_log(case, damping):
+    """Of every class, a Gram operator with it; it undoes the exponential."""
+    expected = matrix_log(damped(case.matrix, damping))
+    found = case.operator.log(damping)
+    assert_allclose(found.dense(), expected, rtol=1e-9, atol=1e-9)
+    assert_allclose((2 * found).diagonal(), 2 * expected.diagonal(), rtol=1e-9, atol=1e-9)
+    if damping:
+        assert_allclose(torch.linalg.matrix_exp(found.dense()), damped(case.matrix), **close)
+
+
+def test_eigenbasis(case, rng):
+    """Orthonormal eigenvectors, the eigenvalues that are not zero, and what other matrices are in them."""
+    basis = case.operator.eigenbasis()
+    order = basis.leading()
+    U = vec(basis.matrices(order)).T
+    values = basis.values[order].numpy()
+    assert (np.diff(values) <= 0).all()
+    assert_allclose(U.T @ U, np.eye(U.shape[1]), **close)
+    assert_allclose((U * values) @ U.T, case.matrix, **close)
+    X = tensor(rng.standard_normal((2, M, D)))
+    assert_allclose(basis.coefficients(X)[:, order], vec(X) @ U, **close)
+    assert_allclose(basis.matrices(order[[2, 0]]), basis.matrices(order)[[2, 0]], **close)
+    for name in ("dense", "packed", "gram-3", "unit-block", "kronecker", "grouped-gram"):
+        other = build(name, seed=7)
+        expected = np.einsum("ij,ik,kj->j", U, other.matrix, U)
+        assert_allclose(basis.masses(other.operator)[order], expected, **close)
 
 
 def test_solve(case, rng):

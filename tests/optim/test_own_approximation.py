@@ -229,7 +229,10 @@ def test_three_lines_go_on_to_the_bit(mine):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ((), "takes an approximation, as its second argument .* derives from it; known: diagonal, ekfac,"),
+        (
+            (),
+            "takes an approximation, as its second argument .* derives from it; known: adafactor, adam, diag",
+        ),
         (("nearest-kronecker",), "made from the exact Fisher block.* another approximation: diagonal, ekfac"),
         (("kfca",), "unknown approximation 'kfca'; did you mean kfac"),
     ],

@@ -109,6 +109,7 @@ class Third(approximations.Approximation):
         return approximations.create("diagonal").build(layer, sums, kind) * 1.5
 
 
+ROOTS = ("shampoo", "soap", "adafactor")  # their optimizers take F̂^{-1/2}
 DAMPINGS = {"kfac": Pi(0.03), "tkfac": Pi(0.03), "lngd": Clip(), "lngd-lr": Clip()}
 KNOWN = sorted(approximations.registered())
 
@@ -116,10 +117,14 @@ KNOWN = sorted(approximations.registered())
 @pytest.mark.parametrize("network_name", ["mlp", "grouped", "sequences"])
 @pytest.mark.parametrize("name", [*KNOWN, "third"])
 def test_every_approximation_preconditions_or_is_refused(name, network_name, monkeypatch):
-    """D = (F̂ + damping)⁻¹ ∇h with the very operator of `approximate`."""
+    """D = (F̂ + damping)⁻¹ ∇h, or its root, with the very operator of `approximate`."""
     monkeypatch.setattr(approximations.base, "_REGISTRY", approximations.registered())
     fl.register_approximation(Third)
     model, [batch] = network(network_name), batches(network_name)
+    if not approximations.registered()[name].matrix:
+        with pytest.raises(InputError, match=f"{name} is a direction without a matrix .* diagonal, ekfac, "):
+            Preconditioner(model, name)
+        return
     if approximations.registered()[name].from_exact:
         with pytest.raises(InputError, match=f"{name} is made from the exact .* diagonal, ekfac, .* third"):
             Preconditioner(model, name)
@@ -133,12 +138,24 @@ def test_every_approximation_preconditions_or_is_refused(name, network_name, mon
     preconditioner.step()
     after = {n: p.grad for n, p in model.named_parameters()}
     for layer, view in fl.find_layers(model).items():
-        damping = DAMPINGS.get(name, Constant(0.03))
+        damping = DAMPINGS.get(name, Constant(1e-8 if name in ROOTS else 0.03))
         if name == "ngplus":
             damping = Shift(*((0, 0.03) if view.group.outputs <= view.group.inputs else (0.03, 0)))
         gradient, found = (view.to_matrix({p: one[p] for p in view.parameters}) for one in (before, after))
-        expected = operators[layer].inverse(damping).apply(gradient)
+        power = -0.5 if name in ROOTS else -1.0
+        expected = operators[layer].power(power, damping).apply(gradient)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_of_batches_are_not_of_training():
+    method = approximations.create("shampoo", gradients="batch:4")
+    with pytest.raises(InputError, match="with gradients='batch:4' is made of whole passes"):
+        fl.optim.NaturalGradient(network("mlp"), method)
+
+
+def test_a_root_has_no_kl_clip():
+    with pytest.raises(InputError, match="with root=2 give kl_clip=None"):
+        fl.optim.KFAC(network("mlp"), root=2)
 
 
 def test_what_it_refuses():

@@ -58,12 +58,17 @@ def test_every_metric_is_explained():
 RECORDS = """model,dataset,checkpoint,step,seed,dtype,layer,module,outputs,inputs,positions,groups,
 approximation,kind,target,samples,columns,method,relative_error,scaled_error,best_scale,population_error,
 population_error_se,gap_to_nearest,trace_exact,trace_approx,trace_ratio,diagonal_error,damping,direction_cosine,decrease_share,
-preconditioned_condition,seconds,bytes,note"""
+preconditioned_condition,seconds,bytes,
+logdet_divergence,logdet_divergence_scaled,von_neumann_divergence,calibration_top,calibration_middle,
+calibration_tail,damped_step_share,directions_top,directions_middle,directions_tail,
+root_direction_cosine,root_decrease_share,note"""
 
 
 def test_the_registry_gives_the_columns_of_the_files_in_their_order():
     assert ",".join(RECORD_COLUMNS) == RECORDS.replace("\n", "")
-    assert ",".join(DIRECTION_COLUMNS) == "layer,approximation,damping,direction_cosine,decrease_share"
+    assert ",".join(DIRECTION_COLUMNS) == (
+        "layer,approximation,damping,direction_cosine,decrease_share,root_direction_cosine,root_decrease_share"
+    )
 
 
 def test_one_entry_says_how_a_metric_is_called_and_written():

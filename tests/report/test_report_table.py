@@ -24,15 +24,27 @@ def rows(text, name):
     return [line for line in text.splitlines() if line.startswith(name)]
 
 
-def test_all_columns_fit_a_hundred_characters_in_one_table(records):
-    text = printed(console_table(records))
+def test_the_chosen_columns_fit_a_hundred_characters_in_one_table(records):
+    late = {metric.column: 0.123 for metric in METRICS if metric.late}
+    text = printed(console_table(records.assign(**late)))
     assert max(map(len, text.splitlines())) <= 100
     assert len(rows(text, "KFAC")) == 2
 
 
+def test_all_columns_are_there_where_they_are_asked_for(records):
+    numbers = {metric.column: 0.5 + place / 1000 for place, metric in enumerate(METRICS)}
+    chosen, every = (
+        printed(console_table(records.assign(**numbers), columns=c), 300) for c in ("chosen", "all")
+    )
+    shown = {metric.column: metric.shown for metric in METRICS}
+    for column, value in numbers.items():
+        assert f"{value:.3f}" in every
+        assert (f"{value:.3f}" in chosen) == shown[column], column
+
+
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_narrow_terminals_get_every_number_whole(records, width):
-    text = printed(console_table(records), width)
+    text = printed(console_table(records, columns="all"), width)
     assert max(map(len, text.splitlines())) <= width
     line = " ".join(rows(text, "EKFAC"))
     for number in ("0.352", "1.02", "0.390±0.021", "0.330", "1.00", "0.0900", "4.32e3"):
@@ -45,11 +57,11 @@ def test_a_notebook_gets_the_text_of_the_console_escaped(records):
     assert "<b>" not in text
     assert html.unescape(re.sub("<[^>]*>", "", text)) == printed(console_table(records, device="cpu"), 110)
     best = re.findall(r"<span style=\"[^\"]*font-weight: bold[^\"]*\">([^<]*)\*</span>", text)
-    assert {"0.352", "0.900", "1.23e3"} <= set(map(str.strip, best))
+    assert {"0.352", "0.900", "1.00"} <= set(map(str.strip, best))
 
 
 def test_best_of_each_column_and_target_is_marked(records):
-    text = printed(console_table(records[records["layer"] == "0"]))
+    text = printed(console_table(records[records["layer"] == "0"], columns="all"), 110)
     assert "0.352*" in rows(text, "EKFAC")[0]
     assert "0.300*" in rows(text, "nearest")[0]
     assert "0.900*" in rows(text, "KFAC")[0]
