@@ -28,12 +28,12 @@ from fisherlab.base.writing import write
 from fisherlab.errors import NumericalError
 from fisherlab.figures.two_layers import TwoLayers
 from fisherlab.models.seeding import seeded
-from fisherlab.optim import EKFAC, KFAC, LNGD, TKFAC, NGPlus
+from fisherlab.optim import EKFAC, KFAC, LNGD, TKFAC, NGPlus, Shampoo
 from fisherlab.train.optimizers import create
 from fisherlab.train.recipes import IMPORTED
 
 EVERY, TIMED = 25, 10  # steps between looks, steps a timing
-RIVALS = {"kfac": KFAC, "ekfac": EKFAC, "tkfac": TKFAC, "ngplus": NGPlus}
+RIVALS = {"kfac": KFAC, "ekfac": EKFAC, "tkfac": TKFAC, "ngplus": NGPlus, "shampoo": Shampoo}
 ABLATIONS = {"lngd": {}, "lngd-lr": {"source": "predictive"}, "lngd-sample": {"rate": "fixed"}}
 QUARTER = "lngd, rate from a quarter"
 METHODS = ("sgd", "adam", *IMPORTED, *RIVALS, *ABLATIONS, QUARTER)
@@ -97,7 +97,7 @@ TASKS = {
         warm_up=118,
         damping=(1e-5, 1.0),
         middles={"sgd": 0.3, "adam": 0.03, "muon": 0.03, "soap": 0.03}
-        | {"kfac": 0.03, "ekfac": 0.01, "tkfac": 0.03, "ngplus": 0.03}
+        | {"kfac": 0.03, "ekfac": 0.01, "tkfac": 0.03, "ngplus": 0.03, "shampoo": 0.01}
         | {"lngd": 0.3, "lngd-lr": 0.1, "lngd-sample": 0.03, QUARTER: 0.3},
     ),
     "fashion-cnn": Task(
@@ -109,7 +109,7 @@ TASKS = {
         warm_up=60,
         damping=(1e-5, 1e-2),
         middles={"sgd": 0.3, "adam": 0.1, "muon": 0.1, "soap": 0.03}
-        | {"kfac": 0.1, "ekfac": 0.03, "tkfac": 0.1, "ngplus": 1.0}
+        | {"kfac": 0.1, "ekfac": 0.03, "tkfac": 0.1, "ngplus": 1.0, "shampoo": 0.03}
         | {"lngd": 0.1, "lngd-lr": 0.3, "lngd-sample": 0.03, QUARTER: 0.1},
     ),
     "charlm": Task(
@@ -123,7 +123,7 @@ TASKS = {
         warm_up=30,
         damping=(1e-5, 1e-2),
         middles={"sgd": 0.3, "adam": 0.003, "muon": 0.01, "soap": 0.01}
-        | {"kfac": 0.1, "ekfac": 0.03, "tkfac": 0.1, "ngplus": 0.1}
+        | {"kfac": 0.1, "ekfac": 0.03, "tkfac": 0.1, "ngplus": 0.1, "shampoo": 0.01}
         | {"lngd": 0.3, "lngd-lr": 0.3, "lngd-sample": 0.03, QUARTER: 0.3},
         watched=64,
     ),

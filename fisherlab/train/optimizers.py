@@ -36,7 +36,7 @@ def named_optimizer(name: str) -> NamedOptimizer:
 
 
 def named_optimizers() -> dict[str, NamedOptimizer]:
-    """All optimizers by name, fisherlab's own first."""
+    """All optimizers by name, fisherlab's own first; a name that PyTorch has too means PyTorch's."""
     return {**OPTIMIZERS, **_of_torch()}
 
 
