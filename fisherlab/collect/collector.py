@@ -244,7 +244,7 @@ class Collector:
         if targets is not None:
             self.likelihood.check(outputs, targets)
         self._fail(self._reading.others_than_known(inputs, seen, index))
-        self._fail(self._reading.not_right(seen, outputs, start, start + samples, index))
+        self._fail(self._reading.not_right(inputs, seen, outputs, start, index))
         needs = {name: kinds for name, kinds in needs.items() if name not in self._failed}
         batches = {name: self._layer_batch(name, inputs, seen.get(name, []), start) for name in needs}
         self._layerwise(batches, needs, seen, outputs, generators, inputs)

@@ -219,18 +219,30 @@ class Looker:
             drawn = states != random_states(outputs.device)
             for _ in range(_CHANCES if drawn else 0):
                 require_same_outputs(outputs, self._outputs(layers, look.inputs))
-        middle = look.samples // 2
-        for start, stop in ((0, middle), (middle, look.samples)) if middle else ():
+        self.require_apart(layers, look.inputs, outputs)
+        wrong = why_not_own(self.model, layers, lambda: nullcontext([self.outputs(look.inputs)]))
+        if wrong:
+            raise InputError(f"{wrong}: {NOT_OWN}")
+
+    def require_apart(self, layers: Mapping[str, LayerView], inputs: ModelInputs, outputs: Tensor) -> None:
+        """Calls the model with either half of some samples, which must give the same outputs.
+
+        It shows what gradients do not: samples that act on each other where nothing comes back, as by a
+        choice or a norm of the batch that is detached.
+
+        Raises:
+            InputError: where the outputs are others.
+        """
+        samples, outputs = len(outputs), outputs.detach()
+        middle = samples // 2
+        for start, stop in ((0, middle), (middle, samples)) if middle else ():
             take = partial(torch.narrow, dim=self.batch_dim, start=start, length=stop - start)
             try:
-                found = self._outputs(layers, each(look.inputs, take))
+                found = self._outputs(layers, each(inputs, take))
             except (InputError, InputTypeError):  # it cannot be called with so few
                 continue
             if found.numel() == outputs[start:stop].numel():  # one sample may lose its dimension
                 require_same_outputs(outputs[start:stop], found.reshape(outputs[start:stop].shape))
-        wrong = why_not_own(self.model, layers, lambda: nullcontext([self.outputs(look.inputs)]))
-        if wrong:
-            raise InputError(f"{wrong}: {NOT_OWN}")
 
     def goes_together(self, layers: Mapping[str, LayerView], inputs: ModelInputs, numbers: int) -> bool:
         """Whether columns that go backwards together come back as they do one by one.

@@ -201,26 +201,35 @@ class Reading:
         return wrong
 
     def not_right(
-        self, seen: Mapping[str, list[LayerCall]], outputs: Tensor, start: int, stop: int, index: int
+        self,
+        inputs: ModelInputs,
+        seen: Mapping[str, list[LayerCall]],
+        outputs: Tensor,
+        start: int,
+        index: int,
     ) -> dict[str, FisherlabError]:
         """Looks at batch 0, 1, 2, 4, 8 and so on, which takes ever less of the time; once at every sample.
 
         Of a model that moves rows about, whose batches may differ, all are looked at.
 
         Args:
-            seen: the calls of the batch.
+            inputs: of the batch.
+            seen: the calls of it.
             outputs: of the model.
             start: the batch's first sample.
-            stop: one past its last.
             index: of the batch.
 
         Returns:
             For the layers whose views are not right in this batch why.
+
+        Raises:
+            InputError: where the batch's halves have other outputs.
         """
         wrong: dict[str, FisherlabError] = {}
         if start >= self._right_to and (self._moving or index & (index - 1) == 0):
             wrong = self._looker.not_right(self.captured, seen, outputs, index, pairs=self._moving)
-        self._right_to = max(self._right_to, stop)
+            self._looker.require_apart(self.captured, inputs, outputs)
+        self._right_to = max(self._right_to, start + self._batches.size(inputs))
         self.leave_out(wrong)
         return wrong
 

@@ -50,10 +50,12 @@ class Part:
         try:
             m, d = self.adapter.matrix(module, of_rows(weight, self.rows, 1)).shape
         except (IndexError, ValueError):
+            m = d = 0
+        if not m * d:
             raise InputError(
                 f"part {self.name!r} of a {type(module).__name__}: rows={self.rows!r} of {self.weight!r}, of "
                 f"shape {list(weight.shape)}, are no matrix; mend the adapter's parts"
-            ) from None
+            )
         return m, d
 
 

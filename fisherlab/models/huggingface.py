@@ -17,6 +17,8 @@ STAND_IN = "random tokens, seed {seed}"
 
 _SAMPLES, _LENGTH = 256, 16  # of the random tokens: a choice, small beside any text
 _MAYBE_ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a path has more parts, or begins with a dot
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_TEXTS = ("", ".json", ".jsonl", ".jinja", ".txt", ".md", ".model", ".py", ".yaml", ".yml", ".png")
 _NAMED = 3  # weights in a sentence: a choice, what a line holds
 _TOKENS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration", "WithLMHeadModel")
 _TOKEN_CLASSES, _CLASSES = "ForTokenClassification", "ForSequenceClassification"
@@ -97,10 +99,9 @@ def _architecture(transformers: Any, name: str, config: Any) -> type[nn.Module]:
     auto: list[Any] = [transformers.AutoModelForCausalLM, transformers.AutoModelForSequenceClassification]
     if config.is_encoder_decoder:
         auto.insert(0, transformers.AutoModelForSeq2SeqLM)
-    elif not getattr(
-        config, "is_decoder", False
-    ):  # else a model that sees both sides would be read as one that
-        auto.insert(0, transformers.AutoModelForMaskedLM)  # does not
+    elif not getattr(config, "is_decoder", False):
+        # else a model that sees both sides would be read as one that does not
+        auto.insert(0, transformers.AutoModelForMaskedLM)
     for kind in auto:
         if type(config) in kind._model_mapping:
             found = kind._model_mapping[type(config)]
@@ -114,8 +115,7 @@ def _made(transformers: Any, name: str, config: Any, architecture: Any) -> tuple
     if name in transformers.CONFIG_MAPPING and not folder.is_dir():
         return architecture(config), ""
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-            raise _pickles(name)
+        _require_no_weights(name, folder)
         return architecture(config), ""
     if (folder / "adapter_config.json").is_file() and not (folder / "adapter_model.safetensors").is_file():
         raise _pickles(name)  # of an adapter transformers takes the pickle where there is nothing else
@@ -146,6 +146,18 @@ def _require_all(name: str, loading: Mapping[str, Any]) -> None:
             f"the weights of 'transformers:{name}' are not those of its configuration "
             f"({_few(sorted(wrong))}); save both together (model.save_pretrained), or take the weights' file "
             "away for random ones"
+        )
+
+
+def _require_no_weights(name: str, folder: Path) -> None:
+    """Raises `InputError` where a folder without safetensors has what may be weights of another form."""
+    others = sorted(one.name for one in folder.iterdir() if one.is_file() and one.suffix not in _TEXTS)
+    if any(other.endswith(_PICKLES) for other in others):
+        raise _pickles(name)
+    if others:
+        raise InputError(
+            f"{_few(others)} in {name!r} may be weights, and are not read; save them as safetensors "
+            "(model.save_pretrained), or take them away for random ones"
         )
 
 

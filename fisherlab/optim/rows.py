@@ -12,7 +12,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -33,7 +33,7 @@ from fisherlab.collect.agreement import (
 from fisherlab.collect.batches import is_finite
 from fisherlab.collect.hooks import capture, inputs_of, outputs_of, unchanged
 from fisherlab.collect.look import random_states
-from fisherlab.collect.own_forwards import NOT_OWN, why_not_own
+from fisherlab.collect.own_forwards import NOT_OWN, fused_modules, why_not_own
 from fisherlab.collect.refusals import node_names, numbers_of
 from fisherlab.errors import InputError
 from fisherlab.gradients.inputs import Inputs
@@ -267,7 +267,7 @@ def require_own_forwards(
 ) -> None:
     """Calls a module with its fused modules spelled out, and as they are.
 
-    In training mode too where it is in that; where random numbers are drawn then, other outputs tell nothing:
+    In training mode too where it is in that; where both draw random numbers then, other outputs tell nothing:
     an adapter may draw its dropout in another order.
 
     Args:
@@ -280,30 +280,50 @@ def require_own_forwards(
     Raises:
         InputError: where an adapter gives something else than its module.
     """
-    drawn = False
+    draws: list[dict[nn.Module, bool]] = []
+    inside = dict.fromkeys(fused for view in layers.values() for fused in fused_modules(view))
 
     @contextmanager
     def called(training: bool, full: bool) -> Iterator[list[Tensor]]:
-        nonlocal drawn
         with unchanged(module, full=full):
             _prepare(module, training, fused=training)
-            device = reference(module).device
-            before = random_states(device)
-            found = tensors_in(module(*args, **keywords))
-            drawn = drawn or random_states(device) != before
+            with _draws_of((module, *inside)) as drawn:
+                found = tensors_in(module(*args, **keywords))
+            draws.append(drawn)
             yield [t for t in found if t.requires_grad and t.is_floating_point()]
 
     for training in (False, True) if module.training else (False,):
         for full in (True, False):
+            draws.clear()
             try:
                 wrong = why_not_own(root, layers, partial(called, training, full))
             except torch.OutOfMemoryError:
                 raise
             except Exception:  # it needs the autocast that it is called under, or cannot be evaluated
                 continue
-            if wrong and not (training and drawn):
+            # an adapter may draw in another order than its module, but draws where that does
+            if wrong and not (training and draws[0][module] and all(one == draws[0] for one in draws)):
                 raise InputError(f"{wrong}: {NOT_OWN}")
             break
+
+
+@contextmanager
+def _draws_of(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, bool]]:
+    """Which of these modules draw random numbers in their calls."""
+    drawn = dict.fromkeys(modules, False)
+    before: list[list[Any]] = []
+
+    def begins(module: nn.Module, _: Any) -> None:
+        before.append(random_states(reference(module).device))
+
+    def ends(module: nn.Module, _: Any, __: Any) -> None:
+        drawn[module] |= random_states(reference(module).device) != before.pop()
+
+    with ExitStack() as open_hooks:
+        for module in drawn:
+            open_hooks.callback(module.register_forward_pre_hook(begins).remove)
+            open_hooks.callback(module.register_forward_hook(ends).remove)
+        yield drawn
 
 
 def _cut(value: Any, samples: int, batch_dim: int, rows: list[int]) -> Any:
@@ -332,10 +352,13 @@ def _cut(value: Any, samples: int, batch_dim: int, rows: list[int]) -> Any:
 
 
 def _prepare(module: nn.Module, training: bool, *, fused: bool = False) -> None:
-    """Training mode where asked for, but without dropout; of fused modules, which have their own, if said."""
+    """Training mode where asked for, but without dropout; fused modules keep theirs if said so."""
     module.train(training)
+    own = {part for one in module.modules() if is_fused(one) for part in one.modules()}
     for part in module.modules():
-        if isinstance(part, nn.modules.dropout._DropoutNd) or (is_fused(part) and not fused):
+        if fused and part in own:
+            continue
+        if isinstance(part, nn.modules.dropout._DropoutNd) or part in own:
             part.eval()
     evaluated_with_gradients(module)
 

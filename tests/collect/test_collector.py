@@ -279,6 +279,28 @@ def test_mixing_after_the_last_layer_is_refused():
     refuses(model, InputError, "mixes samples")
 
 
+def limited(net: Net, x: torch.Tensor) -> torch.Tensor:
+    """No longer as a whole than 6: few samples do not act on each other, and nothing of it comes back."""
+    return x * (6 / x.detach().norm()).clamp(max=1)
+
+
+def first_forty(net: Net, x: torch.Tensor) -> torch.Tensor:
+    """By a choice, as of a mixture of experts with a capacity."""
+    return x * (torch.arange(len(x)) < 40).view(-1, 1)
+
+
+@pytest.mark.parametrize("act", [limited, first_forty])
+@pytest.mark.parametrize("samples", [64, 100])
+def test_samples_that_act_on_each_other_only_when_they_are_many_are_found(act, samples):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), Net(act), nn.Linear(3, 2)).double()
+    data = torch.randn(samples, 3).double(), torch.randint(2, (samples,))
+    with pytest.raises(InputError, match="mixes samples"):
+        fl.exact_fisher(model, data)
+    few = tuple(part[:6] for part in data)
+    assert len(fl.exact_fisher(model, few)) == 2
+
+
 def test_another_dimension_of_samples_is_found():
     inner, x = nn.Linear(3, 2).double(), torch.randn(6, 4, 3).double()
     first = Net(lambda net, x: net.inner(x.transpose(0, 1)).mean(0), inner=inner)

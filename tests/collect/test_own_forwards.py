@@ -180,6 +180,37 @@ def test_an_optimizer_looks_at_the_mode_of_training():
         step(model.train(), optimizer, data)
 
 
+class Dropping(Gate):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(super().forward(x))
+
+
+class WithoutItsDropout(GateAdapter):
+    modules = (Dropping,)
+
+
+class WithItsDropout(WithoutItsDropout):
+    """By another mask than the module's own."""
+
+    def changed(self, module, y):
+        return module.drop(y.flip(0)).flip(0)
+
+
+@pytest.mark.parametrize("beside", [nn.Identity, nn.Dropout], ids=["alone", "beside another"])
+def test_dropout_that_is_forgotten_is_refused(beside):
+    fl.register_layer(WithoutItsDropout())
+    model, data = made(lambda: nn.Sequential(Before(Dropping()), beside()))
+    assert len(fl.exact_fisher(model, data)) == 4  # in evaluation mode nothing is dropped
+    with pytest.raises(InputError, match=r"forward of WithoutItsDropout does not give what module '0\.1'"):
+        step(model, fl.optim.KFAC(model), data)
+    fl.register_layer(WithItsDropout())
+    step(model, fl.optim.KFAC(model), data)
+
+
 @pytest.mark.parametrize("samples", [1, 6])
 def test_a_right_one_is_taken_with_dropout_and_batch_norm(samples):
     def build():

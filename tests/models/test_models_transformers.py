@@ -126,10 +126,24 @@ def test_a_pickle_beside_safetensors_is_not_opened(folder, monkeypatch, name):
     assert not Path("opened").exists()
 
 
-def test_pickles_are_refused(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "model.ckpt"])
+def test_pickles_are_refused(folder, name):
+    (folder / "model.safetensors").rename(folder / name)
     with pytest.raises(InputError, match="are pickles, which may run anything; save them as safetensors"):
         models.load(f"transformers:{folder}")
+
+
+@pytest.mark.parametrize("name", ["tf_model.h5", "flax_model.msgpack", "model.gguf", "model.onnx"])
+def test_weights_of_another_form_are_not_taken_for_none(folder, name):
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(InputError, match=f"{name} in '.*' may be weights, and are not read"):
+        models.load(f"transformers:{folder}")
+
+
+def test_a_folder_with_texts_alone_has_random_weights(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "README.md").write_text("a model")
+    assert models.prepare(f"transformers:{folder}").checkpoint == "init"
 
 
 @pytest.mark.parametrize(
