@@ -49,7 +49,10 @@ def called(model: Callable[..., Any], inputs: ModelInputs) -> Any:
     except Exception as error:
         given = ", ".join(f"{name} {list(x.shape)} {x.dtype}".lstrip() for name, x in _named(inputs))
         why = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-        raise InputError(f"the model fails on inputs {given} ({why}); check that the data fit it") from error
+        raise InputError(
+            f"the model fails on inputs {given} ({why}); check that the data, and a few samples "
+            "of them alone, fit it"
+        ) from error
 
 
 def _named(inputs: ModelInputs) -> list[tuple[str, Tensor]]:
@@ -257,7 +260,8 @@ class Batches:
             if samples not in (None, values.shape[self._dim]):
                 raise InputError(
                     f"the inputs of batch {index} have {samples} and {values.shape[self._dim]} samples; "
-                    "all of a model's inputs must have as many"
+                    "every tensor needs one entry a sample: what belongs to no sample, such as a graph's "
+                    "edges, goes into the model"
                 )
             samples = values.shape[self._dim]
         if targets is not None and (targets.dim() == 0 or len(targets) != samples):

@@ -153,6 +153,8 @@ def _draw_sweep(axes: Axes, rows: pd.DataFrame, metric: str, names: list[str]) -
         return
     for name in names:
         own = known[known["approximation"] == name]
+        if own.empty:  # a line without points would still claim room in the layout
+            continue
         axes.plot(
             own["damping"],
             own[metric],
