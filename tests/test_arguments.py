@@ -36,8 +36,27 @@ OWN_CHECKS = {  # each says more than an annotation can, before it does anything
     "check_statistics": "it is a check itself",
 }
 INTERNAL = {  # stand in `__all__` for other folders, and are called with what has been checked
-    *("basis_of", "build_from_block", "build_operator", "layer_work", "named_activations", "registered"),
-    *("why_not_built", "categorical_slope", "color", "label", "new_figure", "number", "save", "styled"),
+    *(
+        "basis_of",
+        "build_from_block",
+        "build_operator",
+        "check_batches",
+        "flip_flop",
+        "layer_work",
+        "layers_for",
+        "registered",
+    ),
+    *(
+        "without_matrix",
+        "why_not_built",
+        "categorical_slope",
+        "color",
+        "label",
+        "new_figure",
+        "number",
+        "save",
+        "styled",
+    ),
     *("names", "cache_dir", "dense_matrices", "check_spectrum", "compared"),
 }
 
@@ -134,7 +153,7 @@ def allowed(annotation: Any) -> set[str]:
         found = {"str", "list of texts"} if "str" in entries else set()
         found |= (
             {"list of numbers", "array", "tensor", "odd tensor", "str", "dict"}
-            if "float" in entries
+            if entries & {"int", "float"}
             else set()
         )
         return found | (set(PLAIN) if "object" in entries else set())

@@ -228,7 +228,8 @@ class Reading:
         wrong: dict[str, FisherlabError] = {}
         if start >= self._right_to and (self._moving or index & (index - 1) == 0):
             wrong = self._looker.not_right(self.captured, seen, outputs, index, pairs=self._moving)
-            self._looker.require_apart(self.captured, inputs, outputs)
+            if not wrong:
+                self._looker.require_apart(self.captured, inputs, outputs)
         self._right_to = max(self._right_to, start + self._batches.size(inputs))
         self.leave_out(wrong)
         return wrong

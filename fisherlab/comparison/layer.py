@@ -44,6 +44,7 @@ _LAYERWISE_OPERATIONS = 2e12  # derived: twenty seconds a layer at 10¹¹ operat
 # Measured for the diagonal of a block with 38.6 million entries: beside each operator, tensors of so many
 # numbers in sums, errors, and what is fitted without some of the samples.
 _ENTRY_COPIES = 5
+_SMALL = 2**26  # 64 MiB, which a process may always take: a third of what it takes beside its limit
 WATERFALL = ("nearest-kronecker", "kfac", "lngd-lr", "lngd")
 """The steps from the nearest Kronecker product to LNGD, measured whatever was asked for."""
 
@@ -258,7 +259,7 @@ class LayerTask:
         if not method.from_exact:
             numbers = layer_work(view, [method], self.plan.kind).numbers(view)
         needed = 8 * operators * (numbers + _ENTRY_COPIES * min(numbers, view.size))
-        if needed > self.memory:
+        if needed > max(self.memory, _SMALL):
             raise MemoryLimitError(
                 f"{method.name} would need {bytes_text(needed)}, more than the memory limit of "
                 f"{bytes_text(self.memory)}"

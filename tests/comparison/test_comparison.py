@@ -26,7 +26,8 @@ COLUMNS = re.findall(
     population_error_se gap_to_nearest trace_exact trace_approx trace_ratio diagonal_error damping
     direction_cosine decrease_share preconditioned_condition seconds bytes
     logdet_divergence logdet_divergence_scaled von_neumann_divergence calibration_top calibration_middle
-    calibration_tail damped_step_share directions_top directions_middle directions_tail note
+    calibration_tail damped_step_share directions_top directions_middle directions_tail
+    root_direction_cosine root_decrease_share note
     """,
 )
 BANDS = ("directions_top", "directions_middle", "directions_tail")

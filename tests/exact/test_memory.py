@@ -53,7 +53,8 @@ def test_pieces_do_not_change_the_numbers(monkeypatch):
     found = fl.compare(model, data, names, memory="400kB").records
     assert seen
     assert list(found["method"]) == list(expected["method"])
-    numbers = [c for c in expected.select_dtypes("number") if c not in ("seconds", "population_error_se")]
+    left = "seconds", "population_error_se", "damped_step_share"  # of all samples, or of none
+    numbers = [c for c in expected.select_dtypes("number") if c not in left]
     pd.testing.assert_frame_equal(found[numbers], expected[numbers], rtol=1e-7, atol=1e-9)
 
 
