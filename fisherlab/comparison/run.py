@@ -58,7 +58,7 @@ def compare(
 
     Args:
         model: the network; in evaluation mode during the call, and unchanged by it.
-        data: `(inputs, targets)` tensors, or an iterable of such batches that can be read twice.
+        data: as of `exact_fisher`; an iterable of batches must be one that can be read twice.
         approximations: names or instances.
         likelihood: as for `exact_fisher`.
         kind: the labels of the target; the LNGD family is compared with `layerwise` as well.

@@ -56,10 +56,11 @@ def exact_fisher(
 
     Args:
         model: the network; in evaluation mode during the call, and unchanged by it.
-        data: `(inputs, targets)` tensors, or an iterable of such batches.
-        likelihood: `categorical`, `bernoulli`, `gaussian`, or a `Likelihood`.
+        data: `(inputs, targets)` tensors, inputs alone or by name, with labels among them or beside them, or an
+            iterable of such batches (docs/networks.md).
+        likelihood: `categorical`, `token-categorical`, `bernoulli`, `gaussian`, or a `Likelihood`.
         kind: `predictive` (the expectation over the model's own labels), `monte-carlo`, `empirical` or
-            `layerwise` (method.md, section 4: (1/N) Σ_n Σ_t (a aᵀ) ⊗ diag(φ'(s)²)).
+            `layerwise` ((1/N) Σ_n Σ_t (a aᵀ) ⊗ diag(φ'(s)²)).
         layers: names, globs, or `find_layers(...)`; None: all.
         method: `per-sample` (torch.func, the reference), `kronecker` (T = 1: one matrix product of packed
             second moments), `gram` (never forms the block), or `auto`.

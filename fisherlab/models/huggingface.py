@@ -71,6 +71,8 @@ def _config(transformers: Any, name: str) -> Any:
         raise InputError(
             "'transformers:' names no model; give a folder or a model type, as transformers:gpt2"
         )
+    if Path(name).is_file():
+        raise InputError(f"{name!r} is a file; give its folder, with the configuration as config.json")
     if not Path(name).is_dir() and name in transformers.CONFIG_MAPPING:
         return transformers.CONFIG_MAPPING[name]()
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():

@@ -140,6 +140,11 @@ def test_weights_of_another_form_are_not_taken_for_none(folder, name):
         models.load(f"transformers:{folder}")
 
 
+def test_a_file_is_no_folder(folder):
+    with pytest.raises(InputError, match="is a file; give its folder"):
+        models.load(f"transformers:{folder / 'config.json'}")
+
+
 def test_a_folder_with_texts_alone_has_random_weights(folder):
     (folder / "model.safetensors").unlink()
     (folder / "README.md").write_text("a model")
