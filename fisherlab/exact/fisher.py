@@ -56,7 +56,7 @@ def exact_fisher(
 
     Args:
         model: the network; in evaluation mode during the call, and unchanged by it.
-        data: `(inputs, targets)` tensors, inputs alone or by name, with labels among them or beside them, or an
+        data: `(inputs, targets)` tensors, inputs alone or by name with labels among or beside them, or an
             iterable of such batches (docs/networks.md).
         likelihood: `categorical`, `token-categorical`, `bernoulli`, `gaussian`, or a `Likelihood`.
         kind: `predictive` (the expectation over the model's own labels), `monte-carlo`, `empirical` or
