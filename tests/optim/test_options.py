@@ -32,6 +32,7 @@ COMMON = {
     "groups": (),
     "batch_dim": 0,
     "output": None,
+    "root": 1,
     "seed": 0,
 }
 LOSS = COMMON | {"lr": 0.03, "damping": 0.03, "rate": "fixed", "source": None, "kl_clip": 1e-3}
