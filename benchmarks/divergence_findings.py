@@ -1,0 +1,331 @@
+"""What the records of divergences.py say: ranks, what predicts a good step, and what predicts training."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from common import RESULTS
+
+from fisherlab.records.labels import label
+
+TRAINING = RESULTS / "divergences_training.csv"
+CIFAR = RESULTS / "cifar_training.csv"
+MEASURES = {
+    "scaled_error": "Frobenius, scaled",
+    "logdet_divergence_scaled": "log-det, scaled",
+    "von_neumann_divergence": "von Neumann",
+    "von_neumann_damped": "von Neumann of F_λ",
+    "top": "top",
+    "middle": "middle",
+    "tail": "tail",
+}
+"""Lower is better in all of them; the bands' are |log q|."""
+
+SHARE = "decrease_share"
+CLOSE = ("nearest-kronecker", "kfac", "ekfac", "tkfac", "kl-kronecker", "soap", "kl-soap")
+STEPS = {
+    "sgd": ("sgd", ""),
+    "adam": ("adam", "root_"),
+    "muon": ("muon", ""),
+    "soap": ("soap", "root_"),
+    "shampoo": ("shampoo", "root_"),
+    "kfac": ("kfac", ""),
+    "ekfac": ("ekfac", ""),
+    "tkfac": ("tkfac", ""),
+    "ngplus": ("ngplus", ""),
+    "lngd": ("lngd", ""),
+    "lngd-lr": ("lngd-lr", ""),
+}
+"""Optimizers of training.py: the approximation that each has, and whether it takes the root step."""
+
+DRAWS = 4000
+Interval = tuple[float, float, float]
+
+
+def prepared(frame: pd.DataFrame) -> pd.DataFrame:
+    """With |log q| for the bands, and infinite von Neumann divergences as such."""
+    frame = frame.copy()
+    for band in ("top", "middle", "tail"):
+        frame[band] = np.log(frame[f"calibration_{band}"].clip(lower=1e-12)).abs()
+    matrix = frame["scaled_error"].notna()
+    frame.loc[matrix & frame["von_neumann_divergence"].isna(), "von_neumann_divergence"] = math.inf
+    return frame
+
+
+def interval(values: Mapping[str, float] | pd.Series) -> Interval:
+    """Mean over networks with the 95 % interval of its bootstrap."""
+    kept = np.array([value for value in dict(values).values() if math.isfinite(value)])
+    if not len(kept):
+        return math.nan, math.nan, math.nan
+    chosen = np.random.default_rng(0).integers(len(kept), size=(DRAWS, len(kept)))
+    low, high = np.quantile(kept[chosen].mean(1), [0.025, 0.975])
+    return float(kept.mean()), float(low), float(high)
+
+
+def spearman(x: pd.Series, y: pd.Series) -> float:
+    """Rank correlation; NaN where one of them is constant or unknown."""
+    known = x.notna() & y.notna()
+    ranks = x[known].rank(), y[known].rank()
+    if known.sum() < 3 or min(one.std() for one in ranks) == 0:
+        return math.nan
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+# --- a: who is best --------------------------------------------------------------------------------
+
+
+def ranked(frame: pd.DataFrame) -> pd.DataFrame:
+    """Ranks of the matrices within each (network, stage, layer), 1 the best, and who won."""
+    rows = prepared(frame)[frame["scaled_error"].notna()].copy()
+    keys = [rows["model"], rows["stage"], rows["layer"]]
+    for column in (*MEASURES, SHARE):
+        rows[f"rank_{column}"] = rows[column].groupby(keys).rank(ascending=column != SHARE)
+        rows[f"won_{column}"] = (rows[f"rank_{column}"] < 1.75).astype(float)
+        tied = rows.groupby(["model", "stage", "layer"])[f"won_{column}"].transform("sum")
+        rows[f"won_{column}"] = (rows[f"won_{column}"] / tied).where(rows[column].notna())
+    return rows
+
+
+def per_network(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Means over layers: an approximation a row, a network a column."""
+    return rows.pivot_table(index="approximation", columns="model", values=column, aggfunc="mean")
+
+
+def rank_lines(rows: pd.DataFrame) -> list[str]:
+    """Mean ranks of one stage."""
+    tables = {column: per_network(rows, f"rank_{column}") for column in (*MEASURES, SHARE)}
+    order = tables[SHARE].mean(axis=1).sort_values().index
+    head = ["F̂", *MEASURES.values(), "decrease share"]
+    return table(
+        head,
+        [[label(name), *(shown(interval(one.loc[name]), 1) for one in tables.values())] for name in order],
+    )
+
+
+def winner_lines(rows: pd.DataFrame) -> list[str]:
+    """Who wins how many of the layers, those with a tenth or more."""
+    lines = []
+    for column, words in {**MEASURES, SHARE: "decrease share"}.items():
+        cells = []
+        for _, own in rows.groupby("stage", sort=False):
+            shares = per_network(own, f"won_{column}").mean(axis=1).sort_values(ascending=False)
+            cells.append(", ".join(f"{label(n)} {100 * v:.0f} %" for n, v in shares.items() if v >= 0.1))
+        lines.append([words, *cells])
+    return table(["", *rows["stage"].unique()], lines)
+
+
+def step_lines(frame: pd.DataFrame) -> list[str]:
+    """Mean decrease shares of all steps: of each layer, and of all layers together."""
+    lines = []
+    means = frame.groupby(["stage", "approximation", "model"], sort=False).mean(numeric_only=True)
+    columns = [
+        (stage, f"{root}{c}")
+        for stage in frame["stage"].unique()
+        for c in (SHARE, "joint_share")
+        for root in ("", "root_")
+    ]
+    for name in frame["approximation"].unique():
+        lines.append(
+            [label(name), *(number(means.loc[stage, name][column].mean()) for stage, column in columns)]
+        )
+    words = {
+        SHARE: "layer",
+        f"root_{SHARE}": "layer, root",
+        "joint_share": "joint",
+        "root_joint_share": "joint, root",
+    }
+    return table(["step", *(f"{stage}: {words[column]}" for stage, column in columns)], lines)
+
+
+# --- b: does a divergence predict a good step -------------------------------------------------------
+
+
+def correlations(frame: pd.DataFrame, measure: str, share: str) -> pd.Series:
+    """By network the mean over layers of Spearman's correlation over methods; positive: it predicts well."""
+    layers = frame.groupby(["model", "stage", "layer"], sort=False)
+    found = {key: spearman(-own[measure], own[share]) for key, own in layers}
+    series = pd.Series(found, dtype=float)
+    return series.groupby(level=0).mean()
+
+
+def prediction(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a (methods, stage, measure, share): the correlation with its interval."""
+    rows = prepared(frame)[frame["scaled_error"].notna()]
+    sets = {"all": rows, "close": rows[rows["approximation"].isin(CLOSE)]}
+    found = []
+    for methods, own in sets.items():
+        for stage in ("all", *rows["stage"].unique()):
+            part = own if stage == "all" else own[own["stage"] == stage]
+            for measure in MEASURES:
+                for share in (SHARE, f"root_{SHARE}"):
+                    value, low, high = interval(correlations(part, measure, share))
+                    found.append((methods, stage, measure, share, value, low, high))
+    return pd.DataFrame(found, columns=["methods", "stage", "measure", "share", "value", "low", "high"])
+
+
+def prediction_lines(found: pd.DataFrame, methods: str) -> list[str]:
+    own = found[found["methods"] == methods].set_index(["stage", "measure", "share"])
+    stages = ["all", *[stage for stage in found["stage"].unique() if stage != "all"]]
+    head = [
+        "",
+        *(f"{stage} {'stages' if stage == 'all' else ''}".strip() for stage in stages),
+        "all stages, root step",
+    ]
+    lines = []
+    for measure, words in MEASURES.items():
+        cells = [own.loc[(stage, measure, SHARE)] for stage in stages] + [
+            own.loc[("all", measure, f"root_{SHARE}")]
+        ]
+        lines.append([words, *(shown((cell["value"], cell["low"], cell["high"]), 2) for cell in cells)])
+    return table(head, lines)
+
+
+# --- c: does it predict training --------------------------------------------------------------------
+
+
+def write_training(cache: Path) -> None:
+    """The training results, from the cache of training.py and the table of cifar_training.py."""
+    runs: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for key, run in json.loads(cache.read_text(encoding="utf-8")).items():
+        found = re.fullmatch(r"(\S+) (.+) lr=(\S+) seed=(\d+) (\S+) \(.*\)", key)
+        assert found is not None, key
+        runs.setdefault((found[1], found[2]), {}).setdefault(found[3], {})[found[4]] = run["loss"]
+    rows = []
+    for (task, method), by_lr in runs.items():
+        tried = {lr: own["0"] for lr, own in by_lr.items() if "0" in own}
+        best = min(tried, key=lambda lr: tried[lr])
+        losses = list(by_lr[best].values())
+        rows.append((task, method, best, *spread(losses)))
+    known = pd.read_csv(CIFAR)
+    last = known[known["epoch"] == known["epoch"].max()]
+    for method, own in last.groupby("method", sort=False):
+        rows.append(("cifar-resnet8", method, "", *spread(list(own["loss"]))))
+    names = ["model", "method", "lr", "loss", "sd", "seeds"]
+    pd.DataFrame(rows, columns=names).to_csv(TRAINING, index=False, float_format="%.5g")
+
+
+def spread(losses: list[float]) -> tuple[float, float, int]:
+    """Mean, standard deviation and number."""
+    return mean(losses), stdev(losses) if len(losses) > 1 else math.nan, len(losses)
+
+
+def joined(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a (network, optimizer): its training loss, and means over layers before and during training."""
+    training = pd.read_csv(TRAINING)
+    early = prepared(frame)[frame["stage"] != "end"].replace(math.inf, math.nan)
+    columns = [*MEASURES, SHARE, f"root_{SHARE}", "joint_share", "root_joint_share"]
+    means = early.groupby(["model", "approximation"])[columns].mean()
+    rows = []
+    for row in training.itertuples():
+        approximation, root = STEPS.get(row.method, ("", ""))
+        if (row.model, approximation) not in means.index:
+            continue
+        own = means.loc[(row.model, approximation)]
+        taken = {"own share": own[f"{root}{SHARE}"], "own joint share": own[f"{root}joint_share"]}
+        taken["full share"] = own[SHARE]
+        rows.append(
+            {"model": row.model, "method": row.method, "loss": row.loss, **own[list(MEASURES)], **taken}
+        )
+    return pd.DataFrame(rows)
+
+
+def training_lines(frame: pd.DataFrame) -> list[str]:
+    """For each predictor the correlation with the training loss, by network, and a permutation test."""
+    rows, lines = joined(frame), []
+    names = list(rows["model"].unique())
+    shares = {"own share": "decrease share of its own step", "own joint share": "joint share of its own step"}
+    shares["full share"] = "decrease share of the full step"
+    for column, words in {**MEASURES, **shares}.items():
+        signed = rows[column] if column in shares else -rows[column]
+        own = {name: (signed[rows["model"] == name], -rows["loss"][rows["model"] == name]) for name in names}
+        each = {name: spearman(*pair) for name, pair in own.items()}
+        counts = {name: int((x.notna() & y.notna()).sum()) for name, (x, y) in own.items()}
+        cells = [f"{number(each[name])} ({counts[name]})" for name in names]
+        lines.append([words, *cells, shown(interval(each), 2), number(chance(own.values()))])
+    return table(["", *(f"{name} (methods)" for name in names), "mean [95 %]", "p"], lines)
+
+
+def chance(pairs: Iterable[tuple[pd.Series, pd.Series]]) -> float:
+    """How often training results shuffled among the methods of each network correlate as much, either way."""
+    generator, ranks = np.random.default_rng(0), []
+    for x, y in pairs:
+        known = x.notna() & y.notna()
+        if known.sum() >= 3:
+            a, b = (one[known].rank().to_numpy() for one in (x, y))
+            ranks.append(((a - a.mean()) / a.std(), (b - b.mean()) / b.std()))
+    own = mean(float((a * b).mean()) for a, b in ranks)
+    drawn = [mean(float((a * generator.permutation(b)).mean()) for a, b in ranks) for _ in range(DRAWS)]
+    return float(np.mean(np.abs(drawn) >= abs(own) - 1e-12))
+
+
+def loss_lines() -> list[str]:
+    """The training results themselves."""
+    training = pd.read_csv(TRAINING)
+    training = training[training["method"].isin(STEPS)]
+    text = [f"{row.loss:.4g} ± {row.sd:.2g}" for row in training.itertuples()]
+    wide = training.assign(text=text).pivot(index="method", columns="model", values="text").fillna("–")
+    wide = wide.reindex([name for name in STEPS if name in wide.index])[list(training["model"].unique())]
+    return table(
+        ["optimizer", *wide.columns],
+        [[name, *cells] for name, cells in zip(wide.index, wide.to_numpy(), strict=True)],
+    )
+
+
+# --- what the number of samples does --------------------------------------------------------------
+
+
+def count_lines(counts: pd.DataFrame) -> list[str]:
+    """Mean ranks over layers, of the samples themselves and of fresh ones."""
+    rows = counts.assign(model="", stage=counts["against"] + counts["samples"].astype(str))
+    rows = ranked(rows.assign(layer=rows["layer"].astype(str)))
+    columns = ("scaled_error", "logdet_divergence_scaled", "von_neumann_divergence", SHARE)
+    words = ("Frobenius", "log-det", "von Neumann", "decrease share")
+    lines = []
+    for name in rows["approximation"].unique():
+        own = rows[rows["approximation"] == name].groupby(["against", "samples"]).mean(numeric_only=True)
+        cells = [
+            " ".join(number(own.loc[(a, n), f"rank_{c}"], 0) for n in sorted(set(rows["samples"])))
+            for c in columns
+            for a in ("same", "fresh")
+        ]
+        lines.append([label(name), *cells])
+    return table(["F̂", *(f"{word}, {a}" for word in words for a in ("same", "fresh"))], lines)
+
+
+def mean_share_lines(counts: pd.DataFrame) -> list[str]:
+    """Mean decrease shares and log-det divergences over the layers."""
+    own = counts.groupby(["approximation", "against", "samples"], sort=False).mean(numeric_only=True)
+    sizes, lines = sorted(set(counts["samples"])), []
+    for name in counts["approximation"].unique():
+        cells = [
+            number(own.loc[(name, a, n), c], 2)
+            for c in ("logdet_divergence_scaled", SHARE)
+            for a in ("same", "fresh")
+            for n in sizes
+        ]
+        lines.append([label(name), *cells])
+    head = [f"{c}, {a} {n}" for c in ("log-det", "share") for a in ("same", "fresh") for n in sizes]
+    return table(["F̂", *head], lines)
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def number(value: float, digits: int = 2) -> str:
+    return "–" if not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def shown(found: Interval, digits: int) -> str:
+    value, low, high = (number(one, digits) for one in found)
+    return f"{value} [{low}, {high}]"
+
+
+def table(head: list[str], rows: list[list[Any]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [*("| " + " | ".join(map(str, line)) + " |" for line in lines), ""]
