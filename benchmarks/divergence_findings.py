@@ -27,6 +27,8 @@ MEASURES = {
 }
 """Lower is better in all of them; the bands' are |log q|."""
 
+RANKED = {column: words for column, words in MEASURES.items() if column != "von_neumann_damped"}
+
 SHARE = "decrease_share"
 CLOSE = ("nearest-kronecker", "kfac", "ekfac", "tkfac", "kl-kronecker", "soap", "kl-soap")
 STEPS = {
@@ -84,7 +86,7 @@ def ranked(frame: pd.DataFrame) -> pd.DataFrame:
     """Ranks of the matrices within each (network, stage, layer), 1 the best, and who won."""
     rows = prepared(frame)[frame["scaled_error"].notna()].copy()
     keys = [rows["model"], rows["stage"], rows["layer"]]
-    for column in (*MEASURES, SHARE):
+    for column in (*RANKED, SHARE):
         rows[f"rank_{column}"] = rows[column].groupby(keys).rank(ascending=column != SHARE)
         rows[f"won_{column}"] = (rows[f"rank_{column}"] < 1.75).astype(float)
         tied = rows.groupby(["model", "stage", "layer"])[f"won_{column}"].transform("sum")
@@ -99,9 +101,9 @@ def per_network(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def rank_lines(rows: pd.DataFrame) -> list[str]:
     """Mean ranks of one stage."""
-    tables = {column: per_network(rows, f"rank_{column}") for column in (*MEASURES, SHARE)}
+    tables = {column: per_network(rows, f"rank_{column}") for column in (*RANKED, SHARE)}
     order = tables[SHARE].mean(axis=1).sort_values().index
-    head = ["F̂", *MEASURES.values(), "decrease share"]
+    head = ["F̂", *RANKED.values(), "decrease share"]
     return table(
         head,
         [[label(name), *(shown(interval(one.loc[name]), 1) for one in tables.values())] for name in order],
@@ -111,7 +113,7 @@ def rank_lines(rows: pd.DataFrame) -> list[str]:
 def winner_lines(rows: pd.DataFrame) -> list[str]:
     """Who wins how many of the layers, those with a tenth or more."""
     lines = []
-    for column, words in {**MEASURES, SHARE: "decrease share"}.items():
+    for column, words in {**RANKED, SHARE: "decrease share"}.items():
         cells = []
         for _, own in rows.groupby("stage", sort=False):
             shares = per_network(own, f"won_{column}").mean(axis=1).sort_values(ascending=False)
@@ -141,6 +143,18 @@ def step_lines(frame: pd.DataFrame) -> list[str]:
         "root_joint_share": "joint, root",
     }
     return table(["step", *(f"{stage}: {words[column]}" for stage, column in columns)], lines)
+
+
+def gain_lines(frame: pd.DataFrame) -> list[str]:
+    """Where in the spectrum the best step gains, and how many directions are there."""
+    layers = frame.drop_duplicates(["model", "stage", "layer"])
+    bands, lines = ("top", "middle", "tail", "rest"), []
+    for stage, own in layers.groupby("stage", sort=False):
+        means = own.groupby("model")[[f"gain_{band}" for band in bands]].mean()
+        counts = own[[f"directions_{band}" for band in bands[:3]]].median()
+        cells = [shown(interval(means[f"gain_{band}"]), 2) for band in bands]
+        lines.append([stage, *cells, ", ".join(f"{count:.0f}" for count in counts)])
+    return table(["", *bands, "directions, median: top, middle, tail"], lines)
 
 
 # --- b: does a divergence predict a good step -------------------------------------------------------
@@ -215,40 +229,46 @@ def spread(losses: list[float]) -> tuple[float, float, int]:
     return mean(losses), stdev(losses) if len(losses) > 1 else math.nan, len(losses)
 
 
-def joined(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row a (network, optimizer): its training loss, and means over layers before and during training."""
+def joined(frame: pd.DataFrame, stage: str) -> pd.DataFrame:
+    """A row a (network, optimizer): its training loss, and means over layers at a stage."""
     training = pd.read_csv(TRAINING)
-    early = prepared(frame)[frame["stage"] != "end"].replace(math.inf, math.nan)
+    rows = prepared(frame[frame["stage"] == stage]).replace(math.inf, math.nan)
     columns = [*MEASURES, SHARE, f"root_{SHARE}", "joint_share", "root_joint_share"]
-    means = early.groupby(["model", "approximation"])[columns].mean()
-    rows = []
+    means = rows.groupby(["model", "approximation"])[columns].mean()
+    found = []
     for row in training.itertuples():
         approximation, root = STEPS.get(row.method, ("", ""))
         if (row.model, approximation) not in means.index:
             continue
         own = means.loc[(row.model, approximation)]
-        taken = {"own share": own[f"{root}{SHARE}"], "own joint share": own[f"{root}joint_share"]}
-        taken["full share"] = own[SHARE]
-        rows.append(
+        taken = {"own": own[f"{root}{SHARE}"], "joint": own[f"{root}joint_share"], "full": own[SHARE]}
+        found.append(
             {"model": row.model, "method": row.method, "loss": row.loss, **own[list(MEASURES)], **taken}
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(found)
+
+
+SHARES = {
+    "own": "share of its own step",
+    "joint": "joint share of its own step",
+    "full": "share of the full step",
+}
 
 
 def training_lines(frame: pd.DataFrame) -> list[str]:
     """For each predictor the correlation with the training loss, by network, and a permutation test."""
-    rows, lines = joined(frame), []
-    names = list(rows["model"].unique())
-    shares = {"own share": "decrease share of its own step", "own joint share": "joint share of its own step"}
-    shares["full share"] = "decrease share of the full step"
-    for column, words in {**MEASURES, **shares}.items():
-        signed = rows[column] if column in shares else -rows[column]
-        own = {name: (signed[rows["model"] == name], -rows["loss"][rows["model"] == name]) for name in names}
-        each = {name: spearman(*pair) for name, pair in own.items()}
-        counts = {name: int((x.notna() & y.notna()).sum()) for name, (x, y) in own.items()}
-        cells = [f"{number(each[name])} ({counts[name]})" for name in names]
-        lines.append([words, *cells, shown(interval(each), 2), number(chance(own.values()))])
-    return table(["", *(f"{name} (methods)" for name in names), "mean [95 %]", "p"], lines)
+    lines, head = {words: [words] for words in {**MEASURES, **SHARES}.values()}, [""]
+    for stage in ("init", "middle"):
+        rows = joined(frame, stage)
+        names = list(rows["model"].unique())
+        head += [f"{stage}: {', '.join(names)}", "mean [95 %]", "p"]
+        for column, words in {**MEASURES, **SHARES}.items():
+            signed = rows[column] if column in SHARES else -rows[column]
+            pairs = [(signed[rows["model"] == name], -rows["loss"][rows["model"] == name]) for name in names]
+            each = {name: spearman(*pair) for name, pair in zip(names, pairs, strict=True)}
+            by_network = ", ".join(number(value) for value in each.values())
+            lines[words] += [by_network, shown(interval(each), 2), number(chance(pairs), 3)]
+    return table(head, list(lines.values()))
 
 
 def chance(pairs: Iterable[tuple[pd.Series, pd.Series]]) -> float:
@@ -296,22 +316,6 @@ def count_lines(counts: pd.DataFrame) -> list[str]:
         ]
         lines.append([label(name), *cells])
     return table(["F̂", *(f"{word}, {a}" for word in words for a in ("same", "fresh"))], lines)
-
-
-def mean_share_lines(counts: pd.DataFrame) -> list[str]:
-    """Mean decrease shares and log-det divergences over the layers."""
-    own = counts.groupby(["approximation", "against", "samples"], sort=False).mean(numeric_only=True)
-    sizes, lines = sorted(set(counts["samples"])), []
-    for name in counts["approximation"].unique():
-        cells = [
-            number(own.loc[(name, a, n), c], 2)
-            for c in ("logdet_divergence_scaled", SHARE)
-            for a in ("same", "fresh")
-            for n in sizes
-        ]
-        lines.append([label(name), *cells])
-    head = [f"{c}, {a} {n}" for c in ("log-det", "share") for a in ("same", "fresh") for n in sizes]
-    return table(["F̂", *head], lines)
 
 
 # --- text -----------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ import pandas as pd
 from common import save_png
 from divergence_findings import (
     MEASURES,
+    RANKED,
     SHARE,
     TRAINING,
     count_lines,
+    gain_lines,
     loss_lines,
-    mean_share_lines,
     per_network,
     prediction,
     prediction_lines,
@@ -35,7 +36,7 @@ TEXT = Path(__file__).parent / "divergences_text.md"
 @style.styled
 def rank_picture(rows: pd.DataFrame, *, caption: str) -> Any:
     """Mean ranks, approximations against measures, a panel a stage."""
-    stages, columns = list(rows["stage"].unique()), (*MEASURES, SHARE)
+    stages, columns = list(rows["stage"].unique()), (*RANKED, SHARE)
     tables = {
         stage: pd.DataFrame({c: per_network(own, f"rank_{c}").mean(axis=1) for c in columns})
         for stage, own in rows.groupby("stage", sort=False)
@@ -59,7 +60,7 @@ def rank_picture(rows: pd.DataFrame, *, caption: str) -> Any:
                 color=dark,
                 fontsize=style.SMALL_SIZE - 1,
             )
-        axes.set_xticks(range(len(columns)), [*MEASURES.values(), "decrease share"], rotation=60, ha="right")
+        axes.set_xticks(range(len(columns)), [*RANKED.values(), "decrease share"], rotation=60, ha="right")
         axes.set_title(stage)
     panels[0].set_yticks(range(len(order)), [label(name) for name in order])
     return figure
@@ -144,8 +145,8 @@ def write_page(
         "CLOSE": prediction_lines(found, "close"),
         "TRAINING": trained,
         "LOSSES": loss_lines() if TRAINING.exists() else [],
-        "COUNTS": mean_share_lines(counts),
-        "COUNT_RANKS": count_lines(counts),
+        "COUNTS": count_lines(counts),
+        "GAINS": gain_lines(frame),
     }
     text = TEXT.read_text(encoding="utf-8")
     for key, lines in parts.items():

@@ -178,11 +178,13 @@ def sums_of(
         model, found, (inputs, net.targets[samples]), as_likelihood(net.likelihood), **labels
     )
     kind = "predictive" if draws is None else "monte-carlo"
-    plans, count = {}, len(net.targets[samples])
-    auto, gram = (make_plans(collector, kind, how, MEMORY, 2**20, together=False) for how in ("auto", "gram"))
-    for name in auto:  # the eigenvectors of F are cheaper in Gram form wherever its rank is below its size
-        columns = count * collector.sizes.label_columns_of(gram[name].kind.with_columns, name)
-        plans[name] = gram[name] if columns < found[name].size else auto[name]
+    count = len(net.targets[samples])
+    plans = make_plans(collector, kind, "auto", MEMORY, 2**20, together=False)
+    columns = {n: count * collector.sizes.label_columns_of(p.kind.with_columns, n) for n, p in plans.items()}
+    low = [name for name in plans if columns[name] < found[name].size]
+    if low:  # the eigenvectors of F are cheaper in Gram form wherever its rank is below its size
+        gram = make_plans(collector, kind, "gram", MEMORY, 2**20, together=False)
+        plans |= {name: gram[name] for name in low}
     work = {}
     for name, plan in plans.items():
         own = layer_work(found[name], methods, plan.kind)
@@ -224,6 +226,15 @@ def damped_von_neumann(found: Divergences, damping: float) -> float:
     return (entropy - cross) / (trace + size * damping)
 
 
+def gains(curvature: Curvature, gradient: Tensor, damping: float, whole: float) -> dict[str, float]:
+    """By bands of the spectrum, the share of ∇hᵀF_λ⁻¹∇h that the best step gains there; and in the rest."""
+    pieces = [torch.tensordot(u, gradient, 2).square() for _, _, u in curvature.pieces()]
+    parts = torch.cat(pieces) / (curvature.eigenvalues + damping)
+    bands = [float(part.sum()) / whole for part in parts.split(curvature.directions)]
+    names = [f"gain_{band}" for band in (*BAND_NAMES, "rest")]
+    return dict(zip(names, [*bands, 1 - sum(bands)], strict=True))
+
+
 def matrix_numbers(
     F: LinearOperator, approximation: LinearOperator, curvature: Curvature, damping: float
 ) -> dict:
@@ -257,10 +268,13 @@ def measured(net: Network, case: Case) -> pd.DataFrame:
         with eigenvectors_kept():
             curvature = Curvature(F)
             (best,) = metrics.exact_steps(F, gradient, [damping])
+            gained = gains(curvature, gradient, damping, float((best * gradient).sum()))
             for method in methods:
                 row = {"layer": name, "approximation": method.name, "outputs": view.outputs}
                 row |= {"inputs": view.inputs, "columns": len(between.gram()), "kind": str(plan.kind.target)}
-                row |= dict(zip((f"directions_{b}" for b in BAND_NAMES), curvature.directions, strict=True))
+                row |= gained | dict(
+                    zip((f"directions_{b}" for b in BAND_NAMES), curvature.directions, strict=True)
+                )
                 taken = {"": method.step(gradient)} if not method.matrix else {}
                 if method.matrix:
                     approximation = fitted(method, layers, plans, sums, name, F)
