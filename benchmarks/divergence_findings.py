@@ -85,6 +85,7 @@ def spearman(x: pd.Series, y: pd.Series) -> float:
 def ranked(frame: pd.DataFrame) -> pd.DataFrame:
     """Ranks of the matrices within each (network, stage, layer), 1 the best, and who won."""
     rows = prepared(frame)[frame["scaled_error"].notna()].copy()
+    rows.loc[rows["kind"] != "predictive", SHARE] = math.nan  # most of ∇h is outside of such an F
     keys = [rows["model"], rows["stage"], rows["layer"]]
     for column in (*RANKED, SHARE):
         rows[f"rank_{column}"] = rows[column].groupby(keys).rank(ascending=column != SHARE)
@@ -168,9 +169,25 @@ def correlations(frame: pd.DataFrame, measure: str, share: str) -> pd.Series:
     return series.groupby(level=0).mean()
 
 
+def expected(frame: pd.DataFrame) -> pd.DataFrame:
+    """The matrices of networks whose labels are not drawn."""
+    return prepared(frame)[frame["scaled_error"].notna() & (frame["kind"] == "predictive")]
+
+
+def network_prediction_lines(frame: pd.DataFrame) -> list[str]:
+    """Among the close ones, over all stages: each network by itself."""
+    rows = prepared(frame)[frame["approximation"].isin(CLOSE)]
+    found = pd.DataFrame({words: correlations(rows, column, SHARE) for column, words in MEASURES.items()})
+    names = list(frame["model"].unique())
+    rest = frame.drop_duplicates(["model", "stage", "layer"]).groupby("model")["gain_rest"].mean()
+    lines = [[words, *(number(found.loc[name, words]) for name in names)] for words in MEASURES.values()]
+    lines.append(["share of the gain in the rest", *(number(rest[name]) for name in names)])
+    return table(["", *names], lines)
+
+
 def prediction(frame: pd.DataFrame) -> pd.DataFrame:
     """A row a (methods, stage, measure, share): the correlation with its interval."""
-    rows = prepared(frame)[frame["scaled_error"].notna()]
+    rows = expected(frame)
     sets = {"all": rows, "close": rows[rows["approximation"].isin(CLOSE)]}
     found = []
     for methods, own in sets.items():
@@ -302,7 +319,7 @@ def loss_lines() -> list[str]:
 
 def count_lines(counts: pd.DataFrame) -> list[str]:
     """Mean ranks over layers, of the samples themselves and of fresh ones."""
-    rows = counts.assign(model="", stage=counts["against"] + counts["samples"].astype(str))
+    rows = counts.assign(model="", kind="predictive", stage=counts["against"] + counts["samples"].astype(str))
     rows = ranked(rows.assign(layer=rows["layer"].astype(str)))
     columns = ("scaled_error", "logdet_divergence_scaled", "von_neumann_divergence", SHARE)
     words = ("Frobenius", "log-det", "von Neumann", "decrease share")
@@ -316,6 +333,33 @@ def count_lines(counts: pd.DataFrame) -> list[str]:
         ]
         lines.append([label(name), *cells])
     return table(["F̂", *(f"{word}, {a}" for word in words for a in ("same", "fresh"))], lines)
+
+
+def count_prediction_lines(counts: pd.DataFrame) -> list[str]:
+    """Among the close ones: correlations with the decrease share, mean over the layers."""
+    rows, lines = counts[counts["approximation"].isin(CLOSE)].copy(), []
+    rows["von_neumann_divergence"] = rows["von_neumann_divergence"].fillna(math.inf)
+    sizes = sorted(set(rows["samples"]))
+    for column in ("scaled_error", "logdet_divergence_scaled", "von_neumann_divergence"):
+        cells = []
+        for against in ("same", "fresh"):
+            for count in sizes:
+                own = rows[(rows["against"] == against) & (rows["samples"] == count)]
+                each = [spearman(-layer[column], layer[SHARE]) for _, layer in own.groupby("layer")]
+                cells.append(number(float(np.nanmean(each))))
+        lines.append([MEASURES[column], *cells])
+    return table(["", *(f"{a}, N = {n:,}" for a in ("same", "fresh") for n in sizes)], lines)
+
+
+def count_gain_lines(counts: pd.DataFrame) -> list[str]:
+    """Where the best step gains, by the number of samples of F and ∇h."""
+    bands, lines = [f"gain_{band}" for band in ("top", "middle", "tail", "rest")], []
+    own = counts[counts["against"] == "same"].groupby("samples")[bands].mean()
+    for samples, row in own.iterrows():
+        lines.append([f"{samples:,}", *(number(value) for value in row)])
+    fresh = counts[counts["against"] == "fresh"][bands].mean()
+    lines.append(["8,192", *(number(value) for value in fresh)])
+    return table(["samples", "top", "middle", "tail", "rest"], lines)
 
 
 # --- text -----------------------------------------------------------------------------------------

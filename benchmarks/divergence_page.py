@@ -12,9 +12,12 @@ from divergence_findings import (
     RANKED,
     SHARE,
     TRAINING,
+    count_gain_lines,
     count_lines,
+    count_prediction_lines,
     gain_lines,
     loss_lines,
+    network_prediction_lines,
     per_network,
     prediction,
     prediction_lines,
@@ -129,6 +132,7 @@ def write_page(
     )
     save_png(rank_picture(rows, caption=caption), PAGE.with_name("divergences_ranks"))
     save_png(prediction_picture(found, caption=caption), PAGE.with_name("divergences_prediction"))
+    exact = frame[frame["kind"] == "predictive"]
     ranks = [
         line
         for stage, own in rows.groupby("stage", sort=False)
@@ -140,13 +144,16 @@ def write_page(
         "MACHINE": [machine],
         "RANKS": ranks,
         "WINNERS": winner_lines(rows),
-        "STEPS": step_lines(frame),
+        "STEPS": step_lines(exact),
         "ALL": prediction_lines(found, "all"),
         "CLOSE": prediction_lines(found, "close"),
         "TRAINING": trained,
         "LOSSES": loss_lines() if TRAINING.exists() else [],
         "COUNTS": count_lines(counts),
-        "GAINS": gain_lines(frame),
+        "EACH": network_prediction_lines(frame),
+        "COUNT_PREDICTION": count_prediction_lines(counts),
+        "COUNT_GAINS": count_gain_lines(counts),
+        "GAINS": gain_lines(exact),
     }
     text = TEXT.read_text(encoding="utf-8")
     for key, lines in parts.items():
