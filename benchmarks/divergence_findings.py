@@ -262,7 +262,8 @@ def joined(frame: pd.DataFrame, stage: str) -> pd.DataFrame:
         found.append(
             {"model": row.model, "method": row.method, "loss": row.loss, **own[list(MEASURES)], **taken}
         )
-    return pd.DataFrame(found)
+    rows = pd.DataFrame(found)
+    return rows[rows.groupby("model")["loss"].transform("count") >= 3]
 
 
 SHARES = {
@@ -272,11 +273,12 @@ SHARES = {
 }
 
 
-def training_lines(frame: pd.DataFrame) -> list[str]:
+def training_lines(frame: pd.DataFrame, without: Iterable[str] = ()) -> list[str]:
     """For each predictor the correlation with the training loss, by network, and a permutation test."""
     lines, head = {words: [words] for words in {**MEASURES, **SHARES}.values()}, [""]
     for stage in ("init", "middle"):
         rows = joined(frame, stage)
+        rows = rows[~rows["method"].isin(without)]
         names = list(rows["model"].unique())
         head += [f"{stage}: {', '.join(names)}", "mean [95 %]", "p"]
         for column, words in {**MEASURES, **SHARES}.items():

@@ -127,12 +127,13 @@ def write_page(
 ) -> None:
     """docs/results/divergences.md and its pictures."""
     rows, found = ranked(frame), prediction(frame)
+    exact = frame[frame["kind"] == "predictive"]
     caption = (
         f"{frame['model'].nunique()} networks, seed 0, float64, {machine}; samples, steps: divergences.md"
     )
     save_png(rank_picture(rows, caption=caption), PAGE.with_name("divergences_ranks"))
-    save_png(prediction_picture(found, caption=caption), PAGE.with_name("divergences_prediction"))
-    exact = frame[frame["kind"] == "predictive"]
+    few = caption.replace(str(frame["model"].nunique()), str(exact["model"].nunique()), 1)
+    save_png(prediction_picture(found, caption=few), PAGE.with_name("divergences_prediction"))
     ranks = [
         line
         for stage, own in rows.groupby("stage", sort=False)
@@ -148,6 +149,7 @@ def write_page(
         "ALL": prediction_lines(found, "all"),
         "CLOSE": prediction_lines(found, "close"),
         "TRAINING": trained,
+        "WITHOUT": training_lines(frame, ("shampoo", "ngplus")) if TRAINING.exists() else [],
         "LOSSES": loss_lines() if TRAINING.exists() else [],
         "COUNTS": count_lines(counts),
         "EACH": network_prediction_lines(frame),
