@@ -56,7 +56,12 @@ def list_approximations(*, as_json: bool) -> None:
     from fisherlab.approximations import registered
 
     rows = [
-        {"name": name, "formula": cls.formula, "labels": cls.own_kind or "as asked", "source": cls.source}
+        {
+            "name": name,
+            "formula": cls.formula,
+            "labels": (cls.own_kind or "as asked") if cls.matrix else "none (no F̂)",
+            "source": cls.source,
+        }
         for name, cls in sorted(registered().items())
     ]
     print_rows(rows, as_json=as_json)

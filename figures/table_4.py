@@ -34,4 +34,5 @@ def make(workshop: Workshop) -> dict[str, Any]:
 def _note(name: str, cls: Any) -> str:
     kind = f"{cls.own_kind} labels" if cls.own_kind else _DEFAULT_LABELS
     kind = "layer-wise sampling, no label" if cls.layerwise else kind
+    kind = kind if cls.matrix else "no F̂, no labels: a direction alone"
     return "; ".join([cls.source, kind, *errata(*FORMULA_ERRATA.get(name, ()))])

@@ -19,7 +19,14 @@ from fisherlab.approximations import (
     layer_work,
     why_not_built,
 )
-from fisherlab.comparison.measure import Row, Target, dense_bytes, measure, measure_direction
+from fisherlab.comparison.measure import (
+    NO_DIVERGENCES,
+    Row,
+    Target,
+    dense_bytes,
+    measure,
+    measure_direction,
+)
 from fisherlab.comparison.population import PopulationEstimate, Refit, SampleGroup
 from fisherlab.comparison.result import LayerResult
 from fisherlab.comparison.targets import (
@@ -207,7 +214,7 @@ class LayerTask:
             if target is not main:
                 measured.add_note("divergences and joint step: against the main target alone")
             elif not self.spectra:
-                measured.add_note("no spectra: no divergences")
+                measured.add_note(NO_DIVERGENCES)
             if self.statistics is not None and not (method.from_exact or self.view.vector):
                 measured.add_note(f"approximation from saved statistics of {self.statistics.samples} samples")
             if method.batch:

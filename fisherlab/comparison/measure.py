@@ -162,6 +162,9 @@ class Row:
         self.values["note"] = "; ".join(filter(None, [self.values.get("note", ""), note]))
 
 
+NO_DIVERGENCES = "no spectra: no divergences"
+
+
 def measure(
     target: Target,
     approximation: LinearOperator,

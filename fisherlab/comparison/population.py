@@ -39,6 +39,10 @@ LEAST_SAMPLES = 8  # a choice: four in each half, from which a variance can be t
 GROUPS = 8
 _MOST_LOST = 1e-3  # of a sum: a choice, far below the standard errors
 _MOST_ROUNDING = 10  # of the relative errors of sums, in ‖F − F̂‖²/‖F‖²: a choice, of its three terms
+# Change of ‖F̂‖/‖F‖ without an eighth of the samples, up to which a fit counts as a smooth function of them,
+# as a jackknife needs it: a choice. What is smooth changes by a few hundredths; the best A ⊗ B in log-det
+# divergence by a multiple, where a unit is left with a single sample.
+_MOST_MOVED = 1.5
 _LEAST_LEFT = 0.1  # of ‖F‖² without a sixteenth of the samples, for a standard error to be one: a choice
 
 
@@ -149,6 +153,7 @@ class PopulationEstimate:
         squared = [
             n**2 * float(F.frobenius_norm()) ** 2 for n, F in zip(self.counts, self.halves, strict=True)
         ]
+        self._squared = squared
         whole = self.samples**2 * float(self.exact.frobenius_norm()) ** 2
         self._within = [one - own for one, own in zip(squared, self.self_products, strict=True)]
         self._across = (whole - sum(squared)) / 2
@@ -189,9 +194,7 @@ class PopulationEstimate:
         if refit is None:
             return PopulationError(error, None, "no standard error: its fits would take too long")
         left = [float(products[group.half][group.places].sum()) for group in self.groups]
-        standard_error = self._standard_error(error, found, left, refit)
-        note = "" if standard_error is not None else "no standard error: few samples make up the block"
-        return PopulationError(error, standard_error, note)
+        return self._with_spread(error, found, left, refit)
 
     def _fit(self, fit: LinearOperator, half: int, products: Sequence[Tensor] | None = None) -> _Fit:
         """What an F̂ of a half gives; ⟨F_n, F̂⟩ of the samples of the other half may be known."""
@@ -236,9 +239,23 @@ class PopulationEstimate:
         squared = (norm - cross + 0.5 * (fits[0].squared + fits[1].squared)) / norm
         return math.copysign(abs(squared) ** 0.5, squared)
 
-    def _standard_error(
+    def _moved(self, whole: _Fit, part: _Fit, out: Sequence[int]) -> bool:
+        """Whether F̂ of a half is another matrix without some groups, on the scale of F without them."""
+        half, squared = self.groups[out[0]].half, self._squared[self.groups[out[0]].half]
+        if not whole.squared > 0:
+            return part.squared > 0
+        stays = squared + sum(self.groups[g].squared - 2 * self.groups[g].with_own for g in out)
+        stays += 2 * self.overlaps[out[0], out[1]] if len(out) == 2 else 0.0
+        of_samples = self.counts[half] - sum(self.groups[g].samples for g in out)
+        exact = stays / of_samples**2 / (squared / self.counts[half] ** 2)
+        if not exact > 0:
+            return True
+        change = (part.squared / whole.squared / exact) ** 0.5
+        return not 1 / _MOST_MOVED <= change <= _MOST_MOVED
+
+    def _with_spread(
         self, error: float, fits: Sequence[_Fit], left: Sequence[float], refit: Refit
-    ) -> float | None:
+    ) -> PopulationError:
         """The jackknife over the groups of each half, less what it counts twice.
 
         The halves are two samples, and T is no symmetric function of both: a group is compared with those of
@@ -254,14 +271,20 @@ class PopulationEstimate:
             fits: F̂ of the two halves.
             left: ⟨Σ F_n, F̂⟩ of each group with the F̂ of the other half.
             refit: see `error`.
+
+        Returns:
+            T with its standard error; without one where F̂ jumps: a jackknife takes its differences for
+            those of a smooth function.
         """
         each = len(self.groups) // 2
         alone: dict[int, float | None] = {}
         together: dict[tuple[int, int], float | None] = {}
+        moved = False
         for place, other in paired(2 * each):
             one, two = self.groups[place], self.groups[other]
             if one.half != two.half:
                 first, second = self._fit(refit([one]), 0), self._fit(refit([two]), 1)
+                moved = moved or self._moved(fits[0], first, [place]) or self._moved(fits[1], second, [other])
                 alone[place] = self._error([first, fits[1]], [place], {place: left[place]})
                 alone[other] = self._error([fits[0], second], [other], {other: left[other]})
                 both = {place: self.terms(second.operator, one), other: self.terms(first.operator, two)}
@@ -269,17 +292,20 @@ class PopulationEstimate:
             else:
                 changed = list(fits)
                 changed[one.half] = self._fit(refit([one, two]), one.half)
+                moved = moved or self._moved(fits[one.half], changed[one.half], [place, other])
                 own = {place: left[place], other: left[other]}
                 together[place, other] = self._error(changed, [place, other], own)
         singles = [alone[place] for place in range(2 * each)]
         if any(value is None for value in (*singles, *together.values())):
-            return None
+            return PopulationError(error, None, "no standard error: few samples make up the block")
+        if moved:
+            return PopulationError(error, None, "no standard error: single samples decide what F̂ is")
         T = [max(0.0, value) for value in singles if value is not None]
         pairs = {pair: max(0.0, value) for pair, value in together.items() if value is not None}
-        return self._variance(error, T, pairs) ** 0.5
+        return PopulationError(error, self._variance(error, T, pairs) ** 0.5)
 
     def _variance(self, T: float, alone: Sequence[float], pairs: Mapping[tuple[int, int], float]) -> float:
-        """That of `_standard_error` from T, T without each group, and without pairs of them."""
+        """That of `_with_spread` from T, T without each group, and without pairs of them."""
         n = [self.counts[group.half] for group in self.groups]
         b = [group.samples for group in self.groups]
         each, variance = len(b) // 2, 0.0

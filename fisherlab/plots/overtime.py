@@ -177,6 +177,9 @@ def drawn_layers(frame: pd.DataFrame) -> tuple[list[str], str]:
     return layers, f" (layers: {diagonal_only(diagonal)})" if diagonal else ""
 
 
-def names_of(frame: pd.DataFrame, layers: Sequence[str]) -> list[str]:
-    """The approximations of these layers."""
-    return [str(name) for name in frame["approximation"][frame["layer"].isin(layers)].unique()]
+def names_of(frame: pd.DataFrame, layers: Sequence[str], *columns: str) -> list[str]:
+    """The approximations with a number of these layers in one of the columns; a direction has no traces."""
+    rows = frame[frame["layer"].isin(layers)]
+    known = np.any([numbers(rows[column]).notna() for column in columns], axis=0)
+    found = set(rows["approximation"][known])
+    return [str(name) for name in rows["approximation"].unique() if name in found]

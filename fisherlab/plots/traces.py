@@ -46,7 +46,8 @@ def traces(frame: pd.DataFrame, *, caption: str) -> Figure:
 
     Up to 12 layers: a panel a layer, against the training step. More: a map layer × checkpoint of tr F alone
     (`ratios` has the approximations). One checkpoint: against the position of the layer. Layers that
-    have only the approximation `diagonal` (norms) are left out, and counted, where others have more.
+    have only the approximation `diagonal` (norms) are left out, and counted, where others have more;
+    directions without a matrix have no trace.
 
     Args:
         frame: columns ``checkpoint``, ``step``, ``layer``, ``approximation``, ``trace_exact``,
@@ -66,7 +67,7 @@ def traces(frame: pd.DataFrame, *, caption: str) -> Figure:
         return _profile(frame, layers, left, caption=caption)
     if len(layers) > MANY:
         return _trace_map(frame, layers, left, time, caption=caption)
-    names = names_of(frame, layers)
+    names = names_of(frame, layers, "trace_approx")
     key = [Line2D([], [], **EXACT), *(Line2D([], [], **look(name, names, 1)) for name in names)]
     title = f"Traces over the training{left}"
     figure, panels = style.layer_figure(layers, 1.5, caption=caption, title=title, legend=key)
@@ -101,7 +102,8 @@ def ratios(frame: pd.DataFrame, *, caption: str) -> Figure:
     """
     require(frame, ("checkpoint", "layer", "approximation", "trace_ratio"))
     layers, left = drawn_layers(frame)
-    names, time = names_of(frame, layers), time_of(frame)
+    names, time = names_of(frame, layers, "trace_ratio"), time_of(frame)
+    names = names or list(frame["approximation"].unique())
     if len(time.names) == 1:
         maps = [table(frame, "trace_ratio", layers, names, "layer", "approximation")]
         titles, texts, words = [""], [label(name) for name in names], ""
@@ -121,7 +123,7 @@ def _of_layer(frame: pd.DataFrame, layer: str, names: list[str], time: Time) -> 
 
 def _profile(frame: pd.DataFrame, layers: list[str], left: str, *, caption: str) -> Figure:
     """One checkpoint: traces against the position of the layer."""
-    names = names_of(frame, layers)
+    names = names_of(frame, layers, "trace_approx")
     looks = [look(name, names, 1) | {"markersize": 3.4, "lw": 0.8} for name in names]
     key = [Line2D([], [], **EXACT), *(Line2D([], [], **one) for one in looks)]
     figure = style.new_figure(
@@ -155,6 +157,8 @@ def _trace_map(frame: pd.DataFrame, layers: list[str], left: str, time: Time, *,
         np.where(values > 0, values, np.nan),
         ax=axes,
         norm=LogNorm(low, max(high, 1.001 * low)),
+        vmin=low,  # or seaborn looks for the least number, of which there may be none
+        vmax=high,
         cmap=style.MAGNITUDE_MAP,
         xticklabels=False,
         yticklabels=False,
@@ -196,6 +200,8 @@ def _ratio_maps(
             logs,
             ax=axes,
             norm=Normalize(-limit, limit),
+            vmin=-limit,  # or seaborn looks for the least number, of which there may be none
+            vmax=limit,
             cmap=_RATIO_MAP,
             annot=np.vectorize(number)(values) if numbered else False,
             fmt="",

@@ -55,7 +55,7 @@ def stages(frame: pd.DataFrame, *, caption: str, whole: str = "all") -> Figure:
     time = time_of(frame)
     parts = [str(name) for name in frame["stage"].unique() if name != whole]
     total = frame[frame["stage"] == whole]
-    names = list(total["approximation"].unique())
+    names = list(total["approximation"][numbers(total["trace_ratio"]).notna()].unique())
     key = [*layer_key(parts, "stage"), Line2D([], [], **{**EXACT, "label": "all layers"})]
     key += [Line2D([], [], **look(name, names, 1)) for name in names]
     figure = style.new_figure(
@@ -94,7 +94,7 @@ def quality(frame: pd.DataFrame, *, caption: str) -> Figure:
     """
     require(frame, ("checkpoint", "layer", "approximation", *QUALITIES))
     layers, left = drawn_layers(frame)
-    names, time = names_of(frame, layers), time_of(frame)
+    names, time = names_of(frame, layers, *QUALITIES), time_of(frame)
     figure, panels = style.layer_figure(
         layers,
         1.15 * len(QUALITIES),

@@ -340,8 +340,9 @@ def defined(*columns: str) -> list[Definition]:
 THEOREMS: tuple[str, ...] = (
     "nearest A⊗B ≤ every A⊗B in relative and in scaled error, in-sample.",
     "EKFAC ≤ KFAC in relative error, in-sample: its diagonal is the best one in KFAC's eigenbasis.",
-    "TEKFAC = SOAP ≤ TKFAC = Shampoo with power 1/2 in relative error, in-sample, by the same argument.",
-    "KL-SOAP ≤ KL A⊗B and diagonal = Adam ≤ Adafactor in relative error, in-sample, likewise.",
+    "TEKFAC = SOAP (gradients=sample) ≤ TKFAC = Shampoo with power 1/2 in relative error, in-sample, by the same argument.",
+    "KL-SOAP ≤ KL A⊗B and diagonal = Adam ≤ Adafactor in relative error, in-sample, likewise; all with "
+    "gradients=sample.",
     "TKFAC, with exact positions, ≤ every A⊗B in von Neumann divergence: it has F's partial traces.",
     "EKFAC ≤ KFAC, TEKFAC ≤ TKFAC, KL-SOAP ≤ KL A⊗B and Adam ≤ Adafactor in von Neumann divergence too.",
     "scaled ≤ unscaled log-det divergence; both and von Neumann's are 0 or above, and 0 where F̂ = F.",

@@ -17,7 +17,7 @@ from fisherlab import metrics
 from fisherlab.approximations import DEFAULT_APPROXIMATIONS, Approximation
 from fisherlab.arguments import Seed
 from fisherlab.collect.batches import Batches
-from fisherlab.comparison.measure import Target
+from fisherlab.comparison.measure import NO_DIVERGENCES, Target
 from fisherlab.comparison.result import Comparison
 from fisherlab.comparison.run import compare
 from fisherlab.errors import FisherlabError, InputError
@@ -210,7 +210,10 @@ def _settled(model: nn.Module, data: Any, seed: int) -> bool:
 
 
 def _records(comparison: Comparison, spectrum: Mapping[str, "_Summary"], note: str) -> pd.DataFrame:
-    """The comparison's records, with the summaries of F's spectrum and whether the target is the main one."""
+    """The comparison's records, with the summaries of F's spectrum and whether the target is the main one.
+
+    A trace has no divergences at all; its table and page say so, not every row.
+    """
     table = comparison.records
     main = {name: one.kind for name, one in comparison.results.items()}
     found = {name: spectrum.get(name, _Summary()) for name in main}
@@ -220,7 +223,10 @@ def _records(comparison: Comparison, spectrum: Mapping[str, "_Summary"], note: s
         condition=table["layer"].map({name: one.condition for name, one in found.items()}),
     )
     extra = table["layer"].map({name: _joined(note, one.note) for name, one in found.items()})
-    return table.assign(note=[_joined(own, more) for own, more in zip(table["note"], extra, strict=True)])
+    own = (
+        table["note"].fillna("").str.split("; ").map(lambda parts: [p for p in parts if p != NO_DIVERGENCES])
+    )
+    return table.assign(note=[_joined(*parts, more) for parts, more in zip(own, extra, strict=True)])
 
 
 class _Summary(NamedTuple):

@@ -7,7 +7,7 @@ from fisherlab.records.definitions import QUALITIES, SCALE_NOTE, Column, defined
 from fisherlab.records.labels import label, named
 from fisherlab.report import Contents, Tabular
 from fisherlab.report.overview import counted_notes, not_measured
-from fisherlab.traces.table import ARROW, first_to_last
+from fisherlab.traces.table import ARROW, NO_DIVERGENCES, first_to_last
 
 if TYPE_CHECKING:
     from fisherlab.traces.result import Traces
@@ -51,7 +51,7 @@ def _tables(traces: "Traces") -> Iterator[Tabular]:
 def _network(traces: "Traces") -> Tabular:
     """A row a checkpoint."""
     whole = traces.network
-    methods = list(whole["approximation"].unique())
+    methods = list(whole["approximation"][whole["trace_ratio"].notna()].unique())
     ratios = whole.pivot(index="checkpoint", columns="approximation", values="trace_ratio")
     rows = whole.drop_duplicates("checkpoint").join(ratios, on="checkpoint")
     columns = [
@@ -83,7 +83,7 @@ def _layers(traces: "Traces") -> Tabular:
         "(norms) are left out where others have more."
     )
     notes = [*counted_notes(traces.main), *not_measured(traces.left_out)]
-    notes.append("All numbers: traces.csv, diagnostics.csv.")
+    notes.append(f"All numbers: traces.csv, diagnostics.csv; {NO_DIVERGENCES}.")
     return Tabular.of(rows, columns, "Layers", lead, notes)
 
 

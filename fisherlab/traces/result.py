@@ -107,6 +107,7 @@ class Traces(Result):
 
         The traces of the blocks add up to that of the block-diagonal matrix. Layers that have only the
         approximation `diagonal` (norms) are left out where others have more. The stage `all` is all layers.
+        Where a layer has no tr F̂ (a direction never has one) the stage has none.
         """
         rows = self.compared.assign(stage=self.compared["layer"].map(stage_of))
         both = pd.concat([rows, rows.assign(stage=WHOLE)])
@@ -115,7 +116,7 @@ class Traces(Result):
             step=("step", "first"),
             layers=("layer", "count"),
             trace_exact=("trace_exact", "sum"),
-            trace_approx=("trace_approx", "sum"),
+            trace_approx=("trace_approx", _whole_sum),
         )
         positive = sums["trace_exact"].where(sums["trace_exact"] > 0)
         return sums.assign(trace_ratio=sums["trace_approx"] / positive)[list(STAGE_COLUMNS)]
@@ -208,12 +209,13 @@ class Traces(Result):
             "Traces",
             "tr F of every layer, and tr F̂ of its approximations.",
         )
-        yield Plate(
-            "trace-ratio",
-            traces.ratios(frame, caption=caption),
-            "Trace ratio",
-            "tr F̂ / tr F: white is 1, blue too small, red too large.",
-        )
+        if frame["trace_ratio"].notna().any():
+            yield Plate(
+                "trace-ratio",
+                traces.ratios(frame, caption=caption),
+                "Trace ratio",
+                "tr F̂ / tr F: white is 1, blue too small, red too large.",
+            )
         if len(self.checkpoints) > 1 and self.compared["layer"].nunique() > 1:
             yield Plate(
                 "stages",
@@ -264,6 +266,11 @@ class Traces(Result):
         from fisherlab.traces.page import page
 
         return write_tables(path, page(self), pictures, origin)
+
+
+def _whole_sum(values: pd.Series) -> float:
+    """The sum; NaN where one of the values is not known."""
+    return float(values.sum(skipna=False))
 
 
 def _number(value: Any) -> float | None:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from fisherlab.traces.result import Traces
 
 ARROW = " → "
+NO_DIVERGENCES = "a trace makes no divergences (compare does)"
 _NAME = 26
+_OF_STEPS = ("direction_cosine", "decrease_share")  # all that a direction without a matrix has
 
 
 def first_to_last(frame: pd.DataFrame, keys: list[str], columns: list[str], ends: list[str]) -> pd.DataFrame:
@@ -32,7 +34,8 @@ def first_to_last(frame: pd.DataFrame, keys: list[str], columns: list[str], ends
 def console_table(traces: "Traces") -> RenderableType:
     """A row a layer and approximation, from the first checkpoint to the last; many layers: a row a stage.
 
-    Layers that have only the approximation `diagonal` (norms) are left out where others have more.
+    Layers that have only the approximation `diagonal` (norms) are left out where others have more. Where a
+    direction without a matrix is there, the numbers of the steps are shown too; rows of nothing are left out.
     """
     by_layer = traces.compared["layer"].nunique() <= MANY
     frame = traces.compared if by_layer else traces.stages
@@ -41,6 +44,10 @@ def console_table(traces: "Traces") -> RenderableType:
     heading = f"{key}s, {ARROW.join(traces.ends)}" + (f" ({count} checkpoints)" if count > 2 else "")
     columns = {"trace_exact": "tr F", "trace_approx": "tr F̂", "trace_ratio": "ratio"}
     columns |= {"scaled_error": name_of("scaled_error")} if by_layer else {}
+    directions = frame["trace_approx"].isna()
+    if by_layer and frame[list(_OF_STEPS)][directions].notna().any(axis=None):
+        columns |= {column: name_of(column) for column in _OF_STEPS}
+    frame = frame[frame[list(columns)].drop(columns="trace_exact").notna().any(axis=1)]
     rows = first_to_last(frame, [key, "approximation"], list(columns), traces.ends)
     names = [
         _column(f"{key} ", [f"{short(name, _NAME)} " for name in rows[key]], right=False),
@@ -50,7 +57,8 @@ def console_table(traces: "Traces") -> RenderableType:
         [_column(f" {words}", (f" {text}" for text in rows[column]))] for column, words in columns.items()
     ]
     table = SplitTable(names, parts)
-    note = Text(f"all numbers: traces.csv, diagnostics.csv, stages.csv; {SCALE_NOTE}", style="dim")
+    words = f"all numbers: traces.csv, diagnostics.csv, stages.csv; {NO_DIVERGENCES}; {SCALE_NOTE}"
+    note = Text(words, style="dim")
     missing = map(Text, not_measured(traces.left_out))
     return Group(Text(heading, style="bold"), table, *missing, context_line(traces.caption), note)
 
