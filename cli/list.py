@@ -59,7 +59,7 @@ def list_approximations(*, as_json: bool) -> None:
         {
             "name": name,
             "formula": cls.formula,
-            "labels": (cls.own_kind or "as asked") if cls.matrix else "none (no F̂)",
+            "labels": (cls.own_kind or "as asked") if cls.matrix else "none",
             "source": cls.source,
         }
         for name, cls in sorted(registered().items())

@@ -69,7 +69,7 @@ class Muon(_Direction):
     label: ClassVar[str] = "Muon"
     colour: ClassVar[str | None] = "#00838f"
     formula: ClassVar[str] = "no F̂: Δ = U Vᵀ, ∇h = U Σ Vᵀ"
-    source: ClassVar[str] = "Jordan et al. 2024, https://kellerjordan.github.io/posts/muon (Muon)"
+    source: ClassVar[str] = "Jordan et al. 2024, github.com/KellerJordan/Muon"
 
     def step(self, gradient: Tensor) -> Tensor:
         """The polar factor of every matrix [..., m, d]."""

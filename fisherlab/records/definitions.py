@@ -340,7 +340,8 @@ def defined(*columns: str) -> list[Definition]:
 THEOREMS: tuple[str, ...] = (
     "nearest A⊗B ≤ every A⊗B in relative and in scaled error, in-sample.",
     "EKFAC ≤ KFAC in relative error, in-sample: its diagonal is the best one in KFAC's eigenbasis.",
-    "TEKFAC = SOAP (gradients=sample) ≤ TKFAC = Shampoo with power 1/2 in relative error, in-sample, by the same argument.",
+    "TEKFAC = SOAP ≤ TKFAC = Shampoo with power 1/2 in relative error, in-sample, by the same argument (with "
+    "gradients=sample).",
     "KL-SOAP ≤ KL A⊗B and diagonal = Adam ≤ Adafactor in relative error, in-sample, likewise; all with "
     "gradients=sample.",
     "TKFAC, with exact positions, ≤ every A⊗B in von Neumann divergence: it has F's partial traces.",

@@ -233,7 +233,7 @@ def test_three_lines_go_on_to_the_bit(mine):
             (),
             "takes an approximation, as its second argument .* derives from it; known: adafactor, adam, diag",
         ),
-        (("nearest-kronecker",), "made from the exact Fisher block.* another approximation: adafactor, adam, diag"),
+        (("nearest-kronecker",), "made from the exact Fisher block.* another approximation: adafactor, adam"),
         (("kfca",), "unknown approximation 'kfca'; did you mean kfac"),
     ],
 )
