@@ -74,8 +74,11 @@ class Approximation(ABC):
         """F̂ from the exact block, for methods with `from_exact`."""
         raise NotImplementedError(f"{self.name} is made from statistics")
 
-    def step(self, gradient: Tensor) -> Tensor:
-        """Δ [..., m, d] for ∇h [..., m, d], for directions without a matrix."""
+    def step(self, gradient: Tensor, rounding: float) -> Tensor:
+        """Δ [..., m, d] for ∇h [..., m, d], for directions without a matrix.
+
+        `rounding` is the ε of the numbers that ∇h is a sum of, which may be coarser than those it is kept in.
+        """
         raise NotImplementedError(f"{self.name} is a matrix: its step is F̂_λ⁻¹∇h")
 
     def label_kind(self, kind: str) -> str:

@@ -155,7 +155,8 @@ class LayerTask:
         for done, method in enumerate(yardstick_first):
             report(done)
             if not method.matrix:
-                result.measured[method.name, main.name] = measure_direction(main, method, view.groups)
+                row = measure_direction(main, method, view.groups, result.dtype)
+                result.measured[method.name, main.name] = row
                 continue
             if reason := why_not_built(method, view):
                 if method in self.asked:
