@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.collect.layer_batch import half_of
+from fisherlab.errors import FisherlabError
 from fisherlab.gradients.inputs import (
     Inputs,
     OneHot,
@@ -189,7 +190,10 @@ class PopulationEstimate:
         if refit is None:
             return PopulationError(error, None, "no standard error: its fits would take too long")
         left = [float(products[group.half][group.places].sum()) for group in self.groups]
-        standard_error = self._standard_error(error, found, left, refit)
+        try:
+            standard_error = self._standard_error(error, found, left, refit)
+        except (FisherlabError, torch.linalg.LinAlgError) as failed:
+            return PopulationError(error, None, f"no standard error: without some samples {failed}")
         note = "" if standard_error is not None else "no standard error: few samples make up the block"
         return PopulationError(error, standard_error, note)
 
