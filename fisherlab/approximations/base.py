@@ -125,10 +125,7 @@ def build_from_block(method: Approximation, exact: LinearOperator) -> LinearOper
     """
     if not method.matrix:
         raise InputError(without_matrix(method))
-    found = [method.from_block(block) for block in blocks_of(exact)]
-    operator = joined(found)
-    operator.remark = "; ".join(dict.fromkeys(one.remark for one in found if one.remark))
-    return operator
+    return joined([method.from_block(block) for block in blocks_of(exact)])
 
 
 def without_matrix(method: Approximation) -> str:
