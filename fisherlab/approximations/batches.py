@@ -4,7 +4,7 @@ import re
 
 from fisherlab.errors import InputError, InputTypeError
 
-_BATCH = re.compile(r"batch:(\d+)")
+_BATCH = re.compile(r"batch:([0-9]+)")
 
 
 def batch_size(gradients: str) -> int | None:

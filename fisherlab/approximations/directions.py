@@ -38,7 +38,7 @@ class SGD(_Direction):
     formula: ClassVar[str] = "no F̂: Δ = ∇h"
     source: ClassVar[str] = "the gradient itself"
 
-    def step(self, gradient: Tensor) -> Tensor:
+    def step(self, gradient: Tensor, rounding: float) -> Tensor:
         """∇h."""
         return gradient
 
@@ -53,7 +53,7 @@ class Sign(_Direction):
     formula: ClassVar[str] = "no F̂: Δ = sign(∇h)"
     source: ClassVar[str] = "Bernstein et al. 2018, arXiv 1802.04434 (signSGD)"
 
-    def step(self, gradient: Tensor) -> Tensor:
+    def step(self, gradient: Tensor, rounding: float) -> Tensor:
         """The signs."""
         return gradient.sign()
 
@@ -71,9 +71,8 @@ class Muon(_Direction):
     formula: ClassVar[str] = "no F̂: Δ = U Vᵀ, ∇h = U Σ Vᵀ"
     source: ClassVar[str] = "Jordan et al. 2024, github.com/KellerJordan/Muon"
 
-    def step(self, gradient: Tensor) -> Tensor:
+    def step(self, gradient: Tensor, rounding: float) -> Tensor:
         """The polar factor of every matrix [..., m, d]."""
         U, values, Vh = torch.linalg.svd(gradient, full_matrices=False)
-        rounding = max(gradient.shape[-2:]) * torch.finfo(gradient.dtype).eps
-        seen = values > rounding * values[..., :1]
+        seen = values > max(gradient.shape[-2:]) * rounding * values[..., :1]
         return (U * seen.unsqueeze(-2)) @ Vh

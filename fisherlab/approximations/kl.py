@@ -111,21 +111,22 @@ def flip_flop(F: LinearOperator, floor: float = FLOOR, start: Tensor | None = No
     found = rounds.run(floor, start)
     if found is not None:
         return found
-    weak = rounds.weak
+    outcome, weak = rounds.outcome, rounds.weak
     higher = next((value for value in _FLOORS if value > floor and rounds.run(value) is not None), None)
     way_out = "take more samples" if higher is None else f"give floor={higher:g}"
-    raise NumericalError(f"kl-kronecker has no fixed point at floor={floor:g}: {weak}; {way_out}")
+    raise NumericalError(f"kl-kronecker {outcome} at floor={floor:g}: {weak}; {way_out}")
 
 
 class _Rounds:
     """The flip-flop of one block, in units of its mean eigenvalue.
 
     Attributes:
-        weak: why the latest run did not converge, in words.
+        outcome: what became of the latest run that did not converge, in words.
+        weak: why, in words.
     """
 
     def __init__(self, F: LinearOperator, unit: float) -> None:
-        self.weak = ""
+        self.outcome = self.weak = ""
         self._unit = unit
         self._k, self._l = sorted((F.outputs, F.inputs))
         self._sides = ("output", "input") if F.outputs <= F.inputs else ("input", "output")
@@ -136,13 +137,16 @@ class _Rounds:
         self._small_eye = torch.eye(self._k, dtype=F.dtype, device=F.device)
         self._large_eye = torch.eye(self._l, dtype=F.dtype, device=F.device)
         self._mean = symmetrised(self._to_small(self._large_eye)) / (unit * self._l)
-        self._on_small = _range(self._mean)
-        self._on_large = _range(symmetrised(self._to_large(self._small_eye)) / (unit * self._k))
+        self._on_small = _range(self._mean, F.rounding)
+        mean = symmetrised(self._to_large(self._small_eye)) / (unit * self._k)
+        self._on_large = _range(mean, F.rounding)
 
     def run(self, floor: float, start: Tensor | None = None) -> FlipFlop | None:
         """The fixed point of X = F + δI; None where it does not converge."""
+        self.outcome = "did not converge"
         for basis, side in zip((self._on_small, self._on_large), self._sides, strict=True):
             if basis is not None and floor == 0:
+                self.outcome = "has no fixed point"
                 self.weak = f"its {side} side has rank {basis.shape[1]} of {len(basis)}"
                 return None
         S = _logarithm(self._mean + floor * self._small_eye if start is None else start)
@@ -163,11 +167,14 @@ class _Rounds:
                 return self._found(large, S, logdets, products)
             history = [*history[-_HISTORY:], (S, change)]
             S = _extrapolated(history)
-        self.weak = f"{_ROUNDS} rounds are not enough, its {weaker} factor goes on shrinking"
+        self.outcome = f"did not converge in {_ROUNDS} rounds"
+        self.weak = f"its {weaker} factor goes on shrinking"
         return None
 
     def _round(self, S: Tensor, floor: float) -> tuple[float, Tensor, Tensor, float, str] | None:
         """One round from the smaller factor's logarithm S; None where a factor is singular.
+
+        F sees of an inverse what lies in its range alone; the rest, as large as 1/δ, would leave rounding.
 
         Returns:
             log det(A ⊗ B); the larger factor; the logarithm of the next smaller one; the rounding of both
@@ -175,7 +182,8 @@ class _Rounds:
         """
         values, vectors = torch.linalg.eigh(S)
         inverse = (vectors * values.neg().exp()) @ vectors.mT
-        mean = _within(self._on_large, symmetrised(self._to_large(inverse)) / self._unit)
+        seen = _within(self._on_small, inverse)
+        mean = _within(self._on_large, symmetrised(self._to_large(seen)) / self._unit)
         large = (mean + floor * inverse.trace() * self._large_eye) / self._k
         root, failed = torch.linalg.cholesky_ex(large)
         if bool(failed) or not bool(root.isfinite().all()):
@@ -183,7 +191,8 @@ class _Rounds:
             return None
         logdet = 2 * self._k * root.diagonal().log().sum() + self._l * values.sum()
         inverse = torch.cholesky_inverse(root)
-        mean = _within(self._on_small, symmetrised(self._to_small(inverse)) / self._unit)
+        seen = _within(self._on_large, inverse)
+        mean = _within(self._on_small, symmetrised(self._to_small(seen)) / self._unit)
         small = (mean + floor * inverse.trace() * self._small_eye) / self._l
         spreads = (values[-1] - values[0]).exp(), (root.diagonal().max() / root.diagonal().min()).square()
         rounding = torch.finfo(S.dtype).eps * float(max(spreads))  # of logarithms, by the condition numbers
@@ -200,10 +209,13 @@ class _Rounds:
         return FlipFlop(A, B, tuple(logdets), products)
 
 
-def _range(mean: Tensor) -> Tensor | None:
-    """An orthonormal basis [k, r] of the range of a partial trace; None where it has full rank."""
+def _range(mean: Tensor, rounding: float) -> Tensor | None:
+    """An orthonormal basis [k, r] of the range of a partial trace; None where it has full rank.
+
+    What the rounding of sums leaves in its kernel was 0.01 to 0.3 ε of the largest eigenvalue, whatever k.
+    """
     values, vectors = symmetric_eigh(mean)
-    seen = values > 0
+    seen = values > rounding * values[-1].clamp(min=0)
     return None if bool(seen.all()) else vectors[:, seen]
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from fisherlab.approximations.base import Approximation, register_approximation
 from fisherlab.approximations.batches import batch_size, remark_of
 from fisherlab.approximations.ekfac import Rescaled
-from fisherlab.approximations.kl import flip_flop
+from fisherlab.approximations.kl import FLOOR, flip_flop
 from fisherlab.approximations.tkfac import TKFAC, normalised
-from fisherlab.arguments import OneOf, checked
+from fisherlab.arguments import NotNegative, OneOf, checked
 from fisherlab.layers import BlockShape
 from fisherlab.linalg.numerics import damped_power, symmetric_eigh, symmetrised
 from fisherlab.operators import EigenKroneckerOperator, KroneckerOperator, LinearOperator
@@ -74,6 +74,7 @@ class SOAP(Rescaled):
     Args:
         basis: `shampoo` or `kl`.
         gradients: `sample`, or `batch:B`.
+        floor: of the basis `kl`, as for kl-kronecker.
     """
 
     name: ClassVar[str] = "soap"
@@ -85,9 +86,12 @@ class SOAP(Rescaled):
 
     @checked
     def __init__(
-        self, basis: Annotated[str, OneOf(("shampoo", "kl"))] = "shampoo", gradients: str = "sample"
+        self,
+        basis: Annotated[str, OneOf(("shampoo", "kl"))] = "shampoo",
+        gradients: str = "sample",
+        floor: NotNegative = FLOOR,
     ) -> None:
-        self.eigenbasis, self.batch = basis, batch_size(gradients)
+        self.eigenbasis, self.batch, self.floor = basis, batch_size(gradients), float(floor)
         self.from_exact = basis == "kl" or self.batch is not None
         self._factored = TKFAC()
 
@@ -110,7 +114,7 @@ class SOAP(Rescaled):
         """The block's diagonal in the basis."""
         remark = remark_of(self.batch)
         if self.eigenbasis == "kl":
-            found = flip_flop(exact)
+            found = flip_flop(exact, self.floor)
             A, B, remark = found.A, found.B, f"{remark}; basis: kl-kronecker, {len(found.logdets)} rounds"
         else:
             A, B = partial_traces(exact)

@@ -61,15 +61,17 @@ class Fitted(NamedTuple):
 
     Attributes:
         all: fitted on all samples.
-        halves: fitted on each half, for the population error; none where it is not computed.
+        halves: fitted on each half, for the population error; none where it is not computed, or cannot be.
         refit: fits it on a half without some of its samples; None where that would take too long.
         seconds: for all of them.
+        note: why there are none of the halves, where they were to be fitted.
     """
 
     all: LinearOperator
     halves: Sequence[LinearOperator]
     refit: Refit | None
     seconds: float
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ class LayerTask:
         for done, method in enumerate(yardstick_first):
             report(done)
             if not method.matrix:
-                result.measured[method.name, main.name] = measure_direction(main, method, view.groups)
+                row = measure_direction(main, method, view.groups, result.dtype)
+                result.measured[method.name, main.name] = row
                 continue
             if reason := why_not_built(method, view):
                 if method in self.asked:
@@ -219,6 +222,7 @@ class LayerTask:
                 measured.add_note(f"approximation from saved statistics of {self.statistics.samples} samples")
             if method.batch:
                 measured.add_note("no population error of what is made of whole batches")
+            measured.add_note(fitted.note)
             measured.add_note(fitted.all.remark)
             result.measured[method.name, target.name] = measured
         aims = method.layerwise and main.name != LAYERWISE
@@ -237,24 +241,30 @@ class LayerTask:
         kind, halves = method.label_kind(self.plan.kind), main.halves
         wanted = method in self.asked
         refit: Refit | None = None
+        makers: list[Callable[[], LinearOperator]]
         self._require_room(method, 1 + (len(halves.halves) if wanted and halves else 0))
         small = view.size <= _LARGEST_REFITTED
         if self.statistics is not None and not view.vector and not method.from_exact:
-            operators = [self.statistics.build_layer(method, view.name)]
+            makers = [partial(self.statistics.build_layer, method, view.name)]
         elif method.batch:
-            operators = [build_from_block(method, gathered.batches[method.batch].block())]
+            makers = [partial(build_from_block, method, gathered.batches[method.batch].block())]
         elif method.from_exact:
             blocks = [main.exact, *(halves.halves if wanted and halves else [])]
-            operators = [build_from_block(method, block) for block in blocks]
+            makers = [partial(build_from_block, method, block) for block in blocks]
             if halves and small:
                 refit = partial(_from_block_without, method, halves)
         else:
             sums = gathered.each if wanted else (gathered.all,)
-            operators = [build_operator(method, view, one, kind) for one in sums]
+            makers = [partial(build_operator, method, view, one, kind) for one in sums]
             refit = partial(_refitted, method, view, gathered.halves, kind)
             if method.two_pass and halves and kind == self.plan.kind and view.groups == 1 and small:
                 refit = partial(_rotated_again, method, view, gathered.halves, kind, halves)
-        return Fitted(operators[0], operators[1:], refit, time.perf_counter() - started)
+        whole, note = makers[0](), ""
+        try:
+            fits = [make() for make in makers[1:]]
+        except (FisherlabError, torch.linalg.LinAlgError) as error:
+            fits, note = [], f"no population error: of half the samples {error}"
+        return Fitted(whole, fits, refit, time.perf_counter() - started, note)
 
     def _require_room(self, method: Approximation, operators: int) -> None:
         """Raises `MemoryLimitError` where what a method is made of does not fit.

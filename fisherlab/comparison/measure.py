@@ -251,13 +251,14 @@ def _divergences(
     return None
 
 
-def measure_direction(target: Target, method: Approximation, groups: int) -> Row:
+def measure_direction(target: Target, method: Approximation, groups: int, dtype: torch.dtype) -> Row:
     """The numbers of a direction without a matrix: those of its step, the same at every damping.
 
     Args:
         target: F and what belongs to it.
         method: gives the step.
         groups: G, each with a gradient of its own.
+        dtype: of the gradients that ∇h is a sum of.
     """
     started, notes = time.perf_counter(), [*target.notes, "a direction without a matrix: no errors"]
     row = Row({"damping": target.damping})
@@ -268,7 +269,8 @@ def measure_direction(target: Target, method: Approximation, groups: int) -> Row
             raise NumericalError("the block is zero: no damping is in proportion to it")
         target.check_memory()
         if target.gradient is not None:
-            step = method.step(target.gradient.unflatten(0, (groups, -1))).flatten(0, 1)
+            rounding = torch.finfo(dtype).eps
+            step = method.step(target.gradient.unflatten(0, (groups, -1)), rounding).flatten(0, 1)
             row.sweep, row.part = _qualities(target, [step] * len(target.dampings)), _part(target, step)
             row.values |= _at_row(row.sweep)
     row.values["note"] = "; ".join(dict.fromkeys(notes))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.collect.layer_batch import half_of
+from fisherlab.errors import FisherlabError
 from fisherlab.gradients.inputs import (
     Inputs,
     OneHot,
@@ -194,7 +195,10 @@ class PopulationEstimate:
         if refit is None:
             return PopulationError(error, None, "no standard error: its fits would take too long")
         left = [float(products[group.half][group.places].sum()) for group in self.groups]
-        return self._with_spread(error, found, left, refit)
+        try:
+            return self._with_spread(error, found, left, refit)
+        except (FisherlabError, torch.linalg.LinAlgError) as failed:
+            return PopulationError(error, None, f"no standard error: without some samples {failed}")
 
     def _fit(self, fit: LinearOperator, half: int, products: Sequence[Tensor] | None = None) -> _Fit:
         """What an F̂ of a half gives; ⟨F_n, F̂⟩ of the samples of the other half may be known."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.base.memory import at_most, limited
+from fisherlab.base.precision import reference
 from fisherlab.collect.batches import is_finite, masks_of
 from fisherlab.collect.collector import Collector
 from fisherlab.collect.hooks import unchanged
@@ -32,6 +33,7 @@ from fisherlab.operators import (
     LinearOperator,
     PackedOperator,
     UnitBlockOperator,
+    blocks_of,
     joined,
 )
 from fisherlab.statistics import LayerSums, PassRequest, SplitSums, Statistic, gather, moments
@@ -143,7 +145,7 @@ def build_block(view: LayerView, plan: BlockPlan, sums: LayerSums) -> LinearOper
     """The operator of a plan from the sums of its pass; that of the block becomes its mean in place."""
     statistic = block_statistic(plan)
     assert statistic is not None
-    return by_group(view, sums.taken_mean(statistic), partial(_operator, plan.method))
+    return _rounded(view, by_group(view, sums.taken_mean(statistic), partial(_operator, plan.method)))
 
 
 def _block(gathered: dict[str, SplitSums], view: LayerView, plan: BlockPlan) -> LinearOperator:
@@ -162,7 +164,14 @@ def gram_block(kept: LayerBatch, kind: str) -> LinearOperator:
 
 def layerwise_block(view: LayerView, block: Tensor) -> LinearOperator:
     """(1/N) Σ_n Σ_t (a aᵀ) ⊗ diag(φ'(s)²) from its packed blocks [m, d(d+1)/2]; [G, …] for groups."""
-    return by_group(view, block, partial(_operator, "layerwise"))
+    return _rounded(view, by_group(view, block, partial(_operator, "layerwise")))
+
+
+def _rounded(view: LayerView, found: LinearOperator) -> LinearOperator:
+    """An operator of sums that were made in the number type of the layer's model."""
+    for block in blocks_of(found):
+        block.rounding = torch.finfo(reference(view.modules[0]).dtype).eps
+    return found
 
 
 def by_group(

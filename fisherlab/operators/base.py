@@ -62,10 +62,12 @@ class LinearOperator(ABC):
         dtype: of the entries.
         device: where the entries are.
         remark: how it was made, where that is to be said beside its numbers.
+        rounding: the ε of the sums that its entries are, made in a coarser type than `dtype`.
     """
 
     structure: ClassVar[int] = 100
     remark: str = ""
+    rounding: float = 0.0
     __array_ufunc__ = None  # so that numpy scalars multiply from the left through __rmul__
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -261,8 +261,16 @@ class GroupedBasis(Eigenbasis):
 
 
 def joined(blocks: Sequence[LinearOperator]) -> LinearOperator:
-    """The operator of a layer from those of its groups: the only one itself, else a `GroupedOperator`."""
-    return blocks[0] if len(blocks) == 1 else GroupedOperator(blocks)
+    """The operator of a layer from those of its groups: the only one itself, else a `GroupedOperator`.
+
+    What their remarks have in common it says once.
+    """
+    if len(blocks) == 1:
+        return blocks[0]
+    found = GroupedOperator(blocks)
+    remarks = (part for block in blocks for part in block.remark.split("; ") if part)
+    found.remark = "; ".join(dict.fromkeys(remarks))
+    return found
 
 
 def blocks_of(F: LinearOperator) -> Sequence[LinearOperator]:

@@ -80,10 +80,10 @@ class ForeignOptimizer(NamedOptimizer):
         """Whether it takes a step of a matrix and none of a vector, as Muon; found by trying."""
         try:
             self._try((1,), options, steps=1)
-        except Exception:  # whatever it raises, the question is whether a matrix does better
+        except (Exception, SystemExit):  # whatever it raises, the question is whether a matrix does better
             try:
                 self._try((2,), options, steps=1)
-            except Exception:
+            except (Exception, SystemExit):
                 return False
             return True
         return False
@@ -122,7 +122,7 @@ class ForeignOptimizer(NamedOptimizer):
             raise InputError(f"{self.name} cannot be resumed: {error}") from error
         except FisherlabError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"{self.name} cannot take a plain step of gradients: {one_line(error)}; use another optimizer"
             ) from error
@@ -166,7 +166,7 @@ class ForeignOptimizer(NamedOptimizer):
     def _made(self, weights: list[nn.Parameter], options: Mapping[str, Any]) -> torch.optim.Optimizer:
         try:
             optimizer: torch.optim.Optimizer = self.make(weights, **options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _RefusedError(one_line(error)) from error
         if any("lr" not in group for group in optimizer.param_groups):
             raise InputError(f"{self.name} keeps no learning rate in its groups, so no schedule reaches it")

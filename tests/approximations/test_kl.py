@@ -10,8 +10,9 @@ from approximations.divergences import (
     logdet_divergence,
     perturbed,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
+import fisherlab as fl
 from fisherlab.approximations import KLKronecker, build_from_block, create, flip_flop, kl
 from fisherlab.collect.layer_batch import LayerBatch
 from fisherlab.errors import InputError, NumericalError
@@ -95,6 +96,38 @@ def test_dense_packed_and_gram_blocks_give_the_same():
         assert torch.linalg.norm(product(F) - expected) < 1e-9 * torch.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("samples", [12, 60])
+def test_every_form_of_a_block_takes_few_rounds(samples, dtype):
+    """Fewer samples than inputs and a softmax: both kernels are of what rounding leaves in sums."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 80), nn.Tanh(), nn.Linear(80, 5), nn.Tanh(), nn.Linear(5, 3))
+    model, x = model.double(), torch.randn(samples, 20, dtype=torch.float64).to(dtype)
+    found, expected = {}, {}
+    for name, F in fl.exact_fisher(model, (x.double(), None), "categorical", layers=["2", "4"]).items():
+        expected[name] = flip_flop(F).logdets[-1] / F.shape[0]
+    model = model.to(dtype)
+    for form in ("kronecker", "per-sample", "gram"):
+        blocks = fl.exact_fisher(model, (x, None), "categorical", layers=["2", "4"], method=form)
+        for name, F in blocks.items():
+            found[form, name] = flip_flop(F)
+            dense = DenseOperator(F.dense(), F.outputs, F.inputs)
+            dense.rounding = F.rounding
+            found[f"{form}, dense", name] = flip_flop(dense)
+    for (form, name), one in found.items():
+        assert one.products <= 20, (form, name)
+        # What float32 leaves of ‖F‖ in sums, 1e-8, is up to 1e-3 of δ in directions that no sample reaches.
+        bound = 1e-8 if dtype == torch.float64 else 1e-3
+        each = one.logdets[-1] / (405 if name == "2" else 18)
+        assert each == pytest.approx(expected[name], abs=bound), (form, name)
+
+
+def test_rounds_that_are_not_enough_are_said_as_such(monkeypatch):
+    monkeypatch.setattr(kl, "_ROUNDS", 3)
+    with pytest.raises(NumericalError, match=r"did not converge in 3 rounds at floor=1e-06: its \w+ factor"):
+        flip_flop(block(gradients(60, 5, 5)))
+
+
 def test_each_group_has_its_own():
     generator = torch.Generator().manual_seed(2)
     a = torch.randn(40, 2, 8, generator=generator, dtype=torch.float64)
@@ -105,6 +138,7 @@ def test_each_group_has_its_own():
     parts = [KLKronecker().from_block(GramOperator(p.a, p.g["empirical"])) for p in kept.parts]
     expected = torch.block_diag(*(part.dense("row") for part in parts))
     assert torch.linalg.norm(found.dense("row") - expected) < 1e-12 * torch.linalg.norm(expected)
+    assert found.remark.count("V: gradients of samples") == 1
     assert "rounds" in found.remark
 
 
@@ -160,4 +194,16 @@ def test_options():
         KLKronecker(floor=-1.0)
     with pytest.raises(InputError, match="give 'sample', or 'batch:B'"):
         KLKronecker(gradients="batch:0")
+    with pytest.raises(InputError, match="give 'sample', or 'batch:B'"):
+        KLKronecker(gradients="batch:٣")
     assert KLKronecker(gradients="batch:16").batch == 16
+
+
+def test_the_basis_of_soap_takes_the_floor_that_works():
+    few = block(gradients(2, 8, 9))
+    with pytest.raises(NumericalError, match="give floor=1e-06"):
+        create("soap", basis="kl", floor=0.0).from_block(few)
+    rotated, F = create("soap", basis="kl", floor=1e-2).from_block(few), flip_flop(few, 1e-2)
+    U = torch.kron(torch.linalg.eigh(F.A)[1], torch.linalg.eigh(F.B)[1])
+    expected = (U * (U.T @ few.dense() @ U).diagonal()) @ U.T
+    assert torch.linalg.norm(rotated.dense() - expected) < 1e-9 * torch.linalg.norm(expected)

@@ -1,5 +1,6 @@
 """Comparisons of layers of several kinds, and under memory limits of any size."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,7 +13,7 @@ from fisherlab import plots
 from fisherlab.comparison import layer as measured_layer
 from fisherlab.comparison import passes as experiment
 from fisherlab.comparison import run as comparison
-from fisherlab.errors import NotSupportedError
+from fisherlab.errors import NotSupportedError, NumericalError
 from fisherlab.metrics import relative_error
 from fisherlab.operators import GroupedOperator
 from fisherlab.plots import style
@@ -248,3 +249,35 @@ def test_labels_are_drawn_where_the_expectation_takes_too_long(categorical, monk
     # the approximations are made of the same draws
     ekfac = main[main["approximation"] == "ekfac"]
     assert ekfac["trace_ratio"].tolist() == pytest.approx([1, 1, 1], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fits", "column", "note"),
+    [
+        (1, "population_error", "no population error: of half the samples it fails"),
+        (3, "population_error_se", "no standard error: without some samples it fails"),
+    ],
+)
+@pytest.mark.parametrize("base", [fl.approximations.KFAC, fl.approximations.KLKronecker])
+def test_what_fails_without_some_samples_has_all_other_numbers(base, fits, column, note, categorical):
+    calls = []
+
+    def fails_later(make):
+        def made(*arguments):
+            calls.append(0)
+            if len(calls) > fits:
+                raise NumericalError("it fails")
+            return make(*arguments)
+
+        return made
+
+    layer = compared(categorical, ["kfac"]).records["layer"].iloc[0]
+    expected = compared(categorical, [base()], layers=layer).records.iloc[0]
+    method = base()
+    for name in ("build", "from_block"):
+        setattr(method, name, fails_later(getattr(method, name)))
+    row = compared(categorical, [method], layers=layer).records.iloc[0]
+    assert note in row["note"]
+    empty = {"population_error_se", column}
+    for name in ("relative_error", "logdet_divergence", "decrease_share", "population_error", *empty):
+        assert np.isnan(row[name]) if name in empty else row[name] == pytest.approx(expected[name])

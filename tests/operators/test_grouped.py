@@ -8,7 +8,7 @@ from operator_cases import CLOSE, column_vec, positive, tensor
 
 from fisherlab.damping import Clip, Pi
 from fisherlab.errors import InputError
-from fisherlab.operators import GramOperator, GroupedOperator, KroneckerOperator, OneHot
+from fisherlab.operators import GramOperator, GroupedOperator, KroneckerOperator, OneHot, joined
 
 G, M, D = 3, 2, 4
 
@@ -94,3 +94,9 @@ def test_groups_of_another_number_are_compared_as_matrices(products):
     expected = op.dense() - other.dense()
     assert_allclose(op.difference_norm(other), np.linalg.norm(expected), **CLOSE)
     assert_allclose(op.inner(other), (op.dense() * other.dense()).sum(), **CLOSE)
+
+
+def test_what_the_groups_remarks_have_in_common_is_said_once(products):
+    for rounds, one in enumerate(products):
+        one.remark = f"V: gradients of samples; {rounds} rounds"
+    assert joined(products).remark == "V: gradients of samples; 0 rounds; 1 rounds; 2 rounds"

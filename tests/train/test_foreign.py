@@ -3,6 +3,7 @@
 import json
 import logging
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -230,6 +231,19 @@ def test_refused_in_one_sentence(name, options, message):
     with pytest.raises(InputError, match=message) as caught:
         made(name, model, inputs, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["__init__", "step"])
+@pytest.mark.parametrize("dimensions", [(1, 2), (1,)])
+def test_one_that_ends_the_process_is_refused(method, dimensions):
+    def ends(*arguments, **options):
+        raise SystemExit(3)
+
+    kind = type("Ending", (torch.optim.SGD,), {method: ends})
+    chosen = replace(named_optimizer("torch.optim.SGD"), make=kind)
+    assert not chosen.takes_matrices_only({"lr": 0.1})
+    with pytest.raises(InputError, match=r"(refuses a list of parameters|take a plain step).*SystemExit: 3"):
+        chosen.check_steps(dimensions, {"lr": 0.1}, torch.device("cpu"))
 
 
 def test_an_older_pytorch_says_which_has_it(monkeypatch):
