@@ -186,12 +186,15 @@ class Experiment:
         model = JointModel({name: self._parts[name] for name in factored if name in self._parts})
         reason = self._why_apart(factored)
         for result in results.values():
-            why = "norms are left out" if result.view.vector else reason
+            why = "joint step: norms are left out" if result.view.vector else reason
             for (method, target), row in result.measured.items():
                 if target != result.kind or not row.sweep:
                     continue
                 if why:
-                    row.add_note(f"joint step: {why}")
+                    row.add_note(why)
+                    continue
+                if len(factored) == 1:  # nothing is between layers
+                    row.values["damped_step_share"] = row.values.get("decrease_share")
                     continue
                 try:
                     row.values["damped_step_share"], count = model.share(method)
@@ -207,14 +210,19 @@ class Experiment:
         Of some samples alone F has too low a rank: the best step would leave the range of F, in which the
         gradient of all samples lies, and gain nearly everything there.
         """
+        if len(factored) == 1:
+            return ""
         kinds = {self.plans[name].kind for name in factored}
         if LAYERWISE in kinds:
-            return "the layer-wise Fisher has nothing between layers"
+            return "joint step: the layer-wise Fisher has nothing between layers"
         if len(kinds) > 1:
-            return "the layers' labels differ"
+            return "joint step: the layers' labels differ"
         fewest = min((self.coupled.get(kind, 0) for kind in kinds), default=0)
         if any(one.samples > fewest for one in factored.values()):
-            return f"F between layers is made of at most {fewest} samples here; compare no more for it"
+            return (
+                "damped_step_share is empty: it needs F between all layers of all samples; "
+                f"--samples {fewest} or fewer"
+            )
         return ""
 
     # --- what a pass gathers ----------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """What each number means: the one registry that tables, pages, pictures and summaries read."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 
-from fisherlab.records.labels import number
+from fisherlab.records.labels import named, number
 
 Better = Literal["lower", "higher", "one", "none"]
 Kind = Literal["text", "count", "number", "share"]
@@ -353,11 +354,15 @@ THEOREMS: tuple[str, ...] = (
 )
 """What must hold, whatever the data. No other order of the methods is a theorem."""
 
-SCALE_NOTE = (
-    "LNGD and FOOF have no common scale with the Fisher of the loss, and the traces of NG+ and Shampoo are "
-    "not its own: compare their scaled errors, not their relative errors."
-)
-"""How to read the rows of LNGD, FOOF, NG+ and Shampoo."""
+SCALE_NOTE = "no common scale with the Fisher of the loss: compare scaled errors, not relative errors."
+"""How to read the rows of a method with `own_scale`: behind its mark or its name."""
+
+
+def scale_notes(methods: Iterable[str]) -> list[str]:
+    """`SCALE_NOTE` behind the names of those of the methods that it is about; nothing without any."""
+    own = [one.label for one in map(named, dict.fromkeys(methods)) if one.own_scale]
+    return [f"{', '.join(own)}: {SCALE_NOTE}"] if own else []
+
 
 STAND_IN = "stand-in"
 """Mark in the name of a data set that stands in for another."""

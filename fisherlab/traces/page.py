@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from fisherlab.records.definitions import QUALITIES, SCALE_NOTE, Column, defined, name_of
-from fisherlab.records.labels import label, named
+from fisherlab.records.definitions import QUALITIES, Column, defined, name_of, scale_notes
+from fisherlab.records.labels import label
 from fisherlab.report import Contents, Tabular
 from fisherlab.report.overview import counted_notes, not_measured
 from fisherlab.traces.table import ARROW, NO_DIVERGENCES, first_to_last
@@ -62,7 +62,7 @@ def _network(traces: "Traces") -> Tabular:
         *(Column(name, f"{label(name)}: tr F̂ / tr F") for name in methods),
     ]
     lead = "Sums of the traces over all layers, and the ratio for each approximation; 1 is the right scale."
-    notes = [SCALE_NOTE] if any(named(name).own_scale for name in methods) else []
+    notes = scale_notes(methods)
     notes.append("All numbers: stages.csv, also by stage of the network.")
     return Tabular.of(rows, columns, "The network", lead, notes)
 

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fisherlab.plots.profiles import MANY
-from fisherlab.records.definitions import MISSING, SCALE_NOTE, name_of
+from fisherlab.records.definitions import MISSING, name_of, scale_notes
 from fisherlab.records.labels import label, number, short
 from fisherlab.report.console import SplitTable, TextColumn, context_line
 from fisherlab.report.overview import not_measured
@@ -57,8 +57,8 @@ def console_table(traces: "Traces") -> RenderableType:
         [_column(f" {words}", (f" {text}" for text in rows[column]))] for column, words in columns.items()
     ]
     table = SplitTable(names, parts)
-    words = f"all numbers: traces.csv, diagnostics.csv, stages.csv; {NO_DIVERGENCES}; {SCALE_NOTE}"
-    note = Text(words, style="dim")
+    words = ["all numbers: traces.csv, diagnostics.csv, stages.csv", NO_DIVERGENCES]
+    note = Text("; ".join([*words, *scale_notes(frame["approximation"])]), style="dim")
     missing = map(Text, not_measured(traces.left_out))
     return Group(Text(heading, style="bold"), table, *missing, context_line(traces.caption), note)
 

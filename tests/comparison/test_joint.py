@@ -71,7 +71,7 @@ def test_it_is_of_all_samples_or_empty(categorical, monkeypatch):
     samples = 16 // (categorical.model(categorical.inputs).shape[1] - 1)
     rows = main_rows(few, "kfac")
     assert rows["damped_step_share"].isna().all()
-    assert rows["note"].str.contains(f"made of at most {samples} samples here; compare no more").all()
+    assert rows["note"].str.contains(f"--samples {samples} or fewer").all()
     part = categorical.take(slice(samples))
     found = fl.compare(part.model, part.data, NAMES, spectra=False)
     F = whole_fisher(part, list(found.results))
@@ -140,3 +140,11 @@ def test_norms_are_left_out_and_missing_targets_leave_it_empty():
     without = fl.compare(model, (x, None), "kfac", spectra=False).records
     assert without["damped_step_share"].isna().all()
     assert without["note"].str.contains("no targets").all()
+
+
+def test_the_joint_step_of_one_layer_is_its_own_however_many_samples():
+    torch.manual_seed(0)
+    x, y = torch.randn(600, 4).double(), torch.arange(600) % 3
+    records = fl.compare(nn.Linear(4, 3).double(), (x, y), ("kfac", "sgd"), spectra=False).records
+    assert records["decrease_share"].between(0, 1).all()
+    assert records["damped_step_share"].tolist() == records["decrease_share"].tolist()
