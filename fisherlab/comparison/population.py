@@ -40,10 +40,10 @@ LEAST_SAMPLES = 8  # a choice: four in each half, from which a variance can be t
 GROUPS = 8
 _MOST_LOST = 1e-3  # of a sum: a choice, far below the standard errors
 _MOST_ROUNDING = 10  # of the relative errors of sums, in ‖F − F̂‖²/‖F‖²: a choice, of its three terms
-# Change of ‖F̂‖/‖F‖ without an eighth of the samples, up to which a fit counts as a smooth function of them,
-# as a jackknife needs it: a choice. What is smooth changes by a few hundredths; the best A ⊗ B in log-det
-# divergence by a multiple, where a unit is left with a single sample.
-_MOST_MOVED = 1.5
+# ‖F̂‖ of a fit that is a smooth function of n samples, as a jackknife needs it, changes by less than
+# (n/(n − b))² without b of them, or as ‖F‖ does. A choice: KFAC, of degree two, changes by 1 % where the
+# best A ⊗ B in log-det divergence changes by a multiple, since a unit is left with a single sample.
+_DEGREE = 2
 _LEAST_LEFT = 0.1  # of ‖F‖² without a sixteenth of the samples, for a standard error to be one: a choice
 
 
@@ -244,7 +244,7 @@ class PopulationEstimate:
         return math.copysign(abs(squared) ** 0.5, squared)
 
     def _moved(self, whole: _Fit, part: _Fit, out: Sequence[int]) -> bool:
-        """Whether F̂ of a half is another matrix without some groups, on the scale of F without them."""
+        """Whether F̂ of a half is another matrix without some groups, by more than F itself is."""
         half, squared = self.groups[out[0]].half, self._squared[self.groups[out[0]].half]
         if not whole.squared > 0:
             return part.squared > 0
@@ -252,10 +252,9 @@ class PopulationEstimate:
         stays += 2 * self.overlaps[out[0], out[1]] if len(out) == 2 else 0.0
         of_samples = self.counts[half] - sum(self.groups[g].samples for g in out)
         exact = stays / of_samples**2 / (squared / self.counts[half] ** 2)
-        if not exact > 0:
-            return True
-        change = (part.squared / whole.squared / exact) ** 0.5
-        return not 1 / _MOST_MOVED <= change <= _MOST_MOVED
+        change, most = part.squared / whole.squared, (self.counts[half] / of_samples) ** (2 * _DEGREE)
+        as_such = not 1 / most <= change <= most
+        return as_such and not (exact > 0 and 1 / most <= change / exact <= most)
 
     def _with_spread(
         self, error: float, fits: Sequence[_Fit], left: Sequence[float], refit: Refit

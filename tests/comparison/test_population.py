@@ -445,3 +445,19 @@ def test_layerwise_norms_of_the_identity(positions):
     expected = layerwise_norms(a, slope)
     torch.testing.assert_close(layerwise_norms_identity(a, slope), expected)
     torch.testing.assert_close(layerwise_self_product_identity(a, slope), expected.sum())
+
+
+def test_a_fit_that_jumps_without_some_samples_has_no_standard_error(population):
+    """A jackknife is for smooth functions: here F̂ is another matrix without one of the groups."""
+    a, g = population.sample(64, torch.Generator().manual_seed(2))
+    halves, smooth = halves_of(a, g), refitted(a, g)
+
+    def jumping(out: Sequence[SampleGroup]) -> LinearOperator:
+        first = any(group is halves.groups[0] for group in out)
+        return smooth(out) * (3.0 if first and len(out) == 1 else 1.0)
+
+    known, empty = (halves.error(fits_of(a, g), refit) for refit in (smooth, jumping))
+    assert known.standard_error is not None
+    assert empty.standard_error is None
+    assert empty.error == known.error
+    assert "single samples decide" in empty.note
