@@ -108,7 +108,7 @@ def test_notes_are_footnotes_shared_by_equal_rows(records):
 def test_methods_of_another_scale_carry_a_warning(records):
     text = printed(console_table(records))
     assert rows(text, "LNGD†")
-    assert "compare their scaled errors" in " ".join(text.split())
+    assert "compare scaled errors" in " ".join(text.split())
     without = records[records["approximation"] != "lngd"]
     assert "†" not in printed(console_table(without))
 
