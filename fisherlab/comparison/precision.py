@@ -42,7 +42,7 @@ def why_noise(target: Target, gathered: SplitSums, dtype: torch.dtype) -> str:
     for what, size in sizes.items():
         exact_zero = size == 0 and dtype == torch.float64
         if not size and not exact_zero:
-            return f"{what} are zero in {_name(dtype)}"
+            return f"{what} are zero in {_name(dtype)}, or too small for it"
         if not (low <= size <= high or exact_zero):
             return f"{what} are of size {size:.1g}, whose products {_name(dtype)} does not hold"
     if dtype == torch.float64:

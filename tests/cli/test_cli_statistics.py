@@ -91,7 +91,8 @@ def test_statistics_of_all_layers_serve_some(case):
     some = fl.compare(model, data, "kfac", layers=["head"], statistics=statistics).records
     every = fl.compare(model, data, "kfac", statistics=statistics).records
     every = every[every.layer == "head"].reset_index(drop=True)
-    assert_frame_equal(some.drop(columns="seconds"), every.drop(columns="seconds"), rtol=1e-9)
+    others = ["seconds", "damped_step_share"]  # the joint step is one of the layers at hand
+    assert_frame_equal(some.drop(columns=others), every.drop(columns=others), rtol=1e-9)
 
 
 def test_statistics_that_do_not_fit_are_refused(case):
