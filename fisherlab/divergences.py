@@ -120,7 +120,7 @@ class Curvature:
     @cached_property
     def sizes(self) -> Tensor:
         """Sizes k of subspaces, from 1 to all of these directions, [s]."""
-        steps = torch.logspace(0, torch.log10(torch.tensor(float(self.ends[-1]))).item(), _GRID)
+        steps = torch.logspace(0, math.log10(self.ends[-1]), _GRID, device=self.eigenvalues.device)
         return steps.round().long().unique()
 
     def pieces(self) -> Iterator[tuple[int, int, Tensor]]:

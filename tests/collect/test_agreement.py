@@ -27,6 +27,8 @@ from fisherlab.errors import InputError, NotSupportedError, NumericalError
 from fisherlab.likelihoods import as_likelihood
 
 N, T, D = 6, 4, 5
+BUILT = [name for name, one in registered().items() if one.matrix]
+"""Those with an F̂: of the others there is a direction alone."""
 torch.manual_seed(0)
 
 
@@ -357,7 +359,7 @@ def test_an_encoder_layer_with_positions_first_in_a_model_with_samples_first(sam
         assert agree(found[name].dense(), block(model, x, "gaussian", name))
     for name in expected:
         assert agree(found[name].dense(), expected[name].dense())
-    for method in registered():
+    for method in BUILT:
         both = [
             fl.approximate(method, one, (x, torch.zeros(samples, 3)), "gaussian") for one in (model, other)
         ]
@@ -447,7 +449,7 @@ def test_every_approximation_of_a_table_of_positions_is_that_of_a_table_looked_u
     model, other = Positions("[T]").double(), Positions("[n, T]").double()
     other.load_state_dict(model.state_dict())
     data = torch.randint(7, (8, N)), torch.arange(8) % 3
-    for method in registered():
+    for method in BUILT:
         found, expected = (fl.approximate(method, one, data) for one in (model, other))
         assert list(found) == list(expected)
         for name in expected:
@@ -698,16 +700,15 @@ def test_what_is_made_of_gradients_alone_is_that_of_the_dense_block(case):
     data = x, torch.zeros_like(model(x))
     F = fl.exact_fisher(model, data, "gaussian", method="per-sample", layers=[layer])[layer]
     built = {}
-    for method in registered():
+    for method in BUILT:
         try:
             built[method] = fl.approximate(method, model, data, "gaussian", layers=[layer])[layer]
         except (InputError, KeyError):
             continue
     vector = fl.find_layers(model)[layer].vector
-    usable = (
-        {"diagonal", "nearest-kronecker"} if vector else {"diagonal", "nearest-kronecker", "tkfac", "ngplus"}
-    )
-    assert set(built) == usable
+    usable = {"diagonal", "adam", "nearest-kronecker", "kl-kronecker"}
+    of_matrices = {"tkfac", "ngplus", "adafactor", "shampoo", "soap"}
+    assert set(built) == (usable if vector else usable | of_matrices)
     assert torch.allclose(built["diagonal"].diagonal(), F.diagonal(), rtol=1e-12)
     if not vector and fl.find_layers(model)[layer].groups == 1:
         m, d = F.outputs, F.inputs
@@ -745,14 +746,15 @@ def test_a_comparison_says_why_a_row_is_empty():
     rows = c.records[c.records["layer"] == "0.enc"].set_index("approximation")
     assert set(rows["method"]) == {"per-sample"}
     assert rows.loc[["kfac", "ekfac", "lngd"], "scaled_error"].isna().all()
-    assert rows.loc[["diagonal", "tkfac", "nearest-kronecker", "ngplus"], "scaled_error"].notna().all()
+    own = ["diagonal", "adam", "adafactor", "tkfac", "nearest-kronecker", "ngplus", "shampoo", "soap"]
+    assert rows.loc[[*own, "kl-kronecker"], "scaled_error"].notna().all()
     assert rows.loc[["diagonal", "tkfac"], "population_error"].notna().all()
     assert rows.loc["kfac", "note"].startswith(
         "kfac needs a layer's inputs and output gradients; made of the"
     )
     assert rows["note"].str.contains("its module's calls do not give the gradient of its parameters").all()
     F = fl.exact_fisher(model, (x, torch.arange(16) % 3), method="per-sample")["0.enc"]
-    assert rows["trace_exact"].dropna().tolist() == pytest.approx([float(F.trace())] * 4)
+    assert rows["trace_exact"].dropna().tolist() == pytest.approx([float(F.trace())] * 9)
     coverage = c.layers.coverage().set_index("parameter")
     assert coverage.loc["0.enc.weight", "reason"].startswith("made of the samples' gradients")
     assert bool(coverage.loc["0.enc.weight", "covered"])
